@@ -1,0 +1,42 @@
+"""How well two sets of figures agree: relative error, distribution distance, ranking. Used for simulated against
+real."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+def relative_errors(predicted: Floats, actual: Floats) -> Floats:
+    """(predicted - actual) / actual where actual is not 0 and both are finite."""
+    use = np.isfinite(predicted) & np.isfinite(actual) & (actual != 0)
+    errors: Floats = (predicted[use] - actual[use]) / actual[use]
+    return errors
+
+
+def mape(predicted: Floats, actual: Floats) -> float | None:
+    """Mean absolute relative error (a fraction, not percent); None when nothing can be compared."""
+    errors = relative_errors(predicted, actual)
+    return float(np.abs(errors).mean()) if len(errors) else None
+
+
+def ks_distance(a: Floats, b: Floats) -> float | None:
+    """Kolmogorov-Smirnov distance: the largest gap between the two empirical CDFs, 0 to 1; None when either is
+    empty."""
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    if not len(a) or not len(b):
+        return None
+    return float(stats.ks_2samp(a, b, method="asymp").statistic)
+
+
+def kendall_tau(a: Floats, b: Floats) -> float | None:
+    """Kendall's tau-b of two rankings of the same things: 1 same order, -1 reversed; None for fewer than two or all
+    tied."""
+    use = np.isfinite(a) & np.isfinite(b)
+    a, b = a[use], b[use]
+    if len(a) < 2 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
+        return None
+    return float(stats.kendalltau(a, b).statistic)

@@ -1,0 +1,56 @@
+"""Turnaround CDF: for every time, the share of jobs that were done within it, one line a policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from loramux_analysis.load import Results
+from loramux_analysis.metrics import completed
+from loramux_analysis.style import (
+    Drawing,
+    NothingToDrawError,
+    colours,
+    dashes,
+    duration,
+    log_time_axis,
+    new_figure,
+    short,
+    styled,
+)
+
+#: More points than this a line cannot show.
+_POINTS = 1000
+
+
+def draw(results: Results) -> list[Drawing]:
+    """One chart; jobs of all seeds pooled. Raises NothingToDrawError without job rows."""
+    jobs = completed(results.jobs()) if results.runs else pd.DataFrame()
+    if jobs.empty:
+        raise NothingToDrawError("needs run folders with completed jobs (a results.csv alone has no jobs)")
+    names = [name for name in results.policies if name in set(jobs["policy"])]
+    colour, dash = colours(names), dashes(names)
+    rows = []
+    with styled():
+        figure = new_figure(8.4, 4.8 + 0.1 * max(0, len(names) - 12), "Turnaround of completed jobs", results.about())
+        axes = figure.add_subplot()
+        for name in names:
+            values = np.sort(jobs.loc[jobs["policy"] == name, "turnaround_time"].to_numpy(dtype=np.float64))
+            share = np.arange(1, len(values) + 1) / len(values)
+            if len(values) > _POINTS:
+                pick = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
+                values, share = values[pick], share[pick]
+            rows.append(pd.DataFrame({"policy": name, "turnaround_s": values, "share_of_jobs": share}))
+            label = f"{short(name)}  (median {duration(float(np.median(values)))})"
+            drawn = np.maximum(values, 1e-3)  # a log axis has no zero
+            axes.step(
+                np.append(drawn, drawn[-1] * 10), np.append(share, 1.0), where="post",
+                color=colour[name], linestyle=dash[name], label=label,
+            )  # fmt: skip
+        data = pd.concat(rows, ignore_index=True)
+        log_time_axis(axes, float(data["turnaround_s"].min()), float(data["turnaround_s"].max()))
+        axes.set_ylim(0, 1.01)
+        axes.set_xlabel("turnaround: finish − submission (log scale)")
+        axes.set_ylabel("share of completed jobs")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return [Drawing("turnaround_cdf", figure, data)]

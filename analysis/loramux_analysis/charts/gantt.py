@@ -1,0 +1,187 @@
+"""Gantt: who was where, above the memory that took, against the capacity line, for each device.
+
+Three forms by density, so that it stays readable. A bar a stay, in lanes, while bars are wide enough to see; a stacked
+area of residents when they are not; and a heat map (devices x time, memory share) when there are more devices than rows
+fit on a page.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import Patch
+
+from loramux_analysis.load import Results
+from loramux_analysis.series import capacity_bytes, device_ids, samples_of, span_s, stays, step_average
+from loramux_analysis.style import (
+    INK,
+    LIMIT,
+    Drawing,
+    NothingToDrawError,
+    colours,
+    new_figure,
+    plain_numbers,
+    short,
+    styled,
+    time_unit,
+)
+from loramux_traces.runfolder import Run, run_folder_name
+
+_MOST_DEVICES: Final = 8
+_MOST_LANES: Final = 24
+#: Of the chart's width; a bar thinner than this cannot be told from its neighbour (about 1.5 pixels).
+_THINNEST: Final = 0.0012
+_BINS: Final = 400
+_GIB: Final = 2**30
+_MEMORY: Final = "#9db4c0"
+
+
+def draw(results: Results) -> list[Drawing]:
+    """One chart per policy (its lowest seed). Raises NothingToDrawError when no run kept a timeline."""
+    runs = {label: run for label, run in results.one_per_policy.items() if run.has_timeline}
+    drawings = [draw_run(run, label, results) for label, run in runs.items() if run.timeline["segments"]["job_id"]]
+    if not drawings:
+        raise NothingToDrawError("needs runs with a timeline in which a job ran")
+    return drawings
+
+
+def draw_run(run: Run, label: str, results: Results) -> Drawing:
+    """The chart of one run, in the form its density asks for."""
+    with styled():
+        table = stays(run)
+        first, last = span_s(run)
+        title = f"{short(label, 60)}, seed {run.seed}: {table['job_id'].nunique()} jobs"
+        name = "gantt-" + run_folder_name(label, run.seed)
+        devices = device_ids(run)
+        if len(devices) > _MOST_DEVICES:
+            return _heat_map(run, devices, (first, last), name, title, results.about(run))
+        return _panels(run, table, devices, (first, last), name, title, results.about(run))
+
+
+def _panels(
+    run: Run, table: pd.DataFrame, devices: list[object], span: tuple[float, float], name: str, title: str, foot: str
+) -> Drawing:
+    """Two panels a device: stays (or residents) and memory."""
+    key = "method" if table["method"].nunique() > 1 else "base_model"
+    kinds = sorted(str(kind) for kind in table[key].fillna("?").unique())
+    colour = colours(kinds)
+    scale, unit = time_unit(span[1])
+    widths = (table["end_s"] - table["start_s"]) / (span[1] - span[0])
+    lanes = int(table["lane"].max()) + 1
+    # A quarter of the stays too thin to see: what reads is how many, not which.
+    bars = lanes <= _MOST_LANES and float(np.percentile(widths, 25)) >= _THINNEST
+    row = min(2.4, 0.7 + 0.09 * lanes) if bars else 1.2
+    fig = new_figure(11.0, 1.5 + len(devices) * (row + 0.95), title, foot)
+    grid = fig.subplots(2 * len(devices), 1, sharex=True, height_ratios=[row, 0.8] * len(devices), squeeze=False)[:, 0]
+    for i, device in enumerate(devices):
+        mine = table[table["device_id"] == device]
+        upper, lower = grid[2 * i], grid[2 * i + 1]
+        upper.set_title(_device_name(run, device))
+        if bars:
+            _bars(upper, mine, key, colour, scale, lanes)
+        else:
+            _residents(upper, mine, key, colour, span, scale)
+        _memory(lower, run, device, span, scale)
+    grid[-1].set_xlim(span[0] / scale, span[1] / scale)
+    grid[-1].set_xlabel(f"time since the start of the trace, {unit}")
+    patches = [Patch(facecolor=colour[kind], label=short(kind)) for kind in kinds[:14]]
+    patches.append(Patch(facecolor=_MEMORY, label="memory in use"))
+    fig.legend(handles=patches, loc="outside right upper", title=key.replace("_", " "), alignment="left")
+    return Drawing(name, fig, table.rename(columns={"lane": "seat"}))
+
+
+def _bars(axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], scale: float, lanes: int) -> None:
+    """One bar a stay; a thin white edge keeps neighbours apart."""
+    start, end, lane = (table[name].to_numpy(dtype=np.float64) for name in ("start_s", "end_s", "lane"))
+    x, y = np.stack([start, end, end, start]) / scale, np.stack([lane, lane, lane + 0.86, lane + 0.86])
+    faces = [colour[str(kind)] for kind in table[key].fillna("?")]
+    shapes = np.stack([x.T, y.T], axis=2)
+    axes.add_collection(PolyCollection(list(shapes), facecolors=faces, edgecolors="white", linewidths=0.35))
+    axes.set_ylim(lanes, 0)
+    axes.set_yticks(
+        np.arange(0, lanes, max(1, lanes // 6)) + 0.43, [str(n) for n in range(0, lanes, max(1, lanes // 6))]
+    )
+    axes.set_ylabel("seat")
+    axes.grid(axis="y", visible=False)
+
+
+def _residents(
+    axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], span: tuple[float, float], scale: float
+) -> None:
+    """Stacked area: how many jobs of each kind were there, as exact averages over short bins."""
+    edges = np.linspace(*span, _BINS + 1)
+    stacks = []
+    for kind in colour:
+        part = table[table[key].fillna("?") == kind]
+        times = np.concatenate([part["start_s"], part["end_s"]])
+        steps = np.concatenate([np.ones(len(part)), -np.ones(len(part))])
+        order = np.argsort(times, kind="stable")
+        stacks.append(step_average(times[order], np.cumsum(steps[order]), edges))
+    middles = (edges[1:] + edges[:-1]) / 2 / scale
+    axes.stackplot(middles, stacks, colors=list(colour.values()), linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("residents")
+    plain_numbers(axes, "y")
+
+
+def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], scale: float) -> None:
+    """Memory in use (the largest within each bin, so that no peak is hidden) and the line it must not cross."""
+    t, memory = samples_of(run, device, "memory_bytes")
+    if len(t) > 2 * _BINS:
+        edges = np.linspace(*span, _BINS + 1)
+        before = memory[np.clip(np.searchsorted(t, edges[:-1], side="right") - 1, 0, None)]
+        before = np.where(edges[:-1] < t[0], 0.0, before)
+        slot = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, _BINS - 1)
+        np.maximum.at(before, slot, memory)
+        t, memory = edges[:-1], before
+    if len(t):
+        t, memory = np.append(t, span[1]), np.append(memory, memory[-1])
+        axes.fill_between(t / scale, memory / _GIB, step="post", color=_MEMORY, linewidth=0)
+    capacity = capacity_bytes(run, device)
+    top = float(memory.max()) / _GIB if len(memory) else 1.0
+    if capacity is not None:
+        axes.axhline(capacity / _GIB, color=LIMIT, linestyle="--", linewidth=1.2)
+        axes.annotate(
+            f"capacity {capacity / _GIB:.4g} GiB", (1.0, capacity / _GIB), (-2, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", color=LIMIT, fontsize=8, ha="right", va="bottom",
+        )  # fmt: skip
+        top = max(top, capacity / _GIB)
+    axes.set_ylim(0, top * 1.35 or 1.0)
+    axes.set_ylabel("GiB")
+    plain_numbers(axes, "y")
+
+
+def _heat_map(run: Run, devices: list[object], span: tuple[float, float], name: str, title: str, foot: str) -> Drawing:
+    """Devices x time, coloured by the share of memory in use: the form for many devices."""
+    edges = np.linspace(*span, _BINS + 1)
+    scale, unit = time_unit(span[1])
+    shares, rows = [], []
+    for device in devices:
+        average = step_average(*samples_of(run, device, "memory_bytes"), edges)
+        share = 100 * average / (capacity_bytes(run, device) or np.nan)
+        shares.append(share)
+        rows.append(pd.DataFrame({"device_id": device, "t_s": (edges[1:] + edges[:-1]) / 2, "memory_percent": share}))
+    fig = new_figure(11.0, min(10.0, 2.2 + 0.11 * len(devices)), title, foot + ". More devices than fit as bars")
+    axes = fig.add_subplot()
+    image = axes.imshow(
+        np.asarray(shares), aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="nearest",
+        extent=(span[0] / scale, span[1] / scale, len(devices) - 0.5, -0.5),
+    )  # fmt: skip
+    step = max(1, -(-len(devices) // 16))
+    axes.set_yticks(range(0, len(devices), step), [str(d) for d in devices[::step]])
+    axes.set_ylabel("device")
+    axes.set_xlabel(f"time since the start of the trace, {unit}")
+    axes.grid(visible=False)
+    bar = fig.colorbar(image, ax=axes, pad=0.01)
+    bar.set_label("memory in use, % of capacity", color=INK)
+    return Drawing(name, fig, pd.concat(rows, ignore_index=True))
+
+
+def _device_name(run: Run, device: object) -> str:
+    """`device 0 (a100-80g)`."""
+    names = {d["device_id"]: d.get("name") for d in run.timeline["devices"]}
+    return f"Device {device}" + (f" ({names[device]})" if names.get(device) else "")

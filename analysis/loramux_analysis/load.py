@@ -1,0 +1,220 @@
+"""Run folders and sweeps as tidy tables: one row a run, one row a job, labels that tell them apart, and where they
+come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from loramux_analysis.metrics import fairness_figures, n_devices
+from loramux_traces.errors import InvalidInputError, Problem
+from loramux_traces.filesafe import read_json_object
+from loramux_traces.runfolder import MANIFEST, Run, find_runs
+from loramux_traces.tidy import RESULTS_NAME, flatten_summary, read_results
+
+#: Settings that, where they differ between runs of one policy, become part of its label.
+_SETTINGS: Final = ("kind", "fidelity", "fusion", "ideal", "speedup_curve", "max_resident", "profile_sha256", "devices")
+#: Worst first: a figure is no better known than the least known cost it came from.
+_ORIGINS: Final = ("unknown", "assumed", "modelled", "fitted", "measured")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was read. `table` has one row a run (of run folders and of results.csv files); `runs` only those with
+    their jobs.
+
+    Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`, `seed`, `pair` (equal for
+    runs of the same jobs: trace, load and seed), then the figures. `labels` are those of `runs`, in their order.
+    """
+
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+    table: pd.DataFrame
+    manifests: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def policies(self) -> list[str]:
+        """Labels in the order in which charts show them: best mean turnaround first (at the highest load)."""
+        top = self.at_load(self.loads[-1]) if self.loads else self.table
+        means = top.groupby("policy", sort=True)["turnaround_mean_s"].mean()
+        return [str(label) for label in means.sort_values(kind="stable", na_position="last").index]
+
+    @property
+    def loads(self) -> list[float]:
+        """The loads of a sweep, ascending (empty when nothing says its load)."""
+        return sorted(float(load) for load in self.table["load"].dropna().unique())
+
+    def at_load(self, load: float) -> pd.DataFrame:
+        """Rows of one load."""
+        return self.table[self.table["load"] == load]
+
+    @cached_property
+    def one_per_policy(self) -> dict[str, Run]:
+        """The run of the lowest seed of each policy, for charts that show one run."""
+        chosen: dict[str, Run] = {}
+        for run, label in sorted(zip(self.runs, self.labels, strict=True), key=lambda pair: pair[0].seed):
+            chosen.setdefault(label, run)
+        return {label: chosen[label] for label in self.policies if label in chosen}
+
+    def jobs(self) -> pd.DataFrame:
+        """All job rows with `policy`, `seed` and `pair` of their run."""
+        pairs = [pair_of(run.manifest) for run in self.runs]
+        parts = [
+            run.jobs.assign(policy=label, seed=run.seed, pair=pair)
+            for run, label, pair in zip(self.runs, self.labels, pairs, strict=True)
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["policy", "seed", "pair"])
+
+    def about(self, *runs: Run) -> str:
+        """One line for the foot of a chart or table: simulated or measured, how well the costs are known, which
+        trace."""
+        return describe([run.manifest for run in runs] or self.manifests)
+
+
+def load(paths: Sequence[Path]) -> Results:
+    """Read run folders, folders of runs and sweep folders, each run once.
+
+    Raises InvalidInputError for a path that is none of these or when nothing was found, StateError when a file is
+    corrupt.
+    """
+    runs: dict[Path, Run] = {}
+    tables: list[pd.DataFrame] = []
+    manifests: list[dict[str, Any]] = []
+    in_sweep: set[Path] = set()
+    for path in dict.fromkeys(Path(p) for p in paths):
+        found = find_runs(path)
+        runs.update({run.path.resolve(): run for run in found})
+        if (path / RESULTS_NAME).is_file():
+            swept = read_results(path)
+            tables.append(swept.assign(policy=swept_labels(swept), name=swept["policy"], pair=_swept_pairs(swept)))
+            in_sweep.update(run.path.resolve() for run in found)
+            manifests.append(_sweep_manifest(path))
+    kept = tuple(runs.values())
+    labels = label_runs(kept)
+    alone = [(run, label) for run, label in zip(kept, labels, strict=True) if run.path.resolve() not in in_sweep]
+    tables.append(pd.DataFrame([_row(run, label) for run, label in alone]))
+    table = pd.concat([t for t in tables if len(t)], ignore_index=True) if any(map(len, tables)) else pd.DataFrame()
+    if table.empty:
+        where = ", ".join(str(p) for p in paths) or "."
+        raise InvalidInputError([Problem(file=where, line=0, column="", value="", allowed="holds no finished run")])
+    for column in ("load", "seed", "turnaround_mean_s"):
+        table[column] = pd.to_numeric(table[column]) if column in table.columns else np.nan
+    if "kind" not in table.columns:
+        table["kind"] = "simulated"
+    table["kind"] = table["kind"].fillna("simulated")
+    return Results(kept, tuple(labels), table, (*manifests, *(run.manifest for run in kept)))
+
+
+def _row(run: Run, label: str) -> dict[str, Any]:
+    """One run as a row of figures."""
+    return {
+        "policy": label,
+        "name": run.policy,
+        "kind": run.manifest.get("kind", "simulated"),
+        "load": run.manifest.get("load"),
+        "seed": run.seed,
+        "pair": pair_of(run.manifest),
+        **flatten_summary(run.summary),
+        **fairness_figures(run.jobs, n_devices(run)),
+    }
+
+
+def pair_of(manifest: dict[str, Any]) -> str:
+    """Equal for runs that were given the same jobs with the same draws."""
+    trace = manifest.get("trace")
+    digest = str(trace.get("sha256", ""))[:12] if isinstance(trace, dict) else ""
+    return f"{digest}/{manifest.get('load') or ''}/{manifest.get('seed') or 0}"
+
+
+def _swept_pairs(table: pd.DataFrame) -> list[str]:
+    """Pairs of a sweep's rows: one trace, so load and seed say it."""
+    loads = table["load"] if "load" in table.columns else pd.Series("", index=table.index)
+    return [f"/{load}/{seed}" for load, seed in zip(loads, table["seed"], strict=True)]
+
+
+def _sweep_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a sweep folder (empty when there is none: the footer then says that the origin is unknown)."""
+    file = path / MANIFEST
+    return read_json_object(file) if file.is_file() else {}
+
+
+def spec(name: str, params: dict[str, Any]) -> str:
+    """A policy as `--policy` takes it: `aspen:candidates=60,k=8`."""
+    return f"{name}:{','.join(f'{key}={value}' for key, value in sorted(params.items()))}" if params else name
+
+
+def label_runs(runs: Sequence[Run]) -> list[str]:
+    """A label for each run: its policy, with only those parameters and settings that differ between runs of that
+    policy."""
+    labels = []
+    for run in runs:
+        peers = [other for other in runs if other.policy == run.policy]
+        params = _params(run)
+        differing = {
+            key: value for key, value in params.items() if any(_params(other).get(key) != value for other in peers)
+        }
+        settings = [
+            _setting(key, run.manifest.get(key))
+            for key in _SETTINGS
+            if any(other.manifest.get(key) != run.manifest.get(key) for other in peers)
+        ]
+        labels.append(" ".join([spec(run.policy, differing), *(f"({text})" for text in settings if text)]))
+    return labels
+
+
+def _params(run: Run) -> dict[str, Any]:
+    """Parameters of a run's policy; a text is taken as one parameter."""
+    params = run.manifest.get("policy_params") or {}
+    return params if isinstance(params, dict) else {"params": params}
+
+
+def _setting(key: str, value: Any) -> str:
+    """A setting in a few letters."""
+    if isinstance(value, bool):
+        return key if value else f"not {key}"
+    if key == "devices":
+        return f"{len(value)} devices" if isinstance(value, list) else f"{value} devices"
+    return str(value)[:8] if key == "profile_sha256" else str(value)
+
+
+def swept_labels(table: pd.DataFrame) -> list[str]:
+    """Labels of a sweep's rows: the parameters only where one policy has several."""
+    if "params" not in table.columns:
+        return [str(policy) for policy in table["policy"]]
+    several = table.groupby("policy")["params"].transform("nunique") > 1
+    rows = zip(table["policy"], table["params"], several, strict=True)
+    return [f"{policy}:{params}" if more and params else str(policy) for policy, params, more in rows]
+
+
+def describe(manifests: Sequence[dict[str, Any]]) -> str:
+    """One line that says where figures come from, for example `simulated, costs assumed; trace: sample.csv, modelled;
+    rate`."""
+    kinds = sorted({str(m.get("kind", "simulated")) for m in manifests if m}) or ["simulated"]
+    origins = {str(m.get("origin", "unknown")) for m in manifests} or {"unknown"}
+    worst = min(origins, key=lambda o: _ORIGINS.index(o) if o in _ORIGINS else 0)
+    how = " and ".join("measured" if kind == "real" else kind for kind in kinds)
+    costs = "" if kinds == ["real"] else f", costs {worst}"
+    traces = [m["trace"] for m in manifests if isinstance(m.get("trace"), dict)]
+    names = _few({_trace_text(trace) for trace in traces})
+    settings = [_few({str(m[key]) for m in manifests if m.get(key)}) for key in ("fidelity", "fusion")]
+    ideal = ["ideal (no overheads)"] if any(m.get("ideal") for m in manifests) else []
+    parts = [how + costs, f"trace: {names or 'unknown'}", ", ".join([*filter(None, settings), *ideal])]
+    return "; ".join(part for part in parts if part)
+
+
+def _trace_text(trace: dict[str, Any]) -> str:
+    """A trace's file name and where its jobs come from."""
+    name = Path(str(trace.get("name", ""))).name
+    return ", ".join(part for part in (name, str(trace.get("provenance") or "provenance unknown")) if part)
+
+
+def _few(texts: set[str]) -> str:
+    """Up to two texts, and how many more."""
+    shown = sorted(texts)
+    return " / ".join(shown[:2]) + (f" and {len(shown) - 2} more" if len(shown) > 2 else "")

@@ -1,0 +1,91 @@
+"""The `loramux` command: registers the subcommands, turns errors into exit codes. Heavy imports live in the commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import typer
+
+from loramux_cli import plot, policies, trace
+from loramux_cli import simulate as simulate_module
+from loramux_cli import sweep as sweep_module
+from loramux_traces.errors import LoramuxError
+
+EXIT_INTERNAL = 1
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+app = typer.Typer(
+    name="loramux",
+    help="Memory-aware scheduling of LoRA fine-tuning jobs that share a frozen base model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("simulate")(simulate_module.simulate_command)
+app.command("sweep")(sweep_module.sweep_command)
+app.command("compare")(plot.compare_command)
+app.command("plot")(plot.plot_command)
+app.command("policies")(policies.policies_command)
+app.command("doctor")(policies.doctor_command)
+app.add_typer(trace.app, name="trace")
+
+simulate_app = typer.Typer(name="simulate", pretty_exceptions_enable=False, add_completion=False)
+simulate_app.command()(simulate_module.simulate_command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `loramux` command and exit with its code."""
+    _run(app, argv)
+
+
+def simulate_main(argv: Sequence[str] | None = None) -> None:
+    """`simulate` alone: the same as `loramux simulate`."""
+    _run(simulate_app, argv)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command(None if argv is None else list(argv))
+    except LoramuxError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(EXIT_SIGINT)
+    except _Terminated:
+        _complain("terminated")
+        sys.exit(EXIT_SIGTERM)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
+        sys.exit(EXIT_INTERNAL)
+    except Exception as error:
+        if os.environ.get("LORAMUX_DEBUG"):
+            raise
+        _complain(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "This is a fault of loramux; set LORAMUX_DEBUG=1 for the traceback and report it, please."
+        )
+        sys.exit(EXIT_INTERNAL)
+
+
+def _complain(text: str) -> None:
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    sys.stderr.write(f"loramux: {shown}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What `simulate` and `sweep` do before and after a run: trace, devices, policies, manifest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loramux_traces.errors import UsageError
+
+if TYPE_CHECKING:
+    from loramux_profiles.devices import DeviceProfile
+    from loramux_simulator import RunResult
+    from loramux_traces.job import Trace
+
+DEFAULT_POLICIES = ("fifo", "aspen")
+SAMPLE_DEVICES = "4xa100-80g"
+ONE_DEVICE = "1xa100-80g"
+
+
+def load_policies(names: Sequence[str] | None, files: Iterable[Path] | None) -> list[str]:
+    """Load the policy files and check every name; the default is fifo and aspen, or what the files define."""
+    from loramux_policies.registry import create, load_file
+
+    defined = [name for file in files or () for name in load_file(file)]
+    chosen = list(names or defined or DEFAULT_POLICIES)
+    repeated = sorted({name for name in chosen if chosen.count(name) > 1})
+    if repeated:
+        raise UsageError(f"policy given twice: {', '.join(repeated)}")
+    for name in chosen:
+        create(name)
+    return chosen
+
+
+def load_trace(path: str | None) -> Trace:
+    """The trace, or the shipped sample."""
+    from loramux_traces.data import sample_path
+    from loramux_traces.reader import read_trace
+
+    return read_trace(sample_path() if path is None else path)
+
+
+def load_devices(text: str | None, profile: Path | None, *, sample: bool) -> tuple[DeviceProfile, ...]:
+    """Devices of the run. With a profile file, --devices may only say how many of it."""
+    from loramux_profiles.devices import load_device, parse_devices
+
+    if profile is None:
+        return parse_devices(text or (SAMPLE_DEVICES if sample else ONE_DEVICE))
+    device = load_device(str(profile) if profile.suffix == ".json" else f"{profile}")
+    if text is None:
+        return (device,)
+    count = text.removesuffix("x") if text.endswith("x") else text
+    if not count.isdigit() or int(count) < 1:
+        raise UsageError(f"with --device-profile, --devices is a number of them, not {text!r}")
+    return (device,) * int(count)
+
+
+def manifest(
+    result: RunResult, policy: str, trace: Trace, devices: Sequence[DeviceProfile], argv: Sequence[str]
+) -> dict[str, Any]:
+    """What a run folder must say of itself so that it can be made again."""
+    import hashlib
+    from importlib.metadata import version
+
+    digest = hashlib.sha256("".join(sorted({device.digest for device in devices})).encode()).hexdigest()
+    packages = ("loramux", "numpy", "scipy", "pandas", "simpy")
+    return {
+        "schema_version": 1,
+        "kind": "simulated",
+        "policy": result.policy,
+        "policy_params": policy,
+        "seed": result.seed,
+        "argv": list(argv),
+        "trace": trace_facts(trace),
+        "devices": [device["name"] for device in result.devices],
+        "profile_sha256": digest,
+        "fidelity": result.options["fidelity"],
+        "fusion": result.options["fusion"],
+        "ideal": result.options["ideal"],
+        "options": result.options,
+        "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
+        "origin": result.origin,
+        "wall": {"sim_wall_s": result.summary["sim_wall_s"]},
+    }
+
+
+def trace_facts(trace: Trace) -> dict[str, Any]:
+    """A trace in a manifest or in `simulate --json`."""
+    return {"name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace)}

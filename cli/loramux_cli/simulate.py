@@ -1,0 +1,235 @@
+"""`loramux simulate` (and `simulate` alone): replay one trace under one or more policies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+
+if TYPE_CHECKING:
+    from loramux_simulator import RunResult
+    from loramux_traces.job import Trace
+
+EXIT_FAILED_JOBS = 3
+EXIT_NEVER_FITS = 4
+COLUMNS = ("done", "turnaround\nmean", "\np95", "waiting\nmean", "make-\nspan", "tokens\n/s", "GPU\nbusy", "memory\npeak")
+
+
+def simulate_command(
+    trace: o.Trace = None,
+    policy: o.PolicyName = None,
+    policy_file: o.PolicyFile = None,
+    devices: o.Devices = None,
+    device_profile: o.DeviceProfile = None,
+    fusion: o.Fusion = "packed",
+    fidelity: o.Fidelity = "rate",
+    max_resident: o.MaxResident = None,
+    ideal: o.Ideal = False,
+    speedup_curve: o.SpeedupCurve = None,
+    prediction_error: o.PredictionError = 0.0,
+    multi_gpu: o.MultiGpu = "gang",
+    warmup: o.Warmup = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    seeds: o.Seeds = 1,
+    out: o.Out = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
+    events: Annotated[bool, typer.Option("--events/--no-events", help="Write events.jsonl in --out.")] = True,
+    explain: Annotated[
+        str | None, typer.Option(metavar="JOB_ID", help="Say on stderr what this job waits for, at every decision.")
+    ] = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    force: o.Force = False,
+) -> None:
+    """Simulate a trace of fine-tuning jobs under scheduling policies. Without options: the shipped sample."""
+    from loramux_cli import running
+    from loramux_policies.registry import create
+    from loramux_simulator import SimOptions, simulate
+    from loramux_traces.errors import UsageError
+
+    names = running.load_policies(policy, policy_file)
+    chosen = {
+        "fusion": fusion,
+        "fidelity": fidelity,
+        "max_resident": max_resident,
+        "ideal": ideal,
+        "speedup_curve": speedup_curve,
+        "prediction_error": prediction_error,
+        "multi_gpu": multi_gpu,
+        "warmup": warmup,
+    }
+    SimOptions(**chosen)
+    if plots and out is None:
+        raise UsageError("--plots needs --out DIR")
+    profiles = running.load_devices(devices, device_profile, sample=trace is None)
+    jobs = running.load_trace(trace)
+    if explain is not None and explain not in {spec.job_id for spec in jobs.jobs}:
+        raise UsageError(f"--explain: the trace has no job {explain!r}")
+    if out is not None:
+        from loramux_traces.runfolder import prepare_folder
+
+        prepare_folder(out, force=force)
+    results: list[tuple[str, RunResult]] = []
+    for name in names:
+        for number in range(seed, seed + seeds):
+            with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell:
+                result = simulate(
+                    jobs,
+                    create(name),
+                    devices=profiles,
+                    events=events and out is not None,
+                    timeline=out is not None,
+                    progress=tell,
+                    on_plan=None if explain is None else _explainer(explain, name),
+                    seed=number,
+                    **chosen,
+                )
+            result.policy = name
+            results.append((name, result))
+            if out is not None:
+                _write(out, name, result, jobs, profiles)
+    report = {
+        "schema_version": 1,
+        "trace": running.trace_facts(jobs),
+        "runs": [result.entry() for _, result in results],
+    }
+    if out is not None:
+        from loramux_traces.filesafe import write_json
+
+        write_json(out / "summary.json", report)
+        if plots:
+            _draw(out, quiet=quiet)
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text(report, indent=2))
+    else:
+        _table(jobs, results)
+    if not quiet:
+        _notes(results)
+    _exit(results)
+
+
+def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any]) -> None:
+    from loramux_cli.running import manifest
+    from loramux_traces.runfolder import prepare_folder, run_folder_name, write_run
+
+    write_run(
+        prepare_folder(out / run_folder_name(name, result.seed)),
+        manifest=manifest(result, name, trace, profiles, sys.argv),
+        jobs=result.jobs,
+        events=result.events,
+        summary=result.entry(),
+        timeline=result.timeline,
+    )
+
+
+def _draw(out: Path, *, quiet: bool) -> None:
+    from loramux_analysis.load import load
+    from loramux_analysis.plots import draw_charts
+
+    def tell(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    draw_charts(load([out]), out / "plots", (), tell=tell)
+
+
+def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    several = len({result.seed for _, result in results}) > 1
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("policy", overflow="fold")
+    if several:
+        table.add_column("seed", justify="right")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, result in results:
+        s = result.summary
+        cells = [
+            f"{s['completed']}/{s['jobs']}",
+            duration(s["turnaround_s"]["mean"]),
+            duration(s["turnaround_s"]["p95"]),
+            duration(s["waiting_s"]["mean"]),
+            duration(s["makespan_s"]),
+            f"{s['effective_tokens_per_s']:,.0f}",
+            f"{s['gpu_busy_fraction']:.0%}",
+            f"{s['memory_peak_bytes'] / 2**30:.1f} GiB",
+        ]
+        table.add_row(Text(name), *([str(result.seed)] if several else []), *cells)
+    console.print(table)
+    origin = results[0][1].origin
+    facts = f"{trace.name}: {len(trace)} jobs. Simulated; costs {origin}"
+    console.print(Text(facts + (f". {trace.provenance}" if trace.provenance else "")), style="dim")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 12.3 s, 4.5 min, 6.7 h, 8.9 d."""
+    if seconds is None:
+        return "-"
+    for unit, size, upto in (("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172800.0)):
+        if seconds < upto:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400.0:.1f} d"
+
+
+def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
+    told: set[tuple[str, str]] = set()
+    for name, result in results:
+        s = result.summary
+        for note in s["notes"]:
+            typer.echo(f"note: {name}: {note}", err=True)
+        ended = result.jobs[result.jobs["reason"] != ""]
+        fresh = [row for row in ended.itertuples() if (row.job_id, row.reason) not in told]
+        if not fresh:
+            continue
+        typer.echo(f"note: {name}: {s['failed']} jobs failed, {s['unschedulable']} never ran, for example", err=True)
+        for row in fresh[:3]:
+            typer.echo(f"  {row.job_id}: {row.final_state}: {row.reason}", err=True)
+        told |= {(row.job_id, row.reason) for row in fresh}
+
+
+def _exit(results: Sequence[tuple[str, RunResult]]) -> None:
+    if any(result.hopeless for _, result in results):
+        raise typer.Exit(EXIT_NEVER_FITS)
+    if any(result.summary["failed"] for _, result in results):
+        raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _explainer(job_id: str, policy: str) -> Callable[[Any, Any], None]:
+    from loramux_policies.explain import why
+
+    last = ""
+
+    def tell(view: Any, plan: Any) -> None:
+        nonlocal last
+        reason = why(view, plan, job_id)
+        if reason and reason != last:
+            typer.echo(f"{policy} {view.now_s:.3f} s: {reason}", err=True)
+            last = reason
+
+    return tell
+
+
+@contextmanager
+def _progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done, _: bar.update(task, completed=done)

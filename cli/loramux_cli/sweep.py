@@ -1,0 +1,139 @@
+"""`loramux sweep`: policies x loads x seeds into one tidy table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+from loramux_cli.simulate import _progress
+
+
+def sweep_command(
+    out: Annotated[o.Path, typer.Option(help="Folder for results.csv and manifest.json.")],
+    trace: o.Trace = None,
+    generate: Annotated[
+        str | None,
+        typer.Option(help="Draw a trace per seed instead: KIND:name=value,... as in poisson:jobs=2000,rho=0.8"),
+    ] = None,
+    policy: o.PolicyName = None,
+    policy_file: o.PolicyFile = None,
+    load: Annotated[
+        list[float] | None, typer.Option(help="Offered load; scales the inter-arrival times. Repeatable.")
+    ] = None,
+    seeds: o.Seeds = 1,
+    devices: o.Devices = None,
+    device_profile: o.DeviceProfile = None,
+    fusion: o.Fusion = "packed",
+    fidelity: o.Fidelity = "rate",
+    max_resident: o.MaxResident = None,
+    ideal: o.Ideal = False,
+    speedup_curve: o.SpeedupCurve = None,
+    prediction_error: o.PredictionError = 0.0,
+    multi_gpu: o.MultiGpu = "gang",
+    warmup: o.Warmup = 0.0,
+    workers: Annotated[int, typer.Option(help="Runs at a time; -1: one per core.")] = -1,
+    plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of an interrupted sweep.")] = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    force: o.Force = False,
+) -> None:
+    """Run policies at several loads and seeds on the same jobs; resumable; one row a run in results.csv."""
+    from loramux_cli import running
+    from loramux_simulator import SimOptions
+    from loramux_simulator.sweep import SweepPlan, sweep
+    from loramux_traces.errors import UsageError
+    from loramux_traces.runfolder import prepare_folder
+
+    if trace is not None and generate is not None:
+        raise UsageError("give --trace or --generate, not both")
+    names = running.load_policies(policy, policy_file)
+    chosen: dict[str, Any] = {
+        "fusion": fusion,
+        "fidelity": fidelity,
+        "max_resident": max_resident,
+        "ideal": ideal,
+        "speedup_curve": speedup_curve,
+        "prediction_error": prediction_error,
+        "multi_gpu": multi_gpu,
+        "warmup": warmup,
+    }
+    SimOptions(**chosen)
+    jobs = _generated(generate) if generate is not None else running.load_trace(trace)
+    plan = SweepPlan(
+        trace=jobs,
+        policies=tuple(names),
+        devices=running.load_devices(devices, device_profile, sample=trace is None and generate is None),
+        seeds=tuple(range(seeds)),
+        loads=tuple(load) if load else (None,),
+        policy_files=tuple(policy_file or ()),
+        options=chosen,
+    )
+    prepare_folder(out, force=force, resume=resume, also=("results.csv",))
+    total = len(plan.points())
+    with _progress("sweep", total, quiet=quiet) as tell:
+        table = sweep(plan, out=out, n_jobs=workers, resume=resume, progress=tell)
+    if plots:
+        from loramux_analysis.load import load as load_results
+        from loramux_analysis.plots import draw_charts
+
+        draw_charts(load_results([out]), out / "plots", (), tell=lambda line: None)
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text({"schema_version": 1, "rows": table.to_dict(orient="records")}, indent=2))
+    else:
+        _show(table)
+    if not quiet:
+        typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
+
+
+def _generated(text: str) -> Any:
+    from loramux_simulator.sweep import Generated
+    from loramux_traces.errors import UsageError
+
+    kind, _, rest = text.partition(":")
+    parameters: dict[str, Any] = {}
+    for part in rest.split(","):
+        if not part:
+            continue
+        name, sign, value = part.partition("=")
+        if not sign:
+            raise UsageError(f"--generate {text!r}: {part!r} is not name=value")
+        parameters[name.replace("-", "_")] = _value(value)
+    return Generated(kind=kind, parameters=parameters)
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _show(table: Any) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from loramux_cli.simulate import duration
+
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("load", "policy", "runs", "turnaround mean", "p95", "makespan", "tokens/s"):
+        shown.add_column(column, justify="left" if column == "policy" else "right")
+    for (load, policy), rows in table.groupby(["load", "policy"], dropna=False, sort=False):
+        shown.add_row(
+            "-" if load != load else f"{load:g}",
+            Text(str(policy)),
+            str(len(rows)),
+            duration(rows["turnaround_mean_s"].mean()),
+            duration(rows["turnaround_p95_s"].mean()),
+            duration(rows["makespan_s"].mean()),
+            f"{rows['effective_tokens_per_s'].mean():,.0f}",
+        )
+    Console().print(shown)

@@ -1,0 +1,41 @@
+"""Who runs now: views, the `Policy` base class, the registry, the decide-apply loop and the shipped rules."""
+
+from loramux_policies.errors import PlanError, PolicyError
+from loramux_policies.packing import fuse_all, start_in_order, start_or_preempt
+from loramux_policies.policy import Policy
+from loramux_policies.registry import create, load_file, names, register
+from loramux_policies.views import (
+    Changes,
+    ClusterView,
+    DeviceView,
+    Entry,
+    FusedStep,
+    JobView,
+    Order,
+    Plan,
+    ReadyJob,
+    StaleViewError,
+)
+
+__all__ = [
+    "Changes",
+    "ClusterView",
+    "DeviceView",
+    "Entry",
+    "FusedStep",
+    "JobView",
+    "Order",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
+    "ReadyJob",
+    "StaleViewError",
+    "create",
+    "fuse_all",
+    "load_file",
+    "names",
+    "register",
+    "start_in_order",
+    "start_or_preempt",
+]

@@ -1,0 +1,38 @@
+"""What a device driver offers the decide-apply loop; SimPy and torch each implement it, and tests ship a fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from loramux_policies.job import Job
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Backend(Protocol):
+    """Runs what the loop decided and tells how far each job has got. Times in seconds from the start of the run.
+
+    The backend calls `Scheduler.arrive`, `finish` and `evict` as those things happen and then `Scheduler.decide`.
+    """
+
+    @property
+    def now_s(self) -> float: ...
+    def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
+        """Bring the job's state onto the devices and let it take part from the next step on."""
+    def set_share(self, job: Job, share: float) -> None:
+        """Change a running job's share of its seat."""
+    def stop(self, job: Job) -> None:
+        """Take a running job off its devices at a step boundary, with `done_steps` and `attained_s` brought up to date."""
+    def sync(self, job: Job) -> None:
+        """Bring a running job's `done_steps` and `attained_s` up to date."""
+    def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
+        """All running jobs with their attained and predicted remaining solo seconds (None: an empty slot, values -inf)."""
+    def finish_s(self, job: Job) -> float:
+        """Predicted finish of a running job if nothing changes."""
+    def review_at(self, t_s: float) -> None:
+        """Call `decide` at that time."""
+    def review_when(self, job: Job, attained_s: float) -> None:
+        """Call `decide` when the running job has attained that much service."""

@@ -1,0 +1,15 @@
+"""What goes wrong with a policy, always with its name."""
+
+from __future__ import annotations
+
+from loramux_traces.errors import LoramuxError
+
+
+class PolicyError(LoramuxError):
+    """A policy raised, over-committed a device, named an unknown or duplicate job, or stalled. Exit code 2."""
+
+    exit_code = 2
+
+
+class PlanError(PolicyError):
+    """One call on a plan that cannot be carried out; nothing of the plan is applied."""

@@ -1,0 +1,51 @@
+"""Why a job waits, in one sentence, from the same view and plan the policy had."""
+
+from __future__ import annotations
+
+from loramux_policies.live_view import LiveView
+from loramux_policies.plan import DeltaPlan, Pause, Reject, Start
+from loramux_policies.snapshot import ClusterSnapshot
+
+GIB = 2.0**30
+
+
+def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str) -> str:
+    """What became of the job at this decision, and if it waits, for what. Empty for a job not submitted yet or ended."""
+    for action in plan.actions:
+        if action.job.job_id == job_id:
+            if isinstance(action, Start):
+                return f"starts on device {'+'.join(map(str, action.devices))}"
+            if isinstance(action, Pause):
+                return "is paused for others" + _ahead(view, job_id)
+            if isinstance(action, Reject):
+                return f"is turned away: {action.reason}"
+    try:
+        device = view.device_of(job_id)
+    except Exception:
+        return ""
+    if device is not None:
+        return f"runs on device {device}"
+    return f"waits: {_obstacle(view, plan, job_id)}{_ahead(view, job_id)}"
+
+
+def _ahead(view: LiveView | ClusterSnapshot, job_id: str) -> str:
+    for place, job in enumerate(view.waiting(view.n_waiting)):
+        if job.job_id == job_id:
+            return f"; {place} jobs are before it in the queue"
+    return ""
+
+
+def _obstacle(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str) -> str:
+    fitting = list(plan.candidates(job_id))
+    if fitting:
+        return f"it would fit device {fitting[0]}, but the policy keeps to its order"
+    job = next((j for j in view.waiting(view.n_waiting) if j.job_id == job_id), None)
+    if job is None:
+        return "nothing known"
+    with_seats = [d for d in range(view.n_devices) if plan.free_seats(d) > 1e-9]
+    if not with_seats:
+        return "every seat is taken"
+    if job.num_gpus > 1:
+        return f"it needs {job.num_gpus} devices at once"
+    most = max(plan.free_bytes(d) for d in with_seats)
+    return f"it needs up to {job.need_bytes / GIB:.2f} GiB with its base model, at most {most / GIB:.2f} GiB are free"

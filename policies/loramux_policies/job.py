@@ -1,0 +1,89 @@
+"""The loop's own record of a job (mutable; policies only ever see `JobView`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loramux_policies.views import JobView
+from loramux_profiles.work import JobCost
+from loramux_traces.job import JobSpec
+
+WAITING, RUNNING, DONE = 0, 1, 2
+
+
+class Job:
+    """One job from submission to end. `steps` are optimizer steps, `costs` one entry per device type (None: never fits)."""
+
+    __slots__ = (
+        "attained_s",
+        "costs",
+        "declared_steps",
+        "devices",
+        "done_steps",
+        "enqueued_s",
+        "first_start_s",
+        "index",
+        "job_id",
+        "key",
+        "last_stop_s",
+        "need_bytes",
+        "need_min",
+        "oom_events",
+        "paused_s",
+        "predicted_steps",
+        "preemptions",
+        "run",
+        "share",
+        "spec",
+        "started_seq",
+        "state",
+        "true_steps",
+        "view",
+    )
+
+    view: JobView
+    key: tuple[Any, ...]
+    run: Any
+    """What the backend keeps for a running job."""
+
+    def __init__(
+        self,
+        index: int,
+        spec: JobSpec,
+        costs: tuple[JobCost | None, ...],
+        declared_steps: float,
+        predicted_steps: float,
+        need_min: float,
+        need_bytes: float,
+    ) -> None:
+        self.index = index
+        self.job_id = spec.job_id
+        self.spec = spec
+        self.costs = costs
+        self.declared_steps = declared_steps
+        self.predicted_steps = predicted_steps
+        """What predictions are made with: the declared steps, blurred by --prediction-error, or the truth for an oracle."""
+        self.true_steps = declared_steps if spec.stop_step is None else min(declared_steps, spec.stop_step)
+        self.need_min = need_min
+        """Bytes that any device must have free to take it: a necessary condition only."""
+        self.need_bytes = need_bytes
+        """Upper bound alone on the first device type that fits it, its base included."""
+        self.state = WAITING
+        self.devices: tuple[int, ...] = ()
+        self.share = 1.0
+        self.done_steps = 0.0
+        self.attained_s = 0.0
+        self.enqueued_s = spec.submit_s
+        self.first_start_s = -1.0
+        self.last_stop_s = -1.0
+        self.paused_s = 0.0
+        self.preemptions = 0
+        self.oom_events = 0
+        self.started_seq = 0
+        self.run = None
+
+    def cost_on(self, type_index: int) -> JobCost:
+        """Its cost on a device type it fits."""
+        cost = self.costs[type_index]
+        assert cost is not None, f"{self.job_id} never fits device type {type_index}"
+        return cost

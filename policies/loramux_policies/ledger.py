@@ -1,0 +1,242 @@
+"""The memory and seats of one device, added up so that one job more or less is O(1) (O(residents) when padded).
+
+The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference they are tested against.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loramux_policies.job import Job
+from loramux_profiles.work import ROUNDING, BaseCost, JobCost
+
+SEAT_SLACK: Final = 1e-9
+"""Shares of tied jobs add up to a whole seat only to rounding."""
+
+
+def dynamic_bytes(cost: JobCost) -> float:
+    """Activations of one micro-batch at the admission quantile, were it alone in the step."""
+    return cost.token_bytes * cost.tokens_q + cost.square_bytes * cost.squares_q + cost.row_bytes * cost.rows
+
+
+class Group:
+    """The residents of one base model on one device; they fuse, so their activations add up."""
+
+    __slots__ = ("base", "by_row", "by_square", "by_token", "dynamic", "jobs", "longest")
+
+    def __init__(self, base: BaseCost) -> None:
+        self.base = base
+        self.jobs = 0
+        self.dynamic = 0.0
+        """Packed: sum of the jobs' own dynamic bytes."""
+        self.by_token = 0.0
+        """Padded: sum of rows * token_bytes, to be multiplied by the common padded length; likewise the next two."""
+        self.by_square = 0.0
+        self.by_row = 0.0
+        self.longest = 0
+
+    def copy(self) -> Group:
+        twin = Group.__new__(Group)
+        twin.base, twin.jobs, twin.dynamic = self.base, self.jobs, self.dynamic
+        twin.by_token, twin.by_square, twin.by_row, twin.longest = self.by_token, self.by_square, self.by_row, self.longest
+        return twin
+
+    def add(self, cost: JobCost, sign: int) -> None:
+        self.jobs += sign
+        self.dynamic += sign * dynamic_bytes(cost)
+        self.by_token += sign * cost.rows * cost.token_bytes
+        self.by_square += sign * cost.rows * cost.square_bytes
+        self.by_row += sign * cost.rows * cost.row_bytes
+
+    def padded_bytes(self, longest: int, token: float, square: float, row: float) -> float:
+        length = -(-longest // ROUNDING) * ROUNDING
+        return self.base.dynamic_bytes + length * (token + length * square) + row
+
+
+class Ledger:
+    """Who is on one device and what they need at most; `used` is the upper bound, `expected` the same without the margin."""
+
+    __slots__ = (
+        "capacity",
+        "context",
+        "device_id",
+        "dynamic",
+        "expected",
+        "groups",
+        "indexed",
+        "jobs",
+        "own",
+        "padded",
+        "raised",
+        "scale",
+        "seats",
+        "seats_max",
+        "separate",
+        "type_index",
+        "used",
+        "weights",
+    )
+
+    def __init__(
+        self,
+        device_id: int,
+        type_index: int,
+        *,
+        capacity: float,
+        margin: float,
+        padded: bool,
+        separate: bool,
+        seats_max: float,
+    ) -> None:
+        self.device_id = device_id
+        self.type_index = type_index
+        self.capacity = capacity
+        self.scale = 1.0 + margin
+        """Upper bound of the activations over their expected value, for a job alone."""
+        self.raised = 0.0
+        """What out-of-memory events on this device have added to `scale` wherever several jobs meet."""
+        self.padded = padded
+        self.separate = separate
+        self.seats_max = seats_max
+        self.jobs: dict[str, Job] = {}
+        """In order of their start."""
+        self.groups: dict[str, Group] = {}
+        self.seats = 0.0
+        self.own = 0.0
+        self.weights = 0.0
+        self.context = 0.0
+        self.dynamic = 0.0
+        self.used = 0.0
+        self.expected = 0.0
+        self.indexed = 0.0
+        """Key under which the fleet's index has this device."""
+
+    def copy(self) -> Ledger:
+        """An independent ledger of the same jobs (the jobs themselves are shared)."""
+        twin = Ledger.__new__(Ledger)
+        twin.device_id, twin.type_index = self.device_id, self.type_index
+        twin.capacity, twin.scale, twin.raised = self.capacity, self.scale, self.raised
+        twin.padded, twin.separate = self.padded, self.separate
+        twin.seats_max, twin.seats, twin.own = self.seats_max, self.seats, self.own
+        twin.weights, twin.context, twin.dynamic = self.weights, self.context, self.dynamic
+        twin.used, twin.expected, twin.indexed = self.used, self.expected, self.indexed
+        twin.jobs = self.jobs.copy()
+        twin.groups = {key: group.copy() for key, group in self.groups.items()}
+        return twin
+
+    @property
+    def free(self) -> float:
+        """Bytes left by the upper bound; -1 where no seat is left, so that one index serves both."""
+        return self.capacity - self.used if self.seats_max - self.seats > SEAT_SLACK else -1.0
+
+    @property
+    def index_key(self) -> float:
+        """An upper limit of what a newcomer may need: beside another base's activations its own may hide."""
+        free = self.free
+        return free + self.dynamic * self.factor(2) if len(self.groups) > 1 and free >= 0 else free
+
+    def factor(self, n_jobs: int) -> float:
+        """Upper bound of the activations over their expected value for so many residents."""
+        return self.scale + self.raised if n_jobs > 1 else self.scale
+
+    def used_with(self, cost: JobCost) -> float:
+        """Upper bound in bytes with one job of this cost more."""
+        if cost.overridden:
+            return self.used + cost.own_bytes
+        base = cost.base
+        scale = self.factor(len(self.jobs) + 1)
+        if self.separate:
+            process = base.weights_bytes + base.context_bytes + (base.dynamic_bytes + dynamic_bytes(cost)) * scale
+            return self.used + cost.own_bytes + process
+        static = self.own + self.weights + cost.own_bytes + max(self.context, base.context_bytes)
+        group = self.groups.get(base.key)
+        if self.padded:
+            if group is None:
+                alone = Group(base)
+                alone.add(cost, 1)
+                own = alone.padded_bytes(cost.length_q, alone.by_token, alone.by_square, alone.by_row)
+            else:
+                own = group.padded_bytes(
+                    max(group.longest, cost.length_q),
+                    group.by_token + cost.rows * cost.token_bytes,
+                    group.by_square + cost.rows * cost.square_bytes,
+                    group.by_row + cost.rows * cost.row_bytes,
+                )
+        else:
+            own = base.dynamic_bytes + dynamic_bytes(cost) + (group.dynamic if group is not None else 0.0)
+        if group is None:
+            static += base.weights_bytes
+        return static + max(self.dynamic, own) * scale
+
+    def has_room(self, cost: JobCost, share: float = 1.0) -> bool:
+        """Whether one more job of this cost fits memory and seats."""
+        return self.seats + share <= self.seats_max + SEAT_SLACK and self.used_with(cost) <= self.capacity
+
+    def add(self, job: Job, share: float) -> None:
+        """Count the job in, whether or not it fits."""
+        self.jobs[job.job_id] = job
+        self.seats += share
+        cost = job.cost_on(self.type_index)
+        self.own += cost.own_bytes
+        if not cost.overridden:
+            key = cost.base.key
+            group = self.groups.get(key)
+            if group is None:
+                group = self.groups[key] = Group(cost.base)
+                self.weights += cost.base.weights_bytes
+            group.add(cost, 1)
+            if cost.length_q > group.longest:
+                group.longest = cost.length_q
+        self._total()
+
+    def remove(self, job: Job, share: float) -> None:
+        """Count the job out."""
+        del self.jobs[job.job_id]
+        if not self.jobs:  # an empty device starts from exact zeros: rounding does not pile up over a long run
+            self.groups.clear()
+            self.seats = self.own = self.weights = self.context = self.dynamic = self.used = self.expected = 0.0
+            return
+        self.seats -= share
+        cost = job.cost_on(self.type_index)
+        self.own -= cost.own_bytes
+        if not cost.overridden:
+            group = self.groups[cost.base.key]
+            group.add(cost, -1)
+            if group.jobs == 0:
+                del self.groups[cost.base.key]
+                self.weights -= cost.base.weights_bytes
+            elif self.padded and cost.length_q >= group.longest:
+                group.longest = max(c.length_q for c in self.costs() if not c.overridden and c.base.key == cost.base.key)
+        self._total()
+
+    def costs(self) -> list[JobCost]:
+        """Costs of the residents on this device's type."""
+        return [job.cost_on(self.type_index) for job in self.jobs.values()]
+
+    def _total(self) -> None:
+        if self.separate:
+            self._total_separate()
+            return
+        context = dynamic = 0.0
+        for group in self.groups.values():
+            if group.base.context_bytes > context:
+                context = group.base.context_bytes
+            if self.padded:
+                own = group.padded_bytes(group.longest, group.by_token, group.by_square, group.by_row)
+            else:
+                own = group.base.dynamic_bytes + group.dynamic
+            if own > dynamic:
+                dynamic = own
+        self.context, self.dynamic = context, dynamic
+        static = self.own + self.weights + context
+        self.expected = static + dynamic
+        self.used = static + dynamic * self.factor(len(self.jobs))
+
+    def _total_separate(self) -> None:
+        static, dynamic = self.own, 0.0
+        for group in self.groups.values():
+            static += group.jobs * (group.base.weights_bytes + group.base.context_bytes)
+            dynamic += group.jobs * group.base.dynamic_bytes + group.dynamic
+        self.dynamic = dynamic
+        self.expected = static + dynamic
+        self.used = static + dynamic * self.factor(len(self.jobs))

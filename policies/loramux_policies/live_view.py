@@ -1,0 +1,177 @@
+"""The facade over the loop's own state that `place()` gets: nothing is copied, and it goes stale when `place()` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loramux_policies.errors import PlanError
+from loramux_policies.job import DONE, RUNNING, Job
+from loramux_policies.plan import DeltaPlan
+from loramux_policies.snapshot import ClusterSnapshot, take_snapshot
+from loramux_policies.views import Changes, JobView, Metric, StaleViewError
+from loramux_policies.waiting import WaitingWindow
+
+if TYPE_CHECKING:
+    from loramux_policies.scheduler import Scheduler
+
+
+class LiveView:
+    """One call's view of the cluster (contract: `views.ClusterView`)."""
+
+    __slots__ = ("_changes", "_loop", "_now_s", "open", "plans", "windows")
+
+    def __init__(self, loop: Scheduler, now_s: float, changes: Changes) -> None:
+        self._loop = loop
+        self._now_s = now_s
+        self._changes = changes
+        self.open = True
+        self.windows: list[WaitingWindow] = []
+        self.plans: list[DeltaPlan] = []
+
+    def close(self) -> None:
+        """`place()` has returned."""
+        self.open = False
+        for plan in self.plans:
+            plan.close()
+
+    def _fresh(self) -> Scheduler:
+        if not self.open:
+            raise StaleViewError("this view is over: place() has returned; keep view.snapshot() instead")
+        return self._loop
+
+    @property
+    def now_s(self) -> float:
+        self._fresh()
+        return self._now_s
+
+    @property
+    def changes(self) -> Changes:
+        self._fresh()
+        return self._changes
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._fresh().queue)
+
+    @property
+    def n_devices(self) -> int:
+        return len(self._fresh().fleet)
+
+    @property
+    def max_resident(self) -> float:
+        return self._fresh().max_resident
+
+    def waiting(self, n: int) -> Sequence[JobView]:
+        """The first n waiting jobs in order, lazily."""
+        window = WaitingWindow(self._fresh().queue, n)
+        self.windows.append(window)
+        return window
+
+    def residents(self, device_id: int) -> Sequence[JobView]:
+        """Jobs on a device with current figures, in order of their start."""
+        loop = self._fresh()
+        if not 0 <= device_id < len(loop.fleet):
+            raise PlanError(f"no device {device_id}; there are {len(loop.fleet)}, from 0")
+        return [loop.current_view(job) for job in loop.fleet[device_id].jobs.values()]
+
+    def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
+        """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not enough."""
+        loop = self._fresh()
+        jobs, attained, remaining = loop.backend.progress()
+        values = attained if metric == "attained_s" else remaining
+        if metric not in ("attained_s", "remaining_s"):
+            raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
+        return self._largest(jobs, values, above)
+
+    def _largest(self, jobs: Sequence[Job | None], values: np.ndarray, above: float) -> Iterator[JobView]:
+        if len(values) == 0:
+            return
+        values = values.copy()
+        while True:
+            loop = self._fresh()
+            best = int(values.argmax())
+            worst = float(values[best])
+            if worst <= above:
+                return
+            job = jobs[best]
+            assert job is not None
+            if np.count_nonzero(values == worst) > 1:
+                tied = [(j.spec.submit_s, j.job_id, i) for i in np.flatnonzero(values == worst) if (j := jobs[i])]
+                best = int(max(tied)[2])
+                job = jobs[best]
+                assert job is not None
+            values[best] = -np.inf
+            if job.state == RUNNING:
+                yield loop.current_view(job)
+
+    def residents_after(self, job: JobView) -> Iterator[JobView]:
+        """Residents anywhere that the order puts behind this job, last first."""
+        loop = self._fresh()
+        mine = loop.queue.key_of(job)
+        if loop.policy.order.moves:
+            views = [loop.current_view(r) for r in loop.running.values()]
+            behind = [(loop.queue.key_of(v), v) for v in views]
+            behind = [item for item in behind if item[0] > mine]
+            behind.sort(key=lambda item: item[0], reverse=True)
+            yield from (v for _, v in behind)
+            return
+        for resident in reversed(loop.by_order()):
+            if resident.key <= mine:
+                return
+            self._fresh()
+            yield loop.current_view(resident)
+
+    def device_of(self, job_id: str) -> int | None:
+        """First device of a resident; None for a waiting job."""
+        job = self._job(job_id)
+        return job.devices[0] if job.devices else None
+
+    def remaining_s(self, job_id: str) -> float:
+        """Predicted seconds left, alone."""
+        return self._fresh().remaining_s(self._job(job_id))
+
+    def attained_s(self, job_id: str) -> float:
+        """Service received, in seconds-alone."""
+        job = self._job(job_id)
+        if job.state == RUNNING:
+            self._loop.backend.sync(job)
+        return job.attained_s
+
+    def finish_s(self, job_id: str) -> float:
+        """Predicted finish of a resident if nothing changes on its device."""
+        job = self._job(job_id)
+        if job.state != RUNNING:
+            raise PlanError(f"finish_s({job_id}): not running")
+        return self._loop.backend.finish_s(job)
+
+    def switch_s(self, job_id: str) -> float:
+        """Seconds one pause and resume of this job cost its device."""
+        return self._fresh().switch_s(self._job(job_id))
+
+    def capacity_bytes(self, device_id: int) -> float:
+        """Capacity of a device."""
+        return self._fresh().fleet[device_id].capacity
+
+    def used_bytes(self, device_id: int) -> float:
+        """Upper bound of what a device's residents need."""
+        return self._fresh().fleet[device_id].used
+
+    def snapshot(self) -> ClusterSnapshot:
+        """A frozen copy that outlives the call."""
+        return take_snapshot(self._fresh(), self._now_s, self._changes)
+
+    def plan(self) -> DeltaPlan:
+        """An empty plan."""
+        loop = self._fresh()
+        plan = DeltaPlan(loop.fleet, loop.active, self._now_s)
+        self.plans.append(plan)
+        return plan
+
+    def _job(self, job_id: str) -> Job:
+        job = self._fresh().active.get(job_id)
+        if job is None or job.state == DONE:
+            raise PlanError(f"no waiting or running job is called {job_id!r}")
+        return job

@@ -1,0 +1,73 @@
+"""Rules that most policies share: start in order, and fuse what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, Plan, ReadyJob, Rule
+
+
+def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Rule = "least-loaded") -> None:
+    """Start waiting jobs in their order, passing over at most `window - 1` that do not fit (1: a strict head)."""
+    blocked = 0
+    for job in view.waiting(view.n_waiting):
+        device_id = next(plan.candidates(job.job_id, rule), None)
+        if device_id is not None:
+            plan.start(job.job_id, device_id)
+        else:
+            blocked += 1
+            if blocked >= window:
+                return
+
+
+def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Iterable[JobView], *, most: int = 8) -> bool:
+    """Start the job where it fits, else in the stead of victims (worst first, at most `most` tried); False: neither.
+
+    Victims are tried device by device in the order given: a device is taken as soon as dropping those of its residents seen so
+    far makes room. Nobody is paused in vain.
+    """
+    device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
+    if device_id is not None:
+        plan.start(job.job_id, device_id)
+        return True
+    if job.num_gpus > 1:
+        return False
+    drops: dict[int, list[str]] = {}
+    tried = 0
+    for victim in victims:
+        device = view.device_of(victim.job_id)
+        if device is None or victim.num_gpus > 1 or victim.job_id not in plan.residents(device):
+            continue
+        if tried >= most:
+            return False
+        tried += 1
+        drop = drops.setdefault(device, [])
+        drop.append(victim.job_id)
+        if plan.fits(device, add=(job.job_id,), drop=drop):
+            for job_id in _needed(plan, device, job.job_id, drop):
+                plan.pause(job_id)
+            plan.start(job.job_id, device)
+            return True
+    return False
+
+
+def _needed(plan: Plan, device: int, add: str, drop: list[str]) -> list[str]:
+    """The victims without those whose pause turned out not to be needed (best first is spared first)."""
+    needed = list(drop)
+    for job_id in reversed(drop[:-1]):
+        rest = [other for other in needed if other != job_id]
+        if plan.fits(device, add=(add,), drop=rest):
+            needed = rest
+    return needed
+
+
+def fuse_all(device: DeviceView) -> FusedStep:
+    """Every resident in the step; where the real lengths do not fit, those waiting longest first, as many as fit."""
+    step = device.everyone()
+    if step is not None:
+        return step
+    chosen: list[ReadyJob] = []
+    for job in sorted(device.ready, key=lambda ready: -ready.waited):
+        if device.fits([*chosen, job]):
+            chosen.append(job)
+    return device.step(chosen or list(device.ready)[:1])

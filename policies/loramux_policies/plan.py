@@ -1,0 +1,212 @@
+"""The plan a policy fills in: a what-if overlay on the fleet, every call checked at once, so that a finished plan is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from loramux_policies.errors import PlanError
+from loramux_policies.fleet import Fleet
+from loramux_policies.job import DONE, Job
+from loramux_policies.views import Rule
+
+
+class Start(NamedTuple):
+    """Start or resume a waiting job; a gang names several devices."""
+
+    job: Job
+    devices: tuple[int, ...]
+    share: float
+
+
+class Share(NamedTuple):
+    """Change the share of a resident."""
+
+    job: Job
+    share: float
+
+
+class Pause(NamedTuple):
+    """Take a resident off its devices."""
+
+    job: Job
+
+
+class Reject(NamedTuple):
+    """Turn a waiting job away for good."""
+
+    job: Job
+    reason: str
+    need_bytes: float
+    have_bytes: float
+
+
+Action = Start | Share | Pause | Reject
+
+
+class _Seat(NamedTuple):
+    """Where this plan has put a job: no devices means waiting, None in their place means turned away."""
+
+    devices: tuple[int, ...] | None
+    share: float
+
+
+class DeltaPlan:
+    """Actions in the order they were asked for; what is not named stays as it is (contract: `views.Plan`)."""
+
+    __slots__ = ("_base", "_closed", "_jobs", "_moved", "_place_at_most", "actions", "fleet", "now_s", "reviews", "watches")
+
+    def __init__(self, fleet: Fleet, jobs: Mapping[str, Job], now_s: float) -> None:
+        self.fleet = fleet.fork()
+        self._jobs = jobs
+        self.now_s = now_s
+        self._moved: dict[str, _Seat] = {}
+        self._closed = False
+        self.actions: list[Action] = []
+        self.reviews: list[float] = []
+        self.watches: list[tuple[Job, float]] = []
+
+    def close(self) -> None:
+        """No call is taken from now on: `place()` has returned."""
+        self._closed = True
+
+    # -- questions
+
+    def candidates(self, job_id: str, rule: Rule = "best-fit") -> Iterator[int]:
+        """Devices the job fits now, in the rule's order; for a gang, those from which one can be formed."""
+        job = self._job(job_id)
+        if job.spec.num_gpus == 1:
+            return self.fleet.candidates(job, rule)
+        return (d for d in self.fleet.candidates(job, rule) if self.fleet.gang(job, d, rule) is not None)
+
+    def fits(self, device_id: int, add: Sequence[str] = (), drop: Sequence[str] = ()) -> bool:
+        """Whether the device would hold its residents, less `drop`, plus `add`."""
+        ledger = self.fleet[self._device(device_id)]
+        added = [self._job(job_id) for job_id in add]
+        if any(job.costs[ledger.type_index] is None for job in added):
+            return False
+        if len(added) == 1 and not drop:
+            return ledger.has_room(added[0].cost_on(ledger.type_index))
+        trial = ledger.copy()
+        for job_id in drop:
+            job = self._job(job_id)
+            if job_id not in trial.jobs:
+                raise PlanError(f"{job_id} is not on device {device_id}")
+            trial.remove(job, self._seat(job).share)
+        for job in added:
+            if job.job_id in trial.jobs or not trial.has_room(job.cost_on(ledger.type_index)):
+                return False
+            trial.add(job, 1.0)
+        return trial.used <= trial.capacity
+
+    def free_bytes(self, device_id: int) -> float:
+        """Capacity less the upper bound of the residents; -1 where every seat is taken."""
+        return self.fleet[self._device(device_id)].free
+
+    def free_seats(self, device_id: int) -> float:
+        """Seats left."""
+        ledger = self.fleet[self._device(device_id)]
+        return max(0.0, ledger.seats_max - ledger.seats)
+
+    def residents(self, device_id: int) -> Sequence[str]:
+        """Ids on the device, in order of their start."""
+        return tuple(self.fleet[self._device(device_id)].jobs)
+
+    # -- actions
+
+    def start(self, job_id: str, device_id: int, share: float = 1.0) -> None:
+        """Start or resume a waiting job, or change the share of a resident of that device."""
+        self._open()
+        job = self._job(job_id)
+        self._device(device_id)
+        if not 0.0 < share <= 1.0:
+            raise PlanError(f"share of {job_id} must be in (0, 1], not {share!r}")
+        devices, old_share = self._moved.get(job_id) or _Seat(job.devices, job.share)
+        if devices is None:
+            raise PlanError(f"{job_id} was turned away earlier in this plan")
+        if devices:
+            if device_id != devices[0]:
+                raise PlanError(f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id}")
+            if self.fleet[device_id].seats + share - old_share > self.fleet[device_id].seats_max + 1e-9:
+                raise PlanError(f"no seat on device {device_id} for a share of {share} of {job_id}")
+            for device in devices:
+                self.fleet.set_share(device, share - old_share)
+            self.actions.append(Share(job, share))
+        else:
+            devices = self._room(job, device_id, share)
+            for device in devices:
+                self.fleet.add(job, device, share)
+            self.actions.append(Start(job, devices, share))
+        self._moved[job_id] = _Seat(devices, share)
+
+    def pause(self, job_id: str) -> None:
+        """Take a resident off its device; it keeps its progress and waits again."""
+        self._open()
+        job = self._job(job_id)
+        seat = self._seat(job)
+        if not seat.devices:
+            raise PlanError(f"{job_id} is not running: nothing to pause")
+        for device in seat.devices:
+            self.fleet.remove(job, device, seat.share)
+        self.actions.append(Pause(job))
+        self._moved[job_id] = _Seat((), 1.0)
+
+    def reject(self, job_id: str, reason: str, need_bytes: float, have_bytes: float) -> None:
+        """Turn a waiting job away for good, with the bytes needed and available."""
+        self._open()
+        job = self._job(job_id)
+        if self._seat(job).devices != ():
+            raise PlanError(f"{job_id} is not waiting: only a waiting job can be turned away")
+        self.actions.append(Reject(job, reason, need_bytes, have_bytes))
+        self._moved[job_id] = _Seat(None, 0.0)
+
+    def review_at(self, t_s: float) -> None:
+        """Ask for `place()` at a later time."""
+        self._open()
+        if not self.now_s < t_s < float("inf"):
+            raise PlanError(f"review_at({t_s!r}): not after now ({self.now_s})")
+        self.reviews.append(t_s)
+
+    def review_when(self, job_id: str, attained_s: float) -> None:
+        """Ask for `place()` when a resident's attained service reaches this much."""
+        self._open()
+        job = self._job(job_id)
+        if not self._seat(job).devices:
+            raise PlanError(f"review_when({job_id}): not running")
+        self.watches.append((job, attained_s))
+
+    # -- checks
+
+    def _open(self) -> None:
+        if self._closed:
+            raise PlanError("this plan belongs to a place() that has returned")
+
+    def _job(self, job_id: str) -> Job:
+        job = self._jobs.get(job_id)
+        if job is None or job.state == DONE:
+            raise PlanError(f"no waiting or running job is called {job_id!r}")
+        return job
+
+    def _device(self, device_id: int) -> int:
+        if not 0 <= device_id < len(self.fleet):
+            raise PlanError(f"no device {device_id}; there are {len(self.fleet)}, from 0")
+        return device_id
+
+    def _seat(self, job: Job) -> _Seat:
+        return self._moved.get(job.job_id) or _Seat(job.devices, job.share)
+
+    def _room(self, job: Job, device_id: int, share: float) -> tuple[int, ...]:
+        ledger = self.fleet[device_id]
+        cost = job.costs[ledger.type_index]
+        if cost is None:
+            raise PlanError(f"{job.job_id} fits no device like device {device_id}")
+        if not ledger.has_room(cost, share):
+            need, have = ledger.used_with(cost), ledger.capacity
+            raise PlanError(
+                f"{job.job_id} does not fit device {device_id}: {need:.0f} of {have:.0f} bytes, "
+                f"{ledger.seats:g} of {ledger.seats_max:g} seats taken"
+            )
+        devices = self.fleet.gang(job, device_id)
+        if devices is None:
+            raise PlanError(f"{job.job_id} needs {job.spec.num_gpus} devices at once and they are not free")
+        return devices

@@ -1,0 +1,178 @@
+"""Finding a policy by name, by `module:Class`, or in a file of the user's.
+
+Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come from `@register`, from the
+built-in rules, and from the entry-point group `loramux.policies`; a name used twice is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from loramux_policies.policy import Policy
+from loramux_traces.errors import UsageError
+
+ENTRY_POINTS = "loramux.policies"
+P = TypeVar("P", bound=type[Policy])
+
+_known: dict[str, type[Policy]] = {}
+_loaded = False
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator that gives a policy its name. ValueError if another class has it already."""
+
+    def put(cls: P) -> P:
+        taken = _known.get(name)
+        same = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
+        if taken is not None and not same:
+            raise ValueError(f"two policies are called {name!r}: {taken.__qualname__} and {cls.__qualname__}")
+        cls.name = name
+        _known[name] = cls
+        return cls
+
+    return put
+
+
+def names() -> list[str]:
+    """Names of all registered policies, sorted."""
+    _load_all()
+    return sorted(_known)
+
+
+def find(name: str) -> type[Policy]:
+    """The class of a registered name, or of `module:Class`. UsageError with the nearest names if there is none."""
+    if ":" in name:
+        return _from_module(name)
+    _load_all()
+    if name not in _known:
+        near = difflib.get_close_matches(name, _known, n=3) or sorted(_known)
+        raise UsageError(f"no policy is called {name!r}; did you mean {', '.join(near)}? (loramux policies lists all)")
+    return _known[name]
+
+
+def create(text: str) -> Policy:
+    """A policy from `name`, `name:key=value,...`, `module:Class` or `module:Class:key=value,...`."""
+    head, _, tail = text.partition(":")
+    if tail and "=" not in tail.split(",")[0]:
+        cls_name, _, tail = tail.partition(":")
+        head = f"{head}:{cls_name}"
+    cls = find(head)
+    given = dict(_pair(part, text) for part in tail.split(",") if part)
+    known = parameters(cls)
+    values = {}
+    for key, value in given.items():
+        if key not in known:
+            allowed = ", ".join(known) or "none"
+            raise UsageError(f"policy {head} has no parameter {key!r}; it has: {allowed}")
+        values[key] = _convert(value, known[key].default, f"{head}:{key}")
+    try:
+        policy = cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"policy {text!r}: {error}") from error
+    if not isinstance(policy, Policy):
+        raise UsageError(f"{head} is not a loramux Policy")
+    if not policy.name:
+        type(policy).name = head.rpartition(":")[2]
+    return policy
+
+
+def parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
+    """Keyword parameters of a policy with their defaults."""
+    if cls.__init__ is object.__init__:
+        return {}
+    found = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p for p in found if p.name != "self" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def load_file(path: str | Path) -> list[str]:
+    """Run a user's Python file and return the names it registered (a Policy subclass without @register goes by its class name)."""
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no policy file {file}")
+    _load_all()
+    before = set(_known)
+    module_name = f"loramux_user_policy_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"policy file {file}: {type(error).__name__}: {error}") from error
+    registered = set()
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name:
+            if not value.__dict__.get("name"):
+                register(value.__name__)(value)
+            registered.add(value.name)
+    if not registered:
+        raise UsageError(f"policy file {file} defines no Policy subclass")
+    return sorted(registered | (set(_known) - before))
+
+
+def _load_all() -> None:
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    import loramux_policies.rules as rules
+
+    for info in pkgutil.iter_modules(rules.__path__):
+        importlib.import_module(f"{rules.__name__}.{info.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        cls = point.load()
+        if not cls.__dict__.get("name"):
+            register(point.name)(cls)
+
+
+def _from_module(name: str) -> type[Policy]:
+    module_name, _, cls_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"policy {name}: cannot import {module_name}: {error}") from error
+    cls: Any = getattr(module, cls_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        raise UsageError(f"policy {name}: {module_name} has no Policy class {cls_name}")
+    return cls
+
+
+def _pair(part: str, text: str) -> tuple[str, str]:
+    key, sign, value = part.partition("=")
+    if not sign or not key or not value:
+        raise UsageError(f"policy {text!r}: {part!r} is not key=value")
+    return key.strip(), value.strip()
+
+
+def _convert(value: str, default: Any, where: str) -> Any:
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is int:
+            return int(value)
+        if kind is float or default is None:
+            return float(value) if kind is float else _number(value)
+    except (KeyError, ValueError):
+        raise UsageError(f"{where}: {value!r} is not a {kind.__name__}") from None
+    return value
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -1,0 +1,138 @@
+"""The per-step choice of `aspen` (aspen.md, after arXiv 2312.02515 section 4.2): who is in the next fused step of one device.
+
+Pure functions of the device view. Orders are total: time waited (starved jobs only), priority descending, p_stop descending,
+arrival, id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from math import ceil
+from typing import Final
+
+from loramux_policies.views import DeviceView, Entry, FusedStep, ReadyJob
+from loramux_profiles.work import ROUNDING
+
+LEAST_PATIENCE: Final = 16
+
+Fits = Callable[[Iterable[ReadyJob]], bool]
+
+
+def patience(residents: int, k: int) -> int:
+    """W: a job that has waited this many steps is starved and goes first."""
+    return max(LEAST_PATIENCE, 4 * ceil(residents / k))
+
+
+def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
+    """One job alone, its micro-batch halved until it fits. A single row runs in any case: if it does not fit either, the device runs out
+    of memory, and the loop fails the job with the bytes needed and available once it has raised the bound.
+    """
+    rows = job.rows
+    while rows > 1 and not device.fits_rows(job, rows):
+        rows = (rows + 1) // 2
+    return FusedStep(device.base_model, (Entry(job.job_id, rows),))
+
+
+def as_many_as_fit(device: DeviceView, jobs: Sequence[ReadyJob]) -> FusedStep:
+    """These jobs together, in this order passing over what no longer fits; at least the first, halved if need be."""
+    if device.fits(jobs):
+        return device.step(jobs)
+    chosen: list[ReadyJob] = []
+    for job in jobs:
+        if device.fits([*chosen, job]):
+            chosen.append(job)
+    return device.step(chosen) if chosen else halved(device, jobs[0])
+
+
+def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: float) -> FusedStep:
+    """Starved jobs, then class by class the jobs that pad least. `percent`: how much of the order the classes choose from."""
+    ready = device.ready
+    fits: Fits = _always if device.everyone() is not None else device.fits
+    limit = patience(device.n_residents, k)
+    taken: list[ReadyJob] = []
+    starved = [job for job in ready if job.waited >= limit]
+    if starved:
+        starved.sort(key=lambda job: (-job.waited, *_rank(job)))
+        if not fits(starved[:1]):
+            return halved(device, starved[0])
+        for job in starved:
+            if len(taken) < k and fits([*taken, job]):
+                taken.append(job)
+        if len(taken) == k:
+            return device.step(taken)
+    others = sorted([job for job in ready if job.waited < limit], key=_rank)
+    if not taken and not fits(others[:1]):
+        return halved(device, others[0])
+    others = others[: max(1, ceil(len(others) * percent / 100.0))]
+    if not device.padded and budget_tokens <= 0.0:
+        budget_tokens = k * sum(job.tokens for job in ready) / len(ready)
+    for _, members in groupby(others, key=lambda job: job.priority):
+        pool = list(members)
+        while len(taken) < k:
+            if fits is not _always:
+                pool = [job for job in pool if fits([*taken, job])]
+            if not pool:
+                break
+            r = min(k - len(taken), len(pool))
+            chosen = pool if r == len(pool) and fits([*taken, *pool]) else None
+            if chosen is None:
+                choices = _by_longest(taken, pool, r, fits) if device.padded else _by_tokens(taken, pool, r, fits)
+                chosen = min(choices, key=lambda jobs: _score(device, [*taken, *jobs], budget_tokens))
+            taken.extend(chosen)
+            pool = [job for job in pool if job not in chosen]
+        if len(taken) == k:
+            break
+    return device.step(taken)
+
+
+def _always(_: Iterable[ReadyJob]) -> bool:
+    """Memory holds everybody, hence any of them."""
+    return True
+
+
+def _rank(job: ReadyJob) -> tuple[int, float, float, str]:
+    return (-job.priority, -job.p_stop, job.submit_s, job.job_id)
+
+
+def _by_longest(taken: list[ReadyJob], pool: list[ReadyJob], r: int, fits: Fits) -> list[list[ReadyJob]]:
+    """For every possible longest row the r jobs with the least rows * (longest - their longest) that fit beside those taken."""
+    choices = []
+    for longest in sorted({job.longest for job in pool}):
+        below = [job for job in pool if job.longest <= longest]
+        if len(below) < r and fits is _always:
+            continue  # another has r, and most jobs wins
+        below.sort(key=lambda job: job.rows * (longest - job.longest))  # stable: ties stay in order
+        choices.append(_first(taken, below, r, fits))
+    return choices
+
+
+def _by_tokens(taken: list[ReadyJob], pool: list[ReadyJob], r: int, fits: Fits) -> list[list[ReadyJob]]:
+    """Packed, where nothing pads: every run of r neighbours in order of their tokens, as many of them as fit."""
+    ordered = sorted(pool, key=lambda job: job.tokens)
+    return [_first(taken, ordered[i:], r, fits) for i in range(len(ordered) - r + 1)]
+
+
+def _first(taken: list[ReadyJob], jobs: list[ReadyJob], r: int, fits: Fits) -> list[ReadyJob]:
+    chosen = jobs[:r]
+    if fits([*taken, *chosen]):
+        return chosen
+    chosen = []
+    for job in jobs:
+        if len(chosen) < r and fits([*taken, *chosen, job]):
+            chosen.append(job)
+    return chosen
+
+
+def _score(
+    device: DeviceView, jobs: list[ReadyJob], budget_tokens: float
+) -> tuple[int, float, int, list[tuple[float, str]]]:
+    """Most jobs, least waste, most waiting, earliest, id. Waste: padding, or when packed the distance to the token budget."""
+    tokens = sum([job.tokens for job in jobs])
+    if device.padded:
+        longest = max([job.longest for job in jobs])
+        waste = float(sum([job.rows for job in jobs]) * (-(-longest // ROUNDING) * ROUNDING) - tokens)
+    else:
+        waste = abs(tokens - budget_tokens)
+    waiting = sum([job.waited for job in jobs])
+    return (-len(jobs), waste, -waiting, sorted((job.submit_s, job.job_id) for job in jobs))

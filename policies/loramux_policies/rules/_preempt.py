@@ -1,0 +1,43 @@
+"""Preemption shared by several rules: go through the queue in order, start what fits, else take the seat of somebody worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+from loramux_policies.packing import start_or_preempt
+from loramux_policies.views import ClusterView, JobView, Plan
+
+
+def preempt_in_order(
+    view: ClusterView,
+    plan: Plan,
+    worse: Callable[[JobView], Iterable[JobView]],
+    *,
+    window: float = 1,
+    nested: bool = True,
+) -> JobView | None:
+    """Start waiting jobs in their order, pausing residents from `worse(job)` (worst first) where there is no room.
+
+    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those behind it are
+    only tried for free room. Passes over at most `window - 1` jobs that could not start; returns the one it stopped at, None if it
+    reached the end of the queue.
+    """
+    blocked = 0
+    spent = False
+    for job in view.waiting(view.n_waiting):
+        device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
+        if device_id is not None:
+            plan.start(job.job_id, device_id)
+            continue
+        if not spent and job.num_gpus == 1:
+            victims = iter(worse(job))
+            worst = next(victims, None)
+            if worst is None:
+                spent = nested
+            elif start_or_preempt(view, plan, job, chain((worst,), victims)):
+                continue
+        blocked += 1
+        if blocked >= window:
+            return job
+    return None

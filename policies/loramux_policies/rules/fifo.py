@@ -1,0 +1,35 @@
+"""First come, first served."""
+
+from __future__ import annotations
+
+from loramux_policies.packing import start_in_order
+from loramux_policies.policy import Policy
+from loramux_policies.registry import register
+from loramux_policies.views import ClusterView, Plan
+
+
+@register("fifo")
+class Fifo(Policy):
+    """First come, first served: the oldest job starts on the least loaded device that holds it, nobody passes a blocked head.
+
+    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head, more lets jobs skip ahead.
+    """
+
+    def __init__(self, window: int = 1) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.window = window
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start from the head of the queue."""
+        plan = view.plan()
+        start_in_order(view, plan, window=self.window)
+        return plan
+
+
+@register("fifo-skip")
+class FifoSkip(Fifo):
+    """First come, first served, but jobs that fit may pass up to `window - 1` that do not (default window 16)."""
+
+    def __init__(self, window: int = 16) -> None:
+        super().__init__(window)

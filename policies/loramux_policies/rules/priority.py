@@ -1,0 +1,50 @@
+"""Static priorities, preemptive, with ageing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import ClassVar
+
+from loramux_policies.policy import Policy
+from loramux_policies.registry import register
+from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.views import ClusterView, JobView, Order, Plan
+
+
+@register("priority")
+class Priority(Policy):
+    """Highest priority first, first come first served within a class, preempting strictly lower classes.
+
+    `ageing_per_s`: priority classes gained per second of waiting; 0 is strictly static. Waiting lifts a job past later arrivals
+    of a higher class; since everybody ages at one rate, the order never changes while jobs wait and the key stays fixed.
+    `window`: how many waiting jobs may be blocked before the rule gives up.
+    """
+
+    preempts: ClassVar[bool] = True
+
+    def __init__(self, ageing_per_s: float = 0.0, window: int = 1) -> None:
+        if not ageing_per_s >= 0.0:
+            raise ValueError(f"ageing_per_s must not be negative, not {ageing_per_s}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.ageing_per_s = ageing_per_s
+        self.window = window
+        self.order = Order(key=lambda job: (self.rank(job),))
+
+    def rank(self, job: JobView) -> float:
+        """Smallest first: minus the priority, plus what a later start of waiting costs in classes."""
+        return -job.priority + self.ageing_per_s * job.enqueued_s
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start from the highest rank on, in the stead of lower classes."""
+        plan = view.plan()
+
+        def lower(job: JobView) -> Iterable[JobView]:
+            mine = self.rank(job)
+            behind = takewhile(lambda resident: self.rank(resident) > mine, view.residents_after(job))
+            # ageing orders the queue; it never makes a job displace an equal or a better class
+            return (resident for resident in behind if resident.priority < job.priority)
+
+        preempt_in_order(view, plan, lower, window=self.window, nested=self.ageing_per_s == 0.0)
+        return plan

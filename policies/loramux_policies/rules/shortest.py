@@ -1,0 +1,102 @@
+"""Shortest job first, in its three classical forms, each also with the true end of every job as an oracle.
+
+Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968) showed that shortest remaining
+time is optimal for the mean response of one preemptive server with exact sizes.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import ClassVar
+
+from loramux_policies.packing import start_in_order
+from loramux_policies.policy import Policy
+from loramux_policies.registry import register
+from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.views import ClusterView, JobView, Order, Plan
+
+
+class _Windowed(Policy):
+    """`window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head)."""
+
+    def __init__(self, window: int = 1) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.window = window
+
+
+@register("sjf")
+class ShortestJobFirst(_Windowed):
+    """Shortest predicted job first, without preemption.
+
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    """
+
+    order = Order(key=lambda job: (job.solo_s,))
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start from the shortest on."""
+        plan = view.plan()
+        start_in_order(view, plan, window=self.window)
+        return plan
+
+
+@register("psjf")
+class PreemptiveShortestJobFirst(_Windowed):
+    """Shortest predicted job first, by original size, preemptive: the largest resident makes way for a strictly smaller job.
+
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    """
+
+    order = Order(key=lambda job: (job.solo_s,))
+    preempts: ClassVar[bool] = True
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start from the shortest on, in the stead of larger residents."""
+        plan = view.plan()
+
+        def larger(job: JobView) -> takewhile[JobView]:
+            return takewhile(lambda resident: resident.solo_s > job.solo_s, view.residents_after(job))
+
+        preempt_in_order(view, plan, larger, window=self.window)
+        return plan
+
+
+@register("srtf")
+class ShortestRemainingTimeFirst(_Windowed):
+    """Shortest predicted remaining time first, preemptive: the resident with most left makes way for a job with strictly less.
+
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    """
+
+    order = Order(key=lambda job: (job.remaining_s,), moves=True)
+    preempts: ClassVar[bool] = True
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start from the least remaining on, in the stead of residents with more left."""
+        plan = view.plan()
+        preempt_in_order(
+            view, plan, lambda job: view.preemptible("remaining_s", above=job.remaining_s), window=self.window
+        )
+        return plan
+
+
+@register("sjf-oracle")
+class OracleShortestJobFirst(ShortestJobFirst):
+    """`sjf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+
+    oracle: ClassVar[bool] = True
+
+
+@register("psjf-oracle")
+class OraclePreemptiveShortestJobFirst(PreemptiveShortestJobFirst):
+    """`psjf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+
+    oracle: ClassVar[bool] = True
+
+
+@register("srtf-oracle")
+class OracleShortestRemainingTimeFirst(ShortestRemainingTimeFirst):
+    """`srtf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+
+    oracle: ClassVar[bool] = True

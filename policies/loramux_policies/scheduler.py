@@ -1,0 +1,311 @@
+"""The one decide-apply loop, for simulated and for real devices alike.
+
+Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the backend carry it out. Nothing
+here knows which backend it drives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sortedcontainers import SortedKeyList
+
+from loramux_policies.backend import Backend
+from loramux_policies.errors import PolicyError
+from loramux_policies.fleet import Fleet
+from loramux_policies.job import DONE, RUNNING, WAITING, Job
+from loramux_policies.ledger import Ledger
+from loramux_policies.live_view import LiveView
+from loramux_policies.plan import Action, DeltaPlan, Pause, Reject, Share, Start
+from loramux_policies.policy import Policy
+from loramux_policies.views import Changes, JobView
+from loramux_policies.waiting import WaitingQueue
+from loramux_traces.errors import LoramuxError
+
+OOM_RETRIES: Final = 3
+OOM_RAISE: Final = 0.02
+"""An out-of-memory raises the device's bound by this share of the activations, wherever several jobs meet."""
+OOM_RATE: Final = 0.01
+"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own bound, so that it settles
+where one stay in a hundred runs out (adaptive conformal inference, Gibbs and Candes 2021)."""
+SETTLE_ROUNDS: Final = 64
+"""A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
+
+Listener = Callable[[str, Job, tuple[int, ...], str], None]
+"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail."""
+
+
+class Scheduler:
+    """Jobs, queue and fleet of one run, and the policy that decides over them."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        ledgers: Sequence[Ledger],
+        backend: Backend,
+        *,
+        max_resident: float = float("inf"),
+        listener: Listener | None = None,
+        on_plan: Callable[[LiveView, DeltaPlan], None] | None = None,
+    ) -> None:
+        self.policy = policy
+        for ledger in ledgers:
+            ledger.seats_max = min(ledger.seats_max, policy.seats)
+        self.fleet = Fleet(ledgers)
+        self.backend = backend
+        self.max_resident = min(max_resident, policy.seats)
+        self.queue = WaitingQueue(policy.order)
+        self.active: dict[str, Job] = {}
+        """Waiting and running jobs by id."""
+        self.running: dict[str, Job] = {}
+        self.decisions = 0
+        self._listener = listener
+        self._on_plan = on_plan
+        """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
+        self._sorted: SortedKeyList | None = None
+        self._arrived: list[str] = []
+        self._finished: list[str] = []
+        self._paused: list[str] = []
+        self._freed: list[int] = []
+        self._due = False
+        self._barrier: tuple[object, ...] | None = None
+        """Key of the last waiting job the policy looked at: who arrives behind it changes nothing."""
+
+    # -- events
+
+    def arrive(self, job: Job) -> bool:
+        """A job was submitted. Returns whether `decide` must be called for it."""
+        self.active[job.job_id] = job
+        job.view = self.view_of(job)
+        self.queue.add(job)
+        self._tell("arrive", job)
+        self._arrived.append(job.job_id)
+        if self._barrier is None or job.key < self._barrier:
+            self._due = True
+        return self._due
+
+    def finish(self, job: Job) -> None:
+        """A running job has done all its steps (the backend has brought it up to date)."""
+        devices = self._leave(job)
+        for device in devices:
+            ledger = self.fleet[device]
+            if ledger.raised > 0.0:
+                ledger.raised = max(0.0, ledger.raised - OOM_RAISE * OOM_RATE)
+        job.state = DONE
+        del self.active[job.job_id]
+        self._finished.append(job.job_id)
+        self._freed.extend(devices)
+        self._due = True
+        self._tell("finish", job, devices)
+
+    def evict(self, job: Job, detail: str) -> None:
+        """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it fails."""
+        self.backend.stop(job)
+        devices = self._leave(job)
+        job.oom_events += 1
+        self._freed.extend(devices)
+        self._due = True
+        self._tell("oom", job, devices, detail)
+        for device in devices:
+            self.fleet[device].raised += OOM_RAISE
+        if job.oom_events > OOM_RETRIES:
+            self.drop(job, "fail", f"out of memory {job.oom_events} times")
+            return
+        self._paused.append(job.job_id)
+        self._enqueue(job)
+
+    def drop(self, job: Job, event: str, detail: str) -> None:
+        """End a job that is neither waiting in the queue nor running."""
+        job.state = DONE
+        self.active.pop(job.job_id, None)
+        self._due = True
+        self._tell(event, job, (), detail)
+
+    def review(self) -> None:
+        """A review the policy asked for is due."""
+        self._due = True
+
+    # -- deciding
+
+    @property
+    def due(self) -> bool:
+        """Whether anything happened that the policy could answer to."""
+        return self._due
+
+    def decide(self) -> None:
+        """Ask the policy and carry out its plan. PolicyError, with the policy's name, where the plan is not valid."""
+        if not self._due:
+            return
+        for _ in range(SETTLE_ROUNDS):
+            self._due = False
+            changes = Changes(tuple(self._arrived), tuple(self._finished), tuple(self._paused), tuple(self._freed))
+            self._arrived, self._finished, self._paused, self._freed = [], [], [], []
+            view = LiveView(self, self.backend.now_s, changes)
+            plan = self._ask(view)
+            self._apply(plan)
+            if not self._set_barrier(view, plan):
+                return
+
+    def _ask(self, view: LiveView) -> DeltaPlan:
+        self.decisions += 1
+        name = self.policy.name
+        try:
+            plan = self.policy.place(view)
+            if self._on_plan is not None and isinstance(plan, DeltaPlan):
+                self._on_plan(view, plan)
+        except PolicyError as error:
+            raise PolicyError(f"policy {name} at {view._now_s:.3f} s: {error}") from error
+        except LoramuxError:
+            raise
+        except Exception as error:
+            raise PolicyError(f"policy {name} at {view._now_s:.3f} s raised {type(error).__name__}: {error}") from error
+        finally:
+            view.close()
+        if not any(plan is made for made in view.plans):
+            raise PolicyError(f"policy {name}: place() must return a plan made by this view's plan(), not {plan!r}")
+        assert isinstance(plan, DeltaPlan)
+        return plan
+
+    def _apply(self, plan: DeltaPlan) -> None:
+        actions = plan.actions
+        if actions:
+            self.fleet.adopt(plan.fleet)
+            for action in actions:
+                self._carry_out(action)
+        for t_s in plan.reviews:
+            self.backend.review_at(t_s)
+        for job, attained_s in plan.watches:
+            if job.state == RUNNING:
+                self.backend.review_when(job, attained_s)
+
+    def _carry_out(self, action: Action) -> None:
+        job = action.job
+        if isinstance(action, Start):
+            self.queue.remove(job)
+            again = job.first_start_s >= 0
+            now_s = self.backend.now_s
+            if again:
+                job.paused_s += now_s - job.last_stop_s
+            else:
+                job.first_start_s = now_s
+            job.state, job.devices, job.share = RUNNING, action.devices, action.share
+            self.running[job.job_id] = job
+            if self._sorted is not None:
+                self._sorted.add(job)
+            self.backend.start(job, action.devices, action.share)
+            self._tell("resume" if again else "start", job, action.devices)
+        elif isinstance(action, Pause):
+            self.backend.stop(job)
+            devices = self._forget(job)
+            job.preemptions += 1
+            self._tell("pause", job, devices)
+            self._enqueue(job)
+        elif isinstance(action, Share):
+            job.share = action.share
+            self.backend.set_share(job, action.share)
+        else:
+            assert isinstance(action, Reject)
+            self.queue.remove(job)
+            detail = f"{action.reason} (needs {action.need_bytes:.0f} bytes, {action.have_bytes:.0f} available)"
+            self.drop(job, "reject", detail)
+            self._due = False
+
+    def _set_barrier(self, view: LiveView, plan: DeltaPlan) -> bool:
+        """Note how far the policy looked; True where its window was cut and it should be asked again."""
+        last: Job | None = None
+        cut = False
+        for window in view.windows:
+            if window.exhausted:
+                self._barrier = None
+                return False
+            if window.last is not None and (last is None or window.last.key > last.key):
+                last = window.last
+            cut = cut or window.read == window._n
+        self._barrier = last.key if last is not None else None
+        started = any(isinstance(action, Start) for action in plan.actions)
+        self._due = started and cut and len(self.queue) > 0
+        return self._due
+
+    # -- what views are made of
+
+    def view_of(self, job: Job) -> JobView:
+        """A job as policies see it, with the figures it has now (a running job must be in sync)."""
+        spec = job.spec
+        cost = next(cost for cost in job.costs if cost is not None)
+        per_step = cost.solo_step_s * cost.accumulation
+        left = job.predicted_steps - job.done_steps
+        return JobView(
+            spec.job_id,
+            spec.submit_s,
+            cost.base.key,
+            spec.priority,
+            spec.batch_size,
+            cost.rows,
+            cost.own_bytes,
+            cost.state_bytes,
+            job.declared_steps,
+            job.need_bytes,
+            job.predicted_steps * per_step,
+            left * per_step if left > 0 else 0.0,
+            job.attained_s,
+            job.enqueued_s,
+            spec.num_gpus,
+            spec.user,
+            spec.group,
+            spec.deadline_s,
+            job.preemptions,
+            spec.method,
+            cost.real_tokens,
+        )
+
+    def current_view(self, job: Job) -> JobView:
+        """The view of a job as of now."""
+        if job.state == WAITING:
+            return job.view
+        self.backend.sync(job)
+        return self.view_of(job)
+
+    def remaining_s(self, job: Job) -> float:
+        """Predicted seconds left, alone on its device, or on the first device type while it waits."""
+        if job.state == WAITING:
+            return job.view.remaining_s
+        self.backend.sync(job)
+        cost = job.cost_on(self.fleet[job.devices[0]].type_index)
+        return max(0.0, job.predicted_steps - job.done_steps) * cost.solo_step_s * cost.accumulation
+
+    def switch_s(self, job: Job) -> float:
+        """Seconds that one pause and resume of this job cost its device."""
+        return 2.0 * next(cost for cost in job.costs if cost is not None).pause_s
+
+    def by_order(self) -> SortedKeyList:
+        """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""
+        if self._sorted is None:
+            self._sorted = SortedKeyList(self.running.values(), key=lambda job: job.key)
+        return self._sorted
+
+    # -- small moves
+
+    def _enqueue(self, job: Job) -> None:
+        job.state, job.devices, job.share = WAITING, (), 1.0
+        job.enqueued_s = job.last_stop_s = self.backend.now_s
+        job.view = self.view_of(job)
+        self.queue.add(job)
+
+    def _leave(self, job: Job) -> tuple[int, ...]:
+        devices, share = job.devices, job.share
+        for device in devices:
+            self.fleet.remove(job, device, share)
+        return self._forget(job)
+
+    def _forget(self, job: Job) -> tuple[int, ...]:
+        devices = job.devices
+        del self.running[job.job_id]
+        if self._sorted is not None:
+            self._sorted.remove(job)
+        job.devices = ()
+        return devices
+
+    def _tell(self, event: str, job: Job, devices: tuple[int, ...] = (), detail: str = "") -> None:
+        if self._listener is not None:
+            self._listener(event, job, devices, detail)

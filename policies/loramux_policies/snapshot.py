@@ -1,0 +1,151 @@
+"""A frozen copy of everything a policy may see. It answers like the facade, so that purity can be tested and runs recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loramux_policies.errors import PlanError
+from loramux_policies.fleet import Fleet
+from loramux_policies.job import RUNNING, Job
+from loramux_policies.plan import DeltaPlan
+from loramux_policies.views import Changes, JobView, Metric, Order
+
+if TYPE_CHECKING:
+    from loramux_policies.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """A job's view with what depends on where it runs."""
+
+    view: JobView
+    device_id: int | None
+    finish_s: float | None
+    switch_s: float
+    key: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSnapshot:
+    """The cluster at one moment (contract: `views.ClusterView`). O(jobs) to take; plans made from it are what-ifs."""
+
+    now_s: float
+    changes: Changes
+    max_resident: float
+    order: Order
+    queue: tuple[JobView, ...]
+    facts: Mapping[str, JobFacts]
+    fleet: Fleet
+    jobs: Mapping[str, Job]
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self.queue)
+
+    @property
+    def n_devices(self) -> int:
+        return len(self.fleet)
+
+    def waiting(self, n: int) -> Sequence[JobView]:
+        """The first n waiting jobs in order."""
+        return self.queue[: max(0, n)]
+
+    def residents(self, device_id: int) -> Sequence[JobView]:
+        """Jobs on a device, in order of their start."""
+        if not 0 <= device_id < len(self.fleet):
+            raise PlanError(f"no device {device_id}; there are {len(self.fleet)}, from 0")
+        return [self.facts[job_id].view for job_id in self.fleet[device_id].jobs]
+
+    def _running(self) -> list[JobFacts]:
+        return [fact for fact in self.facts.values() if fact.device_id is not None]
+
+    def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
+        """Residents whose metric exceeds `above`, largest first."""
+        if metric not in ("attained_s", "remaining_s"):
+            raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
+        found = [f.view for f in self._running() if getattr(f.view, metric) > above]
+        return iter(sorted(found, key=lambda v: (getattr(v, metric), v.submit_s, v.job_id), reverse=True))
+
+    def residents_after(self, job: JobView) -> Iterator[JobView]:
+        """Residents anywhere that the order puts behind this job, last first."""
+        mine = (self.order.key(job), job.submit_s, job.job_id)
+        found = sorted((f for f in self._running() if f.key > mine), key=lambda f: f.key, reverse=True)
+        return iter([f.view for f in found])
+
+    def device_of(self, job_id: str) -> int | None:
+        """First device of a resident; None for a waiting job."""
+        return self._fact(job_id).device_id
+
+    def remaining_s(self, job_id: str) -> float:
+        """Predicted seconds left, alone."""
+        return self._fact(job_id).view.remaining_s
+
+    def attained_s(self, job_id: str) -> float:
+        """Service received, in seconds-alone."""
+        return self._fact(job_id).view.attained_s
+
+    def finish_s(self, job_id: str) -> float:
+        """Predicted finish of a resident if nothing changes on its device."""
+        finish_s = self._fact(job_id).finish_s
+        if finish_s is None:
+            raise PlanError(f"finish_s({job_id}): not running")
+        return finish_s
+
+    def switch_s(self, job_id: str) -> float:
+        """Seconds one pause and resume of this job cost its device."""
+        return self._fact(job_id).switch_s
+
+    def capacity_bytes(self, device_id: int) -> float:
+        """Capacity of a device."""
+        return self.fleet[device_id].capacity
+
+    def used_bytes(self, device_id: int) -> float:
+        """Upper bound of what a device's residents need."""
+        return self.fleet[device_id].used
+
+    def snapshot(self) -> ClusterSnapshot:
+        """Itself."""
+        return self
+
+    def plan(self) -> DeltaPlan:
+        """An empty plan on this snapshot."""
+        return DeltaPlan(self.fleet, self.jobs, self.now_s)
+
+    def _fact(self, job_id: str) -> JobFacts:
+        fact = self.facts.get(job_id)
+        if fact is None:
+            raise PlanError(f"no waiting or running job is called {job_id!r}")
+        return fact
+
+
+def take_snapshot(loop: Scheduler, now_s: float, changes: Changes) -> ClusterSnapshot:
+    """Copy the loop's state: views with current figures, ledgers, and the jobs they count."""
+    facts: dict[str, JobFacts] = {}
+    jobs: dict[str, Job] = {}
+    for job_id, job in loop.active.items():
+        running = job.state == RUNNING
+        view = loop.current_view(job)
+        facts[job_id] = JobFacts(
+            view=view,
+            device_id=job.devices[0] if running else None,
+            finish_s=loop.backend.finish_s(job) if running else None,
+            switch_s=loop.switch_s(job),
+            key=loop.queue.key_of(view),
+        )
+        jobs[job_id] = copy.copy(job)
+    ledgers = [ledger.copy() for ledger in loop.fleet]
+    for ledger in ledgers:
+        ledger.jobs = {job_id: jobs[job_id] for job_id in ledger.jobs}
+    return ClusterSnapshot(
+        now_s=now_s,
+        changes=changes,
+        max_resident=loop.max_resident,
+        order=loop.policy.order,
+        queue=tuple(job.view for job in loop.queue),
+        facts=facts,
+        fleet=Fleet(ledgers),
+        jobs=jobs,
+    )

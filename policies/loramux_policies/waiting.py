@@ -1,0 +1,103 @@
+"""The waiting queue, kept in the policy's order, and the lazy window through which a policy reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, overload
+
+from sortedcontainers import SortedKeyList
+
+from loramux_policies.job import Job
+from loramux_policies.views import JobView, Order
+
+
+def _key(job: Job) -> tuple[Any, ...]:
+    return job.key
+
+
+class WaitingQueue:
+    """Waiting jobs sorted by (order key, submit_s, job_id): total, so that the order of rows in a trace never matters."""
+
+    __slots__ = ("_jobs", "_order")
+
+    def __init__(self, order: Order) -> None:
+        self._order = order.key
+        self._jobs: SortedKeyList = SortedKeyList(key=_key)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs)
+
+    def key_of(self, view: JobView) -> tuple[Any, ...]:
+        """Place of a view in the order."""
+        return (self._order(view), view.submit_s, view.job_id)
+
+    def add(self, job: Job) -> None:
+        """Enqueue by the job's current view."""
+        job.key = self.key_of(job.view)
+        self._jobs.add(job)
+
+    def remove(self, job: Job) -> None:
+        """Dequeue."""
+        self._jobs.remove(job)
+
+    def rebuild(self, order: Order) -> None:
+        """Keep the queue in another order from now on (a policy was swapped)."""
+        jobs = list(self._jobs)
+        self._order = order.key
+        self._jobs = SortedKeyList(key=_key)
+        for job in jobs:
+            self.add(job)
+
+
+class WaitingWindow(Sequence[JobView]):
+    """The first `n` waiting jobs, read lazily; `read` says how far, and so which arrivals could change the answer."""
+
+    __slots__ = ("_n", "_queue", "exhausted", "last", "read")
+
+    def __init__(self, queue: WaitingQueue, n: int) -> None:
+        self._queue = queue
+        self._n = max(0, n)
+        self.read = 0
+        self.last: Job | None = None
+        """The furthest job handed out."""
+        self.exhausted = False
+        """The policy saw the end of the queue: any arrival is news."""
+
+    def __iter__(self) -> Iterator[JobView]:
+        position = 0
+        for job in islice(self._queue._jobs, self._n):
+            position += 1
+            if position > self.read:
+                self.read, self.last = position, job
+            yield job.view
+        if position < self._n or position >= len(self._queue):
+            self.exhausted = True
+
+    def __len__(self) -> int:
+        length = len(self._queue)
+        if length <= self._n:
+            self.exhausted = True
+            return length
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> JobView: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[JobView]: ...
+    def __getitem__(self, index: int | slice) -> JobView | Sequence[JobView]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        length = min(self._n, len(self._queue))
+        if index < 0:
+            index += length
+        if not 0 <= index < length:
+            self.exhausted = self.exhausted or length < self._n
+            raise IndexError(index)
+        job: Job = self._queue._jobs[index]
+        if index >= self.read:
+            self.read, self.last = index + 1, job
+        return job.view

@@ -1,0 +1,279 @@
+"""The one face of the cost models: what a job costs on a device type, under one fusion mode and one way to hold base
+copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, Final
+
+from loramux_profiles import memory, steptime
+from loramux_profiles.adapters import AdapterCost, adapter_cost
+from loramux_profiles.curves import SpeedupCurve
+from loramux_profiles.devices import DeviceProfile
+from loramux_profiles.lengths import LengthDist, is_length_shape, length_dist
+from loramux_profiles.memory import Copies, Fusion, Implementation
+from loramux_profiles.rates import ExpectedStep, expected_step
+from loramux_profiles.shapes import ModelShape, load_shape
+from loramux_profiles.steptime import Ints
+from loramux_profiles.work import ADMISSION_QUANTILE, BaseCost, JobCost
+from loramux_traces.job import JobSpec
+
+__all__ = ["Copies", "CostModel", "DoesNotFit", "ExpectedStep", "Fusion", "Implementation", "declared_micro_steps"]
+
+_FIELDS: Final = (
+    *(
+        "base_model",
+        "method",
+        "batch_size",
+        "seq_len",
+        "rank",
+        "target_modules",
+        "num_experts",
+        "top_k",
+        "micro_batch_size",
+    ),
+    *("mem_bytes", "seq_len_p95", "length_dist", "dataset", "dtype", "recompute"),
+)
+_MEM: Final = _FIELDS.index("mem_bytes")
+_DATASET: Final = _FIELDS.index("dataset")
+_key: Callable[[JobSpec], tuple[Any, ...]] = attrgetter(*_FIELDS)
+_key_dropout: Callable[[JobSpec], tuple[Any, ...]] = attrgetter(*_FIELDS, "dropout")
+
+
+@dataclass(frozen=True, slots=True)
+class DoesNotFit:
+    """Not even one row of the job fits the empty device."""
+
+    need_bytes: int
+    have_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class of jobs: its cost and, where one row does not fit, what is missing."""
+
+    cost: JobCost
+    misfit: DoesNotFit | None
+
+
+class CostModel:
+    """Costs of jobs on one device type. Deterministic; equal jobs get the same JobCost object.
+
+    `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`, micro-batch = batch.
+    `rates`: an aggregate-rate curve that replaces the fused step (None: fused steps; with separate copies the device's
+    own curve of parallel processes).
+    """
+
+    def __init__(
+        self,
+        device: DeviceProfile,
+        *,
+        fusion: Fusion = "packed",
+        copies: Copies = "shared",
+        ideal: bool = False,
+        rates: SpeedupCurve | None = None,
+        implementation: Implementation | None = None,
+    ) -> None:
+        self.device = device
+        self.fusion: Fusion = fusion
+        self.copies: Copies = copies
+        self.ideal = ideal
+        self.rates = device.parallel_curve if rates is None and copies == "separate" else rates
+        self.implementation = implementation or Implementation()
+        self.upper_margin = 0.0 if ideal else float(device.memory_margin)
+        reserved = 0.0 if ideal else device.reserved_bytes
+        self.capacity_bytes = int(device.memory_bytes - reserved)
+        self._classes: dict[tuple[Any, ...], _Class] = {}
+        self._costs: dict[tuple[Any, ...], JobCost] = {}
+        self._bases: dict[tuple[str, str], BaseCost] = {}
+        self._key = _key_dropout if self.implementation.stored_dropout else _key
+
+    # -- one job
+
+    def job_cost(self, spec: JobSpec) -> JobCost:
+        """The constants of a job; of one row where not even that fits (ask `micro_batch`). 1 us where its class is
+        known.
+
+        Raises UsageError for an unknown base model or length distribution, InvalidInputError for a bad model
+        configuration.
+        """
+        key = self._key(spec)
+        cost = self._costs.get(key)
+        if cost is None:
+            cost = self._costs[key] = self._class(spec).cost
+        return cost
+
+    def micro_batch(self, spec: JobSpec) -> int | DoesNotFit:
+        """Rows of a micro-batch: the largest start / 2^i (rounded down) that fits the empty device by the upper bound.
+
+        The start is `micro_batch_size` where the trace gives one, else the batch size.
+        """
+        known = self._class(spec)
+        return known.cost.rows if known.misfit is None else known.misfit
+
+    def cost_at(self, spec: JobSpec, progress: float) -> JobCost:
+        """The cost at a point of the training (0 to 1); differs from `job_cost` only for DynMoLE on the `skip` path."""
+        if spec.method != "dynmole" or self.implementation.expert_path != "skip":
+            return self.job_cost(spec)
+        rows = self.job_cost(spec).rows
+        return self._overridden(self._build(spec, rows, progress), spec)
+
+    def step_s(self, jobs: Sequence[JobCost], lengths: Sequence[Ints]) -> tuple[float, int]:
+        """(seconds, tokens computed) of one fused step with these real lengths; reference implementation."""
+        return steptime.step_of_lengths(jobs, lengths, self.fusion)
+
+    def expected_step(self, jobs: Sequence[JobCost], seeds: Sequence[int] | None = None) -> ExpectedStep:
+        """Expected fused step of a set of jobs of one base (see `rates.expected_step`)."""
+        return expected_step(jobs, self.fusion, seeds)
+
+    # -- memory of a set
+
+    def upper_bytes(self, jobs: Sequence[JobCost]) -> float:
+        """Upper bound of the memory of a set at its admission quantiles; reference implementation."""
+        return memory.set_bytes(jobs, self.fusion, self.copies, self.upper_margin)
+
+    def expected_bytes(self, jobs: Sequence[JobCost]) -> float:
+        """The same without the margin of the upper bound."""
+        return memory.set_bytes(jobs, self.fusion, self.copies)
+
+    # -- building
+
+    def _class(self, spec: JobSpec) -> _Class:
+        key = list(self._key(spec))
+        mem_bytes, key[_MEM] = key[_MEM], None
+        if spec.length_dist is not None or spec.seq_len_p95 is not None or not is_length_shape(spec.dataset):
+            key[_DATASET] = ""  # the label of a data set that says nothing of lengths makes no class of its own
+        # An override frees the micro-batch from memory, but each value shares the cost that is expensive to build.
+        wanted = (*key, mem_bytes is not None)
+        known = self._classes.get(wanted)
+        if known is None:
+            known = self._classes[wanted] = self._fitted(spec)
+        if mem_bytes is None:
+            return known
+        full = (*key, mem_bytes)
+        own = self._classes.get(full)
+        if own is None:
+            cost = self._overridden(known.cost, spec)
+            misfit = DoesNotFit(mem_bytes, self.capacity_bytes) if mem_bytes > self.capacity_bytes else None
+            own = self._classes[full] = _Class(cost, misfit)
+        return own
+
+    def _fitted(self, spec: JobSpec) -> _Class:
+        rows = spec.micro_batch_size or spec.batch_size
+        if self.ideal or spec.mem_bytes is not None:
+            return _Class(self._build(spec, rows), None)
+        misfit = None
+        while self._need(spec, rows) > self.capacity_bytes:
+            if rows == 1:
+                misfit = DoesNotFit(int(self._need(spec, 1)), self.capacity_bytes)
+                break
+            rows >>= 1
+        return _Class(self._build(spec, rows), misfit)
+
+    def _need(self, spec: JobSpec, rows: int) -> float:
+        return self.upper_bytes((self._build(spec, rows, timed=False),))
+
+    def _overridden(self, cost: JobCost, spec: JobSpec) -> JobCost:
+        return cost if spec.mem_bytes is None else replace(cost, own_bytes=spec.mem_bytes, overridden=True)
+
+    def _lengths(self, spec: JobSpec) -> LengthDist:
+        name = spec.length_dist
+        if name is None and spec.seq_len_p95 is None and is_length_shape(spec.dataset):
+            name = spec.dataset
+        return length_dist(spec.seq_len, spec.seq_len_p95, name)
+
+    def _base(self, shape: ModelShape, dtype: str) -> BaseCost:
+        base = self._bases.get((shape.name, dtype))
+        if base is None:
+            device, none = self.device, self.ideal
+            weights = memory.weight_bytes(shape, dtype, device)
+            base = self._bases[shape.name, dtype] = BaseCost(
+                key=shape.name if dtype == "bf16" else f"{shape.name}:{dtype}",
+                weights_bytes=0 if none else weights,
+                context_bytes=0 if none else int(device.context_bytes),
+                dynamic_bytes=0.0 if none else memory.base_dynamic_bytes(shape, device, self.implementation),
+                floor_s=steptime.floor_s(shape, device),
+                read_s=device.weight_passes * weights / device.memory_bandwidth,
+                load_s=0.0 if none else weights / device.disk_bandwidth,
+                token_s=steptime.frozen_token_s(shape, device, dtype),
+            )
+        return base
+
+    def _build(self, spec: JobSpec, rows: int, progress: float | None = None, *, timed: bool = True) -> JobCost:
+        shape = load_shape(spec.base_model)
+        device, implementation, ideal = self.device, self.implementation, self.ideal
+        adapter: AdapterCost = adapter_cost(
+            shape,
+            method=spec.method,
+            rank=spec.rank,
+            experts=spec.experts,
+            top_k=spec.top_k,
+            target_modules=spec.target_modules,
+            expert_path=implementation.expert_path,
+            progress=progress,
+        )
+        lengths = self._lengths(spec)
+        length_q = int(lengths.quantile(ADMISSION_QUANTILE ** (1 / rows)))
+        if self.fusion == "padded":
+            tokens_q = rows * memory.round_up(length_q)
+            squares_q = float(tokens_q) * memory.round_up(length_q)
+        else:
+            tokens_q = memory.round_up(lengths.sum_quantile(rows, ADMISSION_QUANTILE))
+            squares_q = float(tokens_q) * length_q  # no row is longer than length_q
+        token_bytes = memory.token_bytes(
+            shape,
+            adapter,
+            dtype=spec.dtype,
+            recompute=spec.recompute,
+            dropout=spec.dropout > 0,
+            scale=device.activation_scale,
+            implementation=implementation,
+        )
+        dtype, recompute = spec.dtype, spec.recompute
+        state = memory.STATE_BYTES * adapter.params
+        accumulation = spec.batch_size / rows
+        cost = JobCost(
+            base=self._base(shape, dtype),
+            method=spec.method if spec.target_modules == "all-linear" else f"{spec.method}:{spec.target_modules}",
+            rows=rows,
+            accumulation=accumulation,
+            lengths=lengths,
+            length_q=length_q,
+            tokens_q=float(tokens_q),
+            squares_q=squares_q,
+            own_bytes=0 if ideal else memory.own_bytes(adapter.params, dtype),
+            state_bytes=0 if ideal else state,
+            token_bytes=0.0 if ideal else token_bytes,
+            square_bytes=0.0 if ideal else memory.square_bytes(shape, implementation),
+            row_bytes=0.0 if ideal else float(device.row_bytes),
+            overridden=False,
+            token_s=steptime.token_s(shape, adapter, device, dtype=dtype, recompute=recompute),
+            square_s=steptime.square_s(shape, device, dtype=dtype, recompute=recompute),
+            step_s=device.c2 * adapter.params / accumulation,
+            method_floor_s=steptime.method_floor_s(shape, adapter, device),
+            solo_step_s=0.0,
+            load_s=0.0 if ideal else device.join_s + 4 * adapter.params / device.host_bandwidth,
+            pause_s=0.0 if ideal else state / device.host_bandwidth,
+            real_tokens=rows * lengths.mean,
+        )
+        return replace(cost, solo_step_s=expected_step((cost,), self.fusion).seconds) if timed else cost
+
+
+def declared_micro_steps(spec: JobSpec, cost: JobCost, reference: JobCost | None = None) -> float:
+    """Micro-batches of `cost.rows` rows that the job is long.
+
+    Declared steps times the accumulation; where the trace gives `duration_s` instead, as many as take that long alone
+    on the reference device, whose cost is `reference` (None: this one). There n * solo_step_s = duration_s to rounding
+    (1e-15).
+    """
+    steps = spec.steps
+    if steps is not None:
+        return steps * cost.accumulation
+    if spec.duration_s is None:
+        raise ValueError(f"{spec.job_id}: neither steps nor a duration")
+    on = cost if reference is None else reference
+    micro = spec.duration_s / on.solo_step_s
+    return micro if on.rows == cost.rows else micro * on.rows / cost.rows

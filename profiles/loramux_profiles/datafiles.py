@@ -1,0 +1,85 @@
+"""Finding the data that ships with the package, and reading JSON that a stranger may have written."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from loramux_traces.errors import InvalidInputError, Problem, UsageError
+
+MAX_BYTES: Final = 16 << 20
+"""A profile or configuration larger than this is not one."""
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def data_dir() -> Path:
+    """The folder `profiles/data`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "data", package.parent / "data"):
+        if (folder / "shapes.json").is_file():
+            return folder
+    raise FileNotFoundError(f"loramux is not installed whole: no data folder at {package / 'data'}")
+
+
+def problem(path: Path | str, column: str, value: object, allowed: str, line: int = 0) -> Problem:
+    """One thing wrong with a file; the value is shortened to what fits on a line."""
+    text = "" if value is None else str(value)
+    return Problem(file=str(path), line=line, column=column, value=text[:80], allowed=allowed)
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """The object in a JSON file. Raises InvalidInputError that says what is wrong with it and where."""
+
+    def fail(allowed: str, line: int = 0) -> InvalidInputError:
+        return InvalidInputError([problem(path, "", "", allowed, line)])
+
+    def no_constant(name: str) -> float:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise fail("no such file") from None
+    except (OSError, ValueError) as error:
+        raise fail(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_BYTES:
+        raise fail(f"must be at most {MAX_BYTES >> 20} MiB")
+    try:
+        result = json.loads(data.decode("utf-8-sig"), parse_constant=no_constant)
+    except json.JSONDecodeError as error:
+        raise fail(f"must be JSON: {error.msg}", error.lineno) from error
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise fail(f"must be UTF-8 JSON: {str(error)[:100]}") from error
+    if not isinstance(result, dict):
+        raise fail("must hold a JSON object")
+    return result
+
+
+def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Model:
+    """`data` as a pydantic model. Raises InvalidInputError with one problem per bad key, named with dots."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False):
+            key = ".".join(str(part) for part in item["loc"])
+            value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
+            problems.append(problem(path, key, value, item["msg"].removeprefix("Value error, ")))
+        raise InvalidInputError(problems[:50], total=len(problems)) from error
+
+
+def unknown(kind: str, name: str, known: list[str], more: str = "") -> UsageError:
+    """The error for a name that is not known, with the nearest ones."""
+    close = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return UsageError(f"unknown {kind} {name[:80]!r}{hint} (known: {', '.join(known)}{more})")
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name is meant as a path: it has a separator or ends with .json."""
+    return "/" in name or "\\" in name or name.endswith(".json")

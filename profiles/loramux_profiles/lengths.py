@@ -1,0 +1,171 @@
+"""Distributions of sequence lengths by name, scaled to a job's mean (the tables themselves:
+`loramux_profiles.length_table`).
+
+All shapes are assumed: no data set ships with the project. `alpaca`, `sql` and `llava` carry the names of the length
+distributions of arXiv 2312.02515's evaluation (`train` is the fourth) and follow what is known of such data:
+instruction data moderately skewed, Spider-like SQL short and narrow, LLaVA with a constant part (image tokens), and one
+broad mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from math import ceil, log, sqrt
+from typing import Final
+
+import numpy as np
+
+from loramux_profiles.length_table import MAX_TABLE, STRATA, Floats, Ints, LengthDist, Moments, moments
+from loramux_traces.errors import UsageError
+
+DEFAULT_P95: Final = 2.0
+"""p95 / mean of the lognormal a job gets that says only its mean length (assumed; instruction data sets lie at 1.7 to
+2.5).
+"""
+MAX_P95: Final = 3.8
+"""Largest p95 / mean that a lognormal reaches (3.87 in the limit); above it the most skewed lognormal is used."""
+TAIL: Final = 8.0
+"""Lengths are cut at this multiple of the mean (or twice the p95, if larger)."""
+__all__ = [
+    "NAMES",
+    "STRATA",
+    "Floats",
+    "Ints",
+    "LengthDist",
+    "Moments",
+    "describe",
+    "is_length_shape",
+    "length_dist",
+    "moments",
+]
+_Z95: Final = 1.6448536269514722
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A shape with mean about 1: `cdf(x)` of x in means, cut at `longest`."""
+
+    text: str
+    cdf: Callable[[Floats], Floats]
+    longest: float
+
+
+def _phi(x: Floats) -> Floats:
+    from scipy.special import ndtr
+
+    result: Floats = ndtr(x)
+    return result
+
+
+def _lognormal(sigma: float, fixed: float = 0.0) -> Callable[[Floats], Floats]:
+    """CDF of fixed + (1 - fixed) * lognormal of mean 1."""
+
+    def cdf(x: Floats) -> Floats:
+        part = np.maximum((x - fixed) / (1 - fixed), 1e-300)
+        return _phi((np.log(part) + sigma * sigma / 2) / sigma)
+
+    return cdf
+
+
+def sigma_for(ratio: float) -> float:
+    """Sigma of the lognormal with p95 / mean = ratio (clamped to MAX_P95): smaller root of z*s - s^2/2 = log(ratio)."""
+    return _Z95 - sqrt(_Z95 * _Z95 - 2 * log(min(ratio, MAX_P95)))
+
+
+SHAPES: Final[dict[str, Shape]] = {
+    "lognormal": Shape(f"lognormal; p95 = seq_len_p95, or {DEFAULT_P95:g} x mean", _lognormal(sigma_for(2.0)), TAIL),
+    "uniform": Shape("uniform from 0.5 to 1.5 x mean", lambda x: np.clip(x - 0.5, 0.0, 1.0), 1.5),
+    "exponential": Shape("exponential, cut at 8 x mean", lambda x: 1 - np.exp(-np.maximum(x, 0.0)), TAIL),
+    "alpaca": Shape("instructions: 30% constant prompt, lognormal sigma 0.6", _lognormal(0.6, 0.3), 6.0),
+    "sql": Shape("Spider-like: 40% constant schema, lognormal sigma 0.4", _lognormal(0.4, 0.4), 4.0),
+    "llava": Shape("image and text: 60% constant, lognormal sigma 0.6", _lognormal(0.6, 0.6), 5.0),
+    "train": Shape("a broad mix: lognormal sigma 0.8", _lognormal(0.8), TAIL),
+}
+NAMES: Final = ("constant", *SHAPES)
+
+
+def is_length_shape(name: str) -> bool:
+    """Whether a name (of the `dataset` column, say) is also the name of a shape."""
+    return name in NAMES
+
+
+@lru_cache(maxsize=4096)
+def length_dist(seq_len: float, seq_len_p95: float | None = None, name: str | None = None) -> LengthDist:
+    """The length distribution of mean `seq_len` tokens; its discrete mean agrees to 1e-6 (relative).
+
+    Only the mean: lognormal with p95 = 2 x mean, cut at 8 x mean. With `seq_len_p95`: the lognormal with that p95
+    (before cutting and rounding; p95 = mean is constant, above 3.8 x mean the most skewed one). A name fixes the shape
+    and p95 then counts for `lognormal` only. Raises UsageError for an unknown name.
+    """
+    if name is not None and name not in NAMES:
+        close = get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"unknown length distribution {name!r}{hint} (known: {', '.join(NAMES)})")
+    if seq_len < 1:
+        raise UsageError(f"a mean length must be at least 1 token, not {seq_len!r}")
+    shape = SHAPES["lognormal" if name is None or name == "constant" else name]
+    if name in (None, "lognormal") and seq_len_p95 is not None:
+        ratio = max(1.0, seq_len_p95 / seq_len)
+        sigma = sigma_for(ratio)
+        shape = Shape("", _lognormal(max(sigma, 1e-9)), max(TAIL, 2 * ratio))
+        if sigma < 1e-3:
+            name = "constant"
+    if name == "constant" or seq_len <= 1 + 1e-9:
+        return _constant(seq_len)
+    return _scaled(name or "lognormal", shape, seq_len)
+
+
+def _constant(mean: float) -> LengthDist:
+    """One length; a mean between two lengths mixes the two."""
+    unit = max(1, ceil(mean / MAX_TABLE))
+    low = int(mean // unit)
+    part = mean / unit - low
+    if low == 0:  # cannot be: unit > 1 only for means far above it
+        low, part = 1, 0.0
+    cdf = np.zeros(low + (1 if part > 0 else 0))
+    cdf[low - 1] = 1 - part
+    cdf[-1] = 1.0
+    return _frozen("constant", cdf, unit)
+
+
+def _scaled(name: str, shape: Shape, mean: float) -> LengthDist:
+    """Lengths rounded to whole units, at least one; the scale is solved so that the mean of the table is right."""
+    unit = max(1, ceil(shape.longest * mean / MAX_TABLE))
+    goal = mean / unit
+    size = max(2, min(MAX_TABLE, ceil(shape.longest * goal)))
+    upper = np.arange(1, size + 1) + 0.5
+
+    def table(scale: float) -> Floats:
+        cdf = shape.cdf(upper / scale)
+        return np.asarray(cdf / cdf[-1], dtype=np.float64)
+
+    def miss(scale: float) -> float:
+        return float(size - table(scale).sum()) + 1 - goal
+
+    low, high = 0.05, 1.2 * goal + 0.5
+    while miss(high) < 0:
+        high *= 1.3
+        if high > 100 * goal:
+            return _constant(mean)  # not reachable with the shapes above; a constant keeps the mean right
+    a, b = max(low, 0.8 * goal - 1), high
+    if miss(a) > 0:
+        a = low
+    from scipy.optimize import brentq  # 0.2 s to import: only where needed
+
+    scale = float(brentq(miss, a, b, xtol=1e-9 * goal, rtol=1e-9))
+    return _frozen(name, table(scale), unit)
+
+
+def _frozen(name: str, cdf: Floats, unit: int) -> LengthDist:
+    cdf = np.asarray(np.minimum(np.maximum.accumulate(cdf), 1.0), dtype=np.float64)
+    cdf[-1] = 1.0
+    cdf.flags.writeable = False
+    return LengthDist(name, cdf, unit)
+
+
+def describe() -> list[tuple[str, str]]:
+    """(name, one line) of every shape, for help texts."""
+    return [("constant", "every sequence as long as the mean"), *((name, shape.text) for name, shape in SHAPES.items())]

@@ -1,0 +1,102 @@
+"""The expected fused step of a set of jobs: the mean over lengths of a time that is not linear in them.
+
+Used for a job alone (`solo_step_s`) and by the simulator's rate fidelity for every set, so that a set of one runs at
+exactly its solo speed. Padded: E over the CDF of the longest row, on the rounding grid (the log CDFs of rows add).
+Packed: `STRATA` stratified micro-batches per job, summed over the set, rounded up, averaged. Never t(E[L]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from loramux_profiles.length_table import ORDERS, STRATA, Floats
+from loramux_profiles.memory import Fusion
+from loramux_profiles.steptime import method_floors
+from loramux_profiles.work import ROUNDING, JobCost
+
+_HALF: Final = 0.5
+
+
+class ExpectedStep(NamedTuple):
+    """Means over lengths of one fused step."""
+
+    seconds: float
+    computed_tokens: float
+    """Pads and rounding included."""
+    real_tokens: float
+
+
+@lru_cache(maxsize=2048)
+def packed_vectors(job: JobCost, order: int) -> Floats:
+    """[2, STRATA] of equally likely micro-batches: tokens, and seconds of tokens and squares. 8 KiB, read-only."""
+    tokens, squares = job.lengths.strata(job.rows, order)
+    vectors = np.stack((tokens, job.token_s * tokens + job.square_s * squares))
+    vectors.flags.writeable = False
+    return vectors
+
+
+@lru_cache(maxsize=2048)
+def padded_vector(job: JobCost) -> Floats:
+    """log P(longest row of a micro-batch <= g) at g = 8, 16, .. up to the job's longest length. Read-only."""
+    vector = job.rows * job.lengths.log_cdf_on_grid(job.lengths.longest, ROUNDING)
+    vector.flags.writeable = False
+    return vector
+
+
+@lru_cache(maxsize=256)
+def _grid(size: int) -> Floats:
+    return np.arange(1, size + 1, dtype=np.float64) * ROUNDING
+
+
+def expected_step(jobs: Sequence[JobCost], fusion: Fusion, seeds: Sequence[int] | None = None) -> ExpectedStep:
+    """Expected step of jobs of one base that run together, each with one micro-batch.
+
+    `seeds` (from the job ids) set the order of each job's strata, so that two jobs' lengths are independent; by default
+    the position in `jobs`. A job's solo step does not depend on its seed.
+    """
+    base = jobs[0].base
+    floor = base.floor_s + method_floors(jobs)
+    fixed = sum(job.step_s for job in jobs)
+    real = sum(job.real_tokens for job in jobs)
+    if fusion == "packed":
+        seconds, computed = _packed(jobs, seeds or range(len(jobs)), floor, base.read_s, base.token_s)
+    else:
+        seconds, computed = _padded(jobs, floor, base.read_s)
+    return ExpectedStep(seconds + fixed, computed, real)
+
+
+def _packed(
+    jobs: Sequence[JobCost], seeds: Sequence[int], floor: float, read: float, rounding_s: float
+) -> tuple[float, float]:
+    if len(jobs) == 1:
+        tokens, work = packed_vectors(jobs[0], 0)
+    else:
+        total = np.zeros((2, STRATA))
+        for job, seed in zip(jobs, seeds, strict=True):
+            total += packed_vectors(job, seed % ORDERS)
+        tokens, work = total
+    # Strata are conditional means, not whole numbers: half a token less, and rounding costs what it costs for whole
+    # ones.
+    computed = np.ceil((tokens - _HALF) / ROUNDING) * ROUNDING
+    seconds = np.maximum(work + (computed - tokens) * rounding_s + read, floor)
+    return float(seconds.mean()), float(computed.mean())
+
+
+def _padded(jobs: Sequence[JobCost], floor: float, read: float) -> tuple[float, float]:
+    vectors = [padded_vector(job) for job in jobs]
+    size = max(map(len, vectors))
+    log_cdf = np.zeros(size)
+    for vector in vectors:
+        log_cdf[: len(vector)] += vector
+    cdf = np.exp(log_cdf)
+    mass = np.diff(cdf, prepend=0.0)
+    grid = _grid(size)
+    rows = sum(job.rows for job in jobs)
+    per_token = sum(job.rows * job.token_s for job in jobs)
+    per_square = sum(job.rows * job.square_s for job in jobs)
+    seconds = np.maximum(grid * (per_token + per_square * grid) + read, floor)
+    return float(mass @ seconds), rows * float(mass @ grid)

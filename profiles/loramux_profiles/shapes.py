@@ -1,0 +1,168 @@
+"""Model shapes: what memory and time depend on, for the models that ship and for any local Hugging Face config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Final, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown, validate
+
+BYTES: Final[dict[str, float]] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
+"""Bytes per weight. int8 is of the layers' matrices only; embedding, head and norms stay at 2 (bitsandbytes)."""
+ATTENTION: Final = ("q", "k", "v", "o")
+TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),
+    "attention": ATTENTION,
+    "mlp": ("gate", "up", "down"),
+    "qv": ("q", "v"),
+}
+
+
+class Linear(NamedTuple):
+    """One linear of a decoder layer: y = W x with W [n_out, n_in]."""
+
+    name: str
+    n_in: int
+    n_out: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.n_in * self.n_out
+
+    def lora(self, rank: int) -> int:
+        """Parameters of a LoRA pair of this rank."""
+        return rank * (self.n_in + self.n_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A decoder-only transformer. `kv_heads` < `heads` is grouped-query attention; `gated` means gate, up and down."""
+
+    name: str
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    gated: bool = True
+    source: str = ""
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries, and of the attention output."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys, and of the values."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linears of one layer, by the short names that target_modules means."""
+        d, f = self.hidden, self.ffn
+        attention = (
+            Linear("q", d, self.q_dim),
+            Linear("k", d, self.kv_dim),
+            Linear("v", d, self.kv_dim),
+            Linear("o", self.q_dim, d),
+        )
+        mlp = (Linear("up", d, f), Linear("down", f, d))
+        return (*attention, Linear("gate", d, f), *mlp) if self.gated else (*attention, *mlp)
+
+    def targets(self, target_modules: str) -> tuple[Linear, ...]:
+        """The linears an adapter sits on (`all-linear`, `attention`, `mlp`, `qv`)."""
+        names = TARGETS[target_modules]
+        return tuple(linear for linear in self.linears if linear.name in names)
+
+    @property
+    def layer_matmul_params(self) -> int:
+        """Weights of the matrices of all layers."""
+        return self.layers * sum(linear.size for linear in self.linears)
+
+    @property
+    def matmul_params(self) -> int:
+        """P of the time model: weights that are multiplied for every token, head included, embedding not."""
+        return self.layer_matmul_params + self.vocab * self.hidden
+
+    @property
+    def params(self) -> int:
+        """All parameters, as a checkpoint counts them (RMS norms without bias)."""
+        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
+        norms = (2 * self.layers + 1) * self.hidden
+        biases = self.layers * (self.q_dim + 2 * self.kv_dim) if self.qkv_bias else 0
+        return self.layer_matmul_params + embeddings + norms + biases
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Bytes of the frozen weights at bf16, fp16, fp32 or int8."""
+        if dtype == "int8":
+            return self.layer_matmul_params + 2 * (self.params - self.layer_matmul_params)
+        return int(BYTES[dtype] * self.params)
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
+class _ShapeEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    hidden: Count
+    ffn: Count
+    layers: Annotated[int, Field(ge=1, le=4096)]
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab: Count
+    tied_embeddings: bool = False
+    qkv_bias: bool = False
+    gated: bool = True
+    aliases: list[str] = []
+    source: str
+
+
+class _ShapesFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Annotated[int, Field(ge=1, le=1)]
+    shapes: dict[str, _ShapeEntry]
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> tuple[dict[str, ModelShape], dict[str, str]]:
+    path = data_dir() / "shapes.json"
+    file = validate(_ShapesFile, path, read_json(path))
+    shapes: dict[str, ModelShape] = {}
+    names: dict[str, str] = {}
+    for name, entry in file.shapes.items():
+        shapes[name] = ModelShape(name=name, **entry.model_dump(exclude={"aliases"}))
+        for alias in (name, *entry.aliases):
+            names[alias.lower()] = name
+    return shapes, names
+
+
+def shape_names() -> list[str]:
+    """Names of the shapes that ship, in the order of the file."""
+    return list(_shipped()[0])
+
+
+@lru_cache(maxsize=512)
+def load_shape(name_or_path: str) -> ModelShape:
+    """A shipped shape by name (or Hugging Face id), or the shape of a local config.json or of the folder it is in.
+
+    Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError for a bad config.json.
+    """
+    shapes, names = _shipped()
+    known = names.get(name_or_path.lower())
+    if known is not None:
+        return shapes[known]
+    if looks_like_path(name_or_path):
+        from loramux_profiles.hf_config import shape_from_config
+
+        return shape_from_config(name_or_path)
+    raise unknown("base_model", name_or_path, list(shapes), ", or the path of a Hugging Face config.json")

@@ -1,0 +1,99 @@
+"""What one fused step consists of: the constants of a job and of its base model that memory and step time are made of.
+
+The models are linear in these constants, so that a scheduler adds and removes jobs in O(1):
+
+memory of a device  = sum over bases in use (weights_bytes) + context_bytes + sum of own_bytes
+                      + max over bases (dynamic)
+dynamic of a base   = dynamic_bytes + sum over its jobs (token_bytes * T_i + square_bytes * Q_i + row_bytes * rows_i)
+time of a fused step = max(floor_s + method floors, read_s + sum(token_s * T_i + square_s * Q_i)) + sum(step_s)
+                       (packed: plus base.token_s for each token of rounding, inside the max)
+
+with T_i the tokens computed for job i in the step (padded: rows * longest row of the step rounded up to 8; packed: the
+sum of its lengths, the step's total rounded up to 8) and Q_i the sum of squared row lengths (padded: rows * padded
+length^2). Source: aspen.md of the project's notes, after arXiv 2312.02515 section 4 and arXiv 2510.00206.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from loramux_profiles.length_table import LengthDist
+
+ROUNDING: Final = 8
+"""Tokens are rounded up to a multiple of this (grouped GEMMs want 16-byte strides)."""
+ADMISSION_QUANTILE: Final = 0.999
+"""Length quantile that admission reckons with; `fuse` checks the real lengths."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseCost:
+    """A frozen base model on one device type. Bytes and seconds, expected values."""
+
+    key: str
+    """`base_model`, with `:dtype` appended unless bf16; jobs with equal keys share one copy."""
+    weights_bytes: int
+    context_bytes: int
+    """CUDA context and libraries, once per process."""
+    dynamic_bytes: float
+    """Part of a step's peak that no job causes (workspaces): b0."""
+    floor_s: float
+    """Launch-bound time of a step without adapters: c0 + c1 * kernels."""
+    read_s: float
+    """Time to read the weights from memory once forward and once backward."""
+    load_s: float
+    """Time to bring the weights to the device."""
+    token_s: float = 0.0
+    """Seconds per token without adapters: what a token of the packed rounding costs (it belongs to no job)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JobCost:
+    """One class of jobs on one device type, under one fusion mode. Frozen and shared by all jobs of the class.
+
+    Compared and hashed by identity: a CostModel gives equal jobs the same object, and caches are keyed by it.
+    """
+
+    base: BaseCost
+    method: str
+    """Jobs with equal `method` on one base share its kernels: the method, with `:targets` unless all-linear."""
+    rows: int
+    """Sequences in one micro-batch."""
+    accumulation: float
+    """Micro-batches per optimizer step: batch_size / rows."""
+    lengths: LengthDist
+    length_q: int
+    """ADMISSION_QUANTILE of the longest row of a micro-batch, tokens."""
+    tokens_q: float
+    """Tokens of one micro-batch that admission reckons with: padded rows * length_q, packed the quantile of the sum;
+    rounded up.
+    """
+    squares_q: float
+    """Sum of squared lengths of that micro-batch, at most."""
+    own_bytes: int
+    """Resident whatever runs: 16 bytes per trainable parameter (fp32 weight, gradient, two Adam moments) and a bf16
+    copy.
+    """
+    state_bytes: int
+    """Bytes that a pause moves to the host and a resume moves back."""
+    token_bytes: float
+    square_bytes: float
+    row_bytes: float
+    overridden: bool
+    """True where the trace gave mem_bytes: own_bytes is then all the job needs, and no base is charged."""
+    token_s: float
+    square_s: float
+    step_s: float
+    """Per fused step for this job: its optimizer, c2 * trainable parameters, spread over the micro-batches of an
+    optimizer step.
+    """
+    method_floor_s: float
+    """Launch time that the first job of this method adds to the floor of a step."""
+    solo_step_s: float
+    """Expected seconds of one micro-batch alone on the device (mean over lengths)."""
+    load_s: float
+    """Time to bring the adapter to the device for the first time."""
+    pause_s: float
+    """Time to move its state out (and the same back in)."""
+    real_tokens: float
+    """Expected non-pad tokens of one micro-batch: rows * mean length."""

@@ -1,0 +1,318 @@
+"""`simulate()`: one trace under one policy on simulated devices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, log1p
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Final
+
+import pandas as pd
+
+from loramux_policies import Policy, create
+from loramux_policies.errors import PolicyError
+from loramux_policies.job import Job
+from loramux_policies.ledger import Ledger
+from loramux_policies.live_view import LiveView
+from loramux_policies.plan import DeltaPlan
+from loramux_policies.scheduler import Scheduler
+from loramux_profiles.cost import CostModel
+from loramux_profiles.curves import SpeedupCurve, load_curve
+from loramux_profiles.devices import DeviceProfile, parse_devices
+from loramux_simulator.intake import Intake
+from loramux_simulator.meters import Meters
+from loramux_simulator.options import SimOptions
+from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
+from loramux_simulator.rate_engine import RateEngine
+from loramux_simulator.recorder import Recorder
+from loramux_simulator.rollout import RollOut
+from loramux_simulator.step_engine import StepEngine
+from loramux_simulator.streams import uniform
+from loramux_traces.errors import UsageError
+from loramux_traces.job import JobSpec, Trace
+from loramux_traces.results import empty_timeline, summarise
+
+DEFAULT_DEVICES: Final = "1xa100-80g"
+QUANTILE_99: Final = 2.3263478740408408
+"""Standard normal: the upper memory bound is read as the 99% quantile of actual / predicted."""
+
+OnPlan = Callable[[LiveView, DeltaPlan], None]
+Progress = Callable[[int, int], None]
+"""Called now and then with (jobs ended, jobs in the trace)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """One simulated run. `jobs`: a row per job (columns: `loramux_traces.results.JOB_COLUMNS`), sorted by job id."""
+
+    policy: str
+    seed: int
+    jobs: pd.DataFrame
+    summary: dict[str, Any]
+    timeline: dict[str, Any]
+    events: list[dict[str, Any]] | None
+    devices: list[dict[str, Any]]
+    options: dict[str, Any]
+    origin: str
+    """The weakest origin among the cost parameters used: assumed, fitted or measured."""
+    hopeless: int = 0
+    """Jobs that fit no device of the run."""
+
+    def entry(self) -> dict[str, Any]:
+        """This run's object in the `runs` of `simulate --json`."""
+        return {"policy": self.policy, "seed": self.seed, **self.summary}
+
+
+def simulate(
+    trace: Trace | str | Path,
+    policy: Policy | type[Policy] | str = "aspen",
+    *,
+    devices: str | Sequence[DeviceProfile] = DEFAULT_DEVICES,
+    events: bool = False,
+    timeline: bool = True,
+    progress: Progress | None = None,
+    on_plan: OnPlan | None = None,
+    **options: Any,
+) -> RunResult:
+    """Replay a trace under a policy.
+
+    `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as `"aspen:k=4"`. `devices`: as in
+    `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of `SimOptions` (fidelity, fusion, ideal, max_resident, seed, ...).
+    Raises InvalidInputError for a bad trace or profile, UsageError for a bad option, PolicyError for a policy that misbehaves.
+    """
+    wall = time.perf_counter()
+    chosen = _policy(policy)
+    opts = SimOptions(**options)
+    loaded = _trace(trace)
+    profiles = parse_devices(devices) if isinstance(devices, str) else tuple(devices)
+    if not profiles:
+        raise UsageError("a run needs at least one device")
+    run = _Run(loaded, chosen, profiles, opts, events=events, timeline=timeline, progress=progress, on_plan=on_plan)
+    result = run.play()
+    result.summary["sim_wall_s"] = time.perf_counter() - wall
+    return result
+
+
+def _policy(policy: Policy | type[Policy] | str) -> Policy:
+    if isinstance(policy, str):
+        return create(policy)
+    if isinstance(policy, type):
+        policy = policy()
+    if not policy.name:
+        type(policy).name = type(policy).__name__
+    return policy
+
+
+def _trace(trace: Trace | str | Path) -> Trace:
+    if isinstance(trace, Trace):
+        return trace
+    from loramux_traces.reader import read_trace
+
+    return read_trace(trace)
+
+
+class _Run:
+    """The parts of one run, put together."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        policy: Policy,
+        profiles: Sequence[DeviceProfile],
+        options: SimOptions,
+        *,
+        events: bool,
+        timeline: bool,
+        progress: Progress | None,
+        on_plan: OnPlan | None,
+    ) -> None:
+        self.policy, self.options = policy, options
+        specs = list(trace.jobs)
+        self.notes: list[str] = []
+        if options.multi_gpu == "drop":
+            kept = [spec for spec in specs if spec.num_gpus == 1]
+            if len(kept) < len(specs):
+                self.notes.append(f"dropped {len(specs) - len(kept)} jobs that ask for several devices (--multi-gpu drop)")
+            specs = kept
+        self.specs: list[JobSpec] = specs
+        self.profiles = profiles
+        types = list(dict.fromkeys(profiles))
+        self.types = types
+        self.type_of = [types.index(profile) for profile in profiles]
+        self.curve: SpeedupCurve | None = None if options.speedup_curve is None else load_curve(options.speedup_curve)
+        self.models = [
+            CostModel(
+                profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve
+            )
+            for profile in types
+        ]
+        self.meters = Meters(len(profiles), record=timeline)
+        self.timeline = timeline
+        self.engine = self._engine()
+        self.recorder = Recorder(
+            specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline
+        )
+        self.progress = progress
+        self.ended = 0
+        seats = float("inf") if options.max_resident is None else float(options.max_resident)
+        self.ledgers = [
+            Ledger(
+                i,
+                type_index,
+                capacity=float(self.models[type_index].capacity_bytes),
+                margin=self.models[type_index].upper_margin,
+                padded=options.fusion == "padded",
+                separate=policy.copies == "separate",
+                seats_max=seats,
+            )
+            for i, type_index in enumerate(self.type_of)
+        ]
+        self.loop = Scheduler(
+            policy, self.ledgers, self.engine, max_resident=seats, listener=self._hear, on_plan=on_plan
+        )
+        self.intake = Intake(
+            self.models,
+            [self.type_of.count(i) for i in range(len(types))],
+            oracle=policy.oracle,
+            seed=options.seed,
+            prediction_error=0.0 if options.ideal else options.prediction_error,
+            unschedulable=self.recorder.unschedulable,
+        )
+
+    # -- parts
+
+    def _engine(self) -> RateEngine | StepEngine:
+        options, policy = self.options, self.policy
+        separate = policy.copies == "separate"
+        if options.fidelity == "step":
+            if any(spec.num_gpus > 1 for spec in self.specs):
+                raise UsageError("--fidelity step simulates jobs of one device; use --fidelity rate or --multi-gpu drop")
+            return StepEngine(
+                self.type_of,
+                policy,
+                self.meters,
+                options.seed,
+                padded=options.fusion == "padded",
+                phi=(lambda i: self._phi(i)) if separate else None,
+                actual=None if options.ideal else self._actual_bytes,
+                charges=not options.ideal,
+            )
+        return RateEngine(
+            self.type_of,
+            self._pace,
+            self.meters,
+            ooms=None if options.ideal else self._runs_out,
+            separate=separate,
+            charges=not options.ideal,
+        )
+
+    def _phi(self, type_index: int) -> Callable[[int], float]:
+        curve = self.models[type_index].rates
+        assert curve is not None
+        return curve.phi
+
+    def _pace(self, type_index: int) -> Pace:
+        options, policy = self.options, self.policy
+        if self.models[type_index].rates is not None:
+            return CurvePace(self._phi(type_index))
+        if policy.slices and options.ideal:
+            return SlicedPace(options.fusion)
+        fused = FusedPace(options.fusion)
+        if policy.max_fused is None and type(policy).fuse is Policy.fuse:
+            return fused
+        roll = RollOut(policy, lambda i: self.loop.fleet[i], options.seed, padded=options.fusion == "padded")
+        return WindowPace(roll, fused)
+
+    def _sigma(self, device_id: int) -> float:
+        """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""
+        return log1p(self.models[self.type_of[device_id]].upper_margin) / QUANTILE_99
+
+    def _error(self, job: Job) -> float:
+        """Standard normal error of the memory model for the steps of the newest job's stay; one draw per stay."""
+        stay = job.preemptions + 1_000_000 * job.oom_events
+        return NormalDist().inv_cdf(uniform(self.options.seed, job.job_id, "memory", stay))
+
+    def _actual_bytes(self, job: Job, dynamic: float) -> float:
+        return dynamic * exp(self._sigma(job.devices[0] if job.devices else 0) * self._error(job))
+
+    def _runs_out(self, job: Job, device_id: int) -> bool:
+        ledger = self.loop.fleet[device_id]
+        room = ledger.capacity - (ledger.expected - ledger.dynamic)
+        sigma = self._sigma(device_id)
+        if ledger.dynamic * exp(4.0 * sigma) <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
+            return False
+        return ledger.dynamic * exp(sigma * self._error(job)) > room
+
+    def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        self.recorder.hear(event, job, devices, detail)
+        if event in ("finish", "fail", "reject"):
+            self.ended += 1
+            if self.progress is not None and self.ended % 256 == 0:
+                self.progress(self.ended, len(self.specs))
+
+    # -- the run
+
+    def play(self) -> RunResult:
+        """Run and sum up."""
+        arrivals: Iterator[Job] = self.intake.jobs(self.specs)
+        self.engine.run(self.loop, arrivals)
+        if self.progress is not None:
+            self.progress(len(self.specs), len(self.specs))
+        self._check_nobody_starved()
+        jobs = self.recorder.table()
+        stats = self.meters.stats([ledger.capacity for ledger in self.ledgers])
+        stats.decisions = self.loop.decisions
+        stats.notes = [*self.notes, *self._rate_notes()]
+        counted = jobs
+        if self.options.warmup > 0.0 and len(jobs):
+            first = int(self.options.warmup * len(self.specs))
+            kept = {spec.job_id for spec in self.specs[first:]}
+            counted = jobs[jobs["job_id"].isin(kept)]
+        summary = summarise(counted, stats)
+        devices = [
+            {
+                "device_id": i,
+                "name": profile.name,
+                "memory_capacity_bytes": self.ledgers[i].capacity,
+            }
+            for i, profile in enumerate(self.profiles)
+        ]
+        timeline = empty_timeline()
+        timeline["devices"] = devices
+        if self.timeline:
+            timeline["segments"] = self.recorder.segments()
+            timeline.update(self.meters.samples())
+        return RunResult(
+            policy=self.policy.name,
+            seed=self.options.seed,
+            jobs=jobs,
+            summary=summary,
+            timeline=timeline,
+            events=self.recorder.events,
+            devices=devices,
+            options=self.options.as_dict(),
+            origin=self._origin(),
+            hopeless=self.intake.hopeless,
+        )
+
+    def _check_nobody_starved(self) -> None:
+        waiting = list(self.loop.queue)
+        if waiting:
+            names = ", ".join(job.job_id for job in waiting[:3])
+            raise PolicyError(
+                f"policy {self.policy.name} stalled at {self.engine.now_s:.3f} s: {len(waiting)} jobs wait "
+                f"({names}{', ...' if len(waiting) > 3 else ''}) and nothing will wake it"
+            )
+
+    def _rate_notes(self) -> list[str]:
+        if not isinstance(self.engine, RateEngine):
+            return []
+        rolled = sum(pace.rolled for pace in self.engine.paces if isinstance(pace, WindowPace))
+        return [f"rates from {rolled} roll-outs of fuse() (within 5%)"] if rolled else []
+
+    def _origin(self) -> str:
+        origins = {origin for profile in self.types for origin in profile.origins().values()}
+        return next(origin for origin in ("assumed", "fitted", "measured") if origin in origins)

@@ -1,0 +1,260 @@
+"""One device in step fidelity: what `fuse()` sees, what a fused step costs, and what it moves forward. No clock in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from loramux_policies.errors import PolicyError
+from loramux_policies.ledger import Ledger
+from loramux_policies.policy import Policy
+from loramux_policies.views import Entry, FusedStep, ReadyJob, StaleViewError
+from loramux_profiles.work import ROUNDING, BaseCost
+from loramux_simulator.micro_batches import ReadyRun
+
+
+class StepCost(NamedTuple):
+    """What one fused step takes."""
+
+    seconds: float
+    computed_tokens: float
+    real_tokens: float
+    dynamic_bytes: float
+    """Expected peak of the activations at the real lengths."""
+
+
+class BaseTurn:
+    """The residents of one base model on one device, in (priority descending, submission, id) order."""
+
+    __slots__ = ("_everyone", "base", "runs")
+
+    def __init__(self, base: BaseCost) -> None:
+        self.base = base
+        self.runs: list[ReadyRun] = []
+        self._everyone: FusedStep | None = None
+
+    def add(self, run: ReadyRun) -> None:
+        self.runs.append(run)
+        self.runs.sort(key=lambda r: (-r.priority, r.submit_s, r.job_id))
+        self._everyone = None
+
+    def remove(self, run: ReadyRun) -> None:
+        self.runs.remove(run)
+        self._everyone = None
+
+    def everyone(self) -> FusedStep:
+        """A step of all of them, whole; made once per set of residents."""
+        if self._everyone is None:
+            self._everyone = FusedStep(self.base.key, tuple(Entry(r.job_id, r.cost.rows) for r in self.runs))
+        return self._everyone
+
+
+class FuseView:
+    """What `fuse()` gets for one step (contract: `views.DeviceView`)."""
+
+    __slots__ = ("_turn", "base_model", "device", "device_id", "open", "padded")
+
+    def __init__(self, device: FusedDevice, turn: BaseTurn) -> None:
+        self.device = device
+        self.device_id = device.device_id
+        self.base_model = turn.base.key
+        self.padded = device.padded
+        self._turn = turn
+        self.open = True
+
+    def _fresh(self) -> BaseTurn:
+        if not self.open:
+            raise StaleViewError("this device view is over: fuse() has returned")
+        return self._turn
+
+    @property
+    def now_s(self) -> float:
+        self._fresh()
+        return self.device.now_s
+
+    @property
+    def ready(self) -> Sequence[ReadyRun]:
+        return self._fresh().runs
+
+    @property
+    def n_residents(self) -> int:
+        return len(self._fresh().runs)
+
+    def fits(self, jobs: Iterable[ReadyJob]) -> bool:
+        """Whether these micro-batches, whole, fit by the upper bound at their real lengths."""
+        turn = self._fresh()
+        wanted = {job.job_id for job in jobs}
+        return self.device.fits(turn.base, [run for run in turn.runs if run.job_id in wanted])
+
+    def everyone(self) -> FusedStep | None:
+        """All residents in one step, or None where that does not fit or one of them is in the middle of a micro-batch."""
+        turn = self._fresh()
+        safe = True
+        for run in turn.runs:
+            cost = run.cost
+            if run.rows != cost.rows:
+                return None
+            if run.tokens > cost.tokens_q or run.longest > cost.length_q:
+                safe = False
+        if safe or self.device.fits(turn.base, turn.runs):
+            return turn.everyone()
+        return None
+
+    def step(self, jobs: Iterable[ReadyJob]) -> FusedStep:
+        """The fused step of these jobs' whole micro-batches."""
+        self._fresh()
+        return FusedStep(self.base_model, tuple(Entry(job.job_id, job.rows) for job in jobs))
+
+
+class FusedDevice:
+    """Residents of one device by base model; bases take turns, one a step.
+
+    With `phi`, every resident is a process of its own: they take turns, and k of them get phi(k) of one's speed in all.
+    """
+
+    __slots__ = ("_next_turn", "device_id", "ledger", "now_s", "padded", "phi", "policy", "runs", "turns")
+
+    def __init__(
+        self, device_id: int, policy: Policy, *, padded: bool, phi: Callable[[int], float] | None = None
+    ) -> None:
+        self.device_id = device_id
+        self.policy = policy
+        self.padded = padded
+        self.phi = phi
+        self.ledger: Ledger | None = None
+        """Set by the engine before each step: the loop replaces ledgers as plans are applied."""
+        self.now_s = 0.0
+        self.runs: dict[str, ReadyRun] = {}
+        self.turns: dict[str, BaseTurn] = {}
+        self._next_turn = 0
+
+    def add(self, run: ReadyRun) -> None:
+        """The job takes part from the next step on."""
+        self.runs[run.job_id] = run
+        self.turns.setdefault(self._turn_of(run), BaseTurn(run.cost.base)).add(run)
+
+    def _turn_of(self, run: ReadyRun) -> str:
+        return run.cost.base.key if self.phi is None else run.job_id
+
+    def remove(self, job_id: str) -> ReadyRun:
+        """The job takes no part any more."""
+        run = self.runs.pop(job_id)
+        turn = self.turns[self._turn_of(run)]
+        turn.remove(run)
+        if not turn.runs:
+            del self.turns[self._turn_of(run)]
+        return run
+
+    def next_step(self) -> FusedStep:
+        """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
+        keys = list(self.turns)
+        turn = self.turns[keys[self._next_turn % len(keys)]]
+        self._next_turn += 1
+        view = FuseView(self, turn)
+        name = self.policy.name
+        try:
+            step = self.policy.fuse(view)
+        except PolicyError:
+            raise
+        except Exception as error:
+            raise PolicyError(f"policy {name}: fuse() raised {type(error).__name__}: {error}") from error
+        finally:
+            view.open = False
+        if step is turn._everyone:
+            return step
+        self._check(step, turn, name)
+        return step
+
+    def _check(self, step: FusedStep, turn: BaseTurn, name: str) -> None:
+        if not isinstance(step, FusedStep) or not step.entries:
+            raise PolicyError(f"policy {name}: fuse() must return a FusedStep with at least one entry, not {step!r}")
+        if step.base_model != turn.base.key:
+            raise PolicyError(f"policy {name}: fuse() answered for {step.base_model}, it is the turn of {turn.base.key}")
+        seen: set[str] = set()
+        for entry in step.entries:
+            run = self.runs.get(entry.job_id)
+            if run is None or run.cost.base.key != turn.base.key or entry.job_id in seen:
+                raise PolicyError(f"policy {name}: fuse() names {entry.job_id!r}, twice or not resident")
+            if not 1 <= entry.rows <= run.rows:
+                raise PolicyError(f"policy {name}: fuse() gives {entry.job_id} {entry.rows} of its {run.rows} rows")
+            seen.add(entry.job_id)
+        if len(seen) > 1 and not self._entries_fit(step, turn.base):
+            raise PolicyError(f"policy {name}: fuse() over-commits device {self.device_id}")
+
+    def _entries_fit(self, step: FusedStep, base: BaseCost) -> bool:
+        if self.ledger is None:
+            return True
+        dynamic = self.cost(step).dynamic_bytes
+        return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
+
+    def _static(self) -> float:
+        assert self.ledger is not None
+        return self.ledger.own + self.ledger.weights + self.ledger.context
+
+    def fits(self, base: BaseCost, runs: Sequence[ReadyRun]) -> bool:
+        """Whether whole micro-batches of these runs fit by the upper bound at their real lengths."""
+        if self.ledger is None or not runs:
+            return True
+        charged = [run for run in runs if not run.cost.overridden]
+        if not charged:
+            return True
+        dynamic = base.dynamic_bytes
+        padded = -(-max(run.longest for run in charged) // ROUNDING) * ROUNDING if self.padded else 0
+        for run in charged:
+            cost, rows = run.cost, run.rows
+            tokens = rows * padded if self.padded else run.tokens
+            squares = rows * padded * padded if self.padded else run.squares
+            dynamic += cost.token_bytes * tokens + cost.square_bytes * squares + cost.row_bytes * rows
+        return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
+
+    def cost(self, step: FusedStep) -> StepCost:
+        """Time, tokens and memory of a step at the real lengths of its micro-batches."""
+        runs = self.runs
+        real = computed = 0
+        work = squared = fixed = dynamic = 0.0
+        floors: dict[str, float] = {}
+        base: BaseCost | None = None
+        if self.padded:
+            longest = max(
+                runs[e.job_id].longest if e.rows == runs[e.job_id].rows else max(runs[e.job_id].lengths[: e.rows])
+                for e in step.entries
+            )
+            padded = -(-longest // ROUNDING) * ROUNDING
+        for job_id, rows in step.entries:
+            run = runs[job_id]
+            cost = run.cost
+            base = cost.base
+            if rows == run.rows:
+                tokens, squares = run.tokens, run.squares
+            else:
+                lengths = run.lengths[:rows]
+                tokens, squares = sum(lengths), sum(n * n for n in lengths)
+            real += tokens
+            if self.padded:
+                tokens = rows * padded
+                squares = tokens * padded
+            computed += tokens
+            work += cost.token_s * tokens
+            squared += cost.square_s * squares
+            fixed += cost.step_s
+            floors[cost.method] = cost.method_floor_s
+            if not cost.overridden:
+                dynamic += cost.token_bytes * tokens + cost.square_bytes * squares + cost.row_bytes * rows
+        assert base is not None
+        rounded = -(-computed // ROUNDING) * ROUNDING
+        work += (rounded - computed) * base.token_s
+        floor = base.floor_s + sum(floors.values())
+        busy = base.read_s + work + squared
+        seconds = (busy if busy > floor else floor) + fixed
+        if self.phi is not None:
+            seconds /= self.phi(len(runs))
+        return StepCost(seconds, rounded, real, base.dynamic_bytes + dynamic)
+
+    def advance(self, step: FusedStep) -> None:
+        """The step has run: its jobs move on, the others have waited one step more."""
+        runs = self.runs
+        if len(step.entries) != len(runs):
+            for run in runs.values():
+                run.waited += 1
+        for job_id, rows in step.entries:
+            runs[job_id].advance(rows)

@@ -1,0 +1,41 @@
+"""A job on several devices at once: all or nothing, the same step on each, at the pace of the slowest."""
+
+from __future__ import annotations
+
+from loramux_simulator.virtual_time import Run
+
+
+class GangRun:
+    """A gang's own progress; it has no tag on any one device's virtual clock."""
+
+    __slots__ = ("devices", "from_s", "rate", "run", "timer")
+
+    def __init__(self, run: Run, devices: tuple[int, ...]) -> None:
+        self.run = run
+        self.devices = devices
+        self.rate = 0.0
+        """Micro-steps per second."""
+        self.from_s = 0.0
+        """The rate holds from then on."""
+        self.timer = 0
+
+    def sync(self, now_s: float) -> None:
+        """Bring the job's figures up to now."""
+        run = self.run
+        job, cost = run.job, run.cost
+        if now_s <= self.from_s or self.rate <= 0.0:
+            return
+        done = min(run.left_micro, self.rate * (now_s - self.from_s))
+        run.left_micro -= done
+        self.from_s = now_s
+        job.done_steps += done / cost.accumulation
+        job.attained_s += done * cost.solo_step_s
+
+    def set_rate(self, now_s: float, rate: float, ready_s: float) -> None:
+        """Go on at another rate, once every device is ready."""
+        self.rate = rate
+        self.from_s = max(now_s, ready_s)
+
+    def due_s(self) -> float:
+        """When it ends at the present rate."""
+        return self.from_s + self.run.left_micro / self.rate

@@ -1,0 +1,95 @@
+"""Totals of a run per device, and the samples its charts are drawn from; columns of floats, never objects."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from loramux_traces.results import RunStats
+
+if TYPE_CHECKING:
+    from loramux_simulator.paces import Speed
+
+
+class Meters:
+    """Integrals over time, kept per device."""
+
+    def __init__(self, n_devices: int, *, record: bool = True) -> None:
+        self.record = record
+        self._since = [0.0] * n_devices
+        self._memory = [0.0] * n_devices
+        self.busy_s = [0.0] * n_devices
+        self.real_tokens = [0.0] * n_devices
+        self.computed_tokens = [0.0] * n_devices
+        self.steps = [0.0] * n_devices
+        self.memory_byte_s = [0.0] * n_devices
+        self.memory_peak = [0.0] * n_devices
+        self._sample_device = array("l")
+        self._sample_t = array("d")
+        self._sample_memory = array("d")
+        self._sample_residents = array("l")
+        self._queue_t = array("d")
+        self._queue_n = array("l")
+
+    def advance(self, device_id: int, now_s: float, units: float, speed: Speed, residents: int) -> None:
+        """Account for the time since the device was last advanced, `units` of virtual time among it."""
+        elapsed = now_s - self._since[device_id]
+        if elapsed > 0.0:
+            self._since[device_id] = now_s
+            if residents:
+                self.busy_s[device_id] += elapsed
+                self.memory_byte_s[device_id] += elapsed * self._memory[device_id]
+        if units > 0.0:
+            self.real_tokens[device_id] += units * speed.real_per_unit
+            self.computed_tokens[device_id] += units * speed.computed_per_unit
+            self.steps[device_id] += units * speed.steps_per_unit
+
+    def step(self, device_id: int, real_tokens: float, computed_tokens: float) -> None:
+        """Account for one fused step."""
+        self.real_tokens[device_id] += real_tokens
+        self.computed_tokens[device_id] += computed_tokens
+        self.steps[device_id] += 1
+
+    def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
+        """The device holds this much from now on."""
+        self._memory[device_id] = expected_bytes
+        if expected_bytes > self.memory_peak[device_id]:
+            self.memory_peak[device_id] = expected_bytes
+        if self.record:
+            self._sample_device.append(device_id)
+            self._sample_t.append(now_s)
+            self._sample_memory.append(expected_bytes)
+            self._sample_residents.append(residents)
+
+    def queue(self, now_s: float, n_waiting: int) -> None:
+        """So many jobs wait from now on."""
+        if self.record and (not self._queue_n or self._queue_n[-1] != n_waiting):
+            self._queue_t.append(now_s)
+            self._queue_n.append(n_waiting)
+
+    def stats(self, capacities: list[float]) -> RunStats:
+        """The totals of the run."""
+        finite = [c for c in capacities if c != float("inf")]
+        return RunStats(
+            busy_device_s=sum(self.busy_s),
+            n_devices=len(capacities),
+            real_tokens=sum(self.real_tokens),
+            computed_tokens=sum(self.computed_tokens),
+            memory_byte_s=sum(self.memory_byte_s),
+            memory_peak_bytes=max(self.memory_peak, default=0.0),
+            memory_capacity_bytes=max(finite, default=0.0),
+            memory_capacity_byte_s_per_s=sum(finite),
+            steps=sum(self.steps),
+        )
+
+    def samples(self) -> dict[str, Any]:
+        """`samples` and `queue` of the timeline."""
+        return {
+            "samples": {
+                "device_id": self._sample_device.tolist(),
+                "t_s": self._sample_t.tolist(),
+                "memory_bytes": self._sample_memory.tolist(),
+                "n_residents": self._sample_residents.tolist(),
+            },
+            "queue": {"t_s": self._queue_t.tolist(), "n_waiting": self._queue_n.tolist()},
+        }

@@ -1,0 +1,59 @@
+"""What can be chosen about a simulation, in one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from loramux_profiles.memory import Fusion
+from loramux_traces.errors import UsageError
+
+Fidelity = Literal["rate", "step"]
+MultiGpu = Literal["gang", "drop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimOptions:
+    """Options of one simulated run; UsageError on a value or combination that has no meaning."""
+
+    fusion: Fusion = "packed"
+    """`packed`: no padding (the runtime's way); `padded`: rows padded to the longest of the step (ASPEN's)."""
+    fidelity: Fidelity = "rate"
+    """`rate`: constant rates between events; `step`: every fused step is an event."""
+    max_resident: int | None = None
+    """Seats per device; None: as many as memory and the policy allow."""
+    ideal: bool = False
+    """No charges, exact predictions, no memory limit but the trace's mem_bytes: the setting of the closed forms."""
+    speedup_curve: str | None = None
+    """Replaces the step-time model by an aggregate rate: none, free, linear:SLOPE,MAX, or a CSV file n,phi."""
+    seed: int = 0
+    prediction_error: float = 0.0
+    """Sigma of the lognormal factor on every job's predicted length."""
+    multi_gpu: MultiGpu = "gang"
+    """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
+    warmup: float = 0.0
+    """Share of the jobs, by submission, left out of the statistics."""
+
+    def __post_init__(self) -> None:
+        _choice("fusion", self.fusion, ("packed", "padded"))
+        _choice("fidelity", self.fidelity, ("rate", "step"))
+        _choice("multi-gpu", self.multi_gpu, ("gang", "drop"))
+        if self.max_resident is not None and self.max_resident < 1:
+            raise UsageError(f"max-resident must be at least 1, not {self.max_resident}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed must be from 0 to 2^63 - 1, not {self.seed}")
+        if not 0 <= self.prediction_error <= 10:
+            raise UsageError(f"prediction-error must be from 0 to 10, not {self.prediction_error}")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup must be a share of the jobs, from 0 to below 1, not {self.warmup}")
+        if self.fidelity == "step" and self.speedup_curve is not None:
+            raise UsageError("--speedup-curve replaces the step-time model, so it needs --fidelity rate")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

@@ -1,0 +1,179 @@
+"""How fast the residents of a device move between two events (rate fidelity): four models behind one small interface.
+
+`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit; `per_unit(run)` how many micro-steps a
+run does per unit. A unit is one micro-step of everybody (fused) or one solo-second of a whole seat (time-shared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from loramux_profiles.memory import Fusion
+from loramux_profiles.rates import expected_step
+from loramux_profiles.work import JobCost
+from loramux_simulator.virtual_time import Run
+
+CACHE_SIZE: Final = 200_000
+
+
+class Speed(NamedTuple):
+    """A device's pace with its present residents."""
+
+    rate: float
+    """Units of virtual time per second."""
+    real_per_unit: float
+    """Non-pad tokens per unit."""
+    computed_per_unit: float
+    steps_per_unit: float
+
+
+IDLE: Final = Speed(0.0, 0.0, 0.0, 0.0)
+
+
+class Pace(Protocol):
+    """A model of how residents share a device."""
+
+    varies: bool
+    """Whether `per_unit` of a run depends on its peers (all are then rebased when residents come or go)."""
+
+    def speed(self, runs: Collection[Run]) -> Speed: ...
+    def per_unit(self, run: Run) -> float: ...
+
+
+class FusedPace:
+    """Every resident is in every fused step; bases take turns. E[t] comes from the length distributions, never t(E[L])."""
+
+    varies = False
+
+    def __init__(self, fusion: Fusion) -> None:
+        self._fusion: Fusion = fusion
+        self._known: dict[tuple[int, ...], Speed] = {}
+        self._serial: dict[JobCost, int] = {}
+        """Costs in order of first sight: a key that, unlike an id, is the same in every process."""
+
+    def speed(self, runs: Collection[Run]) -> Speed:
+        """One unit is one micro-step of everybody."""
+        serial = self._serial
+        try:
+            key = tuple(sorted([serial[run.cost] for run in runs]))
+        except KeyError:
+            for run in runs:
+                serial.setdefault(run.cost, len(serial))
+            key = tuple(sorted([serial[run.cost] for run in runs]))
+        speed = self._known.get(key)
+        if speed is None:
+            if len(self._known) >= CACHE_SIZE:
+                self._known.clear()
+            speed = self._known[key] = self._compute(sorted([run.cost for run in runs], key=serial.__getitem__))
+        return speed
+
+    def _compute(self, costs: Sequence[JobCost]) -> Speed:
+        by_base: dict[str, list[JobCost]] = {}
+        for cost in costs:
+            by_base.setdefault(cost.base.key, []).append(cost)
+        seconds = computed = real = 0.0
+        for group in by_base.values():
+            step = expected_step(group, self._fusion)
+            seconds += step.seconds
+            computed += step.computed_tokens
+            real += step.real_tokens
+        return Speed(1.0 / seconds, real, computed, float(len(by_base)))
+
+    def per_unit(self, run: Run) -> float:
+        """One micro-step."""
+        return 1.0
+
+
+class CurvePace:
+    """n residents share an aggregate rate phi(n) equally, in solo-seconds per second; shares below 1 count as less than a seat.
+
+    Serves --speedup-curve and separate processes (whose curve is the device's measured one).
+    """
+
+    varies = False
+
+    def __init__(self, phi: Callable[[int], float]) -> None:
+        self._phi = phi
+
+    def speed(self, runs: Collection[Run]) -> Speed:
+        """One unit is one solo-second of a whole seat."""
+        shares = sum([run.job.share for run in runs])
+        # tied jobs' shares add up to a whole number of seats only to rounding, and phi is known at whole numbers
+        seats = max(1, round(shares))
+        real = computed = steps = 0.0
+        for run in runs:
+            micro = self.per_unit(run)
+            real += micro * run.cost.real_tokens
+            steps += micro
+        computed = real
+        return Speed(self._phi(seats) / shares, real, computed, steps)
+
+    def per_unit(self, run: Run) -> float:
+        """Its share of a seat, in micro-steps."""
+        return run.job.share / run.cost.solo_step_s
+
+
+class SlicedPace(CurvePace):
+    """Tied jobs take turns on a seat, and whole seats fuse: phi = time of the same work one after another / time fused.
+
+    Approximates the mean over which of the tied jobs is in the step; exact for one seat, where phi is 1.
+    """
+
+    varies = False
+
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__(lambda _: 1.0)
+        self._fused = FusedPace(fusion)
+
+    def speed(self, runs: Collection[Run]) -> Speed:
+        """One unit is one solo-second of a whole seat."""
+        speed = super().speed(runs)
+        seats = sum([run.job.share for run in runs])
+        if seats <= 1.0 + 1e-9:
+            return speed
+        together = 1.0 / self._fused.speed(runs).rate
+        alone = sum([run.cost.solo_step_s for run in runs])
+        gain = max(1.0, alone / together) if len(runs) <= seats + 1e-9 else max(1.0, alone / together * seats / len(runs))
+        return speed._replace(rate=gain / seats)
+
+
+class Rolled(NamedTuple):
+    """What a roll-out of a windowing `fuse()` showed."""
+
+    seconds: float
+    """Mean time of a step."""
+    fractions: tuple[float, ...]
+    """Share of the steps each run was in, in the order of the runs."""
+    real_tokens: float
+    computed_tokens: float
+
+
+class WindowPace:
+    """A policy that leaves residents out of steps: fractions and step times from a seeded 256-step roll-out, cached."""
+
+    varies = True
+
+    def __init__(self, roll: Callable[[Sequence[Run]], Rolled | None], whole: Pace) -> None:
+        self._roll = roll
+        self._whole = whole
+        self._fraction: dict[str, float] = {}
+        self.rolled = 0
+        """Roll-outs made."""
+
+    def speed(self, runs: Collection[Run]) -> Speed:
+        """One unit is one fused step."""
+        ordered = list(runs)
+        rolled = self._roll(ordered)
+        if rolled is None:
+            for run in ordered:
+                self._fraction[run.job.job_id] = 1.0
+            return self._whole.speed(runs)
+        self.rolled += 1
+        for run, fraction in zip(ordered, rolled.fractions, strict=True):
+            self._fraction[run.job.job_id] = max(fraction, 1e-9)
+        return Speed(1.0 / rolled.seconds, rolled.real_tokens, rolled.computed_tokens, 1.0)
+
+    def per_unit(self, run: Run) -> float:
+        """The share of the steps it is in."""
+        return self._fraction.get(run.job.job_id, 1.0)

@@ -1,0 +1,323 @@
+"""Rate fidelity: constant rates between events. The SimPy backend for large traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from loramux_policies.backend import Floats
+from loramux_policies.job import Job
+from loramux_policies.scheduler import Scheduler
+from loramux_simulator.board import Board
+from loramux_simulator.clock import Clock
+from loramux_simulator.gang import GangRun
+from loramux_simulator.meters import Meters
+from loramux_simulator.paces import IDLE, Pace, Speed
+from loramux_simulator.virtual_time import Run, VirtualClock
+
+
+class RateDevice:
+    """One device between events."""
+
+    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "speed", "timer", "type_index")
+
+    def __init__(self, device_id: int, type_index: int) -> None:
+        self.device_id = device_id
+        self.type_index = type_index
+        self.clock = VirtualClock()
+        self.runs: dict[str, Run] = {}
+        self.gangs: dict[str, GangRun] = {}
+        self.speed: Speed = IDLE
+        self.timer = 0
+        """Version of the completion timer: an older one does nothing when it fires."""
+        self.bases: dict[str, int] = {}
+        """Bases on the device with their residents; the last one stays warm when they are gone."""
+
+
+class RateEngine:
+    """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`)."""
+
+    def __init__(
+        self,
+        device_types: Sequence[int],
+        pace: Callable[[int], Pace],
+        meters: Meters,
+        *,
+        ooms: Callable[[Job, int], bool] | None = None,
+        separate: bool = False,
+        charges: bool = True,
+    ) -> None:
+        self._clock = Clock()
+        self.devices = [RateDevice(i, type_index) for i, type_index in enumerate(device_types)]
+        self._paces = [pace(type_index) for type_index in range(max(device_types) + 1)]
+        self._meters = meters
+        self._ooms = ooms
+        self._separate = separate
+        self._charges = charges
+        self._dirty: dict[int, None] = {}
+        self._board: Board | None = None
+        self._loop: Scheduler
+
+    @property
+    def paces(self) -> Sequence[Pace]:
+        """One pace per device type."""
+        return self._paces
+
+    @property
+    def now_s(self) -> float:
+        return float(self._clock.env.now)
+
+    def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
+        """Run the whole trace."""
+        self._loop = loop
+        self._clock.run(loop, arrivals, self._flush)
+        for device in self.devices:
+            self._touch(device)
+
+    # -- what the loop asks for
+
+    def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
+        """Load the job; it moves once its device has copied its state in."""
+        first = self.devices[devices[0]]
+        run = Run(job, job.cost_on(first.type_index))
+        job.run = run
+        for device_id in devices:
+            device = self.devices[device_id]
+            self._touch(device)
+            device.runs[job.job_id] = run
+            if self._charges:
+                self._charge_load(device, run)
+            self._dirty[device_id] = None
+        if len(devices) > 1:
+            gang = GangRun(run, devices)
+            for device_id in devices:
+                self.devices[device_id].gangs[job.job_id] = gang
+            job.run = gang
+            return
+        run.start_tag = first.clock.virtual
+        pace = self._paces[first.type_index]
+        if not pace.varies:
+            run.set_speed(pace.per_unit(run))
+            first.clock.push_end(run)
+        if self._board is not None:
+            self._board.add(run, first.device_id)
+
+    def _charge_load(self, device: RateDevice, run: Run) -> None:
+        cost, now_s = run.cost, self.now_s
+        seconds = cost.load_s if run.job.done_steps == 0.0 else cost.pause_s
+        if cost.overridden:
+            device.clock.stall(now_s, seconds)
+            return
+        base = cost.base
+        if self._separate:  # a process of its own loads while the others go on
+            run.debt_micro += (seconds + base.load_s) / cost.solo_step_s
+            return
+        if base.key not in device.bases:
+            seconds += base.load_s
+            for key in [key for key, users in device.bases.items() if users == 0]:
+                del device.bases[key]
+            device.bases[base.key] = 0
+        device.bases[base.key] += 1
+        if seconds > 0.0:
+            device.clock.stall(now_s, seconds)
+
+    def set_share(self, job: Job, share: float) -> None:
+        """Change a running job's share of its seat."""
+        device = self.devices[job.devices[0]]
+        self._touch(device)
+        run: Run = job.run
+        run.rebase(device.clock.virtual, self._paces[device.type_index].per_unit(run))
+        device.clock.push_end(run)
+        if self._board is not None:
+            self._board.update(run)
+        self._dirty[device.device_id] = None
+
+    def stop(self, job: Job) -> None:
+        """Take a running job off its devices; its state is copied to the host."""
+        self.sync(job)
+        gang = job.run if isinstance(job.run, GangRun) else None
+        run: Run = gang.run if gang is not None else job.run
+        for device_id in job.devices:
+            device = self.devices[device_id]
+            self._touch(device)
+            self._take_off(device, run)
+            if self._charges and not self._separate and run.cost.pause_s > 0.0:
+                device.clock.stall(self.now_s, run.cost.pause_s)
+        self._retire(run, gang)
+
+    def sync(self, job: Job) -> None:
+        """Bring a running job's figures up to date."""
+        if isinstance(job.run, GangRun):
+            job.run.sync(self.now_s)
+            return
+        run: Run = job.run
+        done = run.done_micro + run.progress(self.devices[job.devices[0]].clock.read(self.now_s))
+        self._credit(run, done)
+
+    @staticmethod
+    def _credit(run: Run, done_micro: float) -> None:
+        job, cost = run.job, run.cost
+        steps = done_micro / cost.accumulation
+        job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
+        job.done_steps = steps
+
+    def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
+        """Attained and remaining solo seconds of all running jobs; kept as arrays from the first time it is asked for."""
+        if self._board is None:
+            self._board = Board(len(self.devices))
+            for device in self.devices:
+                for run in device.runs.values():
+                    if run.job.job_id not in device.gangs:
+                        self._board.add(run, device.device_id)
+        now_s = self.now_s
+        return self._board.read(np.array([device.clock.read(now_s) for device in self.devices]))
+
+    def finish_s(self, job: Job) -> float:
+        """Predicted finish if nothing changes: predicted steps left at the present speed."""
+        device = self.devices[job.devices[0]]
+        run: Run = job.run.run if isinstance(job.run, GangRun) else job.run
+        self.sync(job)
+        left = max(0.0, job.predicted_steps - job.done_steps) * run.cost.accumulation
+        rate = device.clock.rate * (1.0 if job.run is not run else run.per_unit)
+        if rate <= 0.0:
+            return max(self.now_s, device.clock.at_s) + left * run.cost.solo_step_s
+        return max(self.now_s, device.clock.at_s) + left / rate
+
+    def review_at(self, t_s: float) -> None:
+        """Call `decide` at that time."""
+        self._clock.review_at(t_s)
+
+    def review_when(self, job: Job, attained_s: float) -> None:
+        """Call `decide` when the job has attained that much: one more tag on its device's virtual clock."""
+        if isinstance(job.run, GangRun):
+            self._clock.review_at(self.now_s + max(0.0, attained_s - job.attained_s) + 1e-9)
+            return
+        run: Run = job.run
+        device = self.devices[job.devices[0]]
+        self.sync(job)
+        micro = (attained_s - job.attained_s) / run.cost.solo_step_s + run.debt_micro
+        device.clock.push_watch(run, device.clock.read(self.now_s) + max(0.0, micro) / run.per_unit)
+        self._dirty[device.device_id] = None
+
+    # -- time
+
+    def _touch(self, device: RateDevice) -> None:
+        """Account for the time since the device was last looked at."""
+        now_s = self.now_s
+        gone = device.clock.advance(now_s)
+        self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
+
+    def _flush(self) -> None:
+        """After a decision: new speeds and timers for every device it changed."""
+        while self._dirty:
+            dirty = list(self._dirty)
+            self._dirty.clear()
+            for device_id in dirty:
+                self._reschedule(self.devices[device_id])
+        self._meters.queue(self.now_s, len(self._loop.queue))
+
+    def _reschedule(self, device: RateDevice) -> None:
+        clock = device.clock
+        device.timer += 1
+        ledger = self._loop.fleet[device.device_id]
+        self._meters.memory(device.device_id, self.now_s, ledger.expected, len(device.runs))
+        if not device.runs:
+            device.speed = IDLE
+            clock.reset()
+            return
+        pace = self._paces[device.type_index]
+        speed = device.speed = pace.speed(device.runs.values())
+        if pace.varies:
+            for run in device.runs.values():
+                if run.job.job_id not in device.gangs:
+                    run.rebase(clock.virtual, pace.per_unit(run))
+                    clock.push_end(run)
+                    if self._board is not None:
+                        self._board.update(run)
+        clock.rate = speed.rate
+        for gang in device.gangs.values():
+            self._schedule_gang(gang)
+        tag = clock.next_tag()
+        if tag is not None:
+            self._clock.at(clock.due_s(tag), self._reached, (device, device.timer, tag))
+        if self._ooms is not None:
+            self._check_memory(device)
+
+    def _check_memory(self, device: RateDevice) -> None:
+        newest = next(reversed(device.runs.values())).job
+        assert self._ooms is not None
+        if newest.run is not None and newest.first_start_s >= 0 and self._ooms(newest, device.device_id):
+            self._clock.at(self.now_s + newest.cost_on(device.type_index).solo_step_s, self._out_of_memory, newest)
+
+    def _out_of_memory(self, event: Any) -> None:
+        job: Job = event.value
+        if job.job_id in self._loop.running:
+            self._loop.evict(job, "actual memory above the device's")
+            self._after_event()
+
+    def _reached(self, event: Any) -> None:
+        device, timer, tag = event.value
+        if timer != device.timer:
+            return
+        self._touch(device)
+        for run, is_end in device.clock.reach(tag, self.now_s):
+            if is_end:
+                self._finish(run)
+            else:
+                self._loop.review()
+        self._dirty[device.device_id] = None
+        self._after_event()
+
+    def _after_event(self) -> None:
+        if self._loop.due:
+            self._clock.request_decision()
+        else:
+            self._flush()
+
+    def _finish(self, run: Run, gang: GangRun | None = None) -> None:
+        job = run.job
+        cost = run.cost
+        job.attained_s += (job.true_steps - job.done_steps) * cost.accumulation * cost.solo_step_s
+        job.done_steps = job.true_steps
+        for device_id in job.devices:
+            device = self.devices[device_id]
+            self._touch(device)
+            self._take_off(device, run)
+        self._retire(run, gang)
+        self._loop.finish(job)
+
+    def _take_off(self, device: RateDevice, run: Run) -> None:
+        job_id = run.job.job_id
+        del device.runs[job_id]
+        device.gangs.pop(job_id, None)
+        key = run.cost.base.key
+        if key in device.bases and not run.cost.overridden:
+            device.bases[key] -= 1
+        self._dirty[device.device_id] = None
+
+    def _retire(self, run: Run, gang: GangRun | None) -> None:
+        run.epoch += 1
+        if gang is not None:
+            gang.timer += 1
+        elif self._board is not None:
+            self._board.remove(run)
+        run.job.run = None
+
+    # -- gangs: a job on several devices goes at the pace of the slowest
+
+    def _schedule_gang(self, gang: GangRun) -> None:
+        now_s = self.now_s
+        gang.sync(now_s)
+        gang.timer += 1
+        clocks = [self.devices[d].clock for d in gang.devices]
+        gang.set_rate(now_s, min(clock.rate for clock in clocks), max(clock.at_s for clock in clocks))
+        if gang.rate > 0.0:
+            self._clock.at(gang.due_s(), self._gang_done, (gang, gang.timer))
+
+    def _gang_done(self, event: Any) -> None:
+        gang, timer = event.value
+        if timer == gang.timer:
+            self._finish(gang.run, gang)
+            self._after_event()

@@ -1,0 +1,153 @@
+"""Listens to the decide-apply loop: result rows into preallocated columns, stays on devices, and the event log."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from loramux_policies.job import Job
+from loramux_traces.job import JobSpec
+from loramux_traces.results import COMPLETED, FAILED_OOM, JOB_COLUMNS, REJECTED, UNFINISHED, UNSCHEDULABLE
+
+STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED)
+_STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4}
+
+
+class Recorder:
+    """Results of every job of a trace, in the trace's order."""
+
+    def __init__(
+        self,
+        specs: Sequence[JobSpec],
+        now_s: Callable[[], float],
+        type_of_device: Sequence[int],
+        *,
+        events: bool,
+        segments: bool,
+    ) -> None:
+        n = len(specs)
+        self._specs = specs
+        self._now_s = now_s
+        self._type_of_device = type_of_device
+        self.events: list[dict[str, Any]] | None = [] if events else None
+        self._segments = segments
+        self._start_s = np.full(n, np.nan)
+        self._finish_s = np.full(n, np.nan)
+        self._paused_s = np.zeros(n)
+        self._solo_s = np.full(n, np.nan)
+        self._steps = np.zeros(n)
+        self._tokens = np.zeros(n)
+        self._service_s = np.zeros(n)
+        self._state = np.zeros(n, dtype=np.int8)
+        self._preemptions = np.zeros(n, dtype=np.int64)
+        self._ooms = np.zeros(n, dtype=np.int64)
+        self._devices: list[str] = [""] * n
+        self._reasons: dict[int, str] = {}
+        self._device_names: dict[tuple[int, ...], str] = {}
+        self._open: dict[int, float] = {}
+        self._seg_job = array("l")
+        self._seg_device = array("l")
+        self._seg_start = array("d")
+        self._seg_end = array("d")
+
+    def hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        """One event of the loop (`Scheduler`'s listener)."""
+        now_s = self._now_s()
+        index = job.index
+        if event in ("start", "resume"):
+            if self._segments:
+                self._open[index] = now_s
+            name = self._device_names.get(devices)
+            if name is None:
+                name = self._device_names[devices] = "+".join(map(str, devices))
+            self._devices[index] = name
+        elif event in ("finish", "pause", "oom"):
+            if self._segments:
+                start_s = self._open.pop(index)
+                for device in devices:
+                    self._seg_job.append(index)
+                    self._seg_device.append(device)
+                    self._seg_start.append(start_s)
+                    self._seg_end.append(now_s)
+            if event == "finish":
+                self._end(job, 1, now_s, devices)
+        if event in ("fail", "reject", "unschedulable"):
+            self._end(job, _STATE_OF_EVENT[event], now_s, devices)
+            self._reasons[index] = detail
+        if self.events is not None:
+            row: dict[str, Any] = {"t_s": now_s, "event": event, "job_id": job.job_id}
+            if devices:
+                row["devices"] = list(devices)
+            if detail:
+                row["detail"] = detail
+            self.events.append(row)
+
+    def unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
+        """A job that never fits any device of the run."""
+        self._state[index] = _STATE_OF_EVENT["unschedulable"]
+        self._reasons[index] = reason
+        if self.events is not None:
+            self.events.append(
+                {"t_s": spec.submit_s, "event": "unschedulable", "job_id": spec.job_id, "detail": reason}
+            )
+
+    def _end(self, job: Job, state: int, now_s: float, devices: tuple[int, ...]) -> None:
+        index = job.index
+        self._state[index] = state
+        if job.first_start_s >= 0:
+            self._start_s[index] = job.first_start_s
+            self._finish_s[index] = now_s
+            self._paused_s[index] = job.paused_s
+        cost = job.cost_on(self._type_of_device[devices[0]]) if devices else next(c for c in job.costs if c is not None)
+        self._solo_s[index] = job.true_steps * cost.accumulation * cost.solo_step_s
+        self._steps[index] = job.done_steps
+        self._tokens[index] = job.done_steps * cost.accumulation * cost.real_tokens
+        self._service_s[index] = job.attained_s
+        self._preemptions[index] = job.preemptions
+        self._ooms[index] = job.oom_events
+
+    def table(self) -> pd.DataFrame:
+        """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
+        specs = self._specs
+        submit_s = np.array([spec.submit_s for spec in specs])
+        columns: dict[str, Any] = {
+            "job_id": [spec.job_id for spec in specs],
+            "submission_time": submit_s,
+            "starting_time": self._start_s,
+            "finish_time": self._finish_s,
+            "waiting_time": self._start_s - submit_s,
+            "execution_time": self._finish_s - self._start_s - self._paused_s,
+            "paused_time": self._paused_s,
+            "turnaround_time": self._finish_s - submit_s,
+            "stretch": (self._finish_s - submit_s) / self._solo_s,
+            "solo_time": self._solo_s,
+            "final_state": pd.Categorical.from_codes(self._state, STATES).astype(str),
+            "reason": [self._reasons.get(i, "") for i in range(len(specs))],
+            "allocated_resources": self._devices,
+            "preemptions": self._preemptions,
+            "oom_events": self._ooms,
+            "steps_done": self._steps,
+            "tokens_done": self._tokens,
+            "service_s": self._service_s,
+            "user": [spec.user for spec in specs],
+            "group": [spec.group for spec in specs],
+            "base_model": [spec.base_model for spec in specs],
+            "method": [spec.method for spec in specs],
+            "priority": [spec.priority for spec in specs],
+            "num_gpus": [spec.num_gpus for spec in specs],
+        }
+        frame = pd.DataFrame({name: columns[name] for name in JOB_COLUMNS})
+        return frame.sort_values("job_id", kind="stable", ignore_index=True)
+
+    def segments(self) -> dict[str, list[Any]]:
+        """`segments` of the timeline."""
+        return {
+            "job_id": [self._specs[i].job_id for i in self._seg_job],
+            "device_id": self._seg_device.tolist(),
+            "start_s": self._seg_start.tolist(),
+            "end_s": self._seg_end.tolist(),
+        }

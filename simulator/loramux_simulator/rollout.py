@@ -1,0 +1,71 @@
+"""Rates of a policy that windows inside `fuse()`: play it for 256 steps and count. Cached by what the device holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from loramux_policies.ledger import Ledger
+from loramux_policies.policy import Policy
+from loramux_profiles.work import JobCost
+from loramux_simulator.fused_device import FusedDevice
+from loramux_simulator.micro_batches import ReadyRun
+from loramux_simulator.paces import Rolled
+from loramux_simulator.virtual_time import Run
+
+STEPS: Final = 256
+WARM_UP: Final = 32
+"""Steps before counting: nobody has waited yet at the start, so the first window is not typical."""
+CACHE_SIZE: Final = 20_000
+
+
+class RollOut:
+    """Plays `fuse()` on residents of the same costs and priorities as the device's (called by `WindowPace`)."""
+
+    def __init__(self, policy: Policy, ledger_of: Callable[[int], Ledger], seed: int, *, padded: bool) -> None:
+        self._policy = policy
+        self._ledger_of = ledger_of
+        self._seed = seed
+        self._padded = padded
+        self._known: dict[tuple[tuple[JobCost, int], ...], Rolled] = {}
+
+    def __call__(self, runs: Sequence[Run]) -> Rolled | None:
+        """Mean step time and each run's share of the steps; None where the policy would leave nobody out."""
+        if not self._policy.windows(len(runs)):
+            return None
+        order = sorted(range(len(runs)), key=lambda i: self._place(runs[i]))
+        key = tuple((runs[i].cost, runs[i].job.spec.priority) for i in order)
+        rolled = self._known.get(key)
+        if rolled is None:
+            if len(self._known) >= CACHE_SIZE:
+                self._known.clear()
+            rolled = self._known[key] = self._play([runs[i] for i in order])
+        fractions = [0.0] * len(runs)
+        for position, i in enumerate(order):
+            fractions[i] = rolled.fractions[position]
+        return rolled._replace(fractions=tuple(fractions))
+
+    @staticmethod
+    def _place(run: Run) -> tuple[int, float, str]:
+        spec = run.job.spec
+        return (-spec.priority, spec.submit_s, spec.job_id)
+
+    def _play(self, runs: Sequence[Run]) -> Rolled:
+        device = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
+        device.ledger = self._ledger_of(device.device_id)
+        players = {run.job.job_id: ReadyRun(run.job, run.cost, self._seed) for run in runs}
+        for player in players.values():
+            device.add(player)
+        for _ in range(WARM_UP):
+            device.advance(device.next_step())
+        before = {job_id: player.done_micro for job_id, player in players.items()}
+        seconds = real = computed = 0.0
+        for _ in range(STEPS):
+            step = device.next_step()
+            cost = device.cost(step)
+            seconds += cost.seconds
+            real += cost.real_tokens
+            computed += cost.computed_tokens
+            device.advance(step)
+        fractions = tuple((players[r.job.job_id].done_micro - before[r.job.job_id]) / STEPS for r in runs)
+        return Rolled(seconds / STEPS, fractions, real / STEPS, computed / STEPS)

@@ -1,0 +1,234 @@
+"""Step fidelity: every fused step is an event with its real lengths and padding. The SimPy backend for small traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from loramux_policies.backend import Floats
+from loramux_policies.job import Job
+from loramux_policies.policy import Policy
+from loramux_policies.scheduler import Scheduler
+from loramux_policies.views import FusedStep
+from loramux_simulator.clock import Clock
+from loramux_simulator.fused_device import FusedDevice
+from loramux_simulator.meters import Meters
+from loramux_simulator.micro_batches import ReadyRun
+from loramux_simulator.paces import IDLE
+
+STEP_SLACK = 1e-9
+"""Micro-steps: a fractional last one that small is rounding, not work."""
+
+
+class StepDevice:
+    """One device and the step it is in."""
+
+    __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "type_index")
+
+    def __init__(self, fused: FusedDevice, type_index: int) -> None:
+        self.fused = fused
+        self.type_index = type_index
+        self.busy = False
+        self.stall_until_s = 0.0
+        self.seconds = 0.0
+        """Mean time of its recent steps, for `finish_s`."""
+        self.bases: set[str] = set()
+
+
+class StepEngine:
+    """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`). Jobs on one device each.
+
+    A job that is paused in the middle of a step is credited with that step: it runs to its end on a real device too.
+    """
+
+    def __init__(
+        self,
+        device_types: Sequence[int],
+        policy: Policy,
+        meters: Meters,
+        seed: int,
+        *,
+        padded: bool,
+        phi: Callable[[int], Callable[[int], float]] | None = None,
+        actual: Callable[[Job, float], float] | None = None,
+        charges: bool = True,
+    ) -> None:
+        self._clock = Clock()
+        self.devices = [
+            StepDevice(FusedDevice(i, policy, padded=padded, phi=phi and phi(type_index)), type_index)
+            for i, type_index in enumerate(device_types)
+        ]
+        self._meters = meters
+        self._seed = seed
+        self._actual = actual
+        """(newest job, expected dynamic bytes) -> actual dynamic bytes of a step."""
+        self._charges = charges
+        self._woken: dict[int, None] = {}
+        self._loop: Scheduler
+        self._watched: dict[str, float] = {}
+
+    @property
+    def now_s(self) -> float:
+        return float(self._clock.env.now)
+
+    def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
+        """Run the whole trace."""
+        self._loop = loop
+        self._clock.run(loop, arrivals, self._wake)
+
+    # -- what the loop asks for
+
+    def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
+        """Load the job; it takes part from the next step on."""
+        device = self.devices[devices[0]]
+        cost = job.cost_on(device.type_index)
+        self._account(device)
+        run = job.run = ReadyRun(job, cost, self._seed)
+        if self._charges:
+            seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
+            if not cost.overridden and cost.base.key not in device.bases:
+                seconds += cost.base.load_s
+                device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
+            device.stall_until_s = max(device.stall_until_s, self.now_s) + seconds
+        device.fused.add(run)
+        self._memory(device)
+        self._woken[devices[0]] = None
+
+    def set_share(self, job: Job, share: float) -> None:
+        """Shares below one seat exist in rate fidelity only; here tied jobs take whole seats in turn."""
+
+    def stop(self, job: Job) -> None:
+        """Take a running job off its device."""
+        device = self.devices[job.devices[0]]
+        self._account(device)
+        run = device.fused.remove(job.job_id)
+        self._credit(run)
+        if self._charges:
+            device.stall_until_s = max(device.stall_until_s, self.now_s) + run.cost.pause_s
+        job.run = None
+        self._memory(device)
+        self._woken[device.fused.device_id] = None
+
+    def sync(self, job: Job) -> None:
+        """Bring a running job's figures up to date (as of the last step boundary)."""
+        self._credit(job.run)
+
+    @staticmethod
+    def _credit(run: ReadyRun) -> None:
+        job, cost = run.job, run.cost
+        steps = min(run.done_micro / cost.accumulation, job.true_steps)
+        job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
+        job.done_steps = steps
+
+    def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
+        """Attained and remaining solo seconds of all running jobs."""
+        jobs = list(self._loop.running.values())
+        for job in jobs:
+            self.sync(job)
+        remaining = [self._loop.remaining_s(job) for job in jobs]
+        return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
+
+    def finish_s(self, job: Job) -> float:
+        """Predicted finish if nothing changes: predicted micro-steps left at the device's recent step time."""
+        device = self.devices[job.devices[0]]
+        cost = job.cost_on(device.type_index)
+        self.sync(job)
+        left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
+        return max(self.now_s, device.stall_until_s) + left * (device.seconds or cost.solo_step_s)
+
+    def review_at(self, t_s: float) -> None:
+        """Call `decide` at that time."""
+        self._clock.review_at(t_s)
+
+    def review_when(self, job: Job, attained_s: float) -> None:
+        """Call `decide` at the first step boundary at which the job has attained that much."""
+        self._watched[job.job_id] = attained_s
+
+    # -- steps
+
+    def _wake(self) -> None:
+        woken = list(self._woken)
+        self._woken.clear()
+        for device_id in woken:
+            device = self.devices[device_id]
+            if not device.busy and device.fused.runs:
+                self._begin(device)
+        self._meters.queue(self.now_s, len(self._loop.queue))
+
+    def _begin(self, device: StepDevice) -> None:
+        fused = device.fused
+        fused.ledger = self._loop.fleet[fused.device_id]
+        fused.now_s = self.now_s
+        step = fused.next_step()
+        cost = fused.cost(step)
+        device.busy = True
+        device.seconds = cost.seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * cost.seconds
+        if self._actual is not None:
+            newest = next(reversed(fused.runs.values())).job
+            ledger = fused.ledger
+            static = ledger.own + ledger.weights + ledger.context
+            if static + self._actual(newest, cost.dynamic_bytes) > ledger.capacity:
+                self._clock.at(self.now_s + cost.seconds, self._out_of_memory, (device, newest))
+                return
+        self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
+        start_s = max(self.now_s, device.stall_until_s)
+        self._clock.at(start_s + cost.seconds, self._end, (device, step))
+
+    def _end(self, event: Any) -> None:
+        device, step = event.value
+        fused = device.fused
+        device.busy = False
+        entries = step.entries
+        if any(entry.job_id not in fused.runs for entry in entries):  # somebody was paused in mid-step
+            entries = tuple(entry for entry in entries if entry.job_id in fused.runs)
+        fused.advance(FusedStep(step.base_model, entries) if entries is not step.entries else step)
+        loop = self._loop
+        for entry in entries:
+            run = fused.runs[entry.job_id]
+            if run.done_micro >= run.target_micro - STEP_SLACK:
+                self._finish(device, run)
+            elif self._watched and self._watched.get(entry.job_id, np.inf) <= self._attained(run):
+                del self._watched[entry.job_id]
+                loop.review()
+        if loop.due:
+            self._woken[fused.device_id] = None
+            self._clock.request_decision()
+        elif fused.runs:
+            self._begin(device)
+
+    def _attained(self, run: ReadyRun) -> float:
+        self._credit(run)
+        return run.job.attained_s
+
+    def _finish(self, device: StepDevice, run: ReadyRun) -> None:
+        job = run.job
+        self._account(device)
+        self._credit(run)
+        device.fused.remove(job.job_id)
+        self._watched.pop(job.job_id, None)
+        job.done_steps = job.true_steps
+        job.run = None
+        self._loop.finish(job)
+        self._memory(device)
+
+    def _out_of_memory(self, event: Any) -> None:
+        device, job = event.value
+        device.busy = False
+        self._woken[device.fused.device_id] = None
+        if job.job_id in self._loop.running:
+            self._loop.evict(job, "actual memory above the device's")
+        self._clock.request_decision()
+        self._loop.review()
+
+    # -- accounts
+
+    def _account(self, device: StepDevice) -> None:
+        fused = device.fused
+        self._meters.advance(fused.device_id, self.now_s, 0.0, IDLE, len(fused.runs))
+
+    def _memory(self, device: StepDevice) -> None:
+        fused = device.fused
+        ledger = self._loop.fleet[fused.device_id]
+        self._meters.memory(fused.device_id, self.now_s, ledger.expected if fused.runs else 0.0, len(fused.runs))

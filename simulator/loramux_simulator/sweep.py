@@ -1,0 +1,168 @@
+"""Policies x loads x seeds, in parallel, resumable: one tidy table with a row per run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from joblib import Parallel, delayed
+
+from loramux_policies.registry import create, load_file
+from loramux_profiles.devices import DeviceProfile
+from loramux_simulator.api import simulate
+from loramux_simulator.load import at_load
+from loramux_traces.errors import StateError, UsageError
+from loramux_traces.filesafe import json_text, read_json_object, write_json
+from loramux_traces.job import Trace
+from loramux_traces.tidy import flatten_summary, read_results, write_results
+
+RESULTS: Final = "results.csv"
+MANIFEST: Final = "manifest.json"
+SAVE_EVERY_S: Final = 2.0
+Point = tuple[str, float | None, int]
+"""Policy text, load (None: the trace as it is), seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A trace drawn anew for each seed: `loramux_traces.generators.generate(kind, seed=seed, **parameters)`."""
+
+    kind: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """What to run: every policy at every load with every seed; all policies meet the same jobs (common random numbers)."""
+
+    trace: Trace | Generated
+    policies: tuple[str, ...]
+    devices: tuple[DeviceProfile, ...]
+    seeds: tuple[int, ...] = (0,)
+    loads: tuple[float | None, ...] = (None,)
+    policy_files: tuple[Path, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of `SimOptions` except the seed."""
+
+    def points(self) -> list[Point]:
+        """All runs in the order of the table."""
+        return [(policy, load, seed) for load in self.loads for policy in self.policies for seed in self.seeds]
+
+    def describe(self) -> dict[str, Any]:
+        """What must be equal for an interrupted sweep to be resumed."""
+        trace = self.trace
+        what = (
+            {"generated": trace.kind, "parameters": trace.parameters}
+            if isinstance(trace, Generated)
+            else {"name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace)}
+        )
+        return {
+            "schema_version": 1,
+            "kind": "simulated",
+            "trace": what,
+            "devices": [device.name for device in self.devices],
+            "profile_sha256": sorted({device.digest for device in self.devices}),
+            "options": dict(self.options),
+        }
+
+
+def sweep(
+    plan: SweepPlan,
+    *,
+    out: Path | None = None,
+    n_jobs: int = 1,
+    backend: str | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Run the plan; rows already in `out`/results.csv are kept with `resume`. Returns the table, a row per run.
+
+    `n_jobs`, `backend`: joblib's (-1: all cores; `backend="ray"` once ray's joblib backend is registered).
+    Raises what `simulate` raises, and StateError where `out` holds another sweep.
+    """
+    points = plan.points()
+    if len(set(points)) < len(points):
+        raise UsageError("a sweep must not name the same policy, load or seed twice")
+    done = _resume(plan, out) if resume and out is not None else {}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / MANIFEST, plan.describe())
+    todo = [point for point in points if point not in done]
+    if progress is not None:
+        progress(len(done), len(points))
+    saved = time.monotonic()
+    try:
+        for point, row in _run(plan, todo, n_jobs, backend):
+            done[point] = row
+            if progress is not None:
+                progress(len(done), len(points))
+            if out is not None and time.monotonic() - saved > SAVE_EVERY_S:
+                write_results(out / RESULTS, _table(points, done))
+                saved = time.monotonic()
+    finally:
+        if out is not None and done:
+            write_results(out / RESULTS, _table(points, done))
+    return _table(points, done)
+
+
+def _run(
+    plan: SweepPlan, todo: Sequence[Point], n_jobs: int, backend: str | None
+) -> Iterator[tuple[Point, dict[str, Any]]]:
+    if n_jobs == 1 or len(todo) <= 1:
+        for point in todo:
+            yield point, run_point(plan, point)
+        return
+    pool = Parallel(n_jobs=n_jobs, backend=backend, return_as="generator_unordered")
+    yield from pool(delayed(_named)(plan, point) for point in todo)
+
+
+def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
+    return point, run_point(plan, point)
+
+
+def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
+    """One run of the sweep as a row of the table."""
+    policy, load, seed = point
+    for file in plan.policy_files:
+        load_file(file)
+    if isinstance(plan.trace, Generated):
+        from loramux_traces.generators import generate
+
+        trace = generate(plan.trace.kind, seed=seed, **plan.trace.parameters)
+    else:
+        trace = plan.trace
+    if load is not None:
+        trace = at_load(trace, load, plan.devices, fusion=plan.options.get("fusion", "packed"))
+    chosen = create(policy)
+    result = simulate(trace, chosen, devices=plan.devices, timeline=False, seed=seed, **plan.options)
+    return {
+        "policy": policy,
+        "params": policy.partition(":")[2],
+        "load": load,
+        "seed": seed,
+        "fidelity": result.options["fidelity"],
+        "devices": len(result.devices),
+        **flatten_summary(result.summary),
+    }
+
+
+def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([done[point] for point in points if point in done])
+
+
+def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:
+    if not (out / RESULTS).is_file():
+        return {}
+    wanted, found = json_text(plan.describe()), json_text(read_json_object(out / MANIFEST))
+    if wanted != found:
+        raise StateError(f"{out} holds another sweep (trace, devices or options differ): use --force or another folder")
+    done: dict[Point, dict[str, Any]] = {}
+    for row in read_results(out / RESULTS).to_dict(orient="records"):
+        load = row["load"]
+        key = (str(row["policy"]), None if pd.isna(load) else float(load), int(row["seed"]))
+        done[key] = {str(name): value for name, value in row.items()}
+    return done

@@ -1,0 +1,194 @@
+"""Jobs from JSON, JSON lines and YAML: (line, mapping) pairs for the same validation as CSV rows.
+
+A file is a list of jobs, or a mapping with `jobs` and optionally `provenance`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import yaml
+from yaml.reader import ReaderError
+
+from loramux_traces.allowed import FREE_PREFIX
+from loramux_traces.errors import printable
+from loramux_traces.problems import Problems
+
+Items = Iterator[tuple[int, Any]]
+_TEXT_COLUMNS: Final = frozenset(
+    ("job_id", "base_model", "ref_gpu", "user", "group", "dataset", "length_dist", "method", "dtype", "target_modules")
+)
+_BLANK: Final = re.compile(r"[ \t\r\n]*")
+_NOT_A_LIST: Final = "must be a list of jobs, or a mapping with `jobs`"
+
+
+class _DuplicateKeyError(ValueError):
+    """A JSON object names one key twice; which value was meant is unknown."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
+    return result
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def as_row(item: Any) -> dict[str, Any] | None:
+    """`item` as a row (nulls and x_ keys left out, numbers as names turned into text), or None if it is no mapping."""
+    if not isinstance(item, dict):
+        return None
+    row: dict[str, Any] = {}
+    for key, value in item.items():
+        name = str(key)
+        if value is None or name.startswith(FREE_PREFIX):
+            continue
+        if isinstance(value, bool):
+            if name not in _TEXT_COLUMNS and name != "recompute":
+                value = str(value).lower()  # pydantic would take true for the number 1
+        elif isinstance(value, int) and name in _TEXT_COLUMNS and value.bit_length() < 256:
+            value = str(value)
+        elif isinstance(value, str):
+            value = value.strip()
+            if not value:
+                continue
+        row[name] = value
+    return row
+
+
+class _JsonCursor:
+    """Decodes a JSON text value by value, so that each job keeps the line it begins on."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.line = 1
+        self._counted = 0
+
+    def peek(self) -> str:
+        """Next character that is not blank, or '' at the end; moves the line count there."""
+        match = _BLANK.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        self.line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self.text[self.at : self.at + 1]
+
+    def expect(self, characters: str) -> str:
+        """Step over one of `characters`."""
+        found = self.peek()
+        if not found or found not in characters:
+            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self.text, self.at)
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """Decode one value."""
+        self.peek()
+        value, self.at = _DECODER.raw_decode(self.text, self.at)
+        return value
+
+    def array(self) -> Items:
+        """The values of an array with the line each begins on."""
+        self.expect("[")
+        if self.peek() == "]":
+            self.at += 1
+            return
+        while True:
+            self.peek()
+            line = self.line
+            yield line, self.value()
+            if self.expect(",]") == "]":
+                return
+
+
+def _json_items(text: str, provenance: list[str]) -> Items:
+    cursor = _JsonCursor(text)
+    if cursor.peek() != "{":
+        yield from cursor.array()
+    else:
+        cursor.expect("{")
+        while True:
+            key = cursor.value()
+            cursor.expect(":")
+            if key == "jobs":
+                yield from cursor.array()
+            else:
+                value = cursor.value()
+                if key == "provenance" and isinstance(value, str):
+                    provenance.append(value)
+            if cursor.expect(",}") == "}":
+                break
+    if cursor.peek():
+        raise json.JSONDecodeError("expected the end of the file", cursor.text, cursor.at)
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, _DuplicateKeyError):
+        return f"key {str(error)[:80]!r} is given twice in one job"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}"
+    return f"not readable: {printable(' '.join(str(error).split()), 200)}"
+
+
+def json_items(text: str, problems: Problems, provenance: list[str]) -> Items:
+    """The jobs of a JSON document; a provenance found on the way is appended to `provenance`."""
+    line = 1
+    try:
+        for line, item in _json_items(text, provenance):
+            yield line, item
+    except (ValueError, RecursionError) as error:
+        at = error.lineno if isinstance(error, json.JSONDecodeError) else line
+        problems.add(at, "", "", _say(error))
+
+
+def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str]) -> Items:
+    """The jobs of a JSON-lines file; a line that holds only `provenance` says where the others come from."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item, end = _DECODER.raw_decode(line.strip())
+            if end != len(line.strip()):
+                raise json.JSONDecodeError("expected one object a line", line, end)
+        except (ValueError, RecursionError) as error:
+            problems.add(number, "", "", _say(error))
+            continue
+        if isinstance(item, dict) and set(item) == {"provenance"}:
+            provenance.append(str(item["provenance"]))
+        else:
+            yield number, item
+
+
+def yaml_items(text: str, problems: Problems, provenance: list[str]) -> Items:
+    """The jobs of a YAML document (safe constructors only: no Python objects)."""
+    line = 1
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            entries = {loader.construct_object(k, deep=True): v for k, v in root.value}
+            if isinstance(entries.get("provenance"), yaml.ScalarNode):
+                provenance.append(str(entries["provenance"].value))
+            root = entries.get("jobs")
+        if not isinstance(root, yaml.SequenceNode):
+            problems.add(1, "", "", _NOT_A_LIST)
+            return
+        for node in root.value:
+            line = node.start_mark.line + 1
+            yield line, loader.construct_object(node, deep=True)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problems.add(mark.line + 1 if mark else line, "", "", f"not YAML: {error.problem or error.context}")
+    except ReaderError as error:
+        problems.add(text.count("\n", 0, error.position) + 1, "", "", "must be text: this line has a control character")
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
+        # TypeError: an unhashable key; ValueError and AttributeError: a date or number that YAML cannot build.
+        problems.add(line, "", "", f"not YAML: {_say(error)}")

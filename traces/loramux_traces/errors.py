@@ -1,0 +1,74 @@
+"""Errors that a user can act on, each with the exit code the command line ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def printable(text: str, limit: int = 0) -> str:
+    """`text`, cut to `limit` characters if given, control characters escaped: printing it cannot drive a terminal."""
+    if limit and len(text) > limit:
+        text = text[: limit - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+class LoramuxError(Exception):
+    """Base of every error loramux raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(LoramuxError):
+    """A wrong argument or option: nothing was read or written. Exit code 2."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing wrong in one place of an input file.
+
+    `line` counts from 1 as an editor does (0: the file as a whole); `column` is a column or key name.
+    """
+
+    file: str
+    line: int
+    column: str
+    value: str
+    allowed: str
+
+    def __str__(self) -> str:
+        file = printable(self.file)
+        where = f"{file}:{self.line}" if self.line else file
+        column = f" column {printable(self.column)}:" if self.column else ""
+        value = f" {self.value!r};" if self.value else ""
+        return f"{where}:{column}{value} {self.allowed}"
+
+
+class InvalidInputError(LoramuxError):
+    """An input file that breaks its contract; `problems` lists every bad place (up to a cap). Exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem], *, total: int | None = None) -> None:
+        self.problems = tuple(problems)
+        self.total = len(self.problems) if total is None else total
+        lines = [str(p) for p in self.problems]
+        if self.total > len(self.problems):
+            lines.append(f"... and {self.total - len(self.problems)} more")
+        super().__init__("\n".join(lines))
+
+
+class HardwareMissingError(LoramuxError):
+    """The command needs hardware that is not here. Exit code 5."""
+
+    exit_code = 5
+
+
+class StateError(LoramuxError):
+    """A state or run folder that is locked, corrupt, or would be overwritten. Exit code 6."""
+
+    exit_code = 6

@@ -1,0 +1,181 @@
+"""Writing files that are whole or absent, JSON without NaN, and CSV cells that no spreadsheet runs as a formula.
+
+Bytes are deterministic: keys sorted, floats as their shortest repr, no time in gzip headers, `\\n` line ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import pandas as pd
+
+from loramux_traces.errors import StateError
+
+#: Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and deprecated the ask).
+_EXACT: Final[dict[str, Any]] = (
+    {} if tuple(int(part) for part in pd.__version__.split(".")[:2]) >= (3, 1) else {"float_precision": "round_trip"}
+)
+
+#: What a spreadsheet takes for the start of a formula (and the escape itself, so that reading is the exact inverse).
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: numpy scalars and arrays become Python's, tuples lists, paths text, NaN and infinities
+    None.
+
+    Raises TypeError for anything else.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, np.ndarray | pd.Series):
+        return plain(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON with sorted keys and never NaN; see `plain` for what is turned into what."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(plain(value), sort_keys=True, allow_nan=False, indent=indent, separators=separators)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; it appears at `path` whole when the block ends, and not at all if the block raises.
+
+    The temporary file is beside it (one rename, never across devices) and is synced before the rename, so that a crash
+    cannot leave an empty file under the final name. A symlink at `path` is replaced, never followed. Raises StateError
+    when the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise StateError(f"{path}: cannot be written ({error.strerror})") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically. Raises StateError when it cannot be written."""
+    with atomic(path) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Raises StateError when it cannot be written."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def write_json_gz(path: Path, value: Any) -> None:
+    """Write `value` as compact gzipped JSON, atomically; no name or time in the header, so equal data are equal
+    bytes."""
+    with atomic(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
+        packed.write(json_text(value).encode("utf-8", errors="backslashreplace") + b"\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically, without holding the rows in memory."""
+    encode = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+    with atomic(path) as file:
+        for row in rows:
+            try:  # the fast way first: a million events seldom hold numpy values or NaN
+                line = encode(row)
+            except (TypeError, ValueError):
+                line = json_text(row)
+            file.write(line.encode("utf-8", errors="backslashreplace") + b"\n")
+
+
+def guard_cell(text: str) -> str:
+    """A text cell made safe for a spreadsheet: `'` before a formula start, control characters as spaces (one line a
+    row)."""
+    text = _CONTROL.sub(" ", text)
+    return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
+
+
+def unguard_cell(text: str) -> str:
+    """The text `guard_cell` was given (control characters aside)."""
+    return text[1:] if text.startswith("'") else text
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, atomically: text cells guarded, missing values empty, floats as shortest
+    repr."""
+    columns: dict[str, Any] = {}
+    for position, name in enumerate(table.columns):
+        column = table.iloc[:, position]
+        if not pd.api.types.is_numeric_dtype(column.dtype):
+            column = column.map(_guarded, na_action="ignore")
+        columns[guard_cell(str(name))] = column
+    text = pd.DataFrame(columns).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    write_text(path, text)
+
+
+def _guarded(cell: Any) -> Any:
+    """A cell of a column that is not numeric: text guarded, a number left as it is (None and NaN are skipped
+    before)."""
+    return guard_cell(cell) if isinstance(cell, str) else cell
+
+
+def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
+    """Read what `write_csv` wrote: the named columns as text (guards off, missing empty), the others as pandas infers.
+
+    Only an empty cell is missing: a user called `NA` stays one. Raises StateError when the file is not a table.
+    """
+    text: dict[Any, Any] = dict.fromkeys(text_columns, str)
+    try:
+        table: pd.DataFrame = pd.read_csv(
+            path, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8", **_EXACT
+        )
+    except (ValueError, OSError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
+        raise StateError(f"{path}: not a readable table ({(str(error).splitlines() or ['?'])[0]})") from error
+    for name in table.columns:
+        if name in text:
+            table[name] = table[name].fillna("").map(unguard_cell).astype(str)
+    return table
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises StateError when the file is missing or holds anything else."""
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise StateError(f"{file}: is missing") from error
+    except (OSError, ValueError) as error:
+        raise StateError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise StateError(f"{file}: holds {type(value).__name__}, not an object")
+    return value

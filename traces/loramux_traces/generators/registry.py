@@ -1,0 +1,113 @@
+"""Generators of traces: each a module with validated parameters and one function; found by name.
+
+A generator is a `Generator` object: a name, one line, a parameter class (a frozen pydantic dataclass whose fields
+carry a range, a default and a description) and a `build` that returns the jobs as mappings of columns.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from loramux_traces.canonical import build_trace
+from loramux_traces.errors import LoramuxError, UsageError
+from loramux_traces.job import JobSpec, Trace
+
+MAX_JOBS: Final = 10_000_000
+_ALIASES: Final = {"load": "rho", "rho": "load"}
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """One kind of synthetic trace. `build(params, jobs, seed)` returns (rows of columns, how they were made)."""
+
+    name: str
+    summary: str
+    params: type[Any]
+    build: Callable[[Any, int, int], tuple[Sequence[Mapping[str, Any]], str]]
+    default_jobs: int = 1000
+
+    def defaults(self) -> dict[str, Any]:
+        """Parameter -> default."""
+        return {f.name: _default(f) for f in fields(self.params)}
+
+    def help(self) -> list[tuple[str, Any, str]]:
+        """(parameter, default, description) for each parameter."""
+        properties = TypeAdapter(self.params).json_schema()["properties"]
+        return [(name, default, properties[name].get("description", "")) for name, default in self.defaults().items()]
+
+    def make_params(self, given: Mapping[str, Any]) -> Any:
+        """The validated parameters (texts are converted). Raises UsageError that names the parameter at fault."""
+        known = self.defaults()
+        values: dict[str, Any] = {}
+        for given_name, value in given.items():
+            name = given_name.replace("-", "_")
+            if name not in known and _ALIASES.get(name) in known:
+                name = _ALIASES[name]
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise UsageError(
+                    f"{self.name} has no parameter {given_name!r}{hint} (it has {', '.join(known) or 'none'})"
+                )
+            if values.get(name, value) != value:
+                raise UsageError(f"{self.name}: {name} is given twice, as {values[name]!r} and as {value!r}")
+            values[name] = value
+        try:
+            return TypeAdapter(self.params).validate_python(values)
+        except ValidationError as error:
+            lines = []
+            for item in error.errors(include_url=False, include_context=False):
+                where = str(item["loc"][0]) if item["loc"] else ""
+                lines.append(f"{self.name} {where}: {item['msg'].removeprefix('Value error, ')}".replace(" :", ":"))
+            raise UsageError("\n".join(lines)) from None
+
+
+def _default(parameter: Field[Any]) -> Any:
+    value = parameter.default
+    if value is MISSING:
+        return None
+    return getattr(value, "default", value)
+
+
+def _shown(value: Any) -> str:
+    return shlex.quote(f"{value:.12g}" if isinstance(value, float) else str(value))
+
+
+def command(generator: Generator, params: Any, jobs: int, seed: int) -> str:
+    """The command that makes this trace again (parameters at their defaults left out)."""
+    words = ["loramux trace generate --kind", generator.name, "--jobs", str(jobs), "--seed", str(seed)]
+    for name, default in generator.defaults().items():
+        value = getattr(params, name)
+        if value != default:
+            words += ["--set", f"{name}={_shown(value)}"]
+    return " ".join(words)
+
+
+def run(generator: Generator, jobs: int | None, seed: int, given: Mapping[str, Any], name: str | None) -> Trace:
+    """Make the trace. Raises UsageError for a bad parameter, number of jobs or seed."""
+    count = generator.default_jobs if jobs is None else jobs
+    if not 1 <= count <= MAX_JOBS:
+        raise UsageError(f"jobs must be a whole number from 1 to {MAX_JOBS}, not {count}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be a whole number from 0 to {2**63 - 1}, not {seed}")
+    params = generator.make_params(given)
+    rows, origin = generator.build(params, count, seed)
+    try:
+        built = [JobSpec(**row) for row in rows]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{generator.name}: these parameters give a job whose {where} is {first['input']!r}"
+        ) from error
+    provenance = f"MODELLED, not measured: {origin} Made by: {command(generator, params, len(built), seed)}"
+    try:
+        return build_trace(name or generator.name, built, provenance=provenance)
+    except LoramuxError as error:
+        raise UsageError(f"{generator.name}: {error}") from error

@@ -1,0 +1,130 @@
+"""Real cluster traces as jobs: arrivals, durations, GPU counts and users are real, the LoRA columns are drawn with a
+seed.
+
+No public trace of LoRA fine-tuning jobs exists; the provenance of an imported trace says which columns are real and
+which modelled. The originals are not shipped: each importer's text says where to get one and under which licence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_traces.canonical import build_trace
+from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
+from loramux_traces.importers.common import REPEATED, ImportReport, RawJob, Source
+from loramux_traces.job import JobSpec, Trace
+from loramux_traces.lora_mix import DEFAULT_MIX, DRAWN, LoraMix
+
+_MODULES: Final = {
+    "philly-table": "philly_table",
+    "philly-json": "philly_json",
+    "helios": "helios",
+    "alibaba-pai2020": "alibaba_pai2020",
+    "alibaba-gpu2023": "alibaba_gpu2023",
+    "acme": "acme",
+    "swf": "swf",
+}
+SOURCES: Final = tuple(_MODULES)
+_NOT_ID: Final = re.compile(r"[^A-Za-z0-9_.-]")
+#: Longest span that the schema holds, in seconds.
+_MAX_SPAN_S: Final = 1e10
+
+__all__ = ["SOURCES", "ImportReport", "RawJob", "Source", "get_source", "import_trace"]
+
+
+def get_source(name: str) -> Source:
+    """The importer of a name. Raises UsageError for an unknown one."""
+    if name not in _MODULES:
+        close = get_close_matches(name, _MODULES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"source {name!r} is unknown{hint} (known: {', '.join(_MODULES)})")
+    source: Source = import_module(f"{__name__}.{_MODULES[name]}").SOURCE
+    return source
+
+
+def import_trace(
+    source: str,
+    paths: Path | str | Sequence[Path | str],
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    mix: LoraMix = DEFAULT_MIX,
+    name: str | None = None,
+    report: ImportReport | None = None,
+) -> Trace:
+    """The jobs of an original trace, times relative to its first job, LoRA columns drawn from `mix` with `seed`.
+
+    The order of rows in the original changes nothing. `limit` keeps the first so many jobs by submission. `report`,
+    if given, is filled with how many rows were read and skipped and why. Raises InvalidInputError for a file that is
+    not such an original or leaves no job, UsageError for an unknown source, a wrong number of files, or a seed or
+    limit out of range.
+    """
+    original = get_source(source)
+    files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files or (original.n_files is not None and len(files) != original.n_files):
+        raise UsageError(f"{source} needs {original.files}; {len(files)} file(s) given")
+    if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
+        raise UsageError("seed must be at least 0 and limit at least 1")
+    report = ImportReport() if report is None else report
+    raw = sorted(original.read(files, report))
+    if not raw:
+        allowed = f"leaves no job: {report}"
+        raise InvalidInputError([Problem(file=str(files[0]), line=0, column="", value="", allowed=allowed)])
+    if raw[-1].submit_s - raw[0].submit_s > _MAX_SPAN_S:
+        allowed = f"spans more than {_MAX_SPAN_S:g} s: some submission times are wrong"
+        raise InvalidInputError([Problem(file=str(files[0]), line=0, column="", value="", allowed=allowed)])
+    jobs = _with_lora(source, _unique(raw, report)[:limit], seed, mix)
+    named = ", ".join(sorted(printable(path.name) for path in files))
+    drawn = f"{', '.join(DRAWN)} are drawn with seed {seed} from an assumed mix"
+    provenance = (
+        f"{original.title} ({original.url}; licence: {original.licence}), file {named}. "
+        f"REAL: {', '.join(original.real)} (times relative to the first job). MODELLED: {drawn}. {report}"
+        + (f", first {len(jobs)} by submission" if limit is not None else "")
+        + "."
+    )
+    return build_trace(name or source, jobs, provenance=provenance)
+
+
+def _unique(raw: list[RawJob], report: ImportReport) -> list[RawJob]:
+    """Without the later ones of jobs that share an id."""
+    seen: set[str] = set()
+    kept = []
+    for job in raw:
+        if job.source_id and job.source_id in seen:
+            report.skipped[REPEATED] += 1
+            continue
+        seen.add(job.source_id)
+        kept.append(job)
+    return kept
+
+
+def _with_lora(source: str, raw: list[RawJob], seed: int, mix: LoraMix) -> list[JobSpec]:
+    first = raw[0].submit_s
+    taken: set[str] = set()
+    jobs = []
+    for i, (job, lora) in enumerate(zip(raw, mix.draw(seed, len(raw)), strict=True)):
+        job_id = _NOT_ID.sub("-", job.source_id)
+        if not job_id or not job_id[0].isalnum() or len(job_id) > 64 or job_id in taken:
+            job_id = f"{source}-{i:08d}"
+        taken.add(job_id)
+        row: dict[str, Any] = {
+            "job_id": job_id,
+            "submit_s": job.submit_s - first,
+            "duration_s": job.duration_s,
+            "num_gpus": job.num_gpus,
+            "user": _text(job.user),
+            "group": _text(job.group),
+            **lora,
+        }
+        jobs.append(JobSpec(**row))
+    return jobs
+
+
+def _text(text: str) -> str:
+    """`text` as the schema takes it: printable, at most 256 characters."""
+    return text if text.isascii() and text.isprintable() and len(text) <= 256 else printable(text)[:256].strip()

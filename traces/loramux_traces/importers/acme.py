@@ -1,0 +1,49 @@
+"""AcmeTrace (Shanghai AI Laboratory, LLM development): `trace_seren.csv` and `trace_kalos.csv`.
+
+Original: https://github.com/InternLM/AcmeTrace (data/job_trace); licence in its LICENSE.txt, cite Hu et al., NSDI
+2024. Columns: job_id, user, node_num, gpu_num, cpu_num, (Kalos: mem_per_pod_GB, shared_mem_per_pod,) type, state,
+submit_time, start_time, end_time, (Kalos: fail_time, stop_time,) duration, queue, gpu_time; they are found by name.
+
+Rule: running time is end_time - start_time. The `duration` column is not used: its documentation says end - start,
+but in the published Kalos example rows it is end - submit. The workload type becomes the group. Left out: CPU-only
+jobs, jobs that never ran, rows without a submission time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moment, number, rows_of
+
+_NEEDED: Final = ("job_id", "user", "gpu_num", "type", "submit_time", "start_time", "end_time")
+
+
+def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
+    """The GPU jobs of the traces, in file order."""
+    for path in paths:
+        for row in rows_of(path, report, _NEEDED):
+            start, end = moment(row["start_time"]), moment(row["end_time"])
+            job = checked(
+                report,
+                moment(row["submit_time"]),
+                None if start is None or end is None else end - start,
+                number(row["gpu_num"]) or 0.0,
+                user=row["user"],
+                group=row["type"],
+                source_id=row["job_id"],
+            )
+            if job is not None:
+                yield job
+
+
+SOURCE: Final = Source(
+    name="acme",
+    title="AcmeTrace (Hu et al., NSDI 2024)",
+    url="https://github.com/InternLM/AcmeTrace",
+    licence="see the repository's LICENSE.txt",
+    files="trace_seren.csv or trace_kalos.csv",
+    real=("submit_s", "duration_s", "num_gpus", "user", "group"),
+    read=read,
+)

@@ -1,0 +1,144 @@
+"""What every importer shares: the raw job it yields, the count of what it skips, and careful parsing of cells."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from loramux_traces.files import open_input, text_lines
+from loramux_traces.problems import Problems
+from loramux_traces.tables import csv_rows
+
+#: Reasons for which a row of an original is left out; every importer uses these words.
+NO_TIME: Final = "no readable time"
+NO_DURATION: Final = "no running time above 0"
+NO_GPU: Final = "no GPU"
+NOT_FINISHED: Final = "not finished"
+RAGGED: Final = "wrong number of cells"
+REPEATED: Final = "repeated job id"
+MAX_GPUS: Final = 4096
+_ABSENT: Final = frozenset(("", "none", "null", "nan", "nat", "unknown"))
+
+
+class RawJob(NamedTuple):
+    """One job of an original: times in epoch (or log) seconds, what is real about it and nothing else."""
+
+    submit_s: float
+    duration_s: float
+    num_gpus: int
+    user: str = ""
+    group: str = ""
+    source_id: str = ""
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """How many rows were read and why some were left out."""
+
+    rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        kept = self.rows - sum(self.skipped.values())
+        return f"{self.rows} rows read, {kept} kept" + (f", skipped: {reasons}" if reasons else "")
+
+
+Read = Callable[[Sequence[Path], ImportReport], Iterator[RawJob]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One public trace: where the user gets it, under which licence, which columns of ours are real, and its reader."""
+
+    name: str
+    title: str
+    url: str
+    licence: str
+    files: str
+    real: tuple[str, ...]
+    read: Read
+    n_files: int | None = None
+    """How many files it takes; None: one or more, read one after the other."""
+
+
+def number(cell: Any) -> float | None:
+    """The finite number in a cell, or None."""
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def whole(cell: Any) -> int:
+    """The whole number in a cell (2 and 2.0), or 0."""
+    value = number(cell)
+    return round(value) if value is not None and abs(value) < 1e15 else 0
+
+
+def moment(cell: Any) -> float | None:
+    """Epoch seconds of `2017-10-09 07:01:55` with or without an offset (without: taken as UTC), or None.
+
+    Local clocks that jump for daylight saving keep that jump: the originals do not say which side of it a time is on.
+    """
+    if not isinstance(cell, str) or cell.strip().lower() in _ABSENT:
+        return None
+    try:
+        parsed = datetime.fromisoformat(cell.strip())
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def checked(
+    report: ImportReport, submit_s: float | None, duration_s: float | None, gpus: float, **names: str
+) -> RawJob | None:
+    """The job, or None with the reason counted: the one rule of what is left out."""
+    if submit_s is None:
+        report.skipped[NO_TIME] += 1
+    elif duration_s is None or not 0 < duration_s <= 1e10:
+        report.skipped[NO_DURATION] += 1
+    elif not 0 < gpus <= MAX_GPUS:
+        report.skipped[NO_GPU if gpus <= 0 else f"more than {MAX_GPUS} GPUs"] += 1
+    else:
+        # A share of a GPU becomes a whole one: sharing is the scheduler's business here.
+        return RawJob(submit_s, max(duration_s, 1e-9), math.ceil(gpus - 1e-9), **names)
+    return None
+
+
+def rows_of(
+    path: Path, report: ImportReport, needed: Sequence[str], *, header: Sequence[str] | None = None
+) -> Iterator[dict[str, str]]:
+    """The rows of an original CSV as mappings; ragged rows are counted as skipped.
+
+    `header` names the columns of a file that has none (a line that repeats it is passed over). Raises
+    InvalidInputError for a file that is not such a table: columns missing, not text, quotes broken.
+    """
+    with open_input(path) as (label, stream):
+        problems = Problems(label)
+        rows = csv_rows(text_lines(stream, problems), problems)
+        if header is None:
+            line, names = next(rows, (0, []))
+            if not names and not problems.total:
+                problems.add(0, "", "", f"is empty; expected a line of column names with {', '.join(needed)}")
+            for column in needed:
+                if names and column not in names:
+                    problems.add(line, column, "", "is missing: the original has this column")
+            problems.raise_if_any()
+        else:
+            names = list(header)
+        for _, cells in rows:
+            if header is not None and cells == names:
+                continue
+            report.rows += 1
+            if len(cells) != len(names):
+                report.skipped[RAGGED] += 1
+                continue
+            yield dict(zip(names, cells, strict=True))
+        problems.raise_if_any()

@@ -1,0 +1,76 @@
+"""Microsoft Philly's original `cluster_job_log`: a JSON list of jobs with their scheduling attempts.
+
+Original: https://github.com/msr-fiddle/philly-traces (`trace-data.tar.gz`, Git LFS, 1 GB), CC-BY-4.0; cite Jeon et
+al., USENIX ATC 2019. Each job is {status, vc, jobid, attempts: [{start_time, end_time, detail: [{ip, gpus: [...]}]}],
+submitted_time, user}.
+
+Rule: the duration is the sum of the attempts that have both times (an attempt without is a logging error or still ran
+when the log was taken, says the original's README), the GPU count that of the largest of them; jobs of no such
+attempt, of zero running time or of no GPU are left out. The status is not used: a job that failed has held its GPUs
+all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_traces.documents import json_items
+from loramux_traces.files import open_input, whole_text
+from loramux_traces.importers.common import NOT_FINISHED, ImportReport, RawJob, Source, checked, moment
+from loramux_traces.problems import Problems
+
+
+def _attempts(job: dict[str, Any]) -> list[tuple[float, int]]:
+    """(seconds, GPUs) of every attempt that has both times."""
+    found = []
+    for attempt in job.get("attempts") or ():
+        if not isinstance(attempt, dict):
+            continue
+        start, end = moment(attempt.get("start_time")), moment(attempt.get("end_time"))
+        detail = attempt.get("detail")
+        if start is None or end is None or not isinstance(detail, list):
+            continue
+        gpus = [m["gpus"] for m in detail if isinstance(m, dict) and isinstance(m.get("gpus"), list)]
+        found.append((end - start, sum(map(len, gpus))))
+    return found
+
+
+def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
+    """The jobs of the logs, in file order. Raises InvalidInputError for a file that is no list of such jobs."""
+    for path in paths:
+        with open_input(path) as (label, stream):
+            problems = Problems(label)
+            for line, item in json_items(whole_text(stream, problems), problems, []):
+                if not isinstance(item, dict) or "attempts" not in item or "submitted_time" not in item:
+                    problems.add(line, "", item, "a Philly job is a mapping with jobid, attempts and submitted_time")
+                    continue
+                report.rows += 1
+                attempts = _attempts(item) if isinstance(item["attempts"], list) else []
+                if not attempts:
+                    report.skipped[NOT_FINISHED] += 1
+                    continue
+                job = checked(
+                    report,
+                    moment(item["submitted_time"]),
+                    sum(seconds for seconds, _ in attempts),
+                    max(gpus for _, gpus in attempts),
+                    user=str(item.get("user") or ""),
+                    group=str(item.get("vc") or ""),
+                    source_id=str(item.get("jobid") or ""),
+                )
+                if job is not None:
+                    yield job
+            problems.raise_if_any()
+
+
+SOURCE: Final = Source(
+    name="philly-json",
+    title="Microsoft Philly traces (Jeon et al., ATC 2019), cluster_job_log",
+    url="https://github.com/msr-fiddle/philly-traces",
+    licence="CC-BY-4.0",
+    files="cluster_job_log (JSON)",
+    real=("submit_s", "duration_s", "num_gpus", "user", "group"),
+    read=read,
+)

@@ -1,0 +1,53 @@
+"""Collecting what is wrong in one file, so that a user sees every bad row at once instead of the first one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loramux_traces.errors import InvalidInputError, Problem, printable
+
+#: Problems that are listed one by one; beyond it they are only counted.
+CAP: Final = 50
+#: Longest value that is quoted in a message.
+SHOWN: Final = 80
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it: short, and never the text of a nested structure (a YAML alias bomb is huge)."""
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, int):
+        return str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length()} bits"
+    return f"a {type(value).__name__}"
+
+
+class Problems:
+    """Problems of one file, listed up to CAP and counted beyond."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.listed: list[Problem] = []
+        self.total = 0
+
+    def add(self, line: int, column: str, value: object, allowed: str) -> None:
+        """Note one problem; `line` 0 means the file as a whole."""
+        self.total += 1
+        if len(self.listed) < CAP:
+            column = printable(column, SHOWN)
+            problem = Problem(file=self.file, line=line, column=column, value=shown(value), allowed=allowed)
+            self.listed.append(problem)
+
+    def error(self) -> InvalidInputError:
+        """Everything noted so far, in the order of the lines, as one error."""
+        return InvalidInputError(sorted(self.listed, key=lambda p: p.line), total=self.total)
+
+    def raise_if_any(self) -> None:
+        """Raise InvalidInputError if anything was noted."""
+        if self.total:
+            raise self.error()

@@ -1,0 +1,136 @@
+"""What a result is: the per-job columns, the run summary and the timeline, the same from the simulator and the runtime.
+
+Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from the start of the trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+SCHEMA_VERSION: Final = 1
+
+COMPLETED: Final = "COMPLETED"
+UNSCHEDULABLE: Final = "UNSCHEDULABLE"
+REJECTED: Final = "REJECTED"
+FAILED_OOM: Final = "FAILED_OOM"
+FAILED_POLICY: Final = "FAILED_POLICY"
+UNFINISHED: Final = "UNFINISHED"
+FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, UNFINISHED)
+NEVER_RAN_STATES: Final = (UNSCHEDULABLE, REJECTED)
+
+#: Column -> what it holds. jobs.csv of a run folder has exactly these, in this order, one row a job, sorted by job_id.
+JOB_COLUMNS: Final[dict[str, str]] = {
+    "job_id": "the job",
+    "submission_time": "when it was submitted, s",
+    "starting_time": "when it first ran, s (empty if it never did)",
+    "finish_time": "when it ended, s (empty if it never ran)",
+    "waiting_time": "first start - submission, s",
+    "execution_time": "finish - first start - paused time, s",
+    "paused_time": "time between first start and finish without a device, s",
+    "turnaround_time": "finish - submission, s",
+    "stretch": "turnaround / solo time on the assigned device type",
+    "solo_time": "predicted-model time alone on the assigned device type, s",
+    "final_state": "COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED, ...",
+    "reason": "why it did not complete (empty if it did)",
+    "allocated_resources": "device ids it last ran on, joined by +",
+    "preemptions": "times it was paused",
+    "oom_events": "times it was evicted by an out-of-memory",
+    "steps_done": "optimizer steps done",
+    "tokens_done": "non-pad tokens trained on",
+    "service_s": "service received, in solo-equivalent seconds",
+    "user": "user of the trace",
+    "group": "group of the trace",
+    "base_model": "base model",
+    "method": "adapter method",
+    "priority": "priority of the trace",
+    "num_gpus": "devices it asked for",
+}
+
+STATISTICS: Final = ("mean", "p50", "p95", "p99", "max")
+
+
+def statistics(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float | None]:
+    """Mean, median, p95, p99 (numpy linear) and maximum; each None for no values (JSON has no NaN)."""
+    if len(values) == 0:
+        return dict.fromkeys(STATISTICS)
+    p50, p95, p99 = (float(q) for q in np.percentile(values, (50, 95, 99)))
+    return {"mean": float(values.mean()), "p50": p50, "p95": p95, "p99": p99, "max": float(values.max())}
+
+
+@dataclass(slots=True, kw_only=True)
+class RunStats:
+    """Totals that a backend counts while it runs; everything else of a summary comes from the job rows."""
+
+    busy_device_s: float = 0.0
+    """Device-seconds with at least one active job."""
+    n_devices: int = 1
+    real_tokens: float = 0.0
+    """Non-pad tokens trained on."""
+    computed_tokens: float = 0.0
+    """Tokens really computed, pads and rounding included."""
+    memory_byte_s: float = 0.0
+    """Integral of memory in use over time, summed over devices."""
+    memory_peak_bytes: float = 0.0
+    """Largest memory of any one device at any time."""
+    memory_capacity_bytes: float = 0.0
+    """Capacity of the largest device."""
+    memory_capacity_byte_s_per_s: float = 0.0
+    """Sum of the capacities of all devices."""
+    steps: float = 0.0
+    """Fused steps executed (expected number in rate fidelity)."""
+    decisions: int = 0
+    """Calls of the policy's place()."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the figures must know, for example that rates came from a roll-out."""
+
+
+def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
+    """The figures of one run, as in the `runs` entries of `simulate --json`; percentiles are over completed jobs.
+
+    `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall` in their name.
+    """
+    done = jobs[jobs["final_state"] == COMPLETED]
+    first = float(jobs["submission_time"].min()) if len(jobs) else 0.0
+    last = float(done["finish_time"].max()) if len(done) else first
+    makespan_s = last - first
+    span_device_s = makespan_s * stats.n_devices
+    return {
+        "jobs": len(jobs),
+        "completed": len(done),
+        "failed": int(jobs["final_state"].isin(FAILED_STATES).sum()),
+        "unschedulable": int(jobs["final_state"].isin(NEVER_RAN_STATES).sum()),
+        "makespan_s": makespan_s,
+        "turnaround_s": statistics(done["turnaround_time"].to_numpy(dtype=np.float64)),
+        "waiting_s": statistics(done["waiting_time"].to_numpy(dtype=np.float64)),
+        "stretch": statistics(done["stretch"].to_numpy(dtype=np.float64)),
+        "effective_tokens_per_s": stats.real_tokens / makespan_s if makespan_s > 0 else 0.0,
+        "padding_fraction": 1 - stats.real_tokens / stats.computed_tokens if stats.computed_tokens > 0 else 0.0,
+        "gpu_busy_fraction": min(1.0, stats.busy_device_s / span_device_s) if span_device_s > 0 else 0.0,
+        "memory_mean_bytes": stats.memory_byte_s / span_device_s if span_device_s > 0 else 0.0,
+        "memory_peak_bytes": stats.memory_peak_bytes,
+        "memory_capacity_bytes": stats.memory_capacity_bytes,
+        "preemptions": int(jobs["preemptions"].sum()),
+        "oom_events": int(jobs["oom_events"].sum()),
+        "steps": stats.steps,
+        "decisions": stats.decisions,
+        "notes": list(stats.notes),
+    }
+
+
+def empty_timeline() -> dict[str, Any]:
+    """The columns of timeline.json.gz, without rows.
+
+    `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and expected) and residents of
+    a device from `t_s` on. `queue`: waiting jobs from `t_s` on. `devices`: a list of {device_id, name, memory_capacity_bytes}.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "devices": [],
+        "segments": {"job_id": [], "device_id": [], "start_s": [], "end_s": []},
+        "samples": {"device_id": [], "t_s": [], "memory_bytes": [], "n_residents": []},
+        "queue": {"t_s": [], "n_waiting": []},
+    }

@@ -1,0 +1,89 @@
+"""Rows to jobs: validates one row after the other and puts every problem into words."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from loramux_traces.allowed import LENGTH_COLUMNS, allowed, unknown_column
+from loramux_traces.canonical import COLUMNS
+from loramux_traces.job import JobSpec
+from loramux_traces.problems import Problems
+
+_VALIDATE: Final = TypeAdapter(JobSpec).validator.validate_python
+_KNOWN: Final = frozenset(COLUMNS)
+
+
+#: Epoch seconds since 2001 exceed this; so may the end of a trace of 31 years, but not after a pause of half of it.
+_EPOCH_S: Final = 1e9
+_CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
+
+
+def _submit_hint(value: object) -> str:
+    text = str(value)[:64]
+    try:
+        calendar = float(text) > _EPOCH_S
+    except ValueError:
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            return ""
+        calendar = True
+    return f"; {_CALENDAR}" if calendar else ""
+
+
+class JobRows:
+    """Collects validated jobs; a bad or repeated row becomes a problem and the reading goes on."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.jobs: list[JobSpec] = []
+        self._problems = problems
+        self._lines = array("q")
+        self._ids: set[str] = set()
+
+    def add(self, line: int, row: Mapping[str, Any]) -> None:
+        """Validate one row, a mapping of column names to values; absent columns get their defaults."""
+        try:
+            job: JobSpec = _VALIDATE(row)
+        except ValidationError as error:
+            self._explain(line, row, error)
+            return
+        if job.job_id in self._ids:
+            first = self._lines[next(i for i, other in enumerate(self.jobs) if other.job_id == job.job_id)]
+            self._problems.add(line, "job_id", job.job_id, f"every job_id must be used once; line {first} has it too")
+            return
+        self._ids.add(job.job_id)
+        self._lines.append(line)
+        self.jobs.append(job)
+
+    def finish(self) -> list[JobSpec]:
+        """The jobs; notes epoch seconds, which only the rows together tell from a very long trace."""
+        if any(job.submit_s > _EPOCH_S for job in self.jobs):
+            before = 0.0
+            epoch = False
+            for submit_s, line in sorted(zip((job.submit_s for job in self.jobs), self._lines, strict=True)):
+                epoch = epoch or submit_s - before > _EPOCH_S / 2
+                if epoch and submit_s > _EPOCH_S:
+                    self._problems.add(line, "submit_s", submit_s, f"allowed: {allowed('submit_s')}; {_CALENDAR}")
+                before = submit_s
+        return self.jobs
+
+    def _explain(self, line: int, row: Mapping[str, Any], error: ValidationError) -> None:
+        for item in error.errors(include_url=False):
+            if item["type"] == "job_rule":
+                column, rule = item["ctx"]["column"], item["ctx"]["allowed"]
+                value = "" if column in LENGTH_COLUMNS else row.get(column)
+                self._problems.add(line, column, value, rule)
+                continue
+            column = str(item["loc"][0]) if item["loc"] else ""
+            if column not in _KNOWN:
+                self._problems.add(line, column, "", unknown_column(column) if column else "must name columns")
+            elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+                self._problems.add(line, column, "", f"is required: {allowed(column)}")
+            else:
+                hint = _submit_hint(item["input"]) if column == "submit_s" else ""
+                self._problems.add(line, column, item["input"], f"allowed: {allowed(column)}{hint}")

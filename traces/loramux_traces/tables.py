@@ -1,0 +1,60 @@
+"""Rows of a CSV file with their line numbers; ours and every original trace are read through it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Final
+
+from loramux_traces.problems import Problems
+
+#: Longest provenance that is kept, in characters.
+_MAX_COMMENT: Final = 4000
+
+
+def split_comments(lines: Iterator[str]) -> tuple[str, int, Iterator[str]]:
+    """(text of the leading `#` lines joined by spaces, how many they were, the remaining lines)."""
+    kept: list[str] = []
+    size = 0
+    count = 0
+    for line in lines:
+        if not line.startswith("#"):
+            return " ".join(kept), count, chain((line,), lines)
+        count += 1
+        text = " ".join(line.lstrip("#").split())
+        size += len(text) + 1
+        if text and size <= _MAX_COMMENT:
+            kept.append(text)
+    return " ".join(kept), count, iter(())
+
+
+def _say(error: csv.Error) -> str:
+    text = str(error)
+    if "field limit" in text:
+        return f"a cell may have at most {csv.field_size_limit()} characters"
+    if "unexpected end of data" in text:
+        return 'a quote (") is opened here and never closed'
+    if "new-line character" in text:
+        return "lines must end with LF or CRLF"
+    return f"not a CSV row: {text}"
+
+
+def csv_rows(lines: Iterable[str], problems: Problems, *, skipped_lines: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """(line where the row begins, its cells without blanks around them); empty rows are left out, broken ones noted.
+
+    `skipped_lines` is how many lines of the file came before `lines`.
+    """
+    reader = csv.reader(lines, strict=True)
+    while True:
+        start = reader.line_num + 1 + skipped_lines
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problems.add(start, "", "", _say(error))
+            continue
+        cells = [cell.strip() for cell in cells]
+        if any(cells):
+            yield start, cells
