@@ -208,7 +208,8 @@ def _cell(f: Figure, row: pd.Series) -> str:
     text = number(shown(f, float(row["mean"])))
     low, high = (shown(f, float(row[side])) for side in ("low", "high"))
     if np.isfinite(low) and np.isfinite(high) and high - low > 1e-9 * abs(high):
-        text += f" ± {number((high - low) / 2)}"
+        half = (high - low) / 2
+        text += f" ± {number(half)}" if half >= 1e-3 else " ± <0.001"
     share = row["change"]
     return text if share is None or not np.isfinite(share) else f"{text} ({100 * share:+.1f}%)"
 

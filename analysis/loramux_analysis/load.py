@@ -3,6 +3,7 @@ come from."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,9 +210,10 @@ def describe(manifests: Sequence[dict[str, Any]]) -> str:
 
 
 def _trace_text(trace: dict[str, Any]) -> str:
-    """A trace's file name and where its jobs come from."""
+    """A trace's file name and where its jobs come from: the start of it, which says measured or modelled."""
     name = Path(str(trace.get("name", ""))).name
-    return ", ".join(part for part in (name, str(trace.get("provenance") or "provenance unknown")) if part)
+    provenance = textwrap.shorten(str(trace.get("provenance") or "provenance unknown"), 80, placeholder=" …")
+    return ", ".join(part for part in (name, provenance) if part)
 
 
 def _few(texts: set[str]) -> str:

@@ -117,7 +117,7 @@ def save(drawing: Drawing, folder: Path) -> list[Path]:
 def _freeze(figure: Figure) -> None:
     """Lay the figure out once and round where things are.
 
-    The constraint solver's answers differ in the last bit from one time to the next, and an SVG's ids are hashes of them.
+    The constraint solver's answers differ in the last bit from run to run, and an SVG's ids are hashes of them.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

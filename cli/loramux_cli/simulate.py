@@ -103,6 +103,7 @@ def simulate_command(
         from loramux_traces.filesafe import write_json
 
         write_json(out / "summary.json", report)
+        write_json(out / "manifest.json", {"schema_version": 1, "kind": "simulated", "argv": sys.argv})
         if plots:
             _draw(out, quiet=quiet)
     if as_json:

@@ -153,7 +153,7 @@ class CostModel:
             known = self._classes[wanted] = self._fitted(spec)
         if mem_bytes is None:
             return known
-        full = (*key, mem_bytes)
+        full = (*key, "mem_bytes", mem_bytes)
         own = self._classes.get(full)
         if own is None:
             cost = self._overridden(known.cost, spec)

@@ -92,14 +92,19 @@ def is_length_shape(name: str) -> bool:
     return name in NAMES
 
 
-@lru_cache(maxsize=4096)
 def length_dist(seq_len: float, seq_len_p95: float | None = None, name: str | None = None) -> LengthDist:
     """The length distribution of mean `seq_len` tokens; its discrete mean agrees to 1e-6 (relative).
 
     Only the mean: lognormal with p95 = 2 x mean, cut at 8 x mean. With `seq_len_p95`: the lognormal with that p95
     (before cutting and rounding; p95 = mean is constant, above 3.8 x mean the most skewed one). A name fixes the shape
-    and p95 then counts for `lognormal` only. Raises UsageError for an unknown name.
+    and p95 then counts for `lognormal` only. Equal arguments give the same object. Raises UsageError for an unknown
+    name.
     """
+    return _length_dist(float(seq_len), seq_len_p95, name)
+
+
+@lru_cache(maxsize=4096)
+def _length_dist(seq_len: float, seq_len_p95: float | None, name: str | None) -> LengthDist:
     if name is not None and name not in NAMES:
         close = get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -136,7 +141,7 @@ def _scaled(name: str, shape: Shape, mean: float) -> LengthDist:
     unit = max(1, ceil(shape.longest * mean / MAX_TABLE))
     goal = mean / unit
     size = max(2, min(MAX_TABLE, ceil(shape.longest * goal)))
-    upper = np.arange(1, size + 1) + 0.5
+    upper: Floats = np.arange(1, size + 1, dtype=np.float64) + 0.5
 
     def table(scale: float) -> Floats:
         cdf = shape.cdf(upper / scale)

@@ -1,9 +1,9 @@
-"""The analytic prior against published figures: published, ours, relative error; `python -m loramux_profiles.prior_report`.
+"""The analytic prior against published figures: published, ours, error; `python -m loramux_profiles.prior_report`.
 
-Nothing here feeds the models: it says how good they are before anything is measured. Three kinds of rows: `check` (predicted),
-`fit` (used to choose a constant, so that its error says little) and `context` (another system or unknown settings: no claim).
-Sources: arXiv 2312.02515 (ASPEN; figures digitised, about 1%), arXiv 2404.15159 (MixLoRA), arXiv 2510.00206 (LoRAFusion), and
-the project's own measurements on a fake-tensor tracker (runtime.md of its notes).
+Nothing here feeds the models: it says how good they are before anything is measured. Three kinds of rows: `check`
+(predicted), `fit` (used to choose a constant, so that its error says little) and `context` (another system or unknown
+settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures digitised, about 1%), arXiv 2404.15159 (MixLoRA),
+arXiv 2510.00206 (LoRAFusion), and the project's own measurements on a fake-tensor tracker (runtime.md of its notes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pandas as pd
 
 from loramux_profiles.cost import CostModel, Implementation
 from loramux_profiles.devices import DeviceProfile, load_device
-from loramux_profiles.memory import token_bytes
 from loramux_profiles.work import JobCost
 from loramux_traces.job import JobSpec
 
@@ -28,14 +27,16 @@ AUTHORS: Final = Implementation(stored_dropout=True, chunked_loss=False)
 
 #: Memory of one more job, GB, by batch size: (ASPEN, a process of its own); arXiv 2312.02515.
 FURTHER_JOB: Final = {2: (1.20, 8.41), 4: (2.86, 10.86), 6: (4.27, 11.88), 8: (5.67, 12.95)}
-#: tokens/s sequential, parallel processes, ASPEN; arXiv 2312.02515. The card of the 13B and ChatGLM rows is inferred: A100.
+#: tokens/s sequential, parallel processes, ASPEN; arXiv 2312.02515. The card of all but LLaMA-7B is inferred: A100.
 ASPEN_TOKENS: Final = {
     ("llama-7b", "LLaMA-7B"): (608.4, 649.3, 674.6),
     ("chatglm2-6b", "ChatGLM2-6B"): (524.0, 533.0, 642.0),
     ("llama-13b", "LLaMA-13B"): (370.0, 368.0, 380.0),
     ("llama-2-13b", "LLaMA2-13B"): (301.0, 287.0, 388.0),
 }
-#: MiB of a step, Llama-8B shape, r16 on all linears, bf16, T = 4096: (dropout kept, chunked loss, recompute) -> measured.
+#: tokens/s of LLaMA-7B on other cards, sequential and ASPEN.
+FUSION_GAIN: Final = {"a6000": (505.0, 655.0), "rtx-4090": (593.0, 1027.0)}
+#: MiB of a step, Llama-8B shape, r16, bf16, T = 4096: (dropout kept, chunked loss, recompute) -> measured.
 TRACKER: Final = {
     (True, False, False): 60_944.0,
     (False, False, False): 47_216.0,
@@ -64,12 +65,18 @@ class Row(NamedTuple):
 
 
 def _spec(base_model: str, **fields: Any) -> JobSpec:
-    values: dict[str, Any] = {"job_id": "j", "submit_s": 0.0, "method": "lora", "total_steps": 1.0, "length_dist": "constant"}
+    values: dict[str, Any] = {
+        "job_id": "j",
+        "submit_s": 0.0,
+        "method": "lora",
+        "total_steps": 1.0,
+        "length_dist": "constant",
+    }
     return JobSpec(**{**values, "base_model": base_model, **fields})
 
 
 def _authors_spec(base_model: str, rows: int, tokens: float) -> JobSpec:
-    """A job of the authors: Alpaca-LoRA's defaults (r 8 on q and v), which their small memory per job points to (inferred)."""
+    """A job of the authors: r 8 on q and v (Alpaca-LoRA's defaults), which their memory per job suggests (inferred)."""
     return _spec(base_model, batch_size=rows, micro_batch_size=rows, seq_len=tokens, rank=8, target_modules="qv")
 
 
@@ -96,7 +103,9 @@ def memory_rows() -> list[Row]:
         cost = _exact(shared.job_cost(_authors_spec("llama-7b", batch, tokens)), batch * tokens)
         more = shared.expected_bytes([cost] * 2) - shared.expected_bytes([cost])
         rows.append(Row(group, f"one more job, shared base, batch {batch}", "GB", further, more / GB, "fit"))
-        rows.append(Row(group, f"own process, batch {batch}", "GB", alone, separate.expected_bytes([cost]) / GB, "check"))
+        rows.append(
+            Row(group, f"own process, batch {batch}", "GB", alone, separate.expected_bytes([cost]) / GB, "check")
+        )
     cost = _exact(shared.job_cost(_authors_spec("llama-7b", 4, tokens)), 4 * tokens)
     four, apart = shared.expected_bytes([cost] * 4) / GB, separate.expected_bytes([cost] * 4) / GB
     rows.append(Row(group, "4 jobs, shared base, batch 4", "GB", 20.56, four, "check"))
@@ -111,7 +120,7 @@ def _exact(cost: JobCost, tokens: float) -> JobCost:
 
 
 def tracker_rows() -> list[Row]:
-    """Llama-8B shape on a fake-tensor tracker: no context, no optimizer states, adapters in bf16 (2 bytes a parameter)."""
+    """Llama-8B shape on a fake-tensor tracker: no context, no optimizer states, 2 bytes per adapter parameter."""
     device = load_device("a100-80g")
     group = "Llama-8B shape, r16, bf16, T = 4096, fake-tensor tracker"
     rows = []
@@ -136,7 +145,7 @@ def _tokens_per_s(model: CostModel, costs: Sequence[JobCost]) -> float:
 
 
 def throughput_rows() -> list[Row]:
-    """Tokens/s of the authors' A100: two constants fitted to LLaMA-7B, all else predicted; and what the bf16 prior says."""
+    """Tokens/s of the authors' A100: two constants fitted to LLaMA-7B, all else predicted; and our bf16 prior."""
     tokens = authors_tokens_per_row()
     device = load_device("aspen-a100-80g")
     group = "ASPEN tokens/s, A100, batch 4"
@@ -151,6 +160,13 @@ def throughput_rows() -> list[Row]:
         rows.append(Row(group, f"{name} 4 processes", "tokens/s", parallel, alone * phi, "fit" if seven else "check"))
         ours = _tokens_per_s(model, [cost] * 4)
         rows.append(Row(group, f"{name} ASPEN, 4 jobs", "tokens/s", fused, ours, "fit" if seven else "check"))
+    for card, (before, after) in FUSION_GAIN.items():
+        profile = CostModel(load_device(card))
+        cost = profile.job_cost(_authors_spec("llama-7b", 4, tokens))
+        gain = _tokens_per_s(profile, [cost] * 4) / _tokens_per_s(profile, [cost])
+        rows.append(
+            Row(group, f"gain by fusing 4 jobs, {card}, our bf16 profile", "1", after / before, gain, "context")
+        )
     prior = CostModel(load_device("a100-80g"))
     ours = _tokens_per_s(prior, [prior.job_cost(_authors_spec("llama-7b", 4, tokens))])
     rows.append(Row(group, "LLaMA-7B sequential, our bf16 profile", "tokens/s", 608.4, ours, "context"))
@@ -185,20 +201,28 @@ def other_rows() -> list[Row]:
         job = a100.job_cost(_spec("llama-2-7b", method=method, batch_size=8, micro_batch_size=8, seq_len=512))
         us[name] = 1e6 / _tokens_per_s(a100, [job])
     for name, published in MIXLORA_US.items():
-        rows.append(Row("MixLoRA, LLaMA-2-7B, settings unknown", f"{name}, us/token", "us", published, us[name], "context"))
+        rows.append(
+            Row("MixLoRA, LLaMA-2-7B, settings unknown", f"{name}, us/token", "us", published, us[name], "context")
+        )
     a, b = MIXLORA_US.values()
     c, d = us.values()
     rows.append(Row("MixLoRA, LLaMA-2-7B, settings unknown", "MixLoRA over LoRA", "1", b / a, d / c, "context"))
     adapter_extra = a100.job_cost(_spec("llama-2-7b", method="mixlora", batch_size=1, seq_len=512)).token_bytes
     lora = a100.job_cost(_spec("llama-2-7b", batch_size=1, seq_len=512)).token_bytes
     scale = a100.device.activation_scale * 32 * 11008 * 2
-    rows.append(Row("MixLoRA activations (k = 2)", "more than LoRA, elements/f", "1", 5.0, (adapter_extra - lora) / scale, "check"))
+    rows.append(
+        Row(
+            "MixLoRA activations (k = 2)", "more than LoRA, elements/f", "1", 5.0, (adapter_extra - lora) / scale, "fit"
+        )
+    )
     return rows
 
 
 def prior_report() -> pd.DataFrame:
     """All rows: group, what, unit, published, ours, error (ours / published - 1), kind (check, fit, context)."""
-    table = pd.DataFrame([*memory_rows(), *tracker_rows(), *throughput_rows(), *other_rows()], columns=list(Row._fields))
+    table = pd.DataFrame(
+        [*memory_rows(), *tracker_rows(), *throughput_rows(), *other_rows()], columns=list(Row._fields)
+    )
     table.insert(5, "error", table["ours"] / table["published"] - 1)
     return table
 
@@ -208,8 +232,10 @@ def as_text(table: pd.DataFrame) -> str:
     lines = []
     for group, part in table.groupby("group", sort=False):
         lines.append(str(group))
-        for row in part.itertuples():
-            lines.append(f"  {row.what:54} {row.published:11,.2f} {row.ours:11,.2f} {row.unit:9}{row.error:+8.1%}  {row.kind}")
+        lines.extend(
+            f"  {row.what:54} {row.published:11,.2f} {row.ours:11,.2f} {row.unit:9}{row.error:+8.1%}  {row.kind}"
+            for row in part.itertuples()
+        )
         checked = part.loc[part["kind"] == "check", "error"].abs()
         if len(checked):
             lines.append(f"  predicted: mean error {checked.mean():.1%}, largest {checked.max():.1%}")

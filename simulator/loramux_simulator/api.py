@@ -248,7 +248,9 @@ class _Run:
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.recorder.hear(event, job, devices, detail)
-        if event in ("finish", "fail", "reject"):
+        if event == "arrive":
+            self.meters.queue(self.engine.now_s, len(self.loop.queue))
+        elif event in ("finish", "fail", "reject"):
             self.ended += 1
             if self.progress is not None and self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))
@@ -294,7 +296,7 @@ class _Run:
             events=self.recorder.events,
             devices=devices,
             options=self.options.as_dict(),
-            origin=self._origin(),
+            origin=weakest_origin(self.types),
             hopeless=self.intake.hopeless,
         )
 
@@ -313,6 +315,8 @@ class _Run:
         rolled = sum(pace.rolled for pace in self.engine.paces if isinstance(pace, WindowPace))
         return [f"rates from {rolled} roll-outs of fuse() (within 5%)"] if rolled else []
 
-    def _origin(self) -> str:
-        origins = {origin for profile in self.types for origin in profile.origins().values()}
-        return next(origin for origin in ("assumed", "fitted", "measured") if origin in origins)
+
+def weakest_origin(profiles: Sequence[DeviceProfile]) -> str:
+    """assumed, fitted or measured: the weakest origin among the constants of these devices."""
+    origins = {origin for profile in profiles for origin in profile.origins().values()}
+    return next(origin for origin in ("assumed", "fitted", "measured") if origin in origins)

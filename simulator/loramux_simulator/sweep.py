@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from joblib import Parallel, delayed
 
 from loramux_policies.registry import create, load_file
 from loramux_profiles.devices import DeviceProfile
-from loramux_simulator.api import simulate
+from loramux_simulator.api import simulate, weakest_origin
 from loramux_simulator.load import at_load
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import json_text, read_json_object, write_json
@@ -67,6 +68,10 @@ class SweepPlan:
             "devices": [device.name for device in self.devices],
             "profile_sha256": sorted({device.digest for device in self.devices}),
             "options": dict(self.options),
+            "fidelity": self.options.get("fidelity", "rate"),
+            "fusion": self.options.get("fusion", "packed"),
+            "ideal": self.options.get("ideal", False),
+            "origin": weakest_origin(self.devices),
         }
 
 
@@ -90,7 +95,7 @@ def sweep(
     done = _resume(plan, out) if resume and out is not None else {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / MANIFEST, plan.describe())
+        write_json(out / MANIFEST, plan.describe() | {"argv": sys.argv})
     todo = [point for point in points if point not in done]
     if progress is not None:
         progress(len(done), len(points))
@@ -157,8 +162,9 @@ def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.Dat
 def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:
     if not (out / RESULTS).is_file():
         return {}
-    wanted, found = json_text(plan.describe()), json_text(read_json_object(out / MANIFEST))
-    if wanted != found:
+    found = read_json_object(out / MANIFEST)
+    found.pop("argv", None)
+    if json_text(plan.describe()) != json_text(found):
         raise StateError(f"{out} holds another sweep (trace, devices or options differ): use --force or another folder")
     done: dict[Point, dict[str, Any]] = {}
     for row in read_results(out / RESULTS).to_dict(orient="records"):

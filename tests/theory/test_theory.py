@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ def loramux(*args: str | Path) -> str:
     code: object = 0
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = main()
+            main()
     except SystemExit as stop:
         code = stop.code
     finally:
@@ -134,6 +135,7 @@ def simulate(
     jobs = pd.read_csv(found[0], dtype={"job_id": str})
     assert jobs["job_id"].is_monotonic_increasing
     check_summary(json.loads(said), jobs)
+    shutil.rmtree(out)  # the grid would fill the disk
     order = read_trace(trace)["job_id"]
     return jobs.set_index("job_id").loc[order].reset_index()
 
@@ -310,8 +312,9 @@ def test_each_job_on_four_devices(name: str, traces: Folder, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_batches_on_three_devices(name: str, traces: Folder, tmp_path: Path) -> None:
+    """Times are multiples of 1/64 s, so that the reference is exact: no tie in it hangs on rounding."""
     rng = np.random.default_rng(9)
-    arrival = np.repeat(np.cumsum(rng.exponential(2.0, 300)), 4)
+    arrival = np.repeat(np.cumsum(rng.integers(1, 256, 300)) / 64, 4)
     size = rng.choice([0.5, 1.0, 2.0], 1200)
     trace = handmade(generate(traces / "small.csv", "exp", 0.8, 3, jobs=500), tmp_path / "t.csv", arrival, size)
     policy, reference = SEVERAL[name]
@@ -411,7 +414,7 @@ def loss_run(law: str, jobs: int, seed: int, traces: Folder, out: Path) -> None:
 
 
 def test_kaufman_roberts(traces: Folder, tmp_path: Path) -> None:
-    loss_run("exp", 80_000, 1, traces, tmp_path / "out")
+    loss_run("exp", 60_000, 1, traces, tmp_path / "out")
 
 
 @pytest.mark.slow

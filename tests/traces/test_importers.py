@@ -87,7 +87,7 @@ def test_real_columns_and_what_is_left_out(originals: Path, source: str) -> None
     assert dict(report.skipped) == SKIPPED[source]
     assert report.rows == len(trace) + sum(report.skipped.values())
     assert "REAL: submit_s" in trace.provenance
-    assert "MODELLED: base_model, method, rank, batch_size, seq_len, priority" in trace.provenance
+    assert "MODELLED: base_model, method, rank, batch_size, seq_len, recompute, priority" in trace.provenance
     assert str(report) in trace.provenance
     assert get_source(source).licence in trace.provenance
 

@@ -32,7 +32,12 @@ def draw(results: Results) -> list[Drawing]:
     colour, dash = colours(names), dashes(names)
     rows = []
     with styled():
-        figure = new_figure(8.4, 4.8 + 0.1 * max(0, len(names) - 12), "Turnaround of completed jobs", results.about())
+        figure = new_figure(
+            8.4 if len(names) <= 7 else 9.6,
+            4.8 + 0.1 * max(0, len(names) - 12),
+            "Turnaround of completed jobs",
+            results.about(),
+        )
         axes = figure.add_subplot()
         for name in names:
             values = np.sort(jobs.loc[jobs["policy"] == name, "turnaround_time"].to_numpy(dtype=np.float64))

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from loramux_analysis.load import Results
 from loramux_analysis.series import capacity_bytes, device_ids, samples_of, span_s, stays, step_average
@@ -33,8 +34,10 @@ from loramux_traces.runfolder import Run, run_folder_name
 
 _MOST_DEVICES: Final = 8
 _MOST_LANES: Final = 24
-#: Of the chart's width; a bar thinner than this cannot be told from its neighbour (about 1.5 pixels).
-_THINNEST: Final = 0.0012
+#: Stays in a lane beyond which single bars run together (a lane is about 1,400 pixels of the picture).
+_MOST_IN_A_LANE: Final = 300
+#: Of the chart's width: a bar thinner than this (about 4 pixels) gets an edge of its own colour, lest it be all edge.
+_THIN: Final = 0.003
 _BINS: Final = 400
 _GIB: Final = 2**30
 _MEMORY: Final = "#9db4c0"
@@ -70,10 +73,10 @@ def _panels(
     kinds = sorted(str(kind) for kind in table[key].fillna("?").unique())
     colour = colours(kinds)
     scale, unit = time_unit(span[1])
-    widths = (table["end_s"] - table["start_s"]) / (span[1] - span[0])
     lanes = int(table["lane"].max()) + 1
-    # A quarter of the stays too thin to see: what reads is how many, not which.
-    bars = lanes <= _MOST_LANES and float(np.percentile(widths, 25)) >= _THINNEST
+    fullest = int(table.groupby(["device_id", "lane"]).size().max())
+    # Beyond this what reads is how many, not which.
+    bars = lanes <= _MOST_LANES and fullest <= _MOST_IN_A_LANE
     row = min(2.4, 0.7 + 0.09 * lanes) if bars else 1.2
     fig = new_figure(11.0, 1.5 + len(devices) * (row + 0.95), title, foot)
     grid = fig.subplots(2 * len(devices), 1, sharex=True, height_ratios=[row, 0.8] * len(devices), squeeze=False)[:, 0]
@@ -82,7 +85,7 @@ def _panels(
         upper, lower = grid[2 * i], grid[2 * i + 1]
         upper.set_title(_device_name(run, device))
         if bars:
-            _bars(upper, mine, key, colour, scale, lanes)
+            _bars(upper, mine, key, colour, span[1] - span[0], scale, lanes)
         else:
             _residents(upper, mine, key, colour, span, scale)
         _memory(lower, run, device, span, scale)
@@ -94,13 +97,26 @@ def _panels(
     return Drawing(name, fig, table.rename(columns={"lane": "seat"}))
 
 
-def _bars(axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], scale: float, lanes: int) -> None:
+def _bars(
+    axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], width_s: float, scale: float, lanes: int
+) -> None:
     """One bar a stay; a thin white edge keeps neighbours apart."""
     start, end, lane = (table[name].to_numpy(dtype=np.float64) for name in ("start_s", "end_s", "lane"))
     x, y = np.stack([start, end, end, start]) / scale, np.stack([lane, lane, lane + 0.86, lane + 0.86])
     faces = [colour[str(kind)] for kind in table[key].fillna("?")]
     shapes = np.stack([x.T, y.T], axis=2)
-    axes.add_collection(PolyCollection(list(shapes), facecolors=faces, edgecolors="white", linewidths=0.35))
+    thin = (end - start) < _THIN * width_s
+    edges = [face if slim else "white" for face, slim in zip(faces, thin, strict=True)]
+    for some in (~thin, thin):  # the thin ones last, on top
+        pick = np.flatnonzero(some)
+        axes.add_collection(
+            PolyCollection(
+                list(shapes[pick]),
+                facecolors=[faces[k] for k in pick],
+                edgecolors=[edges[k] for k in pick],
+                linewidths=0.35,
+            )
+        )
     axes.set_ylim(lanes, 0)
     axes.set_yticks(
         np.arange(0, lanes, max(1, lanes // 6)) + 0.43, [str(n) for n in range(0, lanes, max(1, lanes // 6))]
@@ -122,10 +138,10 @@ def _residents(
         order = np.argsort(times, kind="stable")
         stacks.append(step_average(times[order], np.cumsum(steps[order]), edges))
     middles = (edges[1:] + edges[:-1]) / 2 / scale
-    axes.stackplot(middles, stacks, colors=list(colour.values()), linewidth=0)
+    axes.stackplot(middles, stacks, colors=list(colour.values()), linewidth=0, step="mid")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("residents")
-    plain_numbers(axes, "y")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], scale: float) -> None:

@@ -12,10 +12,10 @@ from loramux_analysis.load import Results
 from loramux_analysis.series import capacity_bytes, device_ids, samples_of, span_s, step_average
 from loramux_analysis.style import (
     LIMIT,
+    PALETTE,
     Drawing,
     NothingToDrawError,
     colours,
-    dashes,
     duration,
     new_figure,
     plain_numbers,
@@ -45,17 +45,21 @@ def draw(results: Results) -> list[Drawing]:
     edges = np.linspace(min(a for a, _ in spans), max(b for _, b in spans), _BINS + 1)
     tables = [run_over_time(run, edges).assign(policy=label, seed=run.seed) for label, run in runs.items()]
     data = pd.concat(tables, ignore_index=True)[["policy", "seed", "t_s", *(name for name, _ in _PANELS)]]
-    colour, dash = colours(results.policies), dashes(results.policies)
+    colour = colours(results.policies)
+    shown = results.policies[: len(PALETTE)]  # more lines than that nobody can follow
     scale, unit = time_unit(float(edges[-1]))
     with styled():
         foot = f". Averages over {duration(float(edges[1] - edges[0]))}; one seed of each policy"
+        others = len(runs) - len(set(runs) & set(shown))
+        foot += f"; {others} slower policies in grey (all are in the CSV)" if others else ""
         fig = new_figure(9.6, 6.6, "Queue and utilisation over time", results.about(*runs.values()) + foot)
         for axes, (column, label) in zip(fig.subplots(len(_PANELS), 1, sharex=True), _PANELS, strict=True):
             for name, part in data.groupby("policy", sort=False):
-                label_name = str(name)
+                told_apart = str(name) in shown
                 axes.plot(
-                    part["t_s"] / scale, part[column], color=colour[label_name], linestyle=dash[label_name],
-                    label=short(label_name), linewidth=1.4,
+                    part["t_s"] / scale, part[column], color=colour[str(name)] if told_apart else "#cccccc",
+                    label=short(str(name)) if told_apart else "_", linewidth=1.4 if told_apart else 0.7,
+                    zorder=2.5 if told_apart else 2,
                 )  # fmt: skip
             axes.set_title(label[0].upper() + label[1:])
             axes.set_ylabel("jobs" if column == "waiting_jobs" else "%")

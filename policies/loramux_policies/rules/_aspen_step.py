@@ -1,7 +1,7 @@
-"""The per-step choice of `aspen` (aspen.md, after arXiv 2312.02515 section 4.2): who is in the next fused step of one device.
+"""Who is in the next fused step of one device under `aspen` (aspen.md, after arXiv 2312.02515 section 4.2).
 
-Pure functions of the device view. Orders are total: time waited (starved jobs only), priority descending, p_stop descending,
-arrival, id.
+Pure functions of the device view. Orders are total: time waited (starved jobs only), priority descending, p_stop
+descending, arrival, id.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def patience(residents: int, k: int) -> int:
 
 
 def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
-    """One job alone, its micro-batch halved until it fits. A single row runs in any case: if it does not fit either, the device runs out
-    of memory, and the loop fails the job with the bytes needed and available once it has raised the bound.
+    """One job alone, its micro-batch halved until it fits.
+
+    A single row runs in any case: if it does not fit either, the device runs out of memory, and the loop fails the job
+    with the bytes needed and available once it has raised the bound.
     """
     rows = job.rows
     while rows > 1 and not device.fits_rows(job, rows):
@@ -46,7 +48,7 @@ def as_many_as_fit(device: DeviceView, jobs: Sequence[ReadyJob]) -> FusedStep:
 
 
 def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: float) -> FusedStep:
-    """Starved jobs, then class by class the jobs that pad least. `percent`: how much of the order the classes choose from."""
+    """Starved jobs, then class by class those that pad least; classes choose from the first `percent` of the order."""
     ready = device.ready
     fits: Fits = _always if device.everyone() is not None else device.fits
     limit = patience(device.n_residents, k)
@@ -96,7 +98,7 @@ def _rank(job: ReadyJob) -> tuple[int, float, float, str]:
 
 
 def _by_longest(taken: list[ReadyJob], pool: list[ReadyJob], r: int, fits: Fits) -> list[list[ReadyJob]]:
-    """For every possible longest row the r jobs with the least rows * (longest - their longest) that fit beside those taken."""
+    """Per possible longest row: the r jobs with least rows * (longest - own longest) that fit beside those taken."""
     choices = []
     for longest in sorted({job.longest for job in pool}):
         below = [job for job in pool if job.longest <= longest]
@@ -127,7 +129,7 @@ def _first(taken: list[ReadyJob], jobs: list[ReadyJob], r: int, fits: Fits) -> l
 def _score(
     device: DeviceView, jobs: list[ReadyJob], budget_tokens: float
 ) -> tuple[int, float, int, list[tuple[float, str]]]:
-    """Most jobs, least waste, most waiting, earliest, id. Waste: padding, or when packed the distance to the token budget."""
+    """Most jobs, least waste (padding; packed: distance to the budget), most waiting, earliest, id."""
     tokens = sum([job.tokens for job in jobs])
     if device.padded:
         longest = max([job.longest for job in jobs])

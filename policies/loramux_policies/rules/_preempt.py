@@ -1,4 +1,4 @@
-"""Preemption shared by several rules: go through the queue in order, start what fits, else take the seat of somebody worse."""
+"""Preemption shared by several rules: start what fits, in order, else take the place of somebody worse."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def preempt_in_order(
 ) -> JobView | None:
     """Start waiting jobs in their order, pausing residents from `worse(job)` (worst first) where there is no room.
 
-    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those behind it are
-    only tried for free room. Passes over at most `window - 1` jobs that could not start; returns the one it stopped at, None if it
-    reached the end of the queue.
+    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those
+    behind it are only tried for free room. Passes over at most `window - 1` jobs that could not start; returns the
+    one it stopped at, None if it reached the end of the queue.
     """
     blocked = 0
     spent = False

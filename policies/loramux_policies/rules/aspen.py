@@ -1,6 +1,7 @@
 """ASPEN (arXiv 2312.02515; mLoRA, VLDB 2025): fuse several jobs' micro-batches on one frozen base, chosen step by step.
 
-The authors' released code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is this project's, after the paper.
+The authors' released code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is this project's,
+after the paper.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, 
 
 @register("aspen-priority")
 class AspenPriority(Policy):
-    """ASPEN as in mLoRA (VLDB 2025): static priority, preemptive at step boundaries, as many jobs as memory admits, all fused.
+    """ASPEN as in mLoRA (VLDB 2025): preemptive static priority, as many jobs as memory admits, all fused.
 
     First come, first served within a class. `window`: how many waiting jobs may be blocked before the rule gives up.
     """
@@ -44,10 +45,11 @@ class AspenPriority(Policy):
 
 @register("aspen")
 class Aspen(AspenPriority):
-    """ASPEN, adaptive: each step fuses up to k residents, starved first, then by class, with the least padding memory admits.
+    """ASPEN, adaptive: a step fuses up to k residents, starved first, then by class, with the least padding.
 
-    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). `candidates`: percent of the order that a step's
-    classes choose from (the authors' top-k). `budget_tokens`: what packed steps aim at (0: k times the mean micro-batch).
+    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). `candidates`: percent of the order
+    that a step's classes choose from (the authors' top-k). `budget_tokens`: what packed steps aim at (0: k times the
+    mean micro-batch).
     `window`: how many waiting jobs may be blocked before admission gives up.
     """
 

@@ -10,9 +10,10 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("fifo")
 class Fifo(Policy):
-    """First come, first served: the oldest job starts on the least loaded device that holds it, nobody passes a blocked head.
+    """First come, first served: the oldest job goes to the least loaded device; nobody passes a blocked head.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head, more lets jobs skip ahead.
+    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head, more lets jobs skip
+    ahead.
     """
 
     def __init__(self, window: int = 1) -> None:

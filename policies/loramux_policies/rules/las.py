@@ -35,11 +35,11 @@ class LeastAttainedService(Policy):
     """Least attained service first, preemptive; needs no predicted sizes.
 
     A waiting job with `a` seconds of service displaces a resident once that has a + max(quantum, growth * a).
-    `quantum_s`: default 50 x the cost of one pause and resume, at least 60 s. `growth`: makes later slices longer, so that a job of
-    n quanta is paused about log n times, not n times; 0 gives slices of one length.
-    With free switching (--ideal) on one device with --max-resident, no quantum is needed: the jobs of the least level run, tied jobs
-    share a seat equally, and the rule is exact foreground-background. Elsewhere, with free switching, the quantum is 1/16 of the
-    waiting job's predicted size.
+    `quantum_s`: default 50 x the cost of one pause and resume, at least 60 s. `growth`: makes later slices longer, so
+    that a job of n quanta is paused about log n times, not n times; 0 gives slices of one length. With free switching
+    (--ideal) on one device with --max-resident, no quantum is needed: the jobs of the least level run, tied jobs
+    share a seat equally, and the rule is exact foreground-background. Elsewhere, with free switching, the quantum is
+    1/16 of the waiting job's predicted size.
     """
 
     order = Order(key=lambda job: (job.attained_s,))
@@ -56,20 +56,20 @@ class LeastAttainedService(Policy):
 
     def place(self, view: ClusterView) -> Plan:
         """Run the least attained, exactly where that is possible."""
-        if not self._exact(view):
+        if self.quantum_s is not None or view.n_devices > 1 or view.max_resident == inf:
             return self._sliced(view)
+        residents = view.residents(0)
+        first = next(iter(residents or view.waiting(view.n_waiting)), None)
+        if first is not None and view.switch_s(first.job_id) > 0.0:
+            return self._sliced(view)
+        residents = sorted(residents, key=_level)
         left_out: dict[str, JobView] = {}
         while True:
             plan = view.plan()
-            failed = self._share(view, plan, left_out)
+            failed = self._share(view, plan, residents, left_out)
             if not failed:
                 return plan
             left_out.update(failed)
-
-    def _exact(self, view: ClusterView) -> bool:
-        if self.quantum_s is not None or view.n_devices > 1 or view.max_resident == inf:
-            return False
-        return not any(view.switch_s(job.job_id) > 0.0 for job in (*view.residents(0), *view.waiting(1)))
 
     # -- with a quantum
 
@@ -99,7 +99,7 @@ class LeastAttainedService(Policy):
 
     @staticmethod
     def _review(view: ClusterView, plan: Plan, level_s: float, limit_s: float) -> None:
-        """Come back when the resident nearest below the limit reaches it (others that get there first are seen then or sooner)."""
+        """Come back when the resident nearest below the limit reaches it (who gets there before is seen then)."""
         for resident in view.preemptible("attained_s", above=-1.0):
             device = view.device_of(resident.job_id)
             if device is None or resident.job_id not in plan.residents(device):
@@ -110,12 +110,13 @@ class LeastAttainedService(Policy):
 
     # -- exact, on one device
 
-    def _share(self, view: ClusterView, plan: Plan, left_out: dict[str, JobView]) -> dict[str, JobView]:
-        """Give seats to groups of equal level, lowest first; the group the seats do not suffice for shares what is left.
+    def _share(
+        self, view: ClusterView, plan: Plan, residents: list[JobView], left_out: dict[str, JobView]
+    ) -> dict[str, JobView]:
+        """Give seats to groups of equal level, lowest first; the group they do not suffice for shares what is left.
 
         Returns the jobs that memory kept from starting; the seats are then dealt again without them.
         """
-        residents = sorted(view.residents(0), key=_level)
         seats, above_s = view.max_resident, inf
         groups: list[list[JobView]] = []
         for job in merge(residents, view.waiting(view.n_waiting), key=_level):

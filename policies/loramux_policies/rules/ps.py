@@ -10,7 +10,7 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("ps")
 class ProcessorSharing(Policy):
-    """Equal shares: every job that fits runs at once, the least loaded device first; what does not fit waits in arrival order.
+    """Equal shares: every job that fits runs at once; what does not waits in arrival order, and may be passed.
 
     The queue is searched to its end, so a small job passes any number of large ones.
     """

@@ -1,7 +1,7 @@
 """Shortest job first, in its three classical forms, each also with the true end of every job as an oracle.
 
-Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968) showed that shortest remaining
-time is optimal for the mean response of one preemptive server with exact sizes.
+Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968) showed that
+shortest remaining time is optimal for the mean response of one preemptive server with exact sizes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ShortestJobFirst(_Windowed):
 
 @register("psjf")
 class PreemptiveShortestJobFirst(_Windowed):
-    """Shortest predicted job first, by original size, preemptive: the largest resident makes way for a strictly smaller job.
+    """Shortest predicted job first by original size, preempting the largest resident that is strictly larger.
 
     `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
     """
@@ -64,7 +64,7 @@ class PreemptiveShortestJobFirst(_Windowed):
 
 @register("srtf")
 class ShortestRemainingTimeFirst(_Windowed):
-    """Shortest predicted remaining time first, preemptive: the resident with most left makes way for a job with strictly less.
+    """Shortest predicted remaining time first, preempting the resident with most left if that is strictly more.
 
     `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
     """

@@ -1,0 +1,59 @@
+"""scipy's HiGHS solvers, bounded by work and not by time (the same on every machine), and silent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Send file descriptor 1 to nowhere: HiGHS 1.12 writes a debugging line there even when told to be quiet.
+
+    https://github.com/ERGO-Code/HiGHS/issues/2783. stdout carries results (`--json`), so not a byte may reach it.
+    """
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # no stdout at all: nothing to keep clean
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)
+
+
+def linear_program(cost: Floats, rows: Floats, bounds: Floats) -> Floats | None:
+    """argmin cost x with rows x <= bounds and 0 <= x <= 1; None where HiGHS finds no optimum."""
+    from scipy.optimize import linprog
+
+    with _silence():
+        found = linprog(cost, A_ub=rows, b_ub=bounds, bounds=(0.0, 1.0), method="highs")
+    return None if found.x is None else np.asarray(found.x, dtype=float)
+
+
+def zero_one_program(cost: Floats, rows: Any, bounds: Floats, nodes: int) -> Floats | None:
+    """argmin cost x with rows x <= bounds and x in {0, 1}, after at most `nodes` branches; None where none was found."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    with _silence():
+        found = milp(
+            cost,
+            integrality=np.ones(len(cost)),
+            bounds=Bounds(0.0, 1.0),
+            constraints=LinearConstraint(rows, -np.inf, bounds),
+            options={"node_limit": nodes},
+        )
+    return None if found.x is None else np.asarray(found.x, dtype=float).round()

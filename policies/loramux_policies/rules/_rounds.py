@@ -1,0 +1,57 @@
+"""Round-based rules: at the end of a round everybody competes for the devices again; in between only free room is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from math import floor
+
+from loramux_policies.views import ClusterView, JobView, Plan
+
+
+def start_of_round(now_s: float, round_s: float) -> bool:
+    """Whether rounds of this length, counted from time 0, begin now (to rounding)."""
+    return abs(now_s - round(now_s / round_s) * round_s) <= 1e-9 * max(round_s, now_s)
+
+
+def next_round_s(now_s: float, round_s: float) -> float:
+    """When the next round begins."""
+    return (floor(now_s / round_s + 1e-6) + 1) * round_s
+
+
+def contenders(view: ClusterView, cap: int) -> tuple[list[JobView], list[JobView]]:
+    """All residents that can be paused (gangs keep their devices to the end), and the first `cap` waiting jobs."""
+    residents = [job for device in range(view.n_devices) for job in view.residents(device) if job.num_gpus == 1]
+    return residents, list(islice(view.waiting(view.n_waiting), cap))
+
+
+def deal(view: ClusterView, ranked: Sequence[JobView]) -> Plan:
+    """The plan under which these residents and waiting jobs, best first, get what fits; a resident only where it is.
+
+    Residents that are not named lose their place.
+    """
+    trial = view.plan()
+    home = {job.job_id: view.device_of(job.job_id) for job in ranked}
+    for device in range(view.n_devices):
+        for job in view.residents(device):
+            if job.num_gpus == 1:
+                trial.pause(job.job_id)
+    goes_to: dict[str, int] = {}
+    for job in ranked:
+        device_id = home[job.job_id]
+        if device_id is None:
+            device_id = next(trial.candidates(job.job_id, "least-loaded"), None)
+        elif not trial.fits(device_id, add=(job.job_id,)):
+            device_id = None
+        if device_id is not None:
+            trial.start(job.job_id, device_id)
+            goes_to[job.job_id] = device_id
+    plan = view.plan()
+    for device in range(view.n_devices):
+        for job in view.residents(device):
+            if job.num_gpus == 1 and job.job_id not in goes_to:
+                plan.pause(job.job_id)
+    for job_id, device_id in goes_to.items():
+        if home[job_id] is None:
+            plan.start(job_id, device_id)
+    return plan

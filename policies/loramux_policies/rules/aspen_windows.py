@@ -1,0 +1,70 @@
+"""ASPEN's two fixed-window rules: the first k in arrival order (M1), and MinPad as released (M3).
+
+Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window that real lengths do not let
+fit is cut to what does.
+"""
+
+from __future__ import annotations
+
+from loramux_policies.packing import start_in_order
+from loramux_policies.policy import Policy
+from loramux_policies.registry import register
+from loramux_policies.rules._aspen_step import as_many_as_fit
+from loramux_policies.views import ClusterView, DeviceView, FusedStep, Plan, ReadyJob
+
+
+class _Windowed(Policy):
+    """Admit in arrival order by memory and seats; fuse at most k."""
+
+    def __init__(self, k: int = 4, residents: int = 0, window: int = 1) -> None:
+        if k < 1 or residents < 0 or window < 1:
+            raise ValueError(f"k and window must be at least 1, residents not negative: {k}, {window}, {residents}")
+        self.k = self.max_fused = k
+        self.seats = float(residents or 4 * k)
+        self.window = window
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start in arrival order."""
+        plan = view.plan()
+        start_in_order(view, plan, window=self.window)
+        return plan
+
+    def fuse(self, device: DeviceView) -> FusedStep:
+        """Everybody if they are k at most, else the window."""
+        if len(device.ready) <= self.k:
+            step = device.everyone()
+            if step is not None:
+                return step
+        ready = sorted(device.ready, key=lambda job: (job.submit_s, job.job_id))
+        return as_many_as_fit(device, self._window(ready))
+
+    def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
+        raise NotImplementedError
+
+
+@register("aspen-fifo")
+class AspenFifo(_Windowed):
+    """ASPEN's trivial rule (M1): every step fuses the first k residents in arrival order.
+
+    `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
+    """
+
+    def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
+        return ready[: self.k]
+
+
+@register("aspen-minpad")
+class AspenMinPad(_Windowed):
+    """ASPEN's optimal-fit rule (M3, MinPad), as released: the k neighbours in length that pad least; may starve a job.
+
+    Candidates by the longest row of their next micro-batch, descending, stable; the window of k with the strictly least
+    sum(L_max - L_i), ties to the longest window.
+    `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
+    """
+
+    def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
+        ready.sort(key=lambda job: -job.longest)
+        k, lengths = self.k, [job.longest for job in ready]
+        starts = range(max(1, len(ready) - k + 1))
+        best = min(starts, key=lambda i: k * lengths[i] - sum(lengths[i : i + k]))  # min keeps the first of equals
+        return ready[best : best + k]

@@ -1,0 +1,68 @@
+"""Tiresias' discretised two-dimensional LAS (Gu et al., NSDI 2019, section 3.2)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from math import inf
+from typing import ClassVar
+
+from loramux_policies.policy import Policy
+from loramux_policies.registry import register
+from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.views import ClusterView, JobView, Order, Plan
+
+
+@register("tiresias")
+class Tiresias(Policy):
+    """Discretised 2D least attained service: queues by service x devices, first come first served within a queue.
+
+    A job falls to the next queue when its attained seconds x devices pass a threshold; only residents of a lower queue
+    are displaced, so that jobs are paused at most once per queue and not in turns.
+    `thresholds`: device-seconds, ascending, separated by `/` (default: the three limits of the authors' simulator).
+    """
+
+    preempts: ClassVar[bool] = True
+
+    def __init__(self, thresholds: str = "3250/7200/18000") -> None:
+        try:
+            self.thresholds = [float(part) for part in str(thresholds).split("/")]
+        except ValueError:
+            raise ValueError(f"thresholds are numbers separated by '/', not {thresholds!r}") from None
+        ascending = sorted(set(self.thresholds))
+        if self.thresholds != ascending or ascending[0] <= 0.0 or not ascending[-1] < inf:
+            raise ValueError(f"thresholds must be finite, above 0 and ascending, not {thresholds!r}")
+        self.order = Order(key=lambda job: (self.queue_of(job),))
+
+    def queue_of(self, job: JobView) -> int:
+        """0 for the highest queue."""
+        return bisect_right(self.thresholds, job.attained_s * job.num_gpus)
+
+    def place(self, view: ClusterView) -> Plan:
+        """Start queue by queue, in the stead of residents of lower queues."""
+        plan = view.plan()
+
+        def lower(job: JobView) -> Iterator[JobView]:
+            queue = self.queue_of(job)
+            if queue == len(self.thresholds):
+                return iter(())
+            # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding at a review
+            return iter(view.preemptible("attained_s", above=self.thresholds[queue] * (1.0 - 1e-6)))
+
+        blocked = preempt_in_order(view, plan, lower)
+        if blocked is not None:
+            self._review(view, plan, self.queue_of(blocked))
+        return plan
+
+    def _review(self, view: ClusterView, plan: Plan, queue: int) -> None:
+        """Come back when the next resident falls below the queue of the job that waits."""
+        if queue == len(self.thresholds):
+            return
+        limit_s = self.thresholds[queue]
+        for resident in view.preemptible("attained_s", above=-1.0):
+            device = view.device_of(resident.job_id)
+            if device is None or resident.job_id not in plan.residents(device):
+                continue
+            if resident.attained_s <= limit_s * (1.0 - 1e-6):
+                plan.review_when(resident.job_id, limit_s)
+            return
