@@ -150,7 +150,7 @@ def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
 
     console = Console()
     several = len({result.seed for _, result in results}) > 1
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("policy", overflow="fold")
     if several:
         table.add_column("seed", justify="right")

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.views import Rule
+from loramux_profiles.work import JobCost
+
+CHANGES_KEPT: Final = 100_000
 
 
 class Fleet:
-    """Ledgers by device id. `fork()` shares everything until either side writes."""
+    """Ledgers by device id. `fork()` shares everything until either side writes.
 
-    __slots__ = ("_index", "_ledgers", "_owned", "touched")
+    A job class that no device had room for is looked for again only on the devices that have changed since: the blocked head
+    of a long queue costs one or two looks per event instead of one per device (64 devices: 3,300 -> 350 ns a decision).
+    """
+
+    __slots__ = ("_changed", "_index", "_ledgers", "_owned", "_parent", "_refused", "touched")
 
     def __init__(self, ledgers: Sequence[Ledger]) -> None:
         self._ledgers = list(ledgers)
@@ -26,6 +34,11 @@ class Fleet:
         self._owned = True
         self.touched: set[int] | None = None
         """Devices a fork has copied before writing; None: written in place."""
+        self._changed: list[int] = []
+        """Devices in the order they changed."""
+        self._refused: dict[tuple[JobCost | None, ...], int] = {}
+        """Job class -> length of `_changed` when no device had room for it."""
+        self._parent: Fleet | None = None
 
     def fork(self) -> Fleet:
         """A fleet that starts equal to this one; this one must not be written while the fork lives."""
@@ -33,6 +46,8 @@ class Fleet:
         twin._ledgers, twin._index = self._ledgers, self._index
         twin._owned = False
         twin.touched = set()
+        twin._parent = self
+        twin._changed, twin._refused = self._changed, self._refused
         return twin
 
     def __len__(self) -> int:
@@ -65,6 +80,9 @@ class Fleet:
     def _write(self, device_id: int) -> Ledger:
         if not self._owned:
             self._ledgers, self._index, self._owned = self._ledgers.copy(), self._index.copy(), True
+            # what a fork learns is true of the fork alone until it is adopted, so it learns into nothing of its parent's
+            self._changed, self._refused = [], {}
+        self._changed.append(device_id)
         if self.touched is not None and device_id not in self.touched:
             self._ledgers[device_id] = self._ledgers[device_id].copy()
             self.touched.add(device_id)
@@ -79,6 +97,14 @@ class Fleet:
     def adopt(self, fork: Fleet) -> None:
         """Become what the fork is."""
         self._ledgers, self._index = fork._ledgers, fork._index
+        if fork._changed is not self._changed:
+            before = len(self._changed)
+            self._changed.extend(fork._changed)
+            for job_class, length in fork._refused.items():
+                self._refused[job_class] = before + length
+        if len(self._changed) > CHANGES_KEPT:
+            self._changed.clear()
+            self._refused.clear()
 
     def candidates(self, job: Job, rule: Rule, share: float = 1.0) -> Iterator[int]:
         """Devices with room for one share of the job, by the rule.
@@ -89,23 +115,45 @@ class Fleet:
         index = self._index
         if not index or index[-1][0] < job.need_min:
             return
-        low = bisect_left(index, (job.need_min, -1))
+        whole = share == 1.0
+        found = self._worth_a_look(job) if whole else None
+        if found is None:
+            found = index[bisect_left(index, (job.need_min, -1)) :]
         if rule == "best-fit":
-            found = index[low:]
+            pass
         elif rule == "worst-fit":
-            found = sorted(index[low:], key=lambda item: (-item[0], item[1]))
+            found = sorted(found, key=lambda item: (-item[0], item[1]))
         elif rule == "first-fit":
-            found = sorted(index[low:], key=lambda item: item[1])
+            found = sorted(found, key=lambda item: item[1])
         elif rule == "least-loaded":
-            found = self._least_loaded(index[low:], job)
+            found = self._least_loaded(found, job)
         else:
             raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
         ledgers, costs = self._ledgers, job.costs
+        refused = whole
         for _, device_id in found:
             ledger = ledgers[device_id]
             cost = costs[ledger.type_index]
             if cost is not None and ledger.has_room(cost, share):
+                refused = False
                 yield device_id
+        if refused:
+            self._refused[costs] = len(self._changed)
+
+    def _worth_a_look(self, job: Job) -> list[tuple[float, int]] | None:
+        """Index entries of the devices that changed since this job's class was refused everywhere; None: it never was."""
+        since = self._refused.get(job.costs)
+        if since is None and self._owned and self._parent is not None:
+            since = self._parent._refused.get(job.costs)
+            if since is None:
+                return None
+            changed = {*self._parent._changed[since:], *self._changed}
+        elif since is None:
+            return None
+        else:
+            changed = set(self._changed[since:])
+        ledgers, need = self._ledgers, job.need_min
+        return sorted([(ledgers[d].indexed, d) for d in changed if ledgers[d].indexed >= need])
 
     def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> list[tuple[float, int]]:
         if len(found) < 2:

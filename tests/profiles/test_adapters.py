@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from loramux_profiles.adapters import AdapterCost, active_experts, adapter_cost
@@ -82,7 +84,7 @@ def test_dense_path_does_not_depend_on_the_routing() -> None:
 def test_dynmole_experts_fall_from_their_first_number_to_keep_top_k() -> None:
     points = [active_experts("dynmole", 8, 2, p / 10) for p in range(11)]
     assert points[0] == pytest.approx(7.3)
-    assert all(a > b for a, b in zip(points, points[1:], strict=False))
+    assert all(a > b for a, b in pairwise(points))
     assert 2 < points[-1] < 2.2
     fine = [active_experts("dynmole", 8, 2, (i + 0.5) / 1000) for i in range(1000)]
     assert active_experts("dynmole", 8, 2) == pytest.approx(sum(fine) / 1000, rel=1e-5)

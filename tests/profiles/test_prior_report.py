@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from loramux_profiles.prior_report import TRACKER, as_text, prior_report
+from loramux_profiles.prior_report import FIT_ROWS, TRACKER, as_text, prior_report
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,14 @@ def test_memory_of_shared_and_separate_bases(table: pd.DataFrame) -> None:
 
 def test_memory_of_the_8b_shape(table: pd.DataFrame) -> None:
     errors = _checked(table, "Llama-8B shape")
-    assert len(errors) == len(TRACKER)  # the static row more, the fitted row less
-    assert errors.max() < 0.06 and errors.mean() < 0.03
+    assert len(errors) == len(TRACKER) - len(FIT_ROWS) + 1  # the static part is a row of its own
+    assert errors.max() < 0.03
+    every = table[table["group"].str.startswith("Llama-8B shape")]["error"]
+    assert every.max() < 0.06 and every.min() > -0.002  # where it errs, it errs on the safe side
 
 
 def test_tokens_per_second_of_other_models(table: pd.DataFrame) -> None:
-    # The published figures of two models of one shape differ by 23% (LLaMA-13B, LLaMA2-13B): nothing can be closer to both.
+    # The published figures of two models of one shape (LLaMA-13B, LLaMA2-13B) differ by 23%: nothing is near both.
     errors = _checked(table, "ASPEN tokens/s")
     assert errors.max() < 0.35 and errors.mean() < 0.17
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,14 +44,39 @@ def linear_program(cost: Floats, rows: Floats, bounds: Floats) -> Floats | None:
     return None if found.x is None else np.asarray(found.x, dtype=float)
 
 
-def zero_one_program(cost: Floats, rows: Any, bounds: Floats, nodes: int) -> Floats | None:
-    """argmin cost x with rows x <= bounds and x in {0, 1}, after at most `nodes` branches; None where none was found."""
+class Limits:
+    """Rows of `sum of value * x[column] <= bound`, few columns a row."""
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []
+        self._columns: list[int] = []
+        self._values: list[float] = []
+        self._bounds: list[float] = []
+
+    def add(self, terms: Sequence[tuple[int, float]], bound: float) -> None:
+        """One more row, of (column, value) terms."""
+        self._rows.extend([len(self._bounds)] * len(terms))
+        self._columns.extend([column for column, _ in terms])
+        self._values.extend([value for _, value in terms])
+        self._bounds.append(bound)
+
+    def matrix(self, n_columns: int) -> tuple[Any, Floats]:
+        """Sparse matrix and bounds."""
+        from scipy.sparse import csr_array  # 0.1 s to import: only those who solve pay for it
+
+        shape = (len(self._bounds), n_columns)
+        return csr_array((self._values, (self._rows, self._columns)), shape=shape), np.array(self._bounds)
+
+
+def zero_one_program(cost: Floats, limits: Limits, nodes: int) -> Floats | None:
+    """argmin cost x, rows x <= bounds, x in {0, 1}, after at most `nodes` branches; None where none was found."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    rows, bounds = limits.matrix(len(cost))
     with _silence():
         found = milp(
             cost,
-            integrality=np.ones(len(cost)),
+            integrality=np.ones(len(cost), dtype=np.int64),
             bounds=Bounds(0.0, 1.0),
             constraints=LinearConstraint(rows, -np.inf, bounds),
             options={"node_limit": nodes},

@@ -1,4 +1,4 @@
-"""Round-based rules: at the end of a round everybody competes for the devices again; in between only free room is filled."""
+"""Round-based rules: as a round ends all compete for the devices again; in between only free room is filled."""
 
 from __future__ import annotations
 
@@ -53,5 +53,7 @@ def deal(view: ClusterView, ranked: Sequence[JobView]) -> Plan:
                 plan.pause(job.job_id)
     for job_id, device_id in goes_to.items():
         if home[job_id] is None:
-            plan.start(job_id, device_id)
+            found = list(plan.candidates(job_id, "least-loaded"))  # a gang's other devices may differ from the trial's
+            if found:
+                plan.start(job_id, device_id if device_id in found else found[0])
     return plan

@@ -1,7 +1,7 @@
 """ASPEN's two fixed-window rules: the first k in arrival order (M1), and MinPad as released (M3).
 
-Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window that real lengths do not let
-fit is cut to what does.
+Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window that real lengths
+do not let fit is cut to what does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import ClassVar
 
 import numpy as np
@@ -23,8 +22,8 @@ class MaxMin(Policy):
     """Gavel's max-min fairness: a linear program gives each job a share of the time, rounds make it come true.
 
     Each round starts the jobs with the largest ratio of the share the program gives them to the share they have had.
-    `by`: `job`, or `user` (users get equal totals). `round_s`: seconds of a round (Gavel: 360). `cap`: waiting jobs in the program,
-    those with the least service first.
+    `by`: `job`, or `user` (users get equal totals). `round_s`: seconds of a round (Gavel: 360). `cap`: waiting jobs
+    in the program, those with the least service first.
     """
 
     preempts: ClassVar[bool] = True
@@ -65,16 +64,15 @@ class MaxMin(Policy):
         """
         n = len(jobs)
         owners = [job.user if self.by == "user" else job.job_id for job in jobs]
-        members = Counter(owners)
-        row_of = {owner: row for row, owner in enumerate(members)}
-        least = np.zeros((len(row_of), n + 1))  # z - mean of the owner's shares <= 0
+        row_of = {owner: row for row, owner in enumerate(dict.fromkeys(owners))}
+        least = np.zeros((len(row_of), n + 1))  # z - sum of the owner's shares <= 0
         least[:, n] = 1.0
         for column, owner in enumerate(owners):
-            least[row_of[owner], column] = -1.0 / (members[owner] if self.by == "user" else 1)
+            least[row_of[owner], column] = -1.0
         capacity = sum(view.capacity_bytes(device) for device in range(view.n_devices))
         rows, bounds = [least], [0.0] * len(row_of)
         if capacity < float("inf"):
-            rows.append(np.array([[job.need_bytes / capacity for job in jobs] + [0.0]]))
+            rows.append(np.array([[job.need_bytes * job.num_gpus / capacity for job in jobs] + [0.0]]))
             bounds.append(1.0)
         if view.max_resident < float("inf"):
             rows.append(np.array([[float(job.num_gpus) for job in jobs] + [0.0]]))

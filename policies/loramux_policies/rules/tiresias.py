@@ -12,6 +12,9 @@ from loramux_policies.registry import register
 from loramux_policies.rules._preempt import preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
+SLACK = 1.0 - 1e-6
+"""A review at a threshold finds its resident past it, whatever the rounding."""
+
 
 @register("tiresias")
 class Tiresias(Policy):
@@ -46,8 +49,8 @@ class Tiresias(Policy):
             queue = self.queue_of(job)
             if queue == len(self.thresholds):
                 return iter(())
-            # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding at a review
-            return iter(view.preemptible("attained_s", above=self.thresholds[queue] * (1.0 - 1e-6)))
+            # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding
+            return iter(view.preemptible("attained_s", above=self.thresholds[queue] * SLACK))
 
         blocked = preempt_in_order(view, plan, lower)
         if blocked is not None:
@@ -63,6 +66,6 @@ class Tiresias(Policy):
             device = view.device_of(resident.job_id)
             if device is None or resident.job_id not in plan.residents(device):
                 continue
-            if resident.attained_s <= limit_s * (1.0 - 1e-6):
+            if resident.attained_s <= limit_s * SLACK:
                 plan.review_when(resident.job_id, limit_s)
             return
