@@ -21,6 +21,7 @@ help:
 	@echo 'make clean   remove what make made, .venv included'
 
 demo: $(BASE)
+	@echo 'simulating the sample trace under: $(DEMO_POLICIES)'
 	@$(BIN)/loramux simulate $(addprefix --policy ,$(DEMO_POLICIES)) --out demo --force --plots --quiet
 	@echo
 	@echo 'Charts (each also as SVG, with the CSV behind it):'

@@ -10,7 +10,7 @@ from types import FrameType
 
 import typer
 
-from loramux_cli import plot, policies, trace
+from loramux_cli import evaluate, plot, policies, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_traces.errors import LoramuxError
@@ -33,6 +33,7 @@ app.command("plot")(plot.plot_command)
 app.command("policies")(policies.policies_command)
 app.command("doctor")(policies.doctor_command)
 app.add_typer(trace.app, name="trace")
+app.add_typer(evaluate.app, name="evaluate")
 
 simulate_app = typer.Typer(name="simulate", pretty_exceptions_enable=False, add_completion=False)
 simulate_app.command()(simulate_module.simulate_command)

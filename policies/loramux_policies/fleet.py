@@ -119,17 +119,18 @@ class Fleet:
         found = self._worth_a_look(job) if whole else None
         if found is None:
             found = index[bisect_left(index, (job.need_min, -1)) :]
-        if rule == "best-fit":
-            pass
-        elif rule == "worst-fit":
-            found = sorted(found, key=lambda item: (-item[0], item[1]))
-        elif rule == "first-fit":
-            found = sorted(found, key=lambda item: item[1])
-        elif rule == "least-loaded":
-            found = self._least_loaded(found, job)
-        else:
-            raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
         ledgers, costs = self._ledgers, job.costs
+        only = costs[0]
+        if len(costs) == 1 and only is not None:
+            found = [item for item in found if ledgers[item[1]].may_take(only, share)]
+        if rule == "worst-fit":
+            found.sort(key=lambda item: (-item[0], item[1]))
+        elif rule == "first-fit":
+            found.sort(key=lambda item: item[1])
+        elif rule == "least-loaded":
+            self._least_loaded(found, job)
+        elif rule != "best-fit":
+            raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
         refused = whole
         for _, device_id in found:
             ledger = ledgers[device_id]
@@ -141,23 +142,31 @@ class Fleet:
             self._refused[costs] = len(self._changed)
 
     def _worth_a_look(self, job: Job) -> list[tuple[float, int]] | None:
-        """Index entries of the devices that changed since this job's class was refused everywhere; None: it never was."""
-        since = self._refused.get(job.costs)
-        if since is None and self._owned and self._parent is not None:
-            since = self._parent._refused.get(job.costs)
-            if since is None:
-                return None
-            changed = {*self._parent._changed[since:], *self._changed}
-        elif since is None:
-            return None
-        else:
-            changed = set(self._changed[since:])
-        ledgers, need = self._ledgers, job.need_min
-        return sorted([(ledgers[d].indexed, d) for d in changed if ledgers[d].indexed >= need])
+        """Index entries of the devices that changed since this job's class was refused everywhere.
 
-    def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> list[tuple[float, int]]:
+        None: it never was, or so long ago that the whole index is the shorter list.
+        """
+        parent, refused, changed = self._parent, self._refused, self._changed
+        since = refused.get(job.costs)
+        if since is not None:
+            before: list[int] = []
+        elif parent is not None and changed is not parent._changed:  # a fork that has been written
+            since, before, changed = 0, parent._changed, self._changed
+            start = parent._refused.get(job.costs)
+            if start is None or len(before) - start + len(changed) > len(self._ledgers):
+                return None
+            before = before[start:]
+        else:
+            return None
+        if len(changed) - since > len(self._ledgers):
+            return None
+        ledgers, need = self._ledgers, job.need_min
+        look = {*before, *changed[since:]}
+        return sorted([(ledgers[d].indexed, d) for d in look if ledgers[d].indexed >= need])
+
+    def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> None:
         if len(found) < 2:
-            return found
+            return
         ledgers = self._ledgers
         base = next(cost.base.key for cost in job.costs if cost is not None)
 
@@ -165,7 +174,7 @@ class Fleet:
             ledger = ledgers[item[1]]
             return (ledger.seats, base not in ledger.groups, -item[0], item[1])
 
-        return sorted(found, key=load)
+        found.sort(key=load)
 
     def gang(self, job: Job, device_id: int, rule: Rule = "best-fit") -> tuple[int, ...] | None:
         """Devices for a job that wants several of one type, the given one first; None where there are not enough."""

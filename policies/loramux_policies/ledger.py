@@ -170,7 +170,17 @@ class Ledger:
 
     def has_room(self, cost: JobCost, share: float = 1.0) -> bool:
         """Whether one more job of this cost fits memory and seats."""
-        return self.seats + share <= self.seats_max + SEAT_SLACK and self.used_with(cost) <= self.capacity
+        return self.may_take(cost, share) and self.used_with(cost) <= self.capacity
+
+    def may_take(self, cost: JobCost, share: float = 1.0) -> bool:
+        """A cheap necessary condition: a seat, and room for what the job adds whatever the others' activations hide."""
+        if self.seats + share > self.seats_max + SEAT_SLACK:
+            return False
+        room = self.capacity - self.used
+        if cost.own_bytes > room:
+            return False
+        base = cost.base
+        return cost.overridden or base.key in self.groups or cost.own_bytes + base.weights_bytes <= room
 
     def add(self, job: Job, share: float) -> None:
         """Count the job in, whether or not it fits."""

@@ -39,6 +39,54 @@ def packed_vectors(job: JobCost, order: int) -> Floats:
     return vectors
 
 
+class PackedMoments(NamedTuple):
+    """Means and extremes of a job's strata, for sets whose floor cannot matter."""
+
+    tokens: float
+    work: float
+    least_work: float
+    most_work: float
+    spread: bool
+    """Whether the token count varies by more than the rounding, so that rounding adds half a unit on average."""
+
+
+@lru_cache(maxsize=65536)
+def packed_moments(job: JobCost) -> PackedMoments:
+    """Moments of `packed_vectors`; work in seconds."""
+    tokens, work = packed_vectors(job, 0)
+    return PackedMoments(
+        float(tokens.sum()) / STRATA,
+        float(work.sum()) / STRATA,
+        float(work.min()),
+        float(work.max()),
+        float(tokens.max() - tokens.min()) >= 4 * ROUNDING,
+    )
+
+
+_MEAN_ROUNDING: Final = (ROUNDING - 1) / 2
+"""Tokens that rounding up adds on average where the count is spread over many multiples."""
+
+
+def _packed_linear(jobs: Sequence[JobCost], floor: float, read: float, rounding_s: float) -> tuple[float, float] | None:
+    """The packed mean where the time is linear (or constant) over all strata, in 2 us instead of 20; None elsewhere."""
+    tokens, work, least, most = 0.0, read, read, read
+    spread = False
+    for job in jobs:
+        moments = packed_moments(job)
+        tokens += moments[0]
+        work += moments[1]
+        least += moments[2]
+        most += moments[3]
+        spread = spread or moments[4]
+    if not spread:
+        return None
+    if least >= floor:
+        return work + _MEAN_ROUNDING * rounding_s, tokens + _MEAN_ROUNDING
+    if most + ROUNDING * rounding_s <= floor:
+        return floor, tokens + _MEAN_ROUNDING
+    return None
+
+
 @lru_cache(maxsize=2048)
 def padded_vector(job: JobCost) -> Floats:
     """log P(longest row of a micro-batch <= g) at g = 8, 16, .. up to the job's longest length. Read-only."""
@@ -75,6 +123,9 @@ def _packed(
     if len(jobs) == 1:
         tokens, work = packed_vectors(jobs[0], 0)
     else:
+        linear = _packed_linear(jobs, floor, read, rounding_s)
+        if linear is not None:
+            return linear
         total = np.zeros((2, STRATA))
         for job, seed in zip(jobs, seeds, strict=True):
             total += packed_vectors(job, seed % ORDERS)
@@ -83,7 +134,8 @@ def _packed(
     # ones.
     computed = np.ceil((tokens - _HALF) / ROUNDING) * ROUNDING
     seconds = np.maximum(work + (computed - tokens) * rounding_s + read, floor)
-    return float(seconds.mean()), float(computed.mean())
+    # sum() / n: ndarray.mean() goes through Python and costs 4 us more
+    return float(seconds.sum()) / STRATA, float(computed.sum()) / STRATA
 
 
 def _padded(jobs: Sequence[JobCost], floor: float, read: float) -> tuple[float, float]:

@@ -199,6 +199,7 @@ class _Run:
                 phi=(lambda i: self._phi(i)) if separate else None,
                 actual=None if options.ideal else self._actual_bytes,
                 charges=not options.ideal,
+                sorted_rows=options.row_order == "sorted",
             )
         return RateEngine(
             self.type_of,
@@ -293,7 +294,7 @@ class _Run:
             jobs=jobs,
             summary=summary,
             timeline=timeline,
-            events=self.recorder.events,
+            events=self.recorder.log(),
             devices=devices,
             options=self.options.as_dict(),
             origin=weakest_origin(self.types),

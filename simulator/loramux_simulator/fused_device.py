@@ -86,6 +86,11 @@ class FuseView:
         wanted = {job.job_id for job in jobs}
         return self.device.fits(turn.base, [run for run in turn.runs if run.job_id in wanted])
 
+    def fits_rows(self, job: ReadyJob, rows: int) -> bool:
+        """Whether the first `rows` rows of this job's next micro-batch fit the device alone, by the upper bound."""
+        turn = self._fresh()
+        return self.device._entries_fit(FusedStep(turn.base.key, (Entry(job.job_id, rows),)), turn.base)
+
     def everyone(self) -> FusedStep | None:
         """All residents in one step, or None where that does not fit or one of them is in the middle of a micro-batch."""
         turn = self._fresh()

@@ -8,11 +8,13 @@ from loramux_simulator.virtual_time import Run
 class GangRun:
     """A gang's own progress; it has no tag on any one device's virtual clock."""
 
-    __slots__ = ("devices", "from_s", "rate", "run", "timer")
+    __slots__ = ("devices", "from_s", "per_unit", "rate", "run", "timer")
 
     def __init__(self, run: Run, devices: tuple[int, ...]) -> None:
         self.run = run
         self.devices = devices
+        self.per_unit: dict[int, float] = {}
+        """Micro-steps per unit of virtual time on each device; nothing moves before all have said."""
         self.rate = 0.0
         """Micro-steps per second."""
         self.from_s = 0.0
@@ -25,7 +27,10 @@ class GangRun:
         job, cost = run.job, run.cost
         if now_s <= self.from_s or self.rate <= 0.0:
             return
-        done = min(run.left_micro, self.rate * (now_s - self.from_s))
+        gone = self.rate * (now_s - self.from_s)
+        loading = min(run.debt_micro, gone)
+        done = min(run.left_micro, gone - loading)
+        run.debt_micro -= loading
         run.left_micro -= done
         self.from_s = now_s
         job.done_steps += done / cost.accumulation
@@ -36,6 +41,7 @@ class GangRun:
         self.rate = rate
         self.from_s = max(now_s, ready_s)
 
-    def due_s(self) -> float:
-        """When it ends at the present rate."""
-        return self.from_s + self.run.left_micro / self.rate
+    def after_s(self, now_s: float, micro: float) -> float:
+        """When it will have done so many micro-steps more, at the present rate (before it has one: its rate alone)."""
+        rate = self.rate or 1.0 / self.run.cost.solo_step_s
+        return max(now_s, self.from_s) + (self.run.debt_micro + micro) / rate

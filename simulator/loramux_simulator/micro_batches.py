@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Final
 
 import numpy as np
 
 from loramux_policies.job import Job
+from loramux_profiles.length_table import Floats, Ints
 from loramux_profiles.work import JobCost
 from loramux_simulator.streams import generator
 
@@ -16,12 +18,19 @@ PREDICTION_POINTS: Final = 20
 """Loss points before early-stop prediction says anything (aspen.md)."""
 
 
+def _epoch_micro(job: Job, cost: JobCost) -> int:
+    """Micro-batches of one epoch; of the whole job where the trace does not say how many rows it has."""
+    rows = job.spec.num_samples
+    return max(1, ceil(job.true_steps * cost.accumulation if rows is None else rows / cost.rows))
+
+
 class ReadyRun:
     """A resident in step fidelity: its next micro-batch and how long it has waited (contract: `views.ReadyJob`)."""
 
     __slots__ = (
         "_block",
         "_blocks",
+        "_epoch_micro",
         "_longest",
         "_offset",
         "_position",
@@ -44,7 +53,7 @@ class ReadyRun:
         "waited",
     )
 
-    def __init__(self, job: Job, cost: JobCost, seed: int) -> None:
+    def __init__(self, job: Job, cost: JobCost, seed: int, *, sorted_rows: bool = False) -> None:
         self.job = job
         self.job_id = job.job_id
         self.submit_s = job.spec.submit_s
@@ -55,6 +64,7 @@ class ReadyRun:
         self.target_micro = job.true_steps * cost.accumulation
         self.stop_micro = None if job.spec.stop_step is None else job.spec.stop_step * cost.accumulation
         self.tokens_done = 0.0
+        self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
         self._seed = seed
         self._blocks = int(self.done_micro) // BLOCK
         self._offset = 0
@@ -64,12 +74,22 @@ class ReadyRun:
 
     def _draw(self) -> None:
         rng = generator(self._seed, self.job_id, "lengths", self._blocks)
+        if self._epoch_micro:
+            self._block = self._longest_first(rng.random((BLOCK, self.cost.rows)))
+        else:
+            self._block = self.cost.lengths.draw(rng, (BLOCK, self.cost.rows))
         self._blocks += 1
-        self._block = self.cost.lengths.draw(rng, (BLOCK, self.cost.rows))
         self._longest: list[int] = self._block.max(axis=1).tolist()
         self._tokens: list[int] = self._block.sum(axis=1).tolist()
         self._squares: list[int] = np.square(self._block).sum(axis=1).tolist()
         self._position = 0
+
+    def _longest_first(self, draws: Floats) -> Ints:
+        """The block's rows of epochs sorted by length: row i of n is drawn from the i-th n-quantile class, descending."""
+        rows = self.cost.rows
+        micro = (self._blocks * BLOCK + np.arange(BLOCK)) % self._epoch_micro
+        place = micro[:, None] * rows + np.arange(rows)
+        return self.cost.lengths.quantile(1.0 - (place + draws) / (self._epoch_micro * rows))
 
     def _load(self) -> None:
         position = self._position

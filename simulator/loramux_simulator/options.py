@@ -10,6 +10,7 @@ from loramux_traces.errors import UsageError
 
 Fidelity = Literal["rate", "step"]
 MultiGpu = Literal["gang", "drop"]
+RowOrder = Literal["shuffled", "sorted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,9 @@ class SimOptions:
     """Sigma of the lognormal factor on every job's predicted length."""
     multi_gpu: MultiGpu = "gang"
     """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
+    row_order: RowOrder = "shuffled"
+    """`sorted`: every epoch takes the job's rows longest first, as ASPEN's released MinPad requires ("must sort"), so
+    that rows of like length share a micro-batch. Step fidelity only."""
     warmup: float = 0.0
     """Share of the jobs, by submission, left out of the statistics."""
 
@@ -38,6 +42,7 @@ class SimOptions:
         _choice("fusion", self.fusion, ("packed", "padded"))
         _choice("fidelity", self.fidelity, ("rate", "step"))
         _choice("multi-gpu", self.multi_gpu, ("gang", "drop"))
+        _choice("row-order", self.row_order, ("shuffled", "sorted"))
         if self.max_resident is not None and self.max_resident < 1:
             raise UsageError(f"max-resident must be at least 1, not {self.max_resident}")
         if not 0 <= self.seed < 2**63:
@@ -46,6 +51,8 @@ class SimOptions:
             raise UsageError(f"prediction-error must be from 0 to 10, not {self.prediction_error}")
         if not 0 <= self.warmup < 1:
             raise UsageError(f"warmup must be a share of the jobs, from 0 to below 1, not {self.warmup}")
+        if self.fidelity == "rate" and self.row_order == "sorted":
+            raise UsageError("sorted rows have no constant rate: row-order sorted needs --fidelity step")
         if self.fidelity == "step" and self.speedup_curve is not None:
             raise UsageError("--speedup-curve replaces the step-time model, so it needs --fidelity rate")
 

@@ -67,7 +67,7 @@ class RateEngine:
 
     @property
     def now_s(self) -> float:
-        return float(self._clock.env.now)
+        return self._clock.env.now  # type: ignore[return-value]
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
         """Run the whole trace."""
@@ -92,6 +92,7 @@ class RateEngine:
             self._dirty[device_id] = None
         if len(devices) > 1:
             gang = GangRun(run, devices)
+            run.debt_micro /= len(devices)  # its processes load at the same time
             for device_id in devices:
                 self.devices[device_id].gangs[job.job_id] = gang
             job.run = gang
@@ -125,14 +126,24 @@ class RateEngine:
 
     def set_share(self, job: Job, share: float) -> None:
         """Change a running job's share of its seat."""
+        for device_id in job.devices:
+            self._touch(self.devices[device_id])
+            self._dirty[device_id] = None
+        if isinstance(job.run, GangRun):
+            return
         device = self.devices[job.devices[0]]
-        self._touch(device)
-        run: Run = job.run
-        run.rebase(device.clock.virtual, self._paces[device.type_index].per_unit(run))
-        device.clock.push_end(run)
+        self._rebase(device, job.run, self._paces[device.type_index].per_unit(job.run))
+
+    def _rebase(self, device: RateDevice, run: Run, per_unit: float) -> None:
+        """The run goes on at another speed; its end and its watches get new tags."""
+        clock = device.clock
+        run.rebase(clock.virtual, per_unit)
+        clock.push_end(run)
+        run.watches = [micro for micro in run.watches if micro > run.done_micro]
+        for micro in run.watches:
+            clock.push_watch(run, run.tag_of(micro))
         if self._board is not None:
             self._board.update(run)
-        self._dirty[device.device_id] = None
 
     def stop(self, job: Job) -> None:
         """Take a running job off its devices; its state is copied to the host."""
@@ -177,10 +188,12 @@ class RateEngine:
     def finish_s(self, job: Job) -> float:
         """Predicted finish if nothing changes: predicted steps left at the present speed."""
         device = self.devices[job.devices[0]]
-        run: Run = job.run.run if isinstance(job.run, GangRun) else job.run
         self.sync(job)
-        left = max(0.0, job.predicted_steps - job.done_steps) * run.cost.accumulation
-        rate = device.clock.rate * (1.0 if job.run is not run else run.per_unit)
+        left = max(0.0, job.predicted_steps - job.done_steps) * job.cost_on(device.type_index).accumulation
+        if isinstance(job.run, GangRun):
+            return job.run.after_s(self.now_s, left)
+        run: Run = job.run
+        rate = device.clock.rate * run.per_unit
         if rate <= 0.0:
             return max(self.now_s, device.clock.at_s) + left * run.cost.solo_step_s
         return max(self.now_s, device.clock.at_s) + left / rate
@@ -191,14 +204,16 @@ class RateEngine:
 
     def review_when(self, job: Job, attained_s: float) -> None:
         """Call `decide` when the job has attained that much: one more tag on its device's virtual clock."""
-        if isinstance(job.run, GangRun):
-            self._clock.review_at(self.now_s + max(0.0, attained_s - job.attained_s) + 1e-9)
-            return
-        run: Run = job.run
         device = self.devices[job.devices[0]]
         self.sync(job)
-        micro = (attained_s - job.attained_s) / run.cost.solo_step_s + run.debt_micro
-        device.clock.push_watch(run, device.clock.read(self.now_s) + max(0.0, micro) / run.per_unit)
+        micro = max(0.0, attained_s - job.attained_s) / job.cost_on(device.type_index).solo_step_s
+        if isinstance(job.run, GangRun):
+            self._clock.review_at(job.run.after_s(self.now_s, micro) + 1e-9)
+            return
+        run: Run = job.run
+        micro += job.done_steps * run.cost.accumulation
+        run.watches.append(micro)
+        device.clock.push_watch(run, max(device.clock.read(self.now_s), run.tag_of(micro)))
         self._dirty[device.device_id] = None
 
     # -- time
@@ -232,12 +247,10 @@ class RateEngine:
         if pace.varies:
             for run in device.runs.values():
                 if run.job.job_id not in device.gangs:
-                    run.rebase(clock.virtual, pace.per_unit(run))
-                    clock.push_end(run)
-                    if self._board is not None:
-                        self._board.update(run)
+                    self._rebase(device, run, pace.per_unit(run))
         clock.rate = speed.rate
         for gang in device.gangs.values():
+            gang.per_unit[device.device_id] = pace.per_unit(gang.run)
             self._schedule_gang(gang)
         tag = clock.next_tag()
         if tag is not None:
@@ -249,11 +262,12 @@ class RateEngine:
         newest = next(reversed(device.runs.values())).job
         assert self._ooms is not None
         if newest.run is not None and newest.first_start_s >= 0 and self._ooms(newest, device.device_id):
-            self._clock.at(self.now_s + newest.cost_on(device.type_index).solo_step_s, self._out_of_memory, newest)
+            at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
+            self._clock.at(at_s, self._out_of_memory, (newest, newest.run))
 
     def _out_of_memory(self, event: Any) -> None:
-        job: Job = event.value
-        if job.job_id in self._loop.running:
+        job, run = event.value
+        if job.run is run:  # else that stay has ended meanwhile
             self._loop.evict(job, "actual memory above the device's")
             self._after_event()
 
@@ -311,10 +325,11 @@ class RateEngine:
         now_s = self.now_s
         gang.sync(now_s)
         gang.timer += 1
-        clocks = [self.devices[d].clock for d in gang.devices]
-        gang.set_rate(now_s, min(clock.rate for clock in clocks), max(clock.at_s for clock in clocks))
+        clocks = {d: self.devices[d].clock for d in gang.devices}
+        rate = min(clock.rate * gang.per_unit.get(d, 0.0) for d, clock in clocks.items())
+        gang.set_rate(now_s, rate, max(clock.at_s for clock in clocks.values()))
         if gang.rate > 0.0:
-            self._clock.at(gang.due_s(), self._gang_done, (gang, gang.timer))
+            self._clock.at(gang.after_s(now_s, gang.run.left_micro), self._gang_done, (gang, gang.timer))
 
     def _gang_done(self, event: Any) -> None:
         gang, timer = event.value

@@ -110,6 +110,10 @@ class Recorder:
         self._preemptions[index] = job.preemptions
         self._ooms[index] = job.oom_events
 
+    def log(self) -> list[dict[str, Any]] | None:
+        """The events in order of time (jobs that never fit are found when the job before them arrives)."""
+        return None if self.events is None else sorted(self.events, key=lambda row: row["t_s"])
+
     def table(self) -> pd.DataFrame:
         """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
         specs = self._specs

@@ -54,6 +54,7 @@ class StepEngine:
         phi: Callable[[int], Callable[[int], float]] | None = None,
         actual: Callable[[Job, float], float] | None = None,
         charges: bool = True,
+        sorted_rows: bool = False,
     ) -> None:
         self._clock = Clock()
         self.devices = [
@@ -65,6 +66,7 @@ class StepEngine:
         self._actual = actual
         """(newest job, expected dynamic bytes) -> actual dynamic bytes of a step."""
         self._charges = charges
+        self._sorted_rows = sorted_rows
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
@@ -85,7 +87,7 @@ class StepEngine:
         device = self.devices[devices[0]]
         cost = job.cost_on(device.type_index)
         self._account(device)
-        run = job.run = ReadyRun(job, cost, self._seed)
+        run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
         if self._charges:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
             if not cost.overridden and cost.base.key not in device.bases:

@@ -29,6 +29,7 @@ class Run:
         "per_unit",
         "slot",
         "start_tag",
+        "watches",
     )
 
     def __init__(self, job: Job, cost: JobCost) -> None:
@@ -46,6 +47,12 @@ class Run:
         self.end_tag = 0.0
         self.epoch = 0
         self.slot = -1
+        self.watches: list[float] = []
+        """Micro-steps at which a review is due."""
+
+    def tag_of(self, micro: float) -> float:
+        """Virtual time at which it will have done so many micro-steps."""
+        return self.start_tag + (micro - self.done_micro + self.debt_micro) / self.per_unit
 
     def progress(self, virtual: float) -> float:
         """Micro-steps done since `start_tag`."""

@@ -21,8 +21,9 @@ def preempt_in_order(
 
     `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those
     behind it are only tried for free room. Passes over at most `window - 1` jobs that could not start; returns the
-    one it stopped at, None if it reached the end of the queue.
+    first of these, None if all could.
     """
+    first: JobView | None = None
     blocked = 0
     spent = False
     for job in view.waiting(view.n_waiting):
@@ -37,7 +38,8 @@ def preempt_in_order(
                 spent = nested
             elif start_or_preempt(view, plan, job, chain((worst,), victims)):
                 continue
+        first = first or job
         blocked += 1
         if blocked >= window:
-            return job
-    return None
+            break
+    return first

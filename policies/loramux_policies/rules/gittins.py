@@ -29,11 +29,15 @@ class Gittins(Policy):
     `law`: `lognormal` (`shape` is sigma) or `weibull` (`shape` 1 is exponential, below 1 the index is least attained
     service).
     `median_s`: the median size. The default is fitted to the Philly trace (median 1,144 s, CV^2 41).
+    `window`: how many waiting jobs may be blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True
 
-    def __init__(self, law: str = "lognormal", median_s: float = 1144.0, shape: float = 1.9) -> None:
+    def __init__(self, law: str = "lognormal", median_s: float = 1144.0, shape: float = 1.9, window: int = 16) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.window = window
         if law not in ("lognormal", "weibull"):
             raise ValueError(f"law must be lognormal or weibull, not {law!r}")
         if not 0.0 < median_s < inf or not 0.05 <= shape <= 20.0:
@@ -76,7 +80,7 @@ class Gittins(Policy):
     def place(self, view: ClusterView) -> Plan:
         """Start by index, in the stead of residents whose index is strictly smaller."""
         plan = view.plan()
-        blocked = preempt_in_order(view, plan, lambda job: self._worse(view, job))
+        blocked = preempt_in_order(view, plan, lambda job: self._worse(view, job), window=self.window)
         if blocked is not None:
             edge = self._falls_below(self.index[self.bucket(blocked)])
             if edge is not None:

@@ -23,11 +23,15 @@ class Tiresias(Policy):
     A job falls to the next queue when its attained seconds x devices pass a threshold; only residents of a lower queue
     are displaced, so that jobs are paused at most once per queue and not in turns.
     `thresholds`: device-seconds, ascending, separated by `/` (default: the three limits of the authors' simulator).
+    `window`: how many waiting jobs may be blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True
 
-    def __init__(self, thresholds: str = "3250/7200/18000") -> None:
+    def __init__(self, thresholds: str = "3250/7200/18000", window: int = 16) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        self.window = window
         try:
             self.thresholds = [float(part) for part in str(thresholds).split("/")]
         except ValueError:
@@ -52,7 +56,7 @@ class Tiresias(Policy):
             # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding
             return iter(view.preemptible("attained_s", above=self.thresholds[queue] * SLACK))
 
-        blocked = preempt_in_order(view, plan, lower)
+        blocked = preempt_in_order(view, plan, lower, window=self.window)
         if blocked is not None:
             self._review(view, plan, self.queue_of(blocked))
         return plan

@@ -1,0 +1,432 @@
+"""ASPEN's published evaluation (arXiv 2312.02515) beside ours: figures as data, tables, charts, Markdown.
+
+Marks say how a published figure was obtained: V read in a source, D digitised from the authors' vector figures (about
+1% accurate), I inferred. Hours depend on rows and epochs that the authors do not state, so that what is compared is
+each system's ratio to a baseline of its own experiment; absolute figures stand beside them for the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from loramux_analysis.style import PALETTE, Drawing, new_figure, plain_numbers, save, short, styled
+from loramux_traces.filesafe import plain, write_csv, write_text
+
+Mark = Literal["V", "D", "I"]
+GB: Final = 1e9
+HOUR_S: Final = 3600.0
+MARKS: Final = {"V": "read in a source", "D": "digitised from a figure, about 1%", "I": "inferred"}
+
+MIXED, ADAPTIVE, IDENTICAL, FURTHER = "mixed", "adaptive", "identical", "further-job"
+THROUGHPUT, EARLY = "throughput", "early-stop"
+SEQUENTIAL, PARALLEL, ASPEN = "sequential", "parallel", "ASPEN"
+M1, M2, M3, M4, PACKED = "M1 fifo", "M2 fast-fit", "M3 minpad", "M4 adaptive", "ours, packed"
+
+#: What each experiment is, and the system that its ratios are to (empty: absolute figures only).
+EXPERIMENTS: Final = {
+    MIXED: ("jobs of mixed lengths, LLaMA-7B, A100", SEQUENTIAL),
+    ADAPTIVE: ("adaptive scheduling of 8 jobs (no ratio to M2: it is defined nowhere)", M3),
+    IDENTICAL: ("4 identical jobs, LLaMA-7B, A100, batch 4", SEQUENTIAL),
+    FURTHER: ("memory of one more job, LLaMA-7B, by batch size", ""),
+    THROUGHPUT: ("tokens/s, 4 jobs", ""),
+    EARLY: ("early stopping, end to end", ""),
+}
+#: Metric -> (what it is called, unit).
+METRICS: Final = {
+    "latency_h": ("end-to-end latency", "h"),
+    "turnaround_h": ("mean turnaround", "h"),
+    "waiting_h": ("mean waiting", "h"),
+    "tokens_per_s": ("tokens/s, pads included", "tokens/s"),
+    "effective_tokens_per_s": ("effective (non-pad) tokens/s", "tokens/s"),
+    "memory_gb": ("GPU memory", "GB"),
+}
+
+
+class Published(NamedTuple):
+    """One published figure."""
+
+    experiment: str
+    system: str
+    metric: str
+    value: float
+    mark: Mark
+
+
+def _per_system(experiment: str, metric: str, mark: Mark, values: Mapping[str, float]) -> list[Published]:
+    return [Published(experiment, system, metric, value, mark) for system, value in values.items()]
+
+
+#: tokens/s: (sequential, parallel processes, ASPEN) by model and card; the card of those without one is not stated [D].
+TOKENS_PER_S: Final = {
+    "LLaMA-7B A100": (608.4, 649.3, 674.6),
+    "LLaMA-7B QLoRA": (903.0, 838.0, 1146.0),
+    "ChatGLM2-6B": (524.0, 533.0, 642.0),
+    "LLaMA-7B A6000": (505.0, 580.0, 655.0),
+    "LLaMA2-7B": (501.0, 593.0, 664.0),
+    "LLaMA-13B": (370.0, 368.0, 380.0),
+    "LLaMA2-13B": (301.0, 287.0, 388.0),
+    "LLaMA-7B RTX 4090": (593.0, 892.0, 1027.0),
+}
+#: GB of one more job by batch size: (ASPEN, a process of its own) [D].
+FURTHER_JOB_GB: Final = {2: (1.20, 8.41), 4: (2.86, 10.86), 6: (4.27, 11.88), 8: (5.67, 12.95)}
+PUBLISHED: Final[tuple[Published, ...]] = (
+    *_per_system(MIXED, "latency_h", "V", {SEQUENTIAL: 27.73, M1: 36.82, M2: 39.14, M3: 22.97}),
+    *_per_system(MIXED, "tokens_per_s", "V", {SEQUENTIAL: 653.0, M1: 673.0, M2: 671.0, M3: 674.0}),
+    *_per_system(MIXED, "effective_tokens_per_s", "D", {SEQUENTIAL: 282.0, M1: 212.0, M2: 200.0, M3: 341.0}),
+    *_per_system(MIXED, "memory_gb", "V", {SEQUENTIAL: 10.68, M1: 23.8, M2: 23.8, M3: 23.8}),
+    *_per_system(ADAPTIVE, "latency_h", "D", {M2: 12.356, M3: 9.599, M4: 10.876}),
+    *_per_system(ADAPTIVE, "turnaround_h", "D", {M2: 6.144, M3: 5.91, M4: 4.798}),
+    *_per_system(ADAPTIVE, "waiting_h", "D", {M2: 5.899, M3: 0.15, M4: 4.488}),
+    *_per_system(IDENTICAL, "latency_h", "V", {SEQUENTIAL: 10.51, PARALLEL: 9.85, ASPEN: 9.46}),
+    *_per_system(IDENTICAL, "tokens_per_s", "D", {SEQUENTIAL: 608.4, PARALLEL: 649.3, ASPEN: 674.6}),
+    *_per_system(IDENTICAL, "memory_gb", "D", {PARALLEL: 43.43, ASPEN: 20.56}),
+    *(
+        Published(FURTHER, f"{system}, batch {batch}", "memory_gb", value, "D")
+        for batch, pair in FURTHER_JOB_GB.items()
+        for system, value in zip((ASPEN, PARALLEL), pair, strict=True)
+    ),
+    *(
+        Published(THROUGHPUT, f"{what}, {system}", "tokens_per_s", value, "D")
+        for what, three in TOKENS_PER_S.items()
+        for system, value in zip((SEQUENTIAL, PARALLEL, ASPEN), three, strict=True)
+    ),
+    *(
+        Published(EARLY, f"{system}{how}", "latency_h", seconds / HOUR_S, "D")
+        for system, pair in {SEQUENTIAL: (37.8e3, 25.4e3), PARALLEL: (35.5e3, 23.9e3), ASPEN: (34.1e3, 21.6e3)}.items()
+        for how, seconds in zip(("", ", early stopping"), pair, strict=True)
+    ),
+)
+
+TABLE_COLUMNS: Final = (
+    "experiment", "system", "metric", "unit", "published", "mark", "ours", "difference",
+    "baseline", "published_ratio", "our_ratio", "ratio_difference", "kind",
+)  # fmt: skip
+
+
+class Ours(NamedTuple):
+    """One figure of ours. `kind`: check (predicted), fit (used to choose a constant, so that agreement says little),
+    context (another workload: only ratios compare), or ours (nothing published)."""
+
+    experiment: str
+    system: str
+    metric: str
+    value: float
+    kind: str = "check"
+
+
+def figures_of(experiment: str, system: str, summary: Mapping[str, Any], kind: str = "check") -> list[Ours]:
+    """The figures of one run out of its summary (`loramux_traces.results.summarise`), in the published units."""
+    real, pads = float(summary["effective_tokens_per_s"]), float(summary["padding_fraction"])
+    values = {
+        "latency_h": float(summary["makespan_s"]) / HOUR_S,
+        "turnaround_h": _hours(summary["turnaround_s"]["mean"]),
+        "waiting_h": _hours(summary["waiting_s"]["mean"]),
+        "tokens_per_s": real / (1.0 - pads) if pads < 1.0 else 0.0,
+        "effective_tokens_per_s": real,
+        "memory_gb": float(summary["memory_peak_bytes"]) / GB,
+    }
+    return [Ours(experiment, system, metric, value, kind) for metric, value in values.items() if value is not None]
+
+
+def _hours(seconds: float | None) -> float | None:
+    return None if seconds is None else float(seconds) / HOUR_S
+
+
+def compare(ours: Sequence[Ours]) -> pd.DataFrame:
+    """Published and ours side by side: TABLE_COLUMNS, one row per (experiment, system, metric) that either has.
+
+    `difference` is ours / published - 1. Ratios are to the experiment's baseline (EXPERIMENTS) on the same side, and
+    `ratio_difference` is our ratio / theirs - 1. Missing figures are NaN in the table and null in JSON.
+    """
+    theirs = {(p.experiment, p.system, p.metric): p for p in PUBLISHED}
+    mine = {(o.experiment, o.system, o.metric): o for o in ours}
+    rows = []
+    for key in sorted({*theirs, *mine}, key=_place):
+        experiment, system, metric = key
+        p, o = theirs.get(key), mine.get(key)
+        base = EXPERIMENTS[experiment][1]
+        base_key = (experiment, base, metric)
+        published = float("nan") if p is None else p.value
+        own = float("nan") if o is None else o.value
+        their_ratio = _ratio(published, theirs[base_key].value if base_key in theirs else float("nan"))
+        our_ratio = _ratio(own, mine[base_key].value if base_key in mine else float("nan"))
+        kind = ("not simulated" if o is None else o.kind) if p is not None else "ours"
+        rows.append(
+            (experiment, system, metric, METRICS[metric][1], published, "" if p is None else p.mark, own,
+             _ratio(own, published) - 1.0, base, their_ratio, our_ratio, _ratio(our_ratio, their_ratio) - 1.0, kind)
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+_SYSTEMS: Final = (SEQUENTIAL, PARALLEL, M1, M2, M3, M4, ASPEN, PACKED)
+
+
+def _place(key: tuple[str, str, str]) -> tuple[int, int, int, str]:
+    experiment, system, metric = key
+    order = _SYSTEMS.index(system) if system in _SYSTEMS else len(_SYSTEMS)
+    published = [p.system for p in PUBLISHED if p.experiment == experiment]
+    if system not in _SYSTEMS and system in published:
+        order += 1 + published.index(system)
+    return (list(EXPERIMENTS).index(experiment), list(METRICS).index(metric), order, system)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if isfinite(a) and isfinite(b) and b != 0.0 else float("nan")
+
+
+CLAIM_COLUMNS: Final = ("claim", "published", "figures", "ours", "how")
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+    """The abstract's four claims: what it says, what the authors' own figures give, and ours; changes as fractions."""
+
+    def value(side: str, experiment: str, system: str, metric: str) -> float:
+        found = table[
+            (table["experiment"] == experiment) & (table["system"] == system) & (table["metric"] == metric)
+        ]
+        return float(found[side].iloc[0]) if len(found) else float("nan")
+
+    def change(side: str, experiment: str, metric: str, system: str, base: str) -> float:
+        return _ratio(value(side, experiment, system, metric), value(side, experiment, base, metric)) - 1.0
+
+    def gain(side: str, names: Sequence[str]) -> float:
+        gains = [change(side, THROUGHPUT, "tokens_per_s", f"{n}, {ASPEN}", f"{n}, {PARALLEL}") for n in names]
+        known = [g for g in gains if isfinite(g)]
+        return float(np.mean(known)) if known else float("nan")
+
+    simulated = [
+        name
+        for name in TOKENS_PER_S
+        if all(isfinite(value("ours", THROUGHPUT, f"{name}, {s}", "tokens_per_s")) for s in (PARALLEL, ASPEN))
+    ]
+    rows = [
+        ("GPU memory, 4 jobs", -0.53, change("published", IDENTICAL, "memory_gb", ASPEN, PARALLEL),
+         change("ours", IDENTICAL, "memory_gb", ASPEN, PARALLEL), "shared base against 4 processes, batch 4"),
+        ("throughput", 0.17, gain("published", list(TOKENS_PER_S)), float("nan"),
+         "mean gain over parallel processes, 8 configurations"),
+        (f"throughput, the {len(simulated)} we model", float("nan"), gain("published", simulated),
+         gain("ours", simulated), ", ".join(simulated)),
+        ("turnaround", -0.24, change("published", ADAPTIVE, "turnaround_h", M4, M2),
+         change("ours", ADAPTIVE, "turnaround_h", M4, M1), "theirs M4 against M2; ours M4 against M1"),
+        ("waiting (what the 24% is)", -0.24, change("published", ADAPTIVE, "waiting_h", M4, M2),
+         change("ours", ADAPTIVE, "waiting_h", M4, M1), "theirs M4 against M2; ours M4 against M1"),
+        ("end-to-end latency", -0.12, change("published", ADAPTIVE, "latency_h", M4, M2),
+         change("ours", ADAPTIVE, "latency_h", M4, M1), "theirs M4 against M2; ours M4 against M1"),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+
+
+def order_holds(table: pd.DataFrame) -> bool:
+    """Whether latency on mixed lengths comes out as published: minpad < sequential < fifo."""
+    rows = table[(table["experiment"] == MIXED) & (table["metric"] == "latency_h")].set_index("system")["ours"]
+    return bool(rows[M3] < rows[SEQUENTIAL] < rows[M1])
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON objects; what is missing is null, never NaN."""
+    rows: list[dict[str, Any]] = plain(table.to_dict(orient="records"))
+    return rows
+
+
+# -- charts
+
+_THEIRS, _OURS = "#B8B8B8", PALETTE[0]
+
+
+def draw(table: pd.DataFrame, foot: str) -> list[Drawing]:
+    """Three charts: mixed lengths beside the published ratios, every system as simulated, and memory per further job."""
+    with styled():
+        return [_beside(table, foot), _systems(table, foot), _memory(table, foot)]
+
+
+def _beside(table: pd.DataFrame, foot: str) -> Drawing:
+    """Published and ours, relative to sequential."""
+    data = table[(table["experiment"] == MIXED) & table["published_ratio"].notna() & table["our_ratio"].notna()]
+    metrics = ("latency_h", "effective_tokens_per_s", "tokens_per_s", "memory_gb")
+    fig = new_figure(9.6, 5.2, "Jobs of mixed lengths, relative to training them one after another", foot)
+    for axes, metric in zip(fig.subplots(2, 2, sharey=True).flat, metrics, strict=True):
+        part = data[data["metric"] == metric]
+        _pairs(axes, list(part["system"]), part["published_ratio"].to_numpy(), part["our_ratio"].to_numpy(), "{:.2f}")
+        name = METRICS[metric][0]
+        axes.set_title(f"{name[0].upper()}{name[1:]}")
+        axes.axvline(1.0, color="#555555", linewidth=0.9)
+        axes.set_xlabel("sequential = 1")
+    fig.legend(
+        *fig.axes[0].get_legend_handles_labels(), loc="upper right", ncols=2, bbox_to_anchor=(0.995, 1.0)
+    )
+    return Drawing("aspen_mixed", fig, data)
+
+
+def _pairs(axes: Axes, names: Sequence[str], theirs: Any, ours: Any, form: str) -> None:
+    place = np.arange(len(names))
+    for shift, values, colour, label in ((-0.19, theirs, _THEIRS, "published"), (0.19, ours, _OURS, "simulated")):
+        axes.barh(place + shift, values, height=0.36, color=colour, label=label)
+        for at, value in zip(place + shift, values, strict=True):
+            axes.annotate(
+                form.format(value), (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
+    axes.set_yticks(place, [short(name) for name in names])
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
+    axes.set_xlim(0, 1.18 * float(np.max([*theirs, *ours])))
+    axes.grid(axis="y", visible=False)
+    plain_numbers(axes)
+
+
+def _systems(table: pd.DataFrame, foot: str) -> Drawing:
+    """Every system on the 8 jobs, as simulated."""
+    data = table[(table["experiment"] == MIXED) & table["ours"].notna()]
+    fig = new_figure(10.4, 5.6, "ASPEN's eight jobs on one A100, as simulated", foot)
+    for axes, metric in zip(fig.subplots(2, 3, sharey=True).flat, METRICS, strict=True):
+        part = data[data["metric"] == metric]
+        names = list(part["system"])
+        values = part["ours"].to_numpy(dtype=np.float64)
+        place = np.arange(len(names))
+        axes.barh(place, values, height=0.7, color=[PALETTE[2] if n == PACKED else _OURS for n in names])
+        for at, value in zip(place, values, strict=True):
+            text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+            axes.annotate(text, (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(place, [short(name) for name in names])
+        if not axes.yaxis_inverted():
+            axes.invert_yaxis()
+        axes.set_xlim(0, 1.22 * float(values.max()) or 1.0)
+        axes.grid(axis="y", visible=False)
+        plain_numbers(axes)
+        name, unit = METRICS[metric]
+        axes.set_title(f"{name[0].upper()}{name[1:]}", fontsize=10)
+        axes.set_xlabel(unit)
+    return Drawing("aspen_systems", fig, data)
+
+
+def _memory(table: pd.DataFrame, foot: str) -> Drawing:
+    """Memory of one more job by batch size."""
+    data = table[(table["experiment"] == FURTHER) & table["ours"].notna()]
+    fig = new_figure(8.4, 3.9, "Memory of one more LLaMA-7B job", foot)
+    for axes, system, title in zip(
+        fig.subplots(1, 2), (ASPEN, PARALLEL), ("Sharing the base model", "A process of its own"), strict=True
+    ):
+        part = data[data["system"].str.startswith(f"{system}, ")]
+        batches = [name.rpartition(" ")[2] for name in part["system"]]
+        place = np.arange(len(batches))
+        for shift, side, colour, label in (
+            (-0.19, "published", _THEIRS, "published"), (0.19, "ours", _OURS, "memory model"),
+        ):  # fmt: skip
+            values = part[side].to_numpy(dtype=np.float64)
+            axes.bar(place + shift, values, width=0.36, color=colour, label=label)
+            for at, value in zip(place + shift, values, strict=True):
+                axes.annotate(
+                    f"{value:.1f}", (at, value), (0, 2), textcoords="offset points", ha="center", fontsize=8.5
+                )
+        axes.set_xticks(place, batches)
+        axes.set_xlabel("batch size, rows")
+        axes.set_ylabel("GB")
+        axes.grid(axis="x", visible=False)
+        axes.set_title(title)
+        axes.set_ylim(0, 1.15 * float(np.nanmax(part[["published", "ours"]].to_numpy(dtype=np.float64))))
+        plain_numbers(axes, "y")
+    fig.axes[0].legend(loc="upper left")
+    return Drawing("aspen_memory", fig, data)
+
+
+# -- text
+
+#: Columns of `table_cells`.
+SHOWN: Final = ("system", "figure", "published", "ours", "difference", "ratio published", "ratio ours", "difference", "")
+
+
+def table_cells(part: pd.DataFrame) -> list[tuple[str, ...]]:
+    """One experiment's rows as text under SHOWN."""
+    return [
+        (
+            str(row.system),
+            f"{METRICS[str(row.metric)][0]}, {row.unit}",
+            _number(row.published) + (f" [{row.mark}]" if row.mark else ""),
+            _number(row.ours),
+            _percent(row.difference),
+            _number(row.published_ratio),
+            _number(row.our_ratio),
+            _percent(row.ratio_difference),
+            str(row.kind),
+        )
+        for row in part.itertuples(index=False)
+    ]
+
+
+def _number(value: Any) -> str:
+    number = float(value)
+    if not isfinite(number):
+        return "-"
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.2f}"
+
+
+def _percent(value: Any) -> str:
+    number = float(value)
+    return f"{100 * number:+.1f}%" if isfinite(number) else "-"
+
+
+def claim_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The claims as text under CLAIM_COLUMNS."""
+    return [
+        (str(row.claim), _percent(row.published), _percent(row.figures), _percent(row.ours), str(row.how))
+        for row in table.itertuples(index=False)
+    ]
+
+
+def markdown(table: pd.DataFrame, about: Sequence[str], sensitivity: pd.DataFrame, pictures: Sequence[str]) -> str:
+    """The report. `about`: paragraphs (command, versions, assumptions) after the title; `sensitivity`: see the CLI."""
+    lines = ["# ASPEN's evaluation, simulated", ""]
+    for paragraph in about:
+        lines += [paragraph, ""]
+    verdict = "comes out" if order_holds(table) else "does NOT come out"
+    lines += [
+        f"**Published order of latency on mixed lengths, minpad < sequential < fifo: {verdict} of the model.**",
+        "",
+        "## Claims",
+        "",
+        *_md(("claim", "abstract", "authors' figures", "ours", "how"), claim_cells(claims(table))),
+        "",
+    ]
+    for experiment, part in table.groupby("experiment", sort=False):
+        text, base = EXPERIMENTS[str(experiment)]
+        if not part["ours"].notna().any():
+            lines += [f"## {experiment}: {text} (quoted, not simulated)", ""]
+            rows = [(cells[0], cells[1], cells[2]) for cells in table_cells(part)]
+            lines += [*_md(SHOWN[:3], rows), ""]
+            continue
+        lines += [f"## {experiment}: {text}" + (f"; ratios to {base}" if base else ""), ""]
+        lines += [*_md(SHOWN, table_cells(part)), ""]
+    lines += ["## What the order depends on", "", *_md(list(sensitivity.columns), _sensitivity_cells(sensitivity)), ""]
+    for picture in pictures:
+        lines += [f"![{picture.partition('.')[0]}]({picture})", ""]
+    marks = "; ".join(f"{mark}: {text}" for mark, text in MARKS.items())
+    lines += [f"Marks: {marks}. check: predicted; fit: used to choose a constant; ours: nothing published.", ""]
+    return "\n".join(lines)
+
+
+def _sensitivity_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    return [
+        tuple(_number(cell) if isinstance(cell, float) else str(cell) for cell in row)
+        for row in table.itertuples(index=False)
+    ]
+
+
+def _md(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+
+def write(folder: Path, table: pd.DataFrame, about: Sequence[str], sensitivity: pd.DataFrame, foot: str) -> list[Path]:
+    """evaluation.csv, sensitivity.csv, evaluation.md and the charts into an existing folder. Raises StateError."""
+    pictures = [path for drawing in draw(table, foot) for path in save(drawing, folder)]
+    names = [path.name for path in pictures if path.suffix == ".png"]
+    write_csv(folder / "evaluation.csv", table)
+    write_csv(folder / "sensitivity.csv", sensitivity)
+    write_text(folder / "evaluation.md", markdown(table, about, sensitivity, names))
+    return [folder / "evaluation.md", folder / "evaluation.csv", folder / "sensitivity.csv", *pictures]

@@ -1,0 +1,98 @@
+"""The house: simulation never imports torch, the versions are pinned, what the founders' files say of each other is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise AssertionError(f"{name} was imported")
+sys.meta_path.insert(0, Blocker())
+from loramux_cli.main import main
+try:
+    main()
+finally:
+    loaded = {name.partition(".")[0] for name in sys.modules} & {"torch", "transformers"}
+    if loaded:
+        raise SystemExit(f"imported: {loaded}")
+"""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def loramux_without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`loramux` in a process where torch and transformers cannot be imported."""
+    return subprocess.run([sys.executable, "-c", BLOCKER, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_the_blocker_blocks() -> None:
+    code = BLOCKER.replace("from loramux_cli.main import main", "main = lambda: __import__('torch')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "torch was imported" in done.stderr
+
+
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+def test_simulate_needs_no_torch(fidelity: str, tmp_path: Path) -> None:
+    trace = tmp_path / "jobs.csv"
+    rows = ["job_id,submit_s,base_model,method,batch_size,seq_len,total_steps"]
+    rows += [f"j{i},{60 * i},llama-7b,{method},8,256,40" for i, method in enumerate(("lora", "mixlora", "dynmole"))]
+    trace.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    policies = ("--policy", "aspen", "--policy", "srtf", "--policy", "exclusive")
+    done = loramux_without_torch("simulate", "--trace", str(trace), *policies, "--fidelity", fidelity, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [run["completed"] for run in json.loads(done.stdout)["runs"]] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("command", [["policies"], ["doctor"], ["trace", "describe"], ["plot", "--help"]])
+def test_other_commands_need_no_torch(command: list[str]) -> None:
+    done = loramux_without_torch(*command)
+    assert done.returncode == 0, done.stderr
+
+
+def pins() -> dict[str, str]:
+    """Package (normalised) -> pinned version."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    assert all(version for _, _, version in pairs)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in pairs}
+
+
+def test_what_the_base_and_dev_install_names_is_pinned() -> None:
+    project = PROJECT["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"], *PROJECT["build-system"]["requires"]]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ;\[]", item)[0]).lower() for item in wanted}
+    assert names <= set(pins())
+
+
+def test_the_base_has_no_torch() -> None:
+    assert not any(re.match(r"torch|transformers|ray\b", item) for item in PROJECT["project"]["dependencies"])
+
+
+def test_one_version_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_a_wheel_carries_the_data() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {
+        "profiles/data": "loramux_profiles/data",
+        "traces/data": "loramux_traces/data",
+    }
+
+
+def test_licence_is_the_whole_text() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "APPENDIX: How to apply the Apache License to your work." in text

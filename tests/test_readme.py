@@ -1,0 +1,71 @@
+"""The README keeps its word: its Python runs, its commands run, in order, on the files it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENTRY = {"loramux": "main", "simulate": "simulate_main"}
+
+
+def blocks(language: str) -> list[str]:
+    """Contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The loramux and simulate commands of the README, in order."""
+    lines = (line for block in blocks("sh") for line in block.splitlines())
+    words = [shlex.split(line.removeprefix(".venv/bin/")) for line in lines]
+    return [command for command in words if command[0] in ENTRY]
+
+
+def run(args: list[str], folder: Path) -> str:
+    """Output of a command that must succeed."""
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run(args, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
+    assert (done.stdout + done.stderr).strip(), f"{args} printed nothing"
+    return done.stdout
+
+
+def test_ten_lines_compare_a_policy_with_aspen() -> None:
+    (code,) = blocks("python")
+    assert len(code.splitlines()) == 10
+    mine, aspen = run([sys.executable, "-c", code], ROOT).splitlines()
+    assert "LightestFirst" in mine
+    assert aspen.startswith("aspen {'mean': ")
+
+
+def test_commands_run_in_order(tmp_path: Path) -> None:
+    (jobs,) = blocks("csv")
+    (code,) = blocks("python")
+    (tmp_path / "jobs.csv").write_text(jobs, encoding="utf-8")
+    (tmp_path / "lightest.py").write_text(code.partition("for policy")[0], encoding="utf-8")
+    shutil.copy(ROOT / "tests" / "traces" / "data" / "philly_table.csv", tmp_path / "philly.csv")
+    shown = commands()
+    assert len(shown) >= 10
+    for name, *arguments in shown:
+        start = f"from loramux_cli.main import {ENTRY[name]} as main; main()"
+        run([sys.executable, "-c", start, *arguments], tmp_path)
+
+
+@pytest.mark.parametrize("name", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_linked_files_exist(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_every_command_is_in_the_table() -> None:
+    from loramux_cli.main import app
+
+    names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    assert set(re.findall(r"^\| `loramux (\w+)` \|", README, flags=re.MULTILINE)) == names
