@@ -1,4 +1,4 @@
-"""The house: simulation never imports torch, the versions are pinned, what the founders' files say of each other is true."""
+"""The house: simulation never imports torch, versions are pinned, what the house files say of each other is true."""
 
 from __future__ import annotations
 

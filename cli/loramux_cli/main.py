@@ -1,4 +1,4 @@
-"""The `loramux` command: registers the subcommands, turns errors into exit codes. Heavy imports live in the commands."""
+"""The `loramux` command: registers the subcommands, turns errors into exit codes; commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -72,6 +72,12 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
         sys.exit(EXIT_SIGTERM)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
+        sys.exit(EXIT_INTERNAL)
+    except OSError as error:  # a full disk, a folder that went away: not a fault of ours
+        if os.environ.get("LORAMUX_DEBUG"):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}")
         sys.exit(EXIT_INTERNAL)
     except Exception as error:
         if os.environ.get("LORAMUX_DEBUG"):

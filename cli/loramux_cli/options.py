@@ -24,7 +24,8 @@ Devices = Annotated[
     typer.Option(help="As in 4xa100-80g,2xl4. Default: 1xa100-80g; for the shipped sample 4xa100-80g."),
 ]
 DeviceProfile = Annotated[
-    Path | None, typer.Option(help="A device profile file instead of a shipped device: one device, or --devices times it.")
+    Path | None,
+    typer.Option(help="A device profile file instead of a shipped device: one device, or --devices times it."),
 ]
 Fusion = Annotated[str, typer.Option(help="packed (no padding) or padded (rows as long as the longest of the step).")]
 Fidelity = Annotated[str, typer.Option(help="rate (large traces) or step (every fused step with its real lengths).")]

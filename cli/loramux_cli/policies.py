@@ -48,7 +48,9 @@ def policies_command(
         table.add_column(column, overflow="fold", no_wrap=column == "policy")
     for row in rows:
         shown = ", ".join(f"{key}={value}" for key, value in dict(row["parameters"]).items())  # type: ignore[call-overload]
-        table.add_row(Text(str(row["name"])), "yes" if row["preempts"] else "no", Text(shown), Text(str(row["summary"])))
+        table.add_row(
+            Text(str(row["name"])), "yes" if row["preempts"] else "no", Text(shown), Text(str(row["summary"]))
+        )
     Console().print(table)
 
 

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
-COLUMNS = ("done", "turnaround\nmean", "\np95", "waiting\nmean", "make-\nspan", "tokens\n/s", "GPU\nbusy", "memory\npeak")
+COLUMNS = (
+    "done",
+    "turnaround\nmean",
+    "\np95",
+    "waiting\nmean",
+    "make-\nspan",
+    "tokens\n/s",
+    "GPU\nbusy",
+    "memory\npeak",
+)
 
 
 def simulate_command(
@@ -54,7 +63,7 @@ def simulate_command(
     from loramux_traces.errors import UsageError
 
     names = running.load_policies(policy, policy_file)
-    chosen = {
+    chosen: dict[str, Any] = {
         "fusion": fusion,
         "fidelity": fidelity,
         "max_resident": max_resident,
@@ -151,7 +160,8 @@ def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
     console = Console()
     several = len({result.seed for _, result in results}) > 1
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("policy", overflow="fold")
+    longest = max(len(name) for name, _ in results)
+    table.add_column("policy", overflow="fold", min_width=min(longest, 16))  # a narrow terminal must not drop the names
     if several:
         table.add_column("seed", justify="right")
     for column in COLUMNS:
@@ -171,7 +181,7 @@ def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
         table.add_row(Text(name), *([str(result.seed)] if several else []), *cells)
     console.print(table)
     origin = results[0][1].origin
-    facts = f"{trace.name}: {len(trace)} jobs. Simulated; costs {origin}"
+    facts = f"{trace.name}: {len(trace)} job{'s' if len(trace) > 1 else ''}. Simulated; costs {origin}"
     console.print(Text(facts + (f". {trace.provenance}" if trace.provenance else "")), style="dim")
 
 
@@ -192,13 +202,16 @@ def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
         for note in s["notes"]:
             typer.echo(f"note: {name}: {note}", err=True)
         ended = result.jobs[result.jobs["reason"] != ""]
-        fresh = [row for row in ended.itertuples() if (row.job_id, row.reason) not in told]
+        rows = zip(
+            ended["job_id"].astype(str), ended["final_state"].astype(str), ended["reason"].astype(str), strict=True
+        )
+        fresh = [row for row in rows if (row[0], row[2]) not in told]
         if not fresh:
             continue
         typer.echo(f"note: {name}: {s['failed']} jobs failed, {s['unschedulable']} never ran, for example", err=True)
-        for row in fresh[:3]:
-            typer.echo(f"  {row.job_id}: {row.final_state}: {row.reason}", err=True)
-        told |= {(row.job_id, row.reason) for row in fresh}
+        for job_id, state, reason in fresh[:3]:
+            typer.echo(f"  {job_id}: {state}: {reason}", err=True)
+        told |= {(job_id, reason) for job_id, _, reason in fresh}
 
 
 def _exit(results: Sequence[tuple[str, RunResult]]) -> None:

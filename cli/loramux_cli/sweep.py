@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from loramux_cli.simulate import _progress
 
 
 def sweep_command(
-    out: Annotated[o.Path, typer.Option(help="Folder for results.csv and manifest.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.csv and manifest.json.")],
     trace: o.Trace = None,
     generate: Annotated[
         str | None,

@@ -114,6 +114,19 @@ def _trace(trace: Trace | str | Path) -> Trace:
     return read_trace(trace)
 
 
+def _unseen(on_plan: OnPlan) -> OnPlan:
+    """The observer without a trace: how far it reads the queue must not tell the loop which arrivals matter."""
+
+    def tell(view: LiveView, plan: DeltaPlan) -> None:
+        read = [(window, window.read, window.last, window.exhausted) for window in view.windows]
+        on_plan(view, plan)
+        view.windows[:] = [window for window, *_ in read]
+        for window, how_far, last, exhausted in read:
+            window.read, window.last, window.exhausted = how_far, last, exhausted
+
+    return tell
+
+
 class _Run:
     """The parts of one run, put together."""
 
@@ -171,7 +184,12 @@ class _Run:
             for i, type_index in enumerate(self.type_of)
         ]
         self.loop = Scheduler(
-            policy, self.ledgers, self.engine, max_resident=seats, listener=self._hear, on_plan=on_plan
+            policy,
+            self.ledgers,
+            self.engine,
+            max_resident=seats,
+            listener=self._hear,
+            on_plan=None if on_plan is None else _unseen(on_plan),
         )
         self.intake = Intake(
             self.models,

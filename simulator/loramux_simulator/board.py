@@ -61,7 +61,7 @@ class Board:
         gone = (virtual[self._device] - self._tag) * self._speed
         attained = self._attained + gone
         with np.errstate(invalid="ignore"):
-            remaining = self._predicted - attained
+            remaining = np.maximum(self._predicted - attained, 0.0)  # it may run longer than predicted
         remaining[np.isnan(remaining)] = -np.inf
         return self._jobs, attained, remaining
 

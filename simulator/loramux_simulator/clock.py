@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import simpy
 
+from loramux_policies.errors import PolicyError
 from loramux_policies.job import Job
 from loramux_policies.scheduler import Scheduler
 
 TIME_SLACK = 1e-12
 """Relative: two events closer than this are one batch (delays are rounded when they are added to the clock)."""
+
+
+MOST_FRUITLESS: Final = 1_000_000
+"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time pass, or
+find nothing running, count IDLE_WEIGHT times."""
+IDLE_WEIGHT: Final = 100
 
 
 class Clock:
@@ -28,6 +35,9 @@ class Clock:
         self._next_job: Job | None = None
         self._on_decided: Callable[[], None] = lambda: None
         self._reviews: set[float] = set()
+        self._progress: tuple[Job | None, int] = (None, -1)
+        self._fruitless = 0
+        self._decided_s = -1.0
 
     @property
     def now_s(self) -> float:
@@ -86,5 +96,21 @@ class Clock:
 
     def _decide(self, _: Any) -> None:
         self._decision_due = False
+        self._check_progress()
         self.loop.decide()
         self._on_decided()
+
+    def _check_progress(self) -> None:
+        """PolicyError where the policy is asked again and again and nothing comes of it."""
+        loop, now_s = self.loop, self.env.now
+        progress = (self._next_job, len(loop.active))
+        if progress != self._progress:
+            self._progress, self._fruitless = progress, 0
+        moving = now_s > self._decided_s and (loop.running or self._next_job is not None)
+        self._decided_s = now_s
+        self._fruitless += 1 if moving else IDLE_WEIGHT
+        if self._fruitless > MOST_FRUITLESS:
+            raise PolicyError(
+                f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job arrives, "
+                f"starts for good or ends ({len(loop.queue)} wait, {len(loop.running)} run)"
+            )

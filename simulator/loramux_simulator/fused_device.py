@@ -26,20 +26,26 @@ class StepCost(NamedTuple):
 class BaseTurn:
     """The residents of one base model on one device, in (priority descending, submission, id) order."""
 
-    __slots__ = ("_everyone", "base", "runs")
+    __slots__ = ("_everyone", "base", "mixed", "runs")
 
     def __init__(self, base: BaseCost) -> None:
         self.base = base
         self.runs: list[ReadyRun] = []
+        self.mixed = False
+        """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad the latter."""
         self._everyone: FusedStep | None = None
 
     def add(self, run: ReadyRun) -> None:
         self.runs.append(run)
         self.runs.sort(key=lambda r: (-r.priority, r.submit_s, r.job_id))
-        self._everyone = None
+        self._changed()
 
     def remove(self, run: ReadyRun) -> None:
         self.runs.remove(run)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.mixed = len({run.cost.overridden for run in self.runs}) > 1
         self._everyone = None
 
     def everyone(self) -> FusedStep:
@@ -94,7 +100,7 @@ class FuseView:
     def everyone(self) -> FusedStep | None:
         """All residents in one step, or None where that does not fit or one of them is in the middle of a micro-batch."""
         turn = self._fresh()
-        safe = True
+        safe = not (turn.mixed and self.padded)
         for run in turn.runs:
             cost = run.cost
             if run.rows != cost.rows:
@@ -167,7 +173,10 @@ class FusedDevice:
             view.open = False
         if step is turn._everyone:
             return step
-        self._check(step, turn, name)
+        try:
+            self._check(step, turn, name)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise PolicyError(f"policy {name}: fuse() returned no valid FusedStep: {step!r:.200}") from error
         return step
 
     def _check(self, step: FusedStep, turn: BaseTurn, name: str) -> None:
@@ -180,7 +189,7 @@ class FusedDevice:
             run = self.runs.get(entry.job_id)
             if run is None or run.cost.base.key != turn.base.key or entry.job_id in seen:
                 raise PolicyError(f"policy {name}: fuse() names {entry.job_id!r}, twice or not resident")
-            if not 1 <= entry.rows <= run.rows:
+            if not isinstance(entry.rows, int) or not 1 <= entry.rows <= run.rows:
                 raise PolicyError(f"policy {name}: fuse() gives {entry.job_id} {entry.rows} of its {run.rows} rows")
             seen.add(entry.job_id)
         if len(seen) > 1 and not self._entries_fit(step, turn.base):
@@ -204,7 +213,7 @@ class FusedDevice:
         if not charged:
             return True
         dynamic = base.dynamic_bytes
-        padded = -(-max(run.longest for run in charged) // ROUNDING) * ROUNDING if self.padded else 0
+        padded = -(-max(run.longest for run in runs) // ROUNDING) * ROUNDING if self.padded else 0
         for run in charged:
             cost, rows = run.cost, run.rows
             tokens = rows * padded if self.padded else run.tokens

@@ -50,6 +50,12 @@ class Meters:
         self.computed_tokens[device_id] += computed_tokens
         self.steps[device_id] += 1
 
+    def no_work(self, device_id: int, micro_steps: float, real_tokens: float) -> None:
+        """So many micro-steps' time is not spent on tokens: a process of its own loads while the clock runs."""
+        self.real_tokens[device_id] -= micro_steps * real_tokens
+        self.computed_tokens[device_id] -= micro_steps * real_tokens
+        self.steps[device_id] -= micro_steps
+
     def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
         """The device holds this much from now on."""
         self._memory[device_id] = expected_bytes

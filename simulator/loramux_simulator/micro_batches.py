@@ -85,7 +85,7 @@ class ReadyRun:
         self._position = 0
 
     def _longest_first(self, draws: Floats) -> Ints:
-        """The block's rows of epochs sorted by length: row i of n is drawn from the i-th n-quantile class, descending."""
+        """The block's rows of epochs sorted by length: row i of n comes from the i-th n-quantile class, descending."""
         rows = self.cost.rows
         micro = (self._blocks * BLOCK + np.arange(BLOCK)) % self._epoch_micro
         place = micro[:, None] * rows + np.arange(rows)

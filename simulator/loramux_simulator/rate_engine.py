@@ -113,7 +113,9 @@ class RateEngine:
             return
         base = cost.base
         if self._separate:  # a process of its own loads while the others go on
-            run.debt_micro += (seconds + base.load_s) / cost.solo_step_s
+            debt_micro = (seconds + base.load_s) / cost.solo_step_s
+            run.debt_micro += debt_micro
+            self._meters.no_work(device.device_id, debt_micro, cost.real_tokens)
             return
         if base.key not in device.bases:
             seconds += base.load_s
@@ -153,6 +155,9 @@ class RateEngine:
         for device_id in job.devices:
             device = self.devices[device_id]
             self._touch(device)
+            if run.debt_micro > 0.0:
+                gone = 0.0 if gang is not None else (device.clock.virtual - run.start_tag) * run.per_unit
+                self._meters.no_work(device_id, -max(0.0, run.debt_micro - gone), run.cost.real_tokens)
             self._take_off(device, run)
             if self._charges and not self._separate and run.cost.pause_s > 0.0:
                 device.clock.stall(self.now_s, run.cost.pause_s)

@@ -25,7 +25,7 @@ STEP_SLACK = 1e-9
 class StepDevice:
     """One device and the step it is in."""
 
-    __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "type_index")
+    __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "step", "type_index")
 
     def __init__(self, fused: FusedDevice, type_index: int) -> None:
         self.fused = fused
@@ -35,6 +35,8 @@ class StepDevice:
         self.seconds = 0.0
         """Mean time of its recent steps, for `finish_s`."""
         self.bases: set[str] = set()
+        self.step: FusedStep | None = None
+        """What it is computing; None where nothing of it will count."""
 
 
 class StepEngine:
@@ -90,7 +92,8 @@ class StepEngine:
         run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
         if self._charges:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
-            if not cost.overridden and cost.base.key not in device.bases:
+            separate = device.fused.phi is not None  # every process loads a copy of its own
+            if not cost.overridden and (separate or cost.base.key not in device.bases):
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
             device.stall_until_s = max(device.stall_until_s, self.now_s) + seconds
@@ -106,12 +109,26 @@ class StepEngine:
         device = self.devices[job.devices[0]]
         self._account(device)
         run = device.fused.remove(job.job_id)
+        self._watched.pop(job.job_id, None)
+        self._finish_step(device, run)
         self._credit(run)
         if self._charges:
             device.stall_until_s = max(device.stall_until_s, self.now_s) + run.cost.pause_s
         job.run = None
         self._memory(device)
         self._woken[device.fused.device_id] = None
+
+    @staticmethod
+    def _finish_step(device: StepDevice, run: ReadyRun) -> None:
+        """Credit a run that leaves with its share of the step in progress (unless it would end by that: it ends when resumed)."""
+        if device.step is None:
+            return
+        base, entries = device.step
+        for entry in entries:
+            if entry.job_id == run.job_id:
+                if run.done_micro + entry.rows / run.cost.rows < run.target_micro - STEP_SLACK:
+                    run.advance(entry.rows)
+                device.step = FusedStep(base, tuple(other for other in entries if other is not entry))
 
     def sync(self, job: Job) -> None:
         """Bring a running job's figures up to date (as of the last step boundary)."""
@@ -146,7 +163,7 @@ class StepEngine:
 
     def review_when(self, job: Job, attained_s: float) -> None:
         """Call `decide` at the first step boundary at which the job has attained that much."""
-        self._watched[job.job_id] = attained_s
+        self._watched[job.job_id] = min(attained_s, self._watched.get(job.job_id, np.inf))
 
     # -- steps
 
@@ -172,22 +189,24 @@ class StepEngine:
             ledger = fused.ledger
             static = ledger.own + ledger.weights + ledger.context
             if static + self._actual(newest, cost.dynamic_bytes) > ledger.capacity:
-                self._clock.at(self.now_s + cost.seconds, self._out_of_memory, (device, newest))
+                device.step = None
+                start_s = max(self.now_s, device.stall_until_s)
+                self._clock.at(start_s + cost.seconds, self._out_of_memory, (device, newest, newest.run))
                 return
+        device.step = step
         self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
         start_s = max(self.now_s, device.stall_until_s)
-        self._clock.at(start_s + cost.seconds, self._end, (device, step))
+        self._clock.at(start_s + cost.seconds, self._end, device)
 
     def _end(self, event: Any) -> None:
-        device, step = event.value
+        device = event.value
         fused = device.fused
         device.busy = False
-        entries = step.entries
-        if any(entry.job_id not in fused.runs for entry in entries):  # somebody was paused in mid-step
-            entries = tuple(entry for entry in entries if entry.job_id in fused.runs)
-        fused.advance(FusedStep(step.base_model, entries) if entries is not step.entries else step)
+        step, device.step = device.step, None
+        assert step is not None
+        fused.advance(step)  # without those that were paused in the middle of it
         loop = self._loop
-        for entry in entries:
+        for entry in step.entries:
             run = fused.runs[entry.job_id]
             if run.done_micro >= run.target_micro - STEP_SLACK:
                 self._finish(device, run)
@@ -216,10 +235,10 @@ class StepEngine:
         self._memory(device)
 
     def _out_of_memory(self, event: Any) -> None:
-        device, job = event.value
+        device, job, run = event.value
         device.busy = False
         self._woken[device.fused.device_id] = None
-        if job.job_id in self._loop.running:
+        if job.run is run:  # else it has left meanwhile
             self._loop.evict(job, "actual memory above the device's")
         self._clock.request_decision()
         self._loop.review()
