@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -96,3 +98,25 @@ def test_licence_is_the_whole_text() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in text
     assert "APPENDIX: How to apply the Apache License to your work." in text
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("after_s", [0.6, 1.0, 1.6])
+def test_signals_end_it_with_their_code(number: int, code: int, word: str, after_s: float) -> None:
+    """At whatever moment: while importing (a signal inside numpy's initialisation turns into an ImportError) or running."""
+    start = "from loramux_cli.main import main; print(flush=True); main()"
+    policies = [
+        word for name in ("aspen", "srtf", "sjf", "las", "ps", "fifo", "exclusive") for word in ("--policy", name)
+    ]
+    seeds = ["simulate", *policies, "--seeds", "50"]
+    with subprocess.Popen(
+        [sys.executable, "-c", start, *seeds], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(after_s)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"loramux: {word}\n")

@@ -27,6 +27,7 @@ MARKS: Final = {"V": "read in a source", "D": "digitised from a figure, about 1%
 MIXED, ADAPTIVE, IDENTICAL, FURTHER = "mixed", "adaptive", "identical", "further-job"
 THROUGHPUT, EARLY = "throughput", "early-stop"
 SEQUENTIAL, PARALLEL, ASPEN = "sequential", "parallel", "ASPEN"
+M1_SORTED = "M1 fifo, sorted"
 M1, M2, M3, M4, PACKED = "M1 fifo", "M2 fast-fit", "M3 minpad", "M4 adaptive", "ours, packed"
 
 #: What each experiment is, and the system that its ratios are to (empty: absolute figures only).
@@ -165,7 +166,7 @@ def compare(ours: Sequence[Ours]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
-_SYSTEMS: Final = (SEQUENTIAL, PARALLEL, M1, M2, M3, M4, ASPEN, PACKED)
+_SYSTEMS: Final = (SEQUENTIAL, PARALLEL, M1, M1_SORTED, M2, M3, M4, ASPEN, PACKED)
 
 
 def _place(key: tuple[str, str, str]) -> tuple[int, int, int, str]:
@@ -212,11 +213,11 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
         (f"throughput, the {len(simulated)} we model", float("nan"), gain("published", simulated),
          gain("ours", simulated), ", ".join(simulated)),
         ("turnaround", -0.24, change("published", ADAPTIVE, "turnaround_h", M4, M2),
-         change("ours", ADAPTIVE, "turnaround_h", M4, M1), "theirs M4 against M2; ours M4 (sorted) against M1"),
+         change("ours", ADAPTIVE, "turnaround_h", M4, M1_SORTED), "theirs M4 against M2, ours against M1 (both sort)"),
         ("waiting (what the 24% is)", -0.24, change("published", ADAPTIVE, "waiting_h", M4, M2),
-         change("ours", ADAPTIVE, "waiting_h", M4, M1), "the same; ours admits all 8 jobs at once, so nobody waits"),
+         change("ours", ADAPTIVE, "waiting_h", M4, M1_SORTED), "the same; our M4 admits all 8 jobs at once"),
         ("end-to-end latency", -0.12, change("published", ADAPTIVE, "latency_h", M4, M2),
-         change("ours", ADAPTIVE, "latency_h", M4, M1), "as turnaround; most of it is M4's sorting of rows"),
+         change("ours", ADAPTIVE, "latency_h", M4, M1_SORTED), "as turnaround"),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
@@ -318,7 +319,7 @@ def _memory(table: pd.DataFrame, foot: str) -> Drawing:
             axes.bar(place + shift, values, width=0.36, color=colour, label=label)
             for at, value in zip(place + shift, values, strict=True):
                 axes.annotate(
-                    f"{value:.2f}", (at, value), (0, 2), textcoords="offset points", ha="center", fontsize=8.5
+                    f"{value:.1f}", (at, value), (0, 2), textcoords="offset points", ha="center", fontsize=8.5
                 )
         axes.set_xticks(place, batches)
         axes.set_xlabel("batch size, rows")
@@ -385,9 +386,11 @@ def markdown(
     lines = ["# ASPEN's evaluation, simulated", ""]
     for paragraph in about:
         lines += [paragraph, ""]
-    verdict = "comes out" if order_holds(table) else "does NOT come out"
+    verdict = "comes out of" if order_holds(table) else "does NOT come out of"
     lines += [
-        f"**Published order of latency on mixed lengths, minpad < sequential < fifo: {verdict} of the model.**",
+        "**The published order of latency on mixed lengths, minpad < sequential < fifo, "
+        f"{verdict} the model with the rows in the order that each system is taken to have used; "
+        "the last table says where it does not hold.**",
         "",
         "## Claims",
         "",

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -49,27 +50,34 @@ def simulate_main(argv: Sequence[str] | None = None) -> None:
     _run(simulate_app, argv)
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _Stopped(BaseException):
+    """A signal arrived. Not KeyboardInterrupt: libraries that catch it would end the program in ways of their own."""
+
+    signal = 0
+    """The signal; on the class, for an import that it broke off reports some other error."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _stop(number: int, _frame: FrameType | None) -> None:
+    _Stopped.signal = number
+    raise _Stopped
+
+
+def _stopped() -> NoReturn:
+    interrupted = _Stopped.signal == signal.SIGINT
+    _complain("interrupted" if interrupted else "terminated")
+    sys.exit(EXIT_SIGINT if interrupted else EXIT_SIGTERM)
 
 
 def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
         command(None if argv is None else list(argv))
     except LoramuxError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(EXIT_SIGINT)
-    except _Terminated:
-        _complain("terminated")
-        sys.exit(EXIT_SIGTERM)
+    except _Stopped:
+        _stopped()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
         sys.exit(EXIT_INTERNAL)
@@ -80,6 +88,8 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
         _complain(f"{where}{error.strerror or error}")
         sys.exit(EXIT_INTERNAL)
     except Exception as error:
+        if _Stopped.signal:
+            _stopped()
         if os.environ.get("LORAMUX_DEBUG"):
             raise
         _complain(

@@ -158,10 +158,10 @@ def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
     from rich.text import Text
 
     console = Console()
+    console.width = max(console.width, 80)  # in a narrower terminal lines wrap, but no name is lost
     several = len({result.seed for _, result in results}) > 1
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    longest = max(len(name) for name, _ in results)
-    table.add_column("policy", overflow="fold", min_width=min(longest, 16))  # a narrow terminal must not drop the names
+    table.add_column("policy", overflow="fold")
     if several:
         table.add_column("seed", justify="right")
     for column in COLUMNS:

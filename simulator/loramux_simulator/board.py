@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from loramux_policies.backend import Floats
 from loramux_policies.job import Job
-from loramux_simulator.virtual_time import Run
+from loramux_simulator.virtual_time import Run, VirtualClock
+
+EMPTY: Final = -1e300
+"""Attained in an empty slot (predicted: twice that), so that both figures are below any real one and no NaN arises."""
 
 
 class Board:
@@ -19,13 +23,22 @@ class Board:
 
     def __init__(self, n_devices: int) -> None:
         size = 8 * n_devices
+        self._virtual = np.zeros(n_devices)
+        self._at_s = np.zeros(n_devices)
+        self._rate = np.zeros(n_devices)
         self._device = np.zeros(size, dtype=np.intp)
         self._tag = np.zeros(size)
-        self._attained = np.full(size, -np.inf)
+        self._attained = np.full(size, EMPTY)
         self._speed = np.zeros(size)
-        self._predicted = np.full(size, -np.inf)
+        self._predicted = np.full(size, 2 * EMPTY)
         self._jobs: list[Job | None] = [None] * size
         self._free = list(range(size - 1, -1, -1))
+
+    def set_clock(self, device_id: int, clock: VirtualClock) -> None:
+        """A device's virtual clock got another rate or a stall (advancing it changes nothing here)."""
+        self._virtual[device_id] = clock.virtual
+        self._at_s[device_id] = clock.at_s
+        self._rate[device_id] = clock.rate
 
     def add(self, run: Run, device_id: int) -> None:
         """A job started."""
@@ -51,13 +64,15 @@ class Board:
         """A job left."""
         slot = run.slot
         self._jobs[slot] = None
-        self._attained[slot] = self._predicted[slot] = -np.inf
+        self._attained[slot] = EMPTY
+        self._predicted[slot] = 2 * EMPTY
         self._speed[slot] = 0.0
         self._free.append(slot)
         run.slot = -1
 
-    def read(self, virtual: Floats) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Jobs, attained and remaining solo seconds at these virtual times (one per device)."""
+    def read(self, now_s: float) -> tuple[Sequence[Job | None], Floats, Floats]:
+        """Jobs, attained and remaining solo seconds at a time."""
+        virtual = self._virtual + self._rate * np.maximum(now_s - self._at_s, 0.0)
         gone = (virtual[self._device] - self._tag) * self._speed
         attained = self._attained + gone
         with np.errstate(invalid="ignore"):
@@ -70,7 +85,7 @@ class Board:
         self._device = np.concatenate([self._device, np.zeros(size, dtype=np.intp)])
         self._tag = np.concatenate([self._tag, np.zeros(size)])
         self._speed = np.concatenate([self._speed, np.zeros(size)])
-        self._attained = np.concatenate([self._attained, np.full(size, -np.inf)])
-        self._predicted = np.concatenate([self._predicted, np.full(size, -np.inf)])
+        self._attained = np.concatenate([self._attained, np.full(size, EMPTY)])
+        self._predicted = np.concatenate([self._predicted, np.full(size, 2 * EMPTY)])
         self._jobs.extend([None] * size)
         self._free = list(range(2 * size - 1, size - 1, -1))

@@ -171,7 +171,7 @@ class FusedDevice:
             raise PolicyError(f"policy {name}: fuse() raised {type(error).__name__}: {error}") from error
         finally:
             view.open = False
-        if step is turn._everyone:
+        if step is not None and step is turn._everyone:
             return step
         try:
             self._check(step, turn, name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from loramux_policies.backend import Floats
 from loramux_policies.job import Job
 from loramux_policies.scheduler import Scheduler
@@ -16,6 +14,9 @@ from loramux_simulator.gang import GangRun
 from loramux_simulator.meters import Meters
 from loramux_simulator.paces import IDLE, Pace, Speed
 from loramux_simulator.virtual_time import Run, VirtualClock
+
+SAME_WATCH = 1e-12
+"""Relative: points of interest closer than this are one (they are the same, but for the rounding of the clock)."""
 
 
 class RateDevice:
@@ -89,6 +90,8 @@ class RateEngine:
             device.runs[job.job_id] = run
             if self._charges:
                 self._charge_load(device, run)
+            if self._board is not None:
+                self._board.set_clock(device_id, device.clock)
             self._dirty[device_id] = None
         if len(devices) > 1:
             gang = GangRun(run, devices)
@@ -141,7 +144,7 @@ class RateEngine:
         clock = device.clock
         run.rebase(clock.virtual, per_unit)
         clock.push_end(run)
-        run.watches = [micro for micro in run.watches if micro > run.done_micro]
+        run.watches = [micro for micro in run.watches if micro > run.done_micro * (1.0 + SAME_WATCH)]
         for micro in run.watches:
             clock.push_watch(run, run.tag_of(micro))
         if self._board is not None:
@@ -161,6 +164,8 @@ class RateEngine:
             self._take_off(device, run)
             if self._charges and not self._separate and run.cost.pause_s > 0.0:
                 device.clock.stall(self.now_s, run.cost.pause_s)
+            if self._board is not None:
+                self._board.set_clock(device_id, device.clock)
         self._retire(run, gang)
 
     def sync(self, job: Job) -> None:
@@ -184,11 +189,11 @@ class RateEngine:
         if self._board is None:
             self._board = Board(len(self.devices))
             for device in self.devices:
+                self._board.set_clock(device.device_id, device.clock)
                 for run in device.runs.values():
                     if run.job.job_id not in device.gangs:
                         self._board.add(run, device.device_id)
-        now_s = self.now_s
-        return self._board.read(np.array([device.clock.read(now_s) for device in self.devices]))
+        return self._board.read(self.now_s)
 
     def finish_s(self, job: Job) -> float:
         """Predicted finish if nothing changes: predicted steps left at the present speed."""
@@ -217,6 +222,7 @@ class RateEngine:
             return
         run: Run = job.run
         micro += job.done_steps * run.cost.accumulation
+        run.watches = [known for known in run.watches if abs(known - micro) > SAME_WATCH * micro]
         run.watches.append(micro)
         device.clock.push_watch(run, max(device.clock.read(self.now_s), run.tag_of(micro)))
         self._dirty[device.device_id] = None
@@ -246,6 +252,8 @@ class RateEngine:
         if not device.runs:
             device.speed = IDLE
             clock.reset()
+            if self._board is not None:
+                self._board.set_clock(device.device_id, clock)
             return
         pace = self._paces[device.type_index]
         speed = device.speed = pace.speed(device.runs.values())
@@ -254,6 +262,8 @@ class RateEngine:
                 if run.job.job_id not in device.gangs:
                     self._rebase(device, run, pace.per_unit(run))
         clock.rate = speed.rate
+        if self._board is not None:
+            self._board.set_clock(device.device_id, clock)
         for gang in device.gangs.values():
             gang.per_unit[device.device_id] = pace.per_unit(gang.run)
             self._schedule_gang(gang)
@@ -285,6 +295,7 @@ class RateEngine:
             if is_end:
                 self._finish(run)
             else:
+                run.watches = [micro for micro in run.watches if run.tag_of(micro) > tag]
                 self._loop.review()
         self._dirty[device.device_id] = None
         self._after_event()

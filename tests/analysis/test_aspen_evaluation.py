@@ -135,7 +135,7 @@ def test_identical_jobs_give_the_fitted_rates(bench: Bench) -> None:
 def test_order_holds_reads_the_table(bench: Bench) -> None:
     figures, runs = mixed(bench, SCALED)
     assert a.order_holds(a.compare(figures))
-    assert {run["system"] for run in runs} == {a.SEQUENTIAL, a.PARALLEL, a.M1, a.M3, a.M4, a.PACKED}
+    assert {run["system"] for run in runs} == {a.SEQUENTIAL, a.PARALLEL, a.M1, a.M1_SORTED, a.M3, a.M4, a.PACKED}
     swapped = [f._replace(value=1e3) if (f.system, f.metric) == (a.M3, "latency_h") else f for f in figures]
     assert not a.order_holds(a.compare(swapped))
 
@@ -149,9 +149,12 @@ def test_command_writes_everything_and_json_has_no_nan(tmp_path: Path, fidelity:
     result = CliRunner().invoke(app, ["evaluate", "aspen", *options], catch_exceptions=False)
     assert result.exit_code == 0
     report = json.loads(result.stdout, parse_constant=refuse)
-    assert report["schema_version"] == 1 and len(report["runs"]) == 6
+    assert report["schema_version"] == 1 and len(report["runs"]) == 7
     assert not any("wall" in key for run in report["runs"] for key in run)
     assert {path.name for path in (tmp_path / "e").iterdir()} == set(FILES)
     assert "nan" not in (tmp_path / "e" / "evaluation.md").read_text().lower()
     for path in (tmp_path / "e").glob("*.png"):
         assert path.stat().st_size < 300_000
+    if fidelity == "step":
+        again = CliRunner().invoke(app, ["evaluate", "aspen", *options, "--force"], catch_exceptions=False)
+        assert again.exit_code == 0 and again.stdout == result.stdout

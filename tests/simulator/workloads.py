@@ -53,6 +53,9 @@ class Case:
         ]
         return f"Case(trace_of({', '.join(f'JobSpec(**{row})' for row in rows)}), {self.devices!r}, {self.options})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
     def play(self, policy: Any, **more: Any) -> RunResult:
         return simulate(self.trace, policy, devices=self.devices, events=True, **(self.options | more))
 

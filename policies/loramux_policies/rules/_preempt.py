@@ -20,8 +20,8 @@ def preempt_in_order(
     """Start waiting jobs in their order, pausing residents from `worse(job)` (worst first) where there is no room.
 
     `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those
-    behind it are only tried for free room. Passes over at most `window - 1` jobs that could not start; returns the
-    first of these, None if all could.
+    behind it are only tried for free room; so are they after a search for room among the worse that found none.
+    Passes over at most `window - 1` jobs that could not start; returns the first of these, None if all could.
     """
     first: JobView | None = None
     blocked = 0
@@ -38,6 +38,8 @@ def preempt_in_order(
                 spent = nested
             elif start_or_preempt(view, plan, job, chain((worst,), victims)):
                 continue
+            else:  # a search in vain costs most of a decision: one is enough until the next event
+                spent = True
         first = first or job
         blocked += 1
         if blocked >= window:

@@ -1,0 +1,368 @@
+"""Policies that misbehave end the run with a PolicyError that has their name: never a hang, a traceback or a wrong result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+
+from loramux_policies import (
+    DeviceView,
+    Entry,
+    FusedStep,
+    Order,
+    Plan,
+    Policy,
+    PolicyError,
+    StaleViewError,
+    start_in_order,
+)
+from loramux_policies.views import ClusterView
+from loramux_simulator import clock, simulate
+
+from .workloads import GIB, job, trace_of
+
+TRACE = trace_of(
+    *(job(f"j{i}", 2.0 * i, duration_s=30.0, mem_bytes=9 * GIB) for i in range(4)),
+    job("wide", 1.0, duration_s=20.0, mem_bytes=GIB, num_gpus=2),
+)
+SINGLE = trace_of(*(job(f"j{i}", 2.0 * i, total_steps=60.0, mem_bytes=5 * GIB) for i in range(4)))
+
+
+def starting(view: ClusterView) -> Plan:
+    plan = view.plan()
+    start_in_order(view, plan)
+    return plan
+
+
+def play(place: Callable[[Any, ClusterView], Any], **options: Any) -> Any:
+    """Run a policy with this `place`."""
+    cls: type[Policy] = type("Villain", (Policy,), {"place": place, "name": "villain"})
+    return simulate(TRACE, cls, devices="2xl4", **options)
+
+
+def raises(_: Any, view: ClusterView) -> Plan:
+    raise KeyError("sorry")
+
+
+def over_commits(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    for waiting in view.waiting(9):
+        plan.start(waiting.job_id, 0)
+    return plan
+
+
+def unknown_job(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    plan.start("nobody", 0)
+    return plan
+
+
+def twice(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.start("j0", 0)
+    plan.start("j0", 1)
+    return plan
+
+
+def wrong_device(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.start(view.waiting(1)[0].job_id, 2)
+    return plan
+
+
+def negative_device(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.start(view.waiting(1)[0].job_id, -1)
+    return plan
+
+
+def no_plan(_: Any, view: ClusterView) -> None:
+    return None
+
+
+def others_plan(_: Any, view: ClusterView) -> Any:
+    return view.snapshot().plan()
+
+
+def pauses_waiting(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.pause(view.waiting(1)[0].job_id)
+    return plan
+
+
+def rejects_running(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    plan.reject("j0", "no", 1.0, 0.0)
+    return plan
+
+
+def starts_rejected(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.reject("j0", "no", 1.0, 0.0)
+    plan.start("j0", 0)
+    return plan
+
+
+def review_now(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    plan.review_at(view.now_s)
+    return plan
+
+
+def review_never(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    plan.review_at(float("inf"))
+    return plan
+
+
+def review_nan(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    plan.review_at(float("nan"))
+    return plan
+
+
+def no_share(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.start("j0", 0, 0.0)
+    return plan
+
+
+def bad_rule(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    next(plan.candidates("j0", "best"))  # type: ignore[arg-type]
+    return plan
+
+
+def bad_metric(_: Any, view: ClusterView) -> Plan:
+    plan = starting(view)
+    list(view.preemptible("shoe_size", 0.0))  # type: ignore[arg-type]
+    return plan
+
+
+def ghost_residents(_: Any, view: ClusterView) -> Plan:
+    view.residents(7)
+    return view.plan()
+
+
+def watches_waiting(_: Any, view: ClusterView) -> Plan:
+    plan = view.plan()
+    plan.review_when("j0", 5.0)
+    return plan
+
+
+PLACES = [
+    raises, over_commits, unknown_job, twice, wrong_device, negative_device, no_plan, others_plan, pauses_waiting,
+    rejects_running, starts_rejected, review_now, review_never, review_nan, no_share, bad_rule, bad_metric,
+    ghost_residents, watches_waiting,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda f: f.__name__)
+def test_bad_plans(place: Callable[[Any, ClusterView], Any]) -> None:
+    with pytest.raises(PolicyError, match="villain"):
+        play(place)
+
+
+def test_never_starting_anything_is_a_stall() -> None:
+    with pytest.raises(PolicyError, match=r"villain stalled at .* 5 jobs wait .*j0"):
+        play(lambda _, view: view.plan())
+
+
+def test_leaving_one_job_behind_is_a_stall() -> None:
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = view.plan()
+        for waiting in view.waiting(9):
+            device = next(plan.candidates(waiting.job_id), None)
+            if waiting.job_id != "j2" and device is not None:
+                plan.start(waiting.job_id, device)
+        return plan
+
+    with pytest.raises(PolicyError, match=r"villain stalled at .* 1 jobs wait \(j2\)"):
+        play(place)
+
+
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+def test_reviews_for_ever(fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "MOST_FRUITLESS", 50_000)
+
+    class Villain(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            plan.review_at(view.now_s + 1.0)
+            return plan
+
+    with pytest.raises(PolicyError, match="Villain stalled"):
+        simulate(SINGLE, Villain, devices="1xl4", fidelity=fidelity)
+
+
+def test_reviews_without_time_passing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "MOST_FRUITLESS", 50_000)
+
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = starting(view)
+        for device in range(view.n_devices):
+            for resident in view.residents(device):
+                plan.review_when(resident.job_id, 0.0)
+        return plan
+
+    with pytest.raises(PolicyError, match="villain stalled"):
+        play(place)
+
+
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+def test_pausing_and_starting_for_ever(fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each resume costs more than the review leaves: nobody ever gets anywhere."""
+    monkeypatch.setattr(clock, "MOST_FRUITLESS", 3_000)
+
+    class Villain(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for resident in view.residents(0):
+                plan.pause(resident.job_id)
+            for waiting in [*view.residents(0), *view.waiting(1)][:1]:
+                plan.start(waiting.job_id, 0)
+            plan.review_at(view.now_s + 1e-4)
+            return plan
+
+    with pytest.raises(PolicyError, match="Villain stalled"):
+        simulate(SINGLE, Villain, devices="1xl4", fidelity=fidelity)
+
+
+def test_tiny_reviews_still_end() -> None:
+    """Absurd, but it gets there: the work goes on between the reviews."""
+
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = starting(view)
+        plan.review_at(view.now_s + 0.25)
+        return plan
+
+    result = play(place, ideal=True)
+    assert result.summary["completed"] == 5
+    assert result.summary["decisions"] > 200
+
+
+@pytest.mark.parametrize("use", ["now_s", "waiting", "residents", "snapshot", "plan", "preemptible", "n_waiting"])
+def test_a_stale_view(use: str) -> None:
+    class Villain(Policy):
+        kept: ClassVar[list[ClusterView]] = []
+
+        def place(self, view: ClusterView) -> Plan:
+            self.kept.append(view)
+            old = self.kept[0]
+            if old is not view:
+                found = getattr(old, use)
+                if callable(found):
+                    arguments = {"waiting": (1,), "residents": (0,), "preemptible": ("attained_s", 0.0)}.get(use, ())
+                    list(found(*arguments))
+            return starting(view)
+
+    with pytest.raises(PolicyError, match=r"Villain .*StaleViewError") as caught:
+        simulate(TRACE, Villain, devices="2xl4")
+    assert isinstance(caught.value.__cause__, StaleViewError)
+
+
+def test_a_stale_plan() -> None:
+    class Villain(Policy):
+        kept: ClassVar[list[Plan]] = []
+
+        def place(self, view: ClusterView) -> Plan:
+            plan = starting(view)
+            self.kept.append(plan)
+            if len(self.kept) > 1:
+                self.kept[0].pause("j0")
+            return plan
+
+    with pytest.raises(PolicyError, match="Villain"):
+        simulate(TRACE, Villain, devices="2xl4")
+
+
+def test_a_plan_returned_twice() -> None:
+    class Villain(Policy):
+        kept: ClassVar[list[Plan]] = []
+
+        def place(self, view: ClusterView) -> Plan:
+            self.kept.append(starting(view))
+            return self.kept[0]
+
+    with pytest.raises(PolicyError, match="Villain"):
+        simulate(TRACE, Villain, devices="2xl4")
+
+
+def test_starting_twice_takes_one_seat() -> None:
+    class Villain(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = starting(view)
+            for job_id in plan.residents(0):
+                plan.start(job_id, 0)
+            return plan
+
+    result = simulate(SINGLE, Villain, devices="1xl4", ideal=True, max_resident=2)
+    assert result.summary["completed"] == 4
+    assert max(result.timeline["samples"]["n_residents"]) == 2
+
+
+class Fuser(Policy):
+    """Starts everybody; what it fuses is up to the test."""
+
+    name = "fuser"
+    answer: ClassVar[Callable[[DeviceView], Any]]
+
+    def place(self, view: ClusterView) -> Plan:
+        return starting(view)
+
+    def fuse(self, device: DeviceView) -> FusedStep:
+        return type(self).answer(device)  # type: ignore[no-any-return]
+
+
+def _first(device: DeviceView) -> Entry:
+    return Entry(device.ready[0].job_id, device.ready[0].rows)
+
+
+JUNK: dict[str, Callable[[DeviceView], Any]] = {
+    "none": lambda device: None,
+    "nobody": lambda device: FusedStep(device.base_model, ()),
+    "other-base": lambda device: FusedStep("gpt-9", (_first(device),)),
+    "twice": lambda device: FusedStep(device.base_model, (_first(device), _first(device))),
+    "stranger": lambda device: FusedStep(device.base_model, (Entry("nobody", 1),)),
+    "no-rows": lambda device: FusedStep(device.base_model, (Entry(device.ready[0].job_id, 0),)),
+    "too-many-rows": lambda device: FusedStep(device.base_model, (Entry(device.ready[0].job_id, 10**9),)),
+    "half-a-row": lambda device: FusedStep(device.base_model, (Entry(device.ready[0].job_id, 1.5),)),  # type: ignore[arg-type]
+    "text-rows": lambda device: FusedStep(device.base_model, (Entry(device.ready[0].job_id, "1"),)),  # type: ignore[arg-type]
+    "no-entries": lambda device: FusedStep(device.base_model, 7),  # type: ignore[arg-type]
+    "strings": lambda device: FusedStep(device.base_model, ("j0",)),  # type: ignore[arg-type]
+    "unhashable": lambda device: FusedStep(device.base_model, (Entry([], 1),)),  # type: ignore[arg-type]
+    "raises": lambda device: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_from_fuse(junk: str, fidelity: str) -> None:
+    policy = type("JunkFuser", (Fuser,), {"answer": staticmethod(JUNK[junk]), "name": "junk"})
+    with pytest.raises(PolicyError, match="junk"):
+        simulate(SINGLE, policy, devices="1xl4", fidelity=fidelity)
+
+
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+def test_a_kept_device_view(fidelity: str) -> None:
+    kept: list[DeviceView] = []
+
+    def answer(device: DeviceView) -> FusedStep:
+        kept.append(device)
+        return kept[0].step(kept[0].ready)
+
+    policy = type("Keeper", (Fuser,), {"answer": staticmethod(answer), "name": "keeper"})
+    with pytest.raises(PolicyError, match=r"keeper.*StaleViewError"):
+        simulate(SINGLE, policy, devices="1xl4", fidelity=fidelity)
+
+
+@pytest.mark.parametrize(
+    "key", [lambda job: 1 / 0, lambda job: (None,) if job.job_id == "j1" else (1,)], ids=["raises", "not-comparable"]
+)
+@pytest.mark.xfail(strict=True, reason="Scheduler.arrive calls the policy's order key outside of any guard")
+def test_an_order_that_raises(key: Callable[[Any], Any]) -> None:
+    policy = type("Odd", (Policy,), {"order": Order(key=key), "place": lambda _, view: view.plan(), "name": "odd"})
+    with pytest.raises(PolicyError, match="odd"):
+        simulate(TRACE, policy, devices="2xl4")
