@@ -105,7 +105,7 @@ def test_licence_is_the_whole_text() -> None:
 )
 @pytest.mark.parametrize("after_s", [0.6, 1.0, 1.6])
 def test_signals_end_it_with_their_code(number: int, code: int, word: str, after_s: float) -> None:
-    """At whatever moment: while importing (a signal inside numpy's initialisation turns into an ImportError) or running."""
+    """At whatever moment: running, or importing (in numpy's initialisation a signal turns into an ImportError)."""
     start = "from loramux_cli.main import main; print(flush=True); main()"
     policies = [
         word for name in ("aspen", "srtf", "sjf", "las", "ps", "fifo", "exclusive") for word in ("--policy", name)

@@ -22,17 +22,28 @@ class Backend(Protocol):
     def now_s(self) -> float: ...
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
         """Bring the job's state onto the devices and let it take part from the next step on."""
+
     def set_share(self, job: Job, share: float) -> None:
         """Change a running job's share of its seat."""
+
     def stop(self, job: Job) -> None:
-        """Take a running job off its devices at a step boundary, with `done_steps` and `attained_s` brought up to date."""
+        """Take a running job off its devices at a step boundary, with `done_steps` and `attained_s` brought up to
+        date.
+        """
+
     def sync(self, job: Job) -> None:
         """Bring a running job's `done_steps` and `attained_s` up to date."""
+
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """All running jobs with their attained and predicted remaining solo seconds (None: an empty slot, values -inf)."""
+        """All running jobs with their attained and predicted remaining solo seconds (None: an empty slot, values
+        -inf).
+        """
+
     def finish_s(self, job: Job) -> float:
         """Predicted finish of a running job if nothing changes."""
+
     def review_at(self, t_s: float) -> None:
         """Call `decide` at that time."""
+
     def review_when(self, job: Job, attained_s: float) -> None:
         """Call `decide` when the running job has attained that much service."""

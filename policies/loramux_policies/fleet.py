@@ -1,6 +1,7 @@
 """All devices with an index by free memory; copied on write, so that a plan is a cheap what-if.
 
-The index is a necessary filter only: padded memory is not additive (one long job raises everyone's), so the ledger decides.
+The index is a necessary filter only: padded memory is not additive (one long job raises everyone's), so the ledger
+decides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CHANGES_KEPT: Final = 100_000
 class Fleet:
     """Ledgers by device id. `fork()` shares everything until either side writes.
 
-    A job class that no device had room for is looked for again only on the devices that have changed since: the blocked head
+    A job class that no device had room for is looked for again only on the devices that have changed since: the
+    blocked head
     of a long queue costs one or two looks per event instead of one per device (64 devices: 3,300 -> 350 ns a decision).
     """
 
@@ -80,7 +82,8 @@ class Fleet:
     def _write(self, device_id: int) -> Ledger:
         if not self._owned:
             self._ledgers, self._index, self._owned = self._ledgers.copy(), self._index.copy(), True
-            # what a fork learns is true of the fork alone until it is adopted, so it learns into nothing of its parent's
+            # what a fork learns is true of the fork alone until it is adopted, so it learns into nothing of its
+            # parent's
             self._changed, self._refused = [], {}
         self._changed.append(device_id)
         if self.touched is not None and device_id not in self.touched:
@@ -181,10 +184,7 @@ class Fleet:
         if job.spec.num_gpus == 1:
             return (device_id,)
         type_index = self._ledgers[device_id].type_index
-        others = [
-            d for d in self.candidates(job, rule) if d != device_id and self._ledgers[d].type_index == type_index
-        ]
+        others = [d for d in self.candidates(job, rule) if d != device_id and self._ledgers[d].type_index == type_index]
         if len(others) < job.spec.num_gpus - 1:
             return None
         return (device_id, *others[: job.spec.num_gpus - 1])
-

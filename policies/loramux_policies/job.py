@@ -12,7 +12,9 @@ WAITING, RUNNING, DONE = 0, 1, 2
 
 
 class Job:
-    """One job from submission to end. `steps` are optimizer steps, `costs` one entry per device type (None: never fits)."""
+    """One job from submission to end. `steps` are optimizer steps, `costs` one entry per device type (None: never
+    fits).
+    """
 
     __slots__ = (
         "attained_s",
@@ -62,7 +64,9 @@ class Job:
         self.costs = costs
         self.declared_steps = declared_steps
         self.predicted_steps = predicted_steps
-        """What predictions are made with: the declared steps, blurred by --prediction-error, or the truth for an oracle."""
+        """What predictions are made with: the declared steps, blurred by --prediction-error, or the truth for an
+        oracle.
+        """
         self.true_steps = declared_steps if spec.stop_step is None else min(declared_steps, spec.stop_step)
         self.need_min = need_min
         """Bytes that any device must have free to take it: a necessary condition only."""

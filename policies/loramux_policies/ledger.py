@@ -1,6 +1,7 @@
 """The memory and seats of one device, added up so that one job more or less is O(1) (O(residents) when padded).
 
-The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference they are tested against.
+The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference they are tested
+against.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ class Group:
     def copy(self) -> Group:
         twin = Group.__new__(Group)
         twin.base, twin.jobs, twin.dynamic = self.base, self.jobs, self.dynamic
-        twin.by_token, twin.by_square, twin.by_row, twin.longest = self.by_token, self.by_square, self.by_row, self.longest
+        twin.by_token, twin.by_square, twin.by_row, twin.longest = (
+            self.by_token,
+            self.by_square,
+            self.by_row,
+            self.longest,
+        )
         return twin
 
     def add(self, cost: JobCost, sign: int) -> None:
@@ -54,7 +60,9 @@ class Group:
 
 
 class Ledger:
-    """Who is on one device and what they need at most; `used` is the upper bound, `expected` the same without the margin."""
+    """Who is on one device and what they need at most; `used` is the upper bound, `expected` the same without the
+    margin.
+    """
 
     __slots__ = (
         "capacity",
@@ -216,7 +224,9 @@ class Ledger:
                 del self.groups[cost.base.key]
                 self.weights -= cost.base.weights_bytes
             elif self.padded and cost.length_q >= group.longest:
-                group.longest = max(c.length_q for c in self.costs() if not c.overridden and c.base.key == cost.base.key)
+                group.longest = max(
+                    c.length_q for c in self.costs() if not c.overridden and c.base.key == cost.base.key
+                )
         self._total()
 
     def costs(self) -> list[JobCost]:

@@ -1,4 +1,6 @@
-"""The facade over the loop's own state that `place()` gets: nothing is copied, and it goes stale when `place()` returns."""
+"""The facade over the loop's own state that `place()` gets: nothing is copied, and it goes stale when `place()`
+returns.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ class LiveView:
         return [loop.current_view(job) for job in loop.fleet[device_id].jobs.values()]
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
-        """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not enough."""
+        """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not
+        enough.
+        """
         loop = self._fresh()
         jobs, attained, remaining = loop.backend.progress()
         values = attained if metric == "attained_s" else remaining
@@ -99,7 +103,9 @@ class LiveView:
             job = jobs[best]
             assert job is not None
             if np.count_nonzero(values == worst) > 1:
-                tied = [(j.spec.submit_s, j.job_id, i) for i in np.flatnonzero(values == worst) if (j := jobs[i])]
+                tied = [
+                    (j.spec.submit_s, j.job_id, i) for i in np.flatnonzero(values == worst).tolist() if (j := jobs[i])
+                ]
                 best = int(max(tied)[2])
                 job = jobs[best]
                 assert job is not None

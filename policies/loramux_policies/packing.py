@@ -23,7 +23,8 @@ def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Ru
 def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Iterable[JobView], *, most: int = 8) -> bool:
     """Start the job where it fits, else in the stead of victims (worst first, at most `most` tried); False: neither.
 
-    Victims are tried device by device in the order given: a device is taken as soon as dropping those of its residents seen so
+    Victims are tried device by device in the order given: a device is taken as soon as dropping those of its
+    residents seen so
     far makes room. Nobody is paused in vain.
     """
     device_id = next(plan.candidates(job.job_id, "least-loaded"), None)

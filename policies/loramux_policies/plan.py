@@ -1,4 +1,6 @@
-"""The plan a policy fills in: a what-if overlay on the fleet, every call checked at once, so that a finished plan is valid."""
+"""The plan a policy fills in: a what-if overlay on the fleet, every call checked at once, so that a finished plan is
+valid.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,18 @@ class _Seat(NamedTuple):
 class DeltaPlan:
     """Actions in the order they were asked for; what is not named stays as it is (contract: `views.Plan`)."""
 
-    __slots__ = ("_base", "_closed", "_jobs", "_moved", "_place_at_most", "actions", "fleet", "now_s", "reviews", "watches")
+    __slots__ = (
+        "_base",
+        "_closed",
+        "_jobs",
+        "_moved",
+        "_place_at_most",
+        "actions",
+        "fleet",
+        "now_s",
+        "reviews",
+        "watches",
+    )
 
     def __init__(self, fleet: Fleet, jobs: Mapping[str, Job], now_s: float) -> None:
         self.fleet = fleet.fork()
@@ -126,7 +139,9 @@ class DeltaPlan:
             raise PlanError(f"{job_id} was turned away earlier in this plan")
         if devices:
             if device_id != devices[0]:
-                raise PlanError(f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id}")
+                raise PlanError(
+                    f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id}"
+                )
             if self.fleet[device_id].seats + share - old_share > self.fleet[device_id].seats_max + 1e-9:
                 raise PlanError(f"no seat on device {device_id} for a share of {share} of {job_id}")
             for device in devices:

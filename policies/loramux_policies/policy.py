@@ -11,8 +11,10 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Pl
 class Policy:
     """Base class of every policy; the simulator and the runtime call the same object.
 
-    Two time scales: `place()` at events (start, pause, reject; a delta: what is not named stays) and `fuse()` before every
-    step. Both are pure: time comes from the view, the same view gives the same answer, nothing is kept on `self` between
+    Two time scales: `place()` at events (start, pause, reject; a delta: what is not named stays) and `fuse()` before
+    every
+    step. Both are pure: time comes from the view, the same view gives the same answer, nothing is kept on `self`
+    between
     calls. Parameters are keyword arguments of `__init__` with defaults, set by `--policy "name:key=value,..."`.
     """
 

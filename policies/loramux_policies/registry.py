@@ -1,6 +1,7 @@
 """Finding a policy by name, by `module:Class`, or in a file of the user's.
 
-Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come from `@register`, from the
+Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come from `@register`,
+from the
 built-in rules, and from the entry-point group `loramux.policies`; a name used twice is an error.
 """
 
@@ -94,7 +95,9 @@ def parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
 
 
 def load_file(path: str | Path) -> list[str]:
-    """Run a user's Python file and return the names it registered (a Policy subclass without @register goes by its class name)."""
+    """Run a user's Python file and return the names it registered (a Policy subclass without @register goes by its
+    class name).
+    """
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"no policy file {file}")

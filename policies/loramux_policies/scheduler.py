@@ -1,6 +1,7 @@
 """The one decide-apply loop, for simulated and for real devices alike.
 
-Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the backend carry it out. Nothing
+Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the backend carry it
+out. Nothing
 here knows which backend it drives.
 """
 
@@ -27,7 +28,8 @@ OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02
 """An out-of-memory raises the device's bound by this share of the activations, wherever several jobs meet."""
 OOM_RATE: Final = 0.01
-"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own bound, so that it settles
+"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own bound, so that it
+settles
 where one stay in a hundred runs out (adaptive conformal inference, Gibbs and Candes 2021)."""
 SETTLE_ROUNDS: Final = 64
 """A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
@@ -63,7 +65,7 @@ class Scheduler:
         self._listener = listener
         self._on_plan = on_plan
         """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
-        self._sorted: SortedKeyList | None = None
+        self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
         self._arrived: list[str] = []
         self._finished: list[str] = []
         self._paused: list[str] = []
@@ -100,7 +102,9 @@ class Scheduler:
         self._tell("finish", job, devices)
 
     def evict(self, job: Job, detail: str) -> None:
-        """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it fails."""
+        """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it
+        fails.
+        """
         self.backend.stop(job)
         devices = self._leave(job)
         job.oom_events += 1
@@ -278,7 +282,7 @@ class Scheduler:
         """Seconds that one pause and resume of this job cost its device."""
         return 2.0 * next(cost for cost in job.costs if cost is not None).pause_s
 
-    def by_order(self) -> SortedKeyList:
+    def by_order(self) -> SortedKeyList[Job, tuple[object, ...]]:
         """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""
         if self._sorted is None:
             self._sorted = SortedKeyList(self.running.values(), key=lambda job: job.key)

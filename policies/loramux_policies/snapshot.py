@@ -1,4 +1,6 @@
-"""A frozen copy of everything a policy may see. It answers like the facade, so that purity can be tested and runs recorded."""
+"""A frozen copy of everything a policy may see. It answers like the facade, so that purity can be tested and runs
+recorded.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What a policy sees: read-only views of jobs, devices and the cluster, and the answers it gives.
 
-`JobView` and `Changes` are NamedTuples because one is made per enqueue: 0.9 us each where a frozen dataclass of 20 fields took
+`JobView` and `Changes` are NamedTuples because one is made per enqueue: 0.9 us each where a frozen dataclass of 20
+fields took
 4.1 us (CPython 3.11).
 """
 
@@ -77,7 +78,8 @@ class Changes(NamedTuple):
 class Order:
     """How the waiting queue is kept: by `key`, smallest first, then submission, then job id.
 
-    `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so the queue is re-keyed at
+    `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so the queue is
+    re-keyed at
     enqueue, pause and review.
     """
 
@@ -111,18 +113,23 @@ class ReadyJob(Protocol):
     @property
     def rows(self) -> int:
         """Rows of its next micro-batch."""
+
     @property
     def waited(self) -> int:
         """Fused steps on this device since it last ran (0: it ran in the last one)."""
+
     @property
     def p_stop(self) -> float:
         """Predicted probability in [0, 1] that it stops early soon; only ever reorders."""
+
     @property
     def longest(self) -> int:
         """Longest row of its next micro-batch, tokens."""
+
     @property
     def tokens(self) -> int:
         """Non-pad tokens of its next micro-batch."""
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Row lengths of its next micro-batch."""
@@ -140,14 +147,18 @@ class DeviceView(Protocol):
     @property
     def ready(self) -> Sequence[ReadyJob]:
         """In order of (priority descending, submit_s, job_id)."""
+
     @property
     def n_residents(self) -> int: ...
     def fits(self, jobs: Iterable[ReadyJob]) -> bool:
         """Whether these micro-batches, whole, fit the device by the upper bound at their real lengths."""
+
     def fits_rows(self, job: ReadyJob, rows: int) -> bool:
         """Whether the first `rows` rows of this job's next micro-batch fit the device alone, by the upper bound."""
+
     def everyone(self) -> FusedStep | None:
         """All residents in one step, or None where that does not fit; cached, so cheaper than building it."""
+
     def step(self, jobs: Iterable[ReadyJob]) -> FusedStep:
         """The fused step of these jobs' whole micro-batches."""
 
@@ -157,28 +168,41 @@ class Plan(Protocol):
 
     def candidates(self, job_id: str, rule: Rule = "best-fit") -> Iterator[int]:
         """Devices the job fits now (for a gang: the first of its devices), in the rule's order."""
+
     def fits(self, device_id: int, add: Sequence[str] = (), drop: Sequence[str] = ()) -> bool:
-        """Whether the device would hold its residents, less `drop`, plus `add`: exact, by the upper bound and the seats."""
+        """Whether the device would hold its residents, less `drop`, plus `add`: exact, by the upper bound and the
+        seats.
+        """
+
     def free_bytes(self, device_id: int) -> float:
         """Capacity less the upper bound of the residents (-1 where every seat is taken)."""
+
     def free_seats(self, device_id: int) -> float:
         """Seats left (infinite without --max-resident)."""
+
     def residents(self, device_id: int) -> Sequence[str]:
         """Ids on the device, as this plan leaves it."""
+
     def start(self, job_id: str, device_id: int, share: float = 1.0) -> None:
         """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit."""
+
     def pause(self, job_id: str) -> None:
         """Take a resident off its device; it keeps its progress and waits again."""
+
     def reject(self, job_id: str, reason: str, need_bytes: float, have_bytes: float) -> None:
         """Turn a waiting job away for good."""
+
     def review_at(self, t_s: float) -> None:
         """Ask for `place()` at that time even if nothing happens."""
+
     def review_when(self, job_id: str, attained_s: float) -> None:
         """Ask for `place()` when that resident's attained service reaches this much."""
 
 
 class ClusterView(Protocol):
-    """Everything `place()` may look at. Lazy: what is not asked for costs nothing. Raises StaleViewError once it returned."""
+    """Everything `place()` may look at. Lazy: what is not asked for costs nothing. Raises StaleViewError once it
+    returned.
+    """
 
     @property
     def now_s(self) -> float: ...
@@ -191,27 +215,39 @@ class ClusterView(Protocol):
     @property
     def max_resident(self) -> float:
         """Seats per device (infinite without a cap)."""
+
     def waiting(self, n: int) -> Sequence[JobView]:
         """The first n waiting jobs in the declared order; lazy, and how far it is read tells which arrivals matter."""
+
     def residents(self, device_id: int) -> Sequence[JobView]:
         """Jobs on a device with current figures, in order of their start."""
-    def preemptible(self, metric: Metric, above: float) -> Sequence[JobView]:
-        """Residents anywhere whose metric exceeds `above`, largest first."""
+
+    def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
+        """Residents anywhere whose metric exceeds `above`, largest first; lazy."""
+
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""
+
     def device_of(self, job_id: str) -> int | None:
         """First device of a resident; None for a waiting job."""
+
     def remaining_s(self, job_id: str) -> float:
         """Predicted seconds left, alone on its device (or on the first device type while it waits)."""
+
     def attained_s(self, job_id: str) -> float:
         """Service received, in seconds-alone."""
+
     def finish_s(self, job_id: str) -> float:
         """Predicted finish of a resident if nothing changes on its device."""
+
     def switch_s(self, job_id: str) -> float:
         """Seconds that one pause and resume of this job cost its device (0 under --ideal)."""
+
     def capacity_bytes(self, device_id: int) -> float: ...
     def used_bytes(self, device_id: int) -> float:
         """Upper bound of what the residents need."""
+
     def snapshot(self) -> ClusterSnapshot:
         """A frozen copy that outlives the call: O(jobs), for tests, recording and --explain."""
+
     def plan(self) -> Plan: ...

@@ -17,13 +17,15 @@ def _key(job: Job) -> tuple[Any, ...]:
 
 
 class WaitingQueue:
-    """Waiting jobs sorted by (order key, submit_s, job_id): total, so that the order of rows in a trace never matters."""
+    """Waiting jobs sorted by (order key, submit_s, job_id): total, so that the order of rows in a trace never
+    matters.
+    """
 
     __slots__ = ("_jobs", "_order")
 
     def __init__(self, order: Order) -> None:
         self._order = order.key
-        self._jobs: SortedKeyList = SortedKeyList(key=_key)
+        self._jobs: SortedKeyList[Job, tuple[Any, ...]] = SortedKeyList(key=_key)
 
     def __len__(self) -> int:
         return len(self._jobs)

@@ -79,9 +79,12 @@ def simulate(
 ) -> RunResult:
     """Replay a trace under a policy.
 
-    `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as `"aspen:k=4"`. `devices`: as in
-    `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of `SimOptions` (fidelity, fusion, ideal, max_resident, seed, ...).
-    Raises InvalidInputError for a bad trace or profile, UsageError for a bad option, PolicyError for a policy that misbehaves.
+    `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as `"aspen:k=4"`.
+    `devices`: as in
+    `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of `SimOptions` (fidelity, fusion, ideal, max_resident,
+    seed, ...).
+    Raises InvalidInputError for a bad trace or profile, UsageError for a bad option, PolicyError for a policy that
+    misbehaves.
     """
     wall = time.perf_counter()
     chosen = _policy(policy)
@@ -148,7 +151,9 @@ class _Run:
         if options.multi_gpu == "drop":
             kept = [spec for spec in specs if spec.num_gpus == 1]
             if len(kept) < len(specs):
-                self.notes.append(f"dropped {len(specs) - len(kept)} jobs that ask for several devices (--multi-gpu drop)")
+                self.notes.append(
+                    f"dropped {len(specs) - len(kept)} jobs that ask for several devices (--multi-gpu drop)"
+                )
             specs = kept
         self.specs: list[JobSpec] = specs
         self.profiles = profiles
@@ -157,17 +162,13 @@ class _Run:
         self.type_of = [types.index(profile) for profile in profiles]
         self.curve: SpeedupCurve | None = None if options.speedup_curve is None else load_curve(options.speedup_curve)
         self.models = [
-            CostModel(
-                profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve
-            )
+            CostModel(profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve)
             for profile in types
         ]
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
-        self.recorder = Recorder(
-            specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline
-        )
+        self.recorder = Recorder(specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline)
         self.progress = progress
         self.ended = 0
         seats = float("inf") if options.max_resident is None else float(options.max_resident)
@@ -207,7 +208,9 @@ class _Run:
         separate = policy.copies == "separate"
         if options.fidelity == "step":
             if any(spec.num_gpus > 1 for spec in self.specs):
-                raise UsageError("--fidelity step simulates jobs of one device; use --fidelity rate or --multi-gpu drop")
+                raise UsageError(
+                    "--fidelity step simulates jobs of one device; use --fidelity rate or --multi-gpu drop"
+                )
             return StepEngine(
                 self.type_of,
                 policy,

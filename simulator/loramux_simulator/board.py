@@ -1,4 +1,5 @@
-"""Progress of all running jobs as arrays, so that a preemptive policy can ask for the worst of 512 residents in a few us.
+"""Progress of all running jobs as arrays, so that a preemptive policy can ask for the worst of 512 residents in a few
+us.
 
 512 single look-ups took 200 us a decision, the arrays 20 us (64 devices of 8 seats).
 """

@@ -1,4 +1,6 @@
-"""What both fidelities share: SimPy as the clock, arrivals one at a time, reviews, and one decision per batch of events."""
+"""What both fidelities share: SimPy as the clock, arrivals one at a time, reviews, and one decision per batch of
+events.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ TIME_SLACK = 1e-12
 
 
 MOST_FRUITLESS: Final = 1_000_000
-"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time pass, or
+"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time
+pass, or
 find nothing running, count IDLE_WEIGHT times."""
 IDLE_WEIGHT: Final = 100
 
@@ -24,7 +27,8 @@ IDLE_WEIGHT: Final = 100
 class Clock:
     """A SimPy environment that feeds arrivals and reviews to the decide-apply loop.
 
-    Only the next arrival is ever scheduled, and callbacks hang on bare timeouts: a SimPy process per job was twelve times slower.
+    Only the next arrival is ever scheduled, and callbacks hang on bare timeouts: a SimPy process per job was twelve
+    times slower.
     """
 
     def __init__(self) -> None:
@@ -111,6 +115,6 @@ class Clock:
         self._fruitless += 1 if moving else IDLE_WEIGHT
         if self._fruitless > MOST_FRUITLESS:
             raise PolicyError(
-                f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job arrives, "
-                f"starts for good or ends ({len(loop.queue)} wait, {len(loop.running)} run)"
+                f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job "
+                f"arrives, starts for good or ends ({len(loop.queue)} wait, {len(loop.running)} run)"
             )

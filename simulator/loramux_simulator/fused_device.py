@@ -1,4 +1,6 @@
-"""One device in step fidelity: what `fuse()` sees, what a fused step costs, and what it moves forward. No clock in here."""
+"""One device in step fidelity: what `fuse()` sees, what a fused step costs, and what it moves forward. No clock in
+here.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class BaseTurn:
         self.base = base
         self.runs: list[ReadyRun] = []
         self.mixed = False
-        """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad the latter."""
+        """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad
+        the latter.
+        """
         self._everyone: FusedStep | None = None
 
     def add(self, run: ReadyRun) -> None:
@@ -98,7 +102,9 @@ class FuseView:
         return self.device._entries_fit(FusedStep(turn.base.key, (Entry(job.job_id, rows),)), turn.base)
 
     def everyone(self) -> FusedStep | None:
-        """All residents in one step, or None where that does not fit or one of them is in the middle of a micro-batch."""
+        """All residents in one step, or None where that does not fit or one of them is in the middle of a
+        micro-batch.
+        """
         turn = self._fresh()
         safe = not (turn.mixed and self.padded)
         for run in turn.runs:
@@ -183,7 +189,9 @@ class FusedDevice:
         if not isinstance(step, FusedStep) or not step.entries:
             raise PolicyError(f"policy {name}: fuse() must return a FusedStep with at least one entry, not {step!r}")
         if step.base_model != turn.base.key:
-            raise PolicyError(f"policy {name}: fuse() answered for {step.base_model}, it is the turn of {turn.base.key}")
+            raise PolicyError(
+                f"policy {name}: fuse() answered for {step.base_model}, it is the turn of {turn.base.key}"
+            )
         seen: set[str] = set()
         for entry in step.entries:
             run = self.runs.get(entry.job_id)

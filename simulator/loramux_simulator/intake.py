@@ -51,12 +51,7 @@ class Intake:
         """One job, or None (and a report) where it fits no device of the run."""
         costs = tuple([self._cost(model, spec) for model in self._models])
         if spec.num_gpus > 1:
-            costs = tuple(
-                [
-                    cost if self._devices_of_type[i] >= spec.num_gpus else None
-                    for i, cost in enumerate(costs)
-                ]
-            )
+            costs = tuple([cost if self._devices_of_type[i] >= spec.num_gpus else None for i, cost in enumerate(costs)])
         if not any(costs):
             self.hopeless += 1
             self._unschedulable(index, spec, self._why(spec))

@@ -106,7 +106,9 @@ class ReadyRun:
 
     @property
     def p_stop(self) -> float:
-        """Modelled: a job that will stop early looks likelier to, the nearer it is; nothing before 20 optimizer steps."""
+        """Modelled: a job that will stop early looks likelier to, the nearer it is; nothing before 20 optimizer
+        steps.
+        """
         if self.stop_micro is None or self.done_micro < PREDICTION_POINTS * self.cost.accumulation:
             return 0.0
         return min(1.0, self.done_micro / self.stop_micro) ** 4

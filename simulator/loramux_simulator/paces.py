@@ -1,6 +1,7 @@
 """How fast the residents of a device move between two events (rate fidelity): four models behind one small interface.
 
-`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit; `per_unit(run)` how many micro-steps a
+`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit; `per_unit(run)` how many
+micro-steps a
 run does per unit. A unit is one micro-step of everybody (fused) or one solo-second of a whole seat (time-shared).
 """
 
@@ -42,7 +43,9 @@ class Pace(Protocol):
 
 
 class FusedPace:
-    """Every resident is in every fused step; bases take turns. E[t] comes from the length distributions, never t(E[L])."""
+    """Every resident is in every fused step; bases take turns. E[t] comes from the length distributions, never
+    t(E[L]).
+    """
 
     varies = False
 
@@ -86,7 +89,8 @@ class FusedPace:
 
 
 class CurvePace:
-    """n residents share an aggregate rate phi(n) equally, in solo-seconds per second; shares below 1 count as less than a seat.
+    """n residents share an aggregate rate phi(n) equally, in solo-seconds per second; shares below 1 count as less
+    than a seat.
 
     Serves --speedup-curve and separate processes (whose curve is the device's measured one).
     """
@@ -134,7 +138,9 @@ class SlicedPace(CurvePace):
             return speed
         together = 1.0 / self._fused.speed(runs).rate
         alone = sum([run.cost.solo_step_s for run in runs])
-        gain = max(1.0, alone / together) if len(runs) <= seats + 1e-9 else max(1.0, alone / together * seats / len(runs))
+        gain = (
+            max(1.0, alone / together) if len(runs) <= seats + 1e-9 else max(1.0, alone / together * seats / len(runs))
+        )
         return speed._replace(rate=gain / seats)
 
 

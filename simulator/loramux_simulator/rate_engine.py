@@ -68,7 +68,7 @@ class RateEngine:
 
     @property
     def now_s(self) -> float:
-        return self._clock.env.now  # type: ignore[return-value]
+        return self._clock.env.now
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
         """Run the whole trace."""
@@ -185,7 +185,9 @@ class RateEngine:
         job.done_steps = steps
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Attained and remaining solo seconds of all running jobs; kept as arrays from the first time it is asked for."""
+        """Attained and remaining solo seconds of all running jobs; kept as arrays from the first time it is asked
+        for.
+        """
         if self._board is None:
             self._board = Board(len(self.devices))
             for device in self.devices:

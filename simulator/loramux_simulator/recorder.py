@@ -129,7 +129,7 @@ class Recorder:
             "turnaround_time": self._finish_s - submit_s,
             "stretch": (self._finish_s - submit_s) / self._solo_s,
             "solo_time": self._solo_s,
-            "final_state": pd.Categorical.from_codes(self._state, STATES).astype(str),
+            "final_state": [STATES[code] for code in self._state.tolist()],
             "reason": [self._reasons.get(i, "") for i in range(len(specs))],
             "allocated_resources": self._devices,
             "preemptions": self._preemptions,

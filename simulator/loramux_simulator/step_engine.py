@@ -120,7 +120,9 @@ class StepEngine:
 
     @staticmethod
     def _finish_step(device: StepDevice, run: ReadyRun) -> None:
-        """Credit a run that leaves with its share of the step in progress (unless it would end by that: it ends when resumed)."""
+        """Credit a run that leaves with its share of the step in progress (unless it would end by that: it ends when
+        resumed).
+        """
         if device.step is None:
             return
         base, entries = device.step

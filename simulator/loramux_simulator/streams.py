@@ -1,4 +1,6 @@
-"""Random streams keyed by (seed, job id, purpose): what one job draws never depends on another job or on the order of rows."""
+"""Random streams keyed by (seed, job id, purpose): what one job draws never depends on another job or on the order of
+rows.
+"""
 
 from __future__ import annotations
 

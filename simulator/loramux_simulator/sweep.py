@@ -38,7 +38,9 @@ class Generated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What to run: every policy at every load with every seed; all policies meet the same jobs (common random numbers)."""
+    """What to run: every policy at every load with every seed; all policies meet the same jobs (common random
+    numbers).
+    """
 
     trace: Trace | Generated
     policies: tuple[str, ...]

@@ -16,7 +16,9 @@ _SERIAL: Final = count()
 
 
 class Run:
-    """A job's stay on a device. Micro-steps done = (virtual time - start_tag) * per_unit - debt_micro, never below zero."""
+    """A job's stay on a device. Micro-steps done = (virtual time - start_tag) * per_unit - debt_micro, never below
+    zero.
+    """
 
     __slots__ = (
         "cost",
@@ -77,7 +79,9 @@ class Run:
 
 
 class VirtualClock:
-    """Virtual time against real time: `rate` units per second from `at_s` on (which lies ahead while the device stalls)."""
+    """Virtual time against real time: `rate` units per second from `at_s` on (which lies ahead while the device
+    stalls).
+    """
 
     __slots__ = ("at_s", "rate", "tags", "virtual")
 
@@ -145,5 +149,3 @@ class VirtualClock:
             if epoch == run.epoch:
                 reached.append((run, is_end))
         return reached
-
-

@@ -2,9 +2,12 @@
 
     python tests/benchmarks/bench_simulator.py [policies|growth|million|steps] [--jobs N]
 
-`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics kept, plots off; once with one job
-class and once with the mixed classes of the Philly-like generator. `growth`: fifo from 10k jobs up. `million`: 1M jobs in a
-process of its own, with its peak memory. `steps`: step fidelity, 8 residents under aspen. Every figure is printed beside the time
+`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics kept, plots off;
+once with one job
+class and once with the mixed classes of the Philly-like generator. `growth`: fifo from 10k jobs up. `million`: 1M
+jobs in a
+process of its own, with its peak memory. `steps`: step fidelity, 8 residents under aspen. Every figure is printed
+beside the time
 of a fixed Python loop in the same process, because the machines are shared.
 """
 
@@ -63,8 +66,10 @@ def measure(trace: Trace, policy: str, **options: Any) -> dict[str, float]:
 def show(name: str, row: dict[str, float]) -> None:
     """One line a run."""
     print(
-        f"{name:28} {row['jobs_per_cpu_s']:9,.0f} jobs/CPU-s  {row['steps_per_cpu_s']:12,.0f} steps/CPU-s  {row['cpu_s']:6.1f} CPU-s  "
-        f"queue <= {row['queue']:,}  preemptions {row['preemptions']:,}  rss {row['rss_mib']:,.0f} MiB  loop {row['loop_s']:.3f} s",
+        f"{name:28} {row['jobs_per_cpu_s']:9,.0f} jobs/CPU-s  {row['steps_per_cpu_s']:12,.0f} steps/CPU-s  "
+        f"{row['cpu_s']:6.1f} CPU-s  "
+        f"queue <= {row['queue']:,}  preemptions {row['preemptions']:,}  rss {row['rss_mib']:,.0f} MiB  "
+        f"loop {row['loop_s']:.3f} s",
         flush=True,
     )
 

@@ -1,4 +1,6 @@
-"""What is kept up step by step equals what a slow reference computes from scratch: ledgers, the fleet's index, expected steps."""
+"""What is kept up step by step equals what a slow reference computes from scratch: ledgers, the fleet's index,
+expected steps.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,7 @@ class Bench:
     def __init__(self, fusion: Any, copies: Any) -> None:
         self.fusion, self.copies = fusion, copies
         self.models = [CostModel(load_device(name), fusion=fusion, copies=copies) for name in TYPES]
-        intake = Intake(
-            self.models, [3, 3], oracle=False, seed=0, prediction_error=0.0, unschedulable=lambda *_: None
-        )
+        intake = Intake(self.models, [3, 3], oracle=False, seed=0, prediction_error=0.0, unschedulable=lambda *_: None)
         rng = np.random.default_rng(11)
         self.jobs: list[Job] = []
         for i in range(60):
@@ -111,7 +111,9 @@ def test_ledgers_add_up_to_the_cost_model(mode: tuple[str, str], type_index: int
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
-    """Candidates, under every rule, are the devices that a look at each of them finds, on the fleet and on forks of forks."""
+    """Candidates, under every rule, are the devices that a look at each of them finds, on the fleet and on forks of
+    forks.
+    """
     bench = bench_of(*mode)
     rules = ("best-fit", "worst-fit", "first-fit", "least-loaded")
 
@@ -131,7 +133,9 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
             assert rule != "first-fit" or found == sorted(found)
             assert rule != "least-loaded" or [fleet[d].seats for d in found] == sorted(fleet[d].seats for d in found)
 
-    move = st.tuples(st.integers(0, len(bench.jobs) - 1), st.integers(0, 5), st.sampled_from(["put", "fork", "adopt", "drop"]))
+    move = st.tuples(
+        st.integers(0, len(bench.jobs) - 1), st.integers(0, 5), st.sampled_from(["put", "fork", "adopt", "drop"])
+    )
 
     @QUICK
     @given(st.sampled_from([1.0, 2.0, float("inf")]), st.lists(move, min_size=1, max_size=30))
@@ -165,7 +169,9 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_the_expected_step_is_the_mean_of_drawn_steps(fusion: Any) -> None:
-    """For sets of one to six jobs: seconds and tokens, over 4,000 draws of all lengths, within four standard errors and 0.6%."""
+    """For sets of one to six jobs: seconds and tokens, over 4,000 draws of all lengths, within four standard errors
+    and 0.6%.
+    """
     bench = bench_of(fusion, "shared")
     model = bench.models[1]
     rng = np.random.default_rng(3)

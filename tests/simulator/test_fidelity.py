@@ -16,7 +16,9 @@ DRAWS = range(10)
 
 
 def many_short_steps(bases: tuple[str, ...] = ("tinyllama-1.1b",), jobs: int = 12) -> Trace:
-    """Jobs of 100 to 300 optimizer steps with several methods, lengths and batch sizes; all fit a device with room to spare."""
+    """Jobs of 100 to 300 optimizer steps with several methods, lengths and batch sizes; all fit a device with room to
+    spare.
+    """
     rng = np.random.default_rng(5)
     arrivals = np.cumsum(rng.exponential(5.0, jobs))
     return trace_of(
@@ -38,14 +40,20 @@ def many_short_steps(bases: tuple[str, ...] = ("tinyllama-1.1b",), jobs: int = 1
 
 
 def means(trace: Trace, policy: str, **options: Any) -> tuple[float, float, float]:
-    """Mean turnaround in rate fidelity, in step fidelity, and the standard error of the latter; rate never draws lengths."""
+    """Mean turnaround in rate fidelity, in step fidelity, and the standard error of the latter; rate never draws
+    lengths.
+    """
     chosen = {"devices": "1xa100-40g", "timeline": False} | options
     rate = simulate(trace, policy, **chosen)
     steps = [simulate(trace, policy, fidelity="step", seed=seed, **chosen) for seed in DRAWS]
     for run in (rate, *steps):
         assert run.summary["completed"] == len(trace)
     values = [run.summary["turnaround_s"]["mean"] for run in steps]
-    return rate.summary["turnaround_s"]["mean"], float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return (
+        rate.summary["turnaround_s"]["mean"],
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) / len(values) ** 0.5,
+    )
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -76,7 +84,12 @@ def test_two_bases_take_turns_in_both(fusion: str) -> None:
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 @pytest.mark.parametrize(
     "policy",
-    ["aspen-minpad:k=2,residents=6", "aspen-fifo:k=2,residents=6", "aspen:k=2,residents=6", "lorafusion:k=2,residents=6"],
+    [
+        "aspen-minpad:k=2,residents=6",
+        "aspen-fifo:k=2,residents=6",
+        "aspen:k=2,residents=6",
+        "lorafusion:k=2,residents=6",
+    ],
 )
 def test_rolled_out_rates_within_five_percent(policy: str, fusion: str) -> None:
     rate, step, _ = means(many_short_steps(), policy, fusion=fusion)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,13 +11,11 @@ from hypothesis import strategies as st
 
 from loramux_policies import create, names
 from loramux_profiles.curves import load_curve
-from loramux_profiles.datafiles import data_dir
-from loramux_profiles.devices import DeviceProfile, load_device
-from loramux_simulator import simulate
+from loramux_simulator import api
 from loramux_traces.canonical import build_trace
 
 from . import invariants
-from .workloads import Case, cases
+from .workloads import BASES, GIB, Case, cases, job, trace_of
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 GROUPS = [names()[i::6] for i in range(6)]
@@ -48,8 +44,6 @@ def test_every_policy_on_one_busy_trace(name: str) -> None:
 
 
 def busy(**options: Any) -> Case:
-    from .workloads import BASES, GIB, job, trace_of
-
     rng = Random(4)
     jobs = [
         job(
@@ -73,44 +67,38 @@ def busy(**options: Any) -> Case:
     return Case(trace_of(*jobs), "2xl4,1xa100-40g", given)
 
 
-@pytest.fixture(scope="module")
-def tight(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    """An L4 whose memory model errs by 40% while its bound allows for it: out-of-memory events are not rare."""
-    profile = json.loads((data_dir() / "l4" / "device.json").read_text())
-    profile["name"] = "l4-tight"
-    profile["parameters"]["memory_margin"]["value"] = 0.4
-    path: Path = tmp_path_factory.mktemp("profile") / "l4-tight.json"
-    path.write_text(json.dumps(profile))
-    return load_device(str(path))
-
-
 @pytest.mark.parametrize("fidelity", ["rate", "step"])
-@pytest.mark.parametrize("name", ["fifo", "aspen", "srtf", "ps", "separate", "las"])
-def test_out_of_memory_loses_no_job(tight: DeviceProfile, name: str, fidelity: str) -> None:
-    from .workloads import job, trace_of
-
+@pytest.mark.parametrize("name", ["fifo", "aspen", "srtf", "ps", "exclusive", "separate", "las"])
+def test_out_of_memory_loses_no_job(name: str, fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory model that errs five times as much as its bound allows for: every law holds all the same."""
+    monkeypatch.setattr(api, "QUANTILE_99", api.QUANTILE_99 / 5)
     rng = Random(7)
     jobs = [
-        job(f"j{i:03}", 3.0 * i, base_model="tinyllama-1.1b", batch_size=8, micro_batch_size=4, seq_len=rng.choice([250.0, 350.0]),
-            total_steps=float(rng.randint(10, 40)), rank=8) for i in range(60 if fidelity == "rate" else 25)
-    ]  # fmt: skip
+        job(
+            f"j{i:03}",
+            3.0 * i,
+            base_model="tinyllama-1.1b",
+            batch_size=8,
+            micro_batch_size=4,
+            seq_len=rng.choice([450.0, 700.0]),
+            total_steps=float(rng.randint(10, 40)),
+            rank=8,
+        )
+        for i in range(40 if fidelity == "rate" else 16)
+    ]
     policy = create(name)
     ooms = 0
-    for seed in range(6):
-        case = Case(trace_of(*jobs), "1xl4", {"fidelity": fidelity, "fusion": "packed", "seed": seed})
-        result = simulate(case.trace, policy, devices=[tight], events=True, **case.options)
-        invariants.jobs_end_once(case, result)
-        invariants.times_in_order(case, result)
-        invariants.work_is_done(case, result, policy)
-        invariants.littles_law(result)
-        invariants.totals_agree(case, result)
-        invariants.within_capacity(case, result, policy)
+    for seed in range(5):
+        case = Case(trace_of(*jobs), "1xl4", {"fidelity": fidelity, "fusion": "padded", "seed": seed})
+        result = case.play(policy)
+        invariants.check(case, result, policy)
         ooms += result.summary["oom_events"]
         rows = result.jobs
+        failed = rows["final_state"] == "FAILED_OOM"
         assert set(rows["final_state"]) <= {"COMPLETED", "FAILED_OOM"}
         assert (rows["oom_events"] <= 4).all()
-        assert ((rows["oom_events"] == 4) == (rows["final_state"] == "FAILED_OOM")).all()
-        assert rows.loc[rows["final_state"] == "FAILED_OOM", "reason"].str.contains("out of memory").all()
+        assert ((rows["oom_events"] == 4) == failed).all()
+        assert rows.loc[failed, "reason"].str.contains("out of memory").all()
     assert ooms > 0
 
 
@@ -154,11 +142,13 @@ def test_neither_order_nor_repetition_matters(case: Case, name: str, random: Ran
 @QUICK
 @given(cases(), st.sampled_from(names()))
 def test_looking_on_changes_nothing(case: Case, name: str) -> None:
-    """An observer that reads the whole queue and every plan leaves the run, and even its number of decisions, as it is."""
+    """An observer that reads the whole queue and every plan leaves the run, and even its number of decisions, as it
+    is.
+    """
 
     def look(view: Any, plan: Any) -> None:
-        for job in view.waiting(view.n_waiting):
-            list(plan.candidates(job.job_id))
+        for waiting in view.waiting(view.n_waiting):
+            list(plan.candidates(waiting.job_id))
         len(view.waiting(10**6))
         view.snapshot()
 
@@ -167,4 +157,6 @@ def test_looking_on_changes_nothing(case: Case, name: str) -> None:
         run.summary.pop("sim_wall_s")
     assert plain.jobs["final_state"].equals(watched.jobs["final_state"])
     assert plain.summary["decisions"] == watched.summary["decisions"]
-    assert plain.jobs["turnaround_time"].tolist() == pytest.approx(watched.jobs["turnaround_time"].tolist(), rel=1e-9, nan_ok=True)
+    assert plain.jobs["turnaround_time"].tolist() == pytest.approx(
+        watched.jobs["turnaround_time"].tolist(), rel=1e-9, nan_ok=True
+    )

@@ -1,8 +1,10 @@
-"""Toy instances solved by brute force: shortest first is optimal where theory says so, and no policy beats the optimum."""
+"""Toy instances solved by brute force: shortest first is optimal where theory says so, and no policy beats the
+optimum.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -33,7 +35,7 @@ def best_order(sizes: list[float], submits: list[float]) -> float:
 def best_preemptive(sizes: list[int], submits: list[int]) -> float:
     """Least mean turnaround of one machine that may switch at every whole second, by exhaustive search."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def least(now: int, left: tuple[int, ...]) -> float:
         present = [i for i, rest in enumerate(left) if rest and submits[i] <= now]
         if not any(left):
@@ -130,7 +132,10 @@ def test_makespan_is_never_below_memory_times_time(policy: str) -> None:
     capacity = load_device("l4").memory_bytes
     sizes = rng.exponential(300.0, 24) + 1.0
     memory = [int(m) for m in rng.integers(2, 20, 24) * GIB]
-    jobs = [job(f"j{i:02}", 0.0, duration_s=float(s), mem_bytes=m) for i, (s, m) in enumerate(zip(sizes, memory, strict=True))]
+    jobs = [
+        job(f"j{i:02}", 0.0, duration_s=float(s), mem_bytes=m)
+        for i, (s, m) in enumerate(zip(sizes, memory, strict=True))
+    ]
     result = simulate(trace_of(*jobs), policy, devices="2xl4", ideal=True, speedup_curve="free")
     assert result.summary["completed"] == 24
     area = float(np.dot(sizes, memory))

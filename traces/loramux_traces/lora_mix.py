@@ -18,7 +18,8 @@ Weighted = tuple[tuple[str, float], ...]
 #: Columns that a mix draws.
 DRAWN: Final = ("base_model", "method", "rank", "batch_size", "seq_len", "recompute", "priority")
 RECOMPUTE_FROM: Final = 1024
-"""Mean tokens from which a job recomputes its activations, as users do: without it one row of 2,048 tokens (p99.9 about 9,000)
+"""Mean tokens from which a job recomputes its activations, as users do: without it one row of 2,048 tokens (p99.9
+about 9,000)
 of a MixLoRA job on an 8B model needs up to 124 GiB by the memory model, and fits no device."""
 
 

@@ -1,6 +1,7 @@
 """What a result is: the per-job columns, the run summary and the timeline, the same from the simulator and the runtime.
 
-Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from the start of the trace.
+Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from the start of the
+trace.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class RunStats:
 def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
     """The figures of one run, as in the `runs` entries of `simulate --json`; percentiles are over completed jobs.
 
-    `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall` in their name.
+    `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall` in
+    their name.
     """
     done = jobs[jobs["final_state"] == COMPLETED]
     first = float(jobs["submission_time"].min()) if len(jobs) else 0.0
@@ -124,8 +126,10 @@ def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
 def empty_timeline() -> dict[str, Any]:
     """The columns of timeline.json.gz, without rows.
 
-    `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and expected) and residents of
-    a device from `t_s` on. `queue`: waiting jobs from `t_s` on. `devices`: a list of {device_id, name, memory_capacity_bytes}.
+    `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and expected) and
+    residents of
+    a device from `t_s` on. `queue`: waiting jobs from `t_s` on. `devices`: a list of {device_id, name,
+    memory_capacity_bytes}.
     """
     return {
         "schema_version": SCHEMA_VERSION,

@@ -6,14 +6,12 @@ after the paper.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import takewhile
 from typing import ClassVar
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.rules._aspen_step import adaptive_step
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, Order, Plan
 
 
@@ -36,8 +34,8 @@ class AspenPriority(Policy):
         """Admit by class and arrival, in the stead of strictly lower classes where memory is short."""
         plan = view.plan()
 
-        def lower(job: JobView) -> Iterator[JobView]:
-            return takewhile(lambda resident: resident.priority < job.priority, view.residents_after(job))
+        def lower(job: JobView) -> Worse:
+            return Worse(view.residents_after(job), lambda resident: -resident.priority, -job.priority)
 
         preempt_in_order(view, plan, lower, window=self.window)
         return plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
 from math import erfc, exp, inf, log, sqrt
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 EDGES_PER_DOUBLING = 2
@@ -94,16 +93,19 @@ class Gittins(Policy):
             bucket -= 1
         return bucket - 1 if 0 < bucket < len(self.index) else None
 
-    def _worse(self, view: ClusterView, job: JobView) -> Iterable[JobView]:
+    def _worse(self, view: ClusterView, job: JobView) -> Worse:
         mine = self.index[self.bucket(job)]
+
+        def badness(resident: JobView) -> float:
+            return -self.index[self.bucket(resident)]
+
         edge = self._falls_below(mine)
         from_bucket = len(self.index) if edge is None else edge + 1
         if any(index < mine for index in self.index[:from_bucket]):  # some of the young are worse as well: look at all
-            worse = [r for r in view.preemptible("attained_s", above=-1.0) if self.index[self.bucket(r)] < mine]
-            return sorted(worse, key=lambda r: (self.index[self.bucket(r)], -r.submit_s, r.job_id))
-        if edge is None:
-            return ()
-        return view.preemptible("attained_s", above=self.edges_s[edge] * SLACK)
+            everyone = view.preemptible("attained_s", above=-1.0)
+            return Worse(sorted(everyone, key=lambda r: (-badness(r), -r.submit_s, r.job_id)), badness, -mine)
+        above = inf if edge is None else self.edges_s[edge] * SLACK
+        return Worse(view.preemptible("attained_s", above=above), badness, -mine)
 
     def _review(self, view: ClusterView, plan: Plan, edge: int) -> None:
         """Come back when the next resident reaches the age from which on the job that waits is better."""

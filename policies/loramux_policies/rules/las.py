@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import inf
 from typing import ClassVar, Final
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.rules._las_exact import SLICES_PER_JOB, shared_seats
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 SWITCHES_PER_QUANTUM: Final = 50
@@ -66,16 +65,14 @@ class LeastAttainedService(Policy):
     def _sliced(self, view: ClusterView) -> Plan:
         plan = view.plan()
 
-        def richer(job: JobView) -> Iterator[JobView]:
+        def richer(job: JobView) -> Worse:
             # a little below the limit, so that a review at the limit finds its resident above it whatever the rounding
-            return iter(view.preemptible("attained_s", above=job.attained_s + 0.999 * (limit(job) - job.attained_s)))
-
-        def limit(job: JobView) -> float:
-            return self._limit_s(view, job)
+            above = job.attained_s + 0.999 * (self._limit_s(view, job) - job.attained_s)
+            return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 
         blocked = preempt_in_order(view, plan, richer, window=self.window)
         if blocked is not None:
-            self._review(view, plan, blocked.attained_s, limit(blocked))
+            self._review(view, plan, blocked.attained_s, self._limit_s(view, blocked))
         return plan
 
     @staticmethod

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import takewhile
+from math import inf
 from typing import ClassVar
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 
@@ -41,11 +40,14 @@ class Priority(Policy):
         """Start from the highest rank on, in the stead of lower classes."""
         plan = view.plan()
 
-        def lower(job: JobView) -> Iterable[JobView]:
-            mine = self.rank(job)
-            behind = takewhile(lambda resident: self.rank(resident) > mine, view.residents_after(job))
+        def lower(job: JobView) -> Worse:
             # ageing orders the queue; it never makes a job displace an equal or a better class
-            return (resident for resident in behind if resident.priority < job.priority)
+            def badness(resident: JobView) -> float:
+                return self.rank(resident) if resident.priority < job.priority else -inf
+
+            mine = self.rank(job)
+            behind = (resident for resident in view.residents_after(job) if badness(resident) > mine)
+            return Worse(behind, badness, mine)
 
         preempt_in_order(view, plan, lower, window=self.window, nested=self.ageing_per_s == 0.0)
         return plan

@@ -6,13 +6,12 @@ shortest remaining time is optimal for the mean response of one preemptive serve
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import ClassVar
 
 from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 
@@ -55,8 +54,8 @@ class PreemptiveShortestJobFirst(_Windowed):
         """Start from the shortest on, in the stead of larger residents."""
         plan = view.plan()
 
-        def larger(job: JobView) -> takewhile[JobView]:
-            return takewhile(lambda resident: resident.solo_s > job.solo_s, view.residents_after(job))
+        def larger(job: JobView) -> Worse:
+            return Worse(view.residents_after(job), lambda resident: resident.solo_s, job.solo_s)
 
         preempt_in_order(view, plan, larger, window=self.window)
         return plan
@@ -75,9 +74,12 @@ class ShortestRemainingTimeFirst(_Windowed):
     def place(self, view: ClusterView) -> Plan:
         """Start from the least remaining on, in the stead of residents with more left."""
         plan = view.plan()
-        preempt_in_order(
-            view, plan, lambda job: view.preemptible("remaining_s", above=job.remaining_s), window=self.window
-        )
+
+        def longer(job: JobView) -> Worse:
+            residents = view.preemptible("remaining_s", above=job.remaining_s)
+            return Worse(residents, lambda resident: resident.remaining_s, job.remaining_s)
+
+        preempt_in_order(view, plan, longer, window=self.window)
         return plan
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from math import inf
 from typing import ClassVar
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 SLACK = 1.0 - 1e-6
@@ -49,12 +48,11 @@ class Tiresias(Policy):
         """Start queue by queue, in the stead of residents of lower queues."""
         plan = view.plan()
 
-        def lower(job: JobView) -> Iterator[JobView]:
+        def lower(job: JobView) -> Worse:
             queue = self.queue_of(job)
-            if queue == len(self.thresholds):
-                return iter(())
             # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding
-            return iter(view.preemptible("attained_s", above=self.thresholds[queue] * SLACK))
+            above = self.thresholds[queue] * SLACK if queue < len(self.thresholds) else inf
+            return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 
         blocked = preempt_in_order(view, plan, lower, window=self.window)
         if blocked is not None:

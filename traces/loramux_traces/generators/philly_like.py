@@ -146,7 +146,8 @@ def build(params: PhillyParams, n: int, seed: int) -> tuple[list[dict[str, Any]]
     source = (
         "Philly-like: arrivals by hour of week, gaps, durations, GPU counts and virtual clusters follow summary "
         "statistics of the Microsoft Philly traces (Jeon et al., ATC 2019, CC-BY-4.0); users and all LoRA columns "
-        "(base_model, method, rank, batch_size, seq_len, recompute, priority) are drawn from an assumed mix; time 0 is a Monday "
+        "(base_model, method, rank, batch_size, seq_len, recompute, priority) are drawn from an assumed mix; "
+        "time 0 is a Monday "
         "midnight."
     )
     return rows, source
