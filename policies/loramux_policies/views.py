@@ -136,7 +136,7 @@ class ReadyJob(Protocol):
 
 
 class DeviceView(Protocol):
-    """One device before a fused step: the residents of the base model whose turn it is, with their real next lengths."""
+    """One device before a fused step: residents of the base model whose turn it is, with their real next lengths."""
 
     device_id: int
     base_model: str
