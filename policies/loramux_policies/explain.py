@@ -10,7 +10,7 @@ GIB = 2.0**30
 
 
 def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str) -> str:
-    """What became of the job at this decision, and if it waits, for what (empty before submission and after the end)."""
+    """What became of the job at this decision, and for what it waits (empty before submission and after the end)."""
     for action in plan.actions:
         if action.job.job_id == job_id:
             if isinstance(action, Start):

@@ -7,8 +7,10 @@ from typing import Final, NamedTuple
 
 from loramux_policies.views import ClusterView, JobView, Plan
 
-DEVICES_TRIED: Final = 4
-"""Per search for room: those of the worst residents. A search costs most of a decision."""
+DEVICES_TRIED: Final = 1
+"""Per search for room: that of the worst resident. A search costs most of a decision, and more devices gained nothing in
+mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with four, at 0.7 of the speed).
+"""
 
 
 class Worse(NamedTuple):
@@ -55,17 +57,21 @@ def _displace(view: ClusterView, plan: Plan, job: JobView, worse: Worse) -> bool
     Gangs keep their devices, and nobody is paused in vain.
     """
     badness, above = worse.badness, worse.above
-    tried: set[int] = set()
+    tried = 0
+    seen: set[int] = set()
     for victim in worse.residents:
-        if badness(victim) <= above or len(tried) == DEVICES_TRIED:
+        if badness(victim) <= above or tried == DEVICES_TRIED:
             break
         device = view.device_of(victim.job_id)
-        if device is None or device in tried or victim.num_gpus > 1:
+        if device is None or device in seen or victim.num_gpus > 1:
             continue
         present = plan.residents(device)
         if victim.job_id not in present:  # paused before, for another
             continue
-        tried.add(device)
+        seen.add(device)
+        if view.capacity_bytes(device) < job.need_bytes:  # too small a device even when empty
+            continue
+        tried += 1
         drop = [victim.job_id]
         if not plan.fits(device, (job.job_id,), drop):
             others = [

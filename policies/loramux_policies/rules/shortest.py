@@ -6,13 +6,17 @@ shortest remaining time is optimal for the mean response of one preemptive serve
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.rules._preempt import Worse, preempt_in_order
 from loramux_policies.views import ClusterView, JobView, Order, Plan
+
+TIE_DIGITS: Final = 9
+TIE_S: Final = 10.0**-TIE_DIGITS
+"""Remaining times closer than this are equal: what is left is worked out from the clock, which rounds."""
 
 
 class _Windowed(Policy):
@@ -68,7 +72,7 @@ class ShortestRemainingTimeFirst(_Windowed):
     `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
     """
 
-    order = Order(key=lambda job: (job.remaining_s,), moves=True)
+    order = Order(key=lambda job: (round(job.remaining_s, TIE_DIGITS),), moves=True)
     preempts: ClassVar[bool] = True
 
     def place(self, view: ClusterView) -> Plan:
@@ -76,8 +80,9 @@ class ShortestRemainingTimeFirst(_Windowed):
         plan = view.plan()
 
         def longer(job: JobView) -> Worse:
-            residents = view.preemptible("remaining_s", above=job.remaining_s)
-            return Worse(residents, lambda resident: resident.remaining_s, job.remaining_s)
+            limit_s = job.remaining_s + TIE_S
+            residents = view.preemptible("remaining_s", above=limit_s)
+            return Worse(residents, lambda resident: resident.remaining_s, limit_s)
 
         preempt_in_order(view, plan, longer, window=self.window)
         return plan
