@@ -32,6 +32,8 @@ class Board:
         self._attained = np.full(size, EMPTY)
         self._speed = np.zeros(size)
         self._predicted = np.full(size, 2 * EMPTY)
+        self._least = np.full(size, EMPTY)
+        """Least remaining time: 0 in a slot that is taken."""
         self._jobs: list[Job | None] = [None] * size
         self._free = list(range(size - 1, -1, -1))
 
@@ -47,6 +49,7 @@ class Board:
             self._grow()
         slot = run.slot = self._free.pop()
         self._jobs[slot] = run.job
+        self._least[slot] = 0.0
         self._device[slot] = device_id
         self.update(run)
 
@@ -65,7 +68,7 @@ class Board:
         """A job left."""
         slot = run.slot
         self._jobs[slot] = None
-        self._attained[slot] = EMPTY
+        self._attained[slot] = self._least[slot] = EMPTY
         self._predicted[slot] = 2 * EMPTY
         self._speed[slot] = 0.0
         self._free.append(slot)
@@ -76,9 +79,7 @@ class Board:
         virtual = self._virtual + self._rate * np.maximum(now_s - self._at_s, 0.0)
         gone = (virtual[self._device] - self._tag) * self._speed
         attained = self._attained + gone
-        with np.errstate(invalid="ignore"):
-            remaining = np.maximum(self._predicted - attained, 0.0)  # it may run longer than predicted
-        remaining[np.isnan(remaining)] = -np.inf
+        remaining = np.maximum(self._predicted - attained, self._least)  # a job may run longer than predicted
         return self._jobs, attained, remaining
 
     def _grow(self) -> None:
@@ -88,5 +89,6 @@ class Board:
         self._speed = np.concatenate([self._speed, np.zeros(size)])
         self._attained = np.concatenate([self._attained, np.full(size, EMPTY)])
         self._predicted = np.concatenate([self._predicted, np.full(size, 2 * EMPTY)])
+        self._least = np.concatenate([self._least, np.full(size, EMPTY)])
         self._jobs.extend([None] * size)
         self._free = list(range(2 * size - 1, size - 1, -1))

@@ -57,7 +57,9 @@ class Intake:
             self._unschedulable(index, spec, self._why(spec))
             return None
         need_min, need_bytes = self._need(costs)
-        cost, model = next((c, m) for c, m in zip(costs, self._models, strict=True) if c is not None)
+        cost, model = costs[0], self._models[0]
+        if cost is None:
+            cost, model = next((c, m) for c, m in zip(costs, self._models, strict=True) if c is not None)
         declared = declared_micro_steps(spec, cost, self._reference(spec, model)) / cost.accumulation
         predicted = declared
         if self._oracle and spec.stop_step is not None:

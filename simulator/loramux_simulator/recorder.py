@@ -35,16 +35,17 @@ class Recorder:
         self._type_of_device = type_of_device
         self.events: list[dict[str, Any]] | None = [] if events else None
         self._segments = segments
-        self._start_s = np.full(n, np.nan)
-        self._finish_s = np.full(n, np.nan)
-        self._paused_s = np.zeros(n)
-        self._solo_s = np.full(n, np.nan)
-        self._steps = np.zeros(n)
-        self._tokens = np.zeros(n)
-        self._service_s = np.zeros(n)
-        self._state = np.zeros(n, dtype=np.int8)
-        self._preemptions = np.zeros(n, dtype=np.int64)
-        self._ooms = np.zeros(n, dtype=np.int64)
+        # array, not numpy: storing one element takes 30 ns where numpy takes 100
+        self._start_s = array("d", [np.nan]) * n
+        self._finish_s = array("d", [np.nan]) * n
+        self._paused_s = array("d", [0.0]) * n
+        self._solo_s = array("d", [np.nan]) * n
+        self._steps = array("d", [0.0]) * n
+        self._tokens = array("d", [0.0]) * n
+        self._service_s = array("d", [0.0]) * n
+        self._state = array("b", [0]) * n
+        self._preemptions = array("q", [0]) * n
+        self._ooms = array("q", [0]) * n
         self._devices: list[str] = [""] * n
         self._reasons: dict[int, str] = {}
         self._device_names: dict[tuple[int, ...], str] = {}
@@ -118,25 +119,27 @@ class Recorder:
         """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
         specs = self._specs
         submit_s = np.array([spec.submit_s for spec in specs])
+        start_s, finish_s = np.array(self._start_s), np.array(self._finish_s)
+        paused_s, solo_s = np.array(self._paused_s), np.array(self._solo_s)
         columns: dict[str, Any] = {
             "job_id": [spec.job_id for spec in specs],
             "submission_time": submit_s,
-            "starting_time": self._start_s,
-            "finish_time": self._finish_s,
-            "waiting_time": self._start_s - submit_s,
-            "execution_time": self._finish_s - self._start_s - self._paused_s,
-            "paused_time": self._paused_s,
-            "turnaround_time": self._finish_s - submit_s,
-            "stretch": (self._finish_s - submit_s) / self._solo_s,
-            "solo_time": self._solo_s,
+            "starting_time": start_s,
+            "finish_time": finish_s,
+            "waiting_time": start_s - submit_s,
+            "execution_time": finish_s - start_s - paused_s,
+            "paused_time": paused_s,
+            "turnaround_time": finish_s - submit_s,
+            "stretch": (finish_s - submit_s) / solo_s,
+            "solo_time": solo_s,
             "final_state": [STATES[code] for code in self._state.tolist()],
             "reason": [self._reasons.get(i, "") for i in range(len(specs))],
             "allocated_resources": self._devices,
-            "preemptions": self._preemptions,
-            "oom_events": self._ooms,
-            "steps_done": self._steps,
-            "tokens_done": self._tokens,
-            "service_s": self._service_s,
+            "preemptions": np.array(self._preemptions),
+            "oom_events": np.array(self._ooms),
+            "steps_done": np.array(self._steps),
+            "tokens_done": np.array(self._tokens),
+            "service_s": np.array(self._service_s),
             "user": [spec.user for spec in specs],
             "group": [spec.group for spec in specs],
             "base_model": [spec.base_model for spec in specs],
