@@ -43,16 +43,18 @@ def load_trace(path: str | None) -> Trace:
 
 def load_devices(text: str | None, profile: Path | None, *, sample: bool) -> tuple[DeviceProfile, ...]:
     """Devices of the run. With a profile file, --devices may only say how many of it."""
-    from loramux_profiles.devices import load_device, parse_devices
+    from loramux_profiles.devices import MAX_DEVICES, load_device, parse_devices
 
     if profile is None:
-        return parse_devices(text or (SAMPLE_DEVICES if sample else ONE_DEVICE))
+        return parse_devices(text if text is not None else SAMPLE_DEVICES if sample else ONE_DEVICE)
     device = load_device(str(profile) if profile.suffix == ".json" else f"{profile}")
     if text is None:
         return (device,)
     count = text.removesuffix("x") if text.endswith("x") else text
-    if not count.isdigit() or int(count) < 1:
-        raise UsageError(f"with --device-profile, --devices is a number of them, not {text!r}")
+    if not count.isdecimal() or not 1 <= int(count[:9]) <= MAX_DEVICES:
+        raise UsageError(
+            f"with --device-profile, --devices is a number of them, from 1 to {MAX_DEVICES}, not {text[:80]!r}"
+        )
     return (device,) * int(count)
 
 

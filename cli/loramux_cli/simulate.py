@@ -81,8 +81,12 @@ def simulate_command(
     if explain is not None and explain not in {spec.job_id for spec in jobs.jobs}:
         raise UsageError(f"--explain: the trace has no job {explain!r}")
     if out is not None:
-        from loramux_traces.runfolder import prepare_folder
+        from loramux_traces.runfolder import prepare_folder, run_folder_name
 
+        folders = [run_folder_name(name, seed) for name in names]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise UsageError(f"--out: two of these policies would both write {folder}; run them one by one")
         prepare_folder(out, force=force)
     results: list[tuple[str, RunResult]] = []
     for name in names:
@@ -131,7 +135,9 @@ def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequ
     from loramux_traces.runfolder import prepare_folder, run_folder_name, write_run
 
     write_run(
-        prepare_folder(out / run_folder_name(name, result.seed)),
+        prepare_folder(
+            out / run_folder_name(name, result.seed), resume=True
+        ),  # cleared with `out`, but for strangers' files
         manifest=manifest(result, name, trace, profiles, sys.argv),
         jobs=result.jobs,
         events=result.events,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, Plan, ReadyJob, Rule
+from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, JobView, Plan, ReadyJob, Rule
 
 
 def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Rule = "least-loaded") -> None:
@@ -67,8 +67,27 @@ def fuse_all(device: DeviceView) -> FusedStep:
     step = device.everyone()
     if step is not None:
         return step
+    return as_many_as_fit(device, sorted(device.ready, key=lambda ready: -ready.waited))
+
+
+def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
+    """One job alone, its micro-batch halved until it fits.
+
+    A single row runs in any case: if it does not fit either, the device runs out of memory, and the loop fails the job
+    with the bytes needed and available once it has raised the bound.
+    """
+    rows = job.rows
+    while rows > 1 and not device.fits_rows(job, rows):
+        rows = (rows + 1) // 2
+    return FusedStep(device.base_model, (Entry(job.job_id, rows),))
+
+
+def as_many_as_fit(device: DeviceView, jobs: Sequence[ReadyJob]) -> FusedStep:
+    """These jobs together, in this order passing over what no longer fits; at least the first, halved if need be."""
+    if device.fits(jobs):
+        return device.step(jobs)
     chosen: list[ReadyJob] = []
-    for job in sorted(device.ready, key=lambda ready: -ready.waited):
+    for job in jobs:
         if device.fits([*chosen, job]):
             chosen.append(job)
-    return device.step(chosen or list(device.ready)[:1])
+    return device.step(chosen) if chosen else halved(device, jobs[0])

@@ -80,7 +80,7 @@ class Scheduler:
         """A job was submitted. Returns whether `decide` must be called for it."""
         self.active[job.job_id] = job
         job.view = self.view_of(job)
-        self.queue.add(job)
+        self._put(job)
         self._tell("arrive", job)
         self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
@@ -294,7 +294,14 @@ class Scheduler:
         job.state, job.devices, job.share = WAITING, (), 1.0
         job.enqueued_s = job.last_stop_s = self.backend.now_s
         job.view = self.view_of(job)
-        self.queue.add(job)
+        self._put(job)
+
+    def _put(self, job: Job) -> None:
+        try:
+            self.queue.add(job)
+        except Exception as error:
+            what = f"the order of {job.job_id} raised {type(error).__name__}: {error}"
+            raise PolicyError(f"policy {self.policy.name} at {self.backend.now_s:.3f} s: {what}") from error
 
     def _leave(self, job: Job) -> tuple[int, ...]:
         devices, share = job.devices, job.share

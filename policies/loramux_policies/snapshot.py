@@ -68,8 +68,13 @@ class ClusterSnapshot:
         """Residents whose metric exceeds `above`, largest first."""
         if metric not in ("attained_s", "remaining_s"):
             raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
-        found = [f.view for f in self._running() if getattr(f.view, metric) > above]
-        return iter(sorted(found, key=lambda v: (getattr(v, metric), v.submit_s, v.job_id), reverse=True))
+
+        def value(fact: JobFacts) -> float:
+            return fact.view.attained_s if metric == "attained_s" else fact.remaining_s
+
+        found = [fact for fact in self._running() if fact.view.num_gpus == 1 and value(fact) > above]
+        found.sort(key=lambda fact: (value(fact), fact.view.submit_s, fact.view.job_id), reverse=True)
+        return iter([fact.view for fact in found])
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""
@@ -83,7 +88,7 @@ class ClusterSnapshot:
 
     def remaining_s(self, job_id: str) -> float:
         """Predicted seconds left, alone."""
-        return self._fact(job_id).view.remaining_s
+        return self._fact(job_id).remaining_s
 
     def attained_s(self, job_id: str) -> float:
         """Service received, in seconds-alone."""
@@ -134,6 +139,7 @@ def take_snapshot(loop: Scheduler, now_s: float, changes: Changes) -> ClusterSna
             view=view,
             device_id=job.devices[0] if running else None,
             finish_s=loop.backend.finish_s(job) if running else None,
+            remaining_s=loop.remaining_s(job),
             switch_s=loop.switch_s(job),
             key=loop.queue.key_of(view),
         )

@@ -223,7 +223,7 @@ class ClusterView(Protocol):
         """Jobs on a device with current figures, in order of their start."""
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
-        """Residents anywhere whose metric exceeds `above`, largest first; lazy."""
+        """Residents anywhere (gangs apart) whose metric, as `remaining_s()` has it, exceeds `above`; largest first."""
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""

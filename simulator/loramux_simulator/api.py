@@ -343,7 +343,9 @@ class _Run:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Keep the cyclic garbage collector from walking a million jobs again and again: a run makes no cycles to speak of."""
+    """Keep the cyclic garbage collector from walking a million jobs again and again: a run makes no cycles to speak
+    of.
+    """
     before = gc.get_threshold()
     gc.set_threshold(200_000, 20, 100)
     try:

@@ -15,12 +15,9 @@ from loramux_policies.scheduler import Scheduler
 
 TIME_SLACK = 1e-12
 """Relative: two events closer than this are one batch (delays are rounded when they are added to the clock)."""
-
-
 MOST_FRUITLESS: Final = 300_000
 """Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time
-pass, or
-find nothing running, count IDLE_WEIGHT times."""
+pass, or find nothing running, count IDLE_WEIGHT times."""
 IDLE_WEIGHT: Final = 100
 
 

@@ -152,7 +152,7 @@ def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
         "load": load,
         "seed": seed,
         "fidelity": result.options["fidelity"],
-        "devices": len(result.devices),
+        "devices": str(len(result.devices)),
         **flatten_summary(result.summary),
     }
 
@@ -169,8 +169,11 @@ def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:
     if json_text(plan.describe()) != json_text(found):
         raise StateError(f"{out} holds another sweep (trace, devices or options differ): use --force or another folder")
     done: dict[Point, dict[str, Any]] = {}
-    for row in read_results(out / RESULTS).to_dict(orient="records"):
-        load = row["load"]
-        key = (str(row["policy"]), None if pd.isna(load) else float(load), int(row["seed"]))
-        done[key] = {str(name): value for name, value in row.items()}
+    try:
+        for row in read_results(out / RESULTS).to_dict(orient="records"):
+            load = row["load"]
+            key = (str(row["policy"]), None if pd.isna(load) else float(load), int(row["seed"]))
+            done[key] = {str(name): value for name, value in row.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{out / RESULTS}: not a table of this sweep ({error}); --force starts anew") from error
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -55,7 +56,7 @@ def times_in_order(case: Case, result: RunResult) -> None:
     gangs = {spec.job_id: spec.num_gpus for spec in case.trace.jobs}
     for row in result.jobs.itertuples():
         mine = sorted(set(stays[row.job_id])) if gangs[row.job_id] > 1 else sorted(stays[row.job_id])
-        assert all(a[1] <= b[0] for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(mine))
         if row.final_state == "COMPLETED":
             assert sum(end - start for start, end in mine) == approx(row.execution_time, rel=1e-9, abs=1e-6)
 

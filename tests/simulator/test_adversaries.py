@@ -363,7 +363,6 @@ def test_a_kept_device_view(fidelity: str) -> None:
 @pytest.mark.parametrize(
     "key", [lambda job: 1 / 0, lambda job: (None,) if job.job_id == "j1" else (1,)], ids=["raises", "not-comparable"]
 )
-@pytest.mark.xfail(strict=True, reason="Scheduler.arrive calls the policy's order key outside of any guard")
 def test_an_order_that_raises(key: Callable[[Any], Any]) -> None:
     policy = type("Odd", (Policy,), {"order": Order(key=key), "place": lambda _, view: view.plan(), "name": "odd"})
     with pytest.raises(PolicyError, match="odd"):

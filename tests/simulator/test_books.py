@@ -254,5 +254,5 @@ def test_a_step_that_over_commits_is_refused() -> None:
         device.ledger.add(one, 1.0)
         device.add(ReadyRun(one, one.cost_on(1), 0))
     device.ledger.capacity = device.ledger.own + device.ledger.weights + device.ledger.context
-    with pytest.raises(PolicyError, match="greedy.*over-commits"):
+    with pytest.raises(PolicyError, match=r"greedy.*over-commits"):
         device.next_step()

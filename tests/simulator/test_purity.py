@@ -21,9 +21,7 @@ ALL = names()
 
 def answer(plan: Any) -> list[Any]:
     """What a plan says, without objects that a snapshot copies."""
-    said: list[Any] = [
-        (type(action).__name__, action.job.job_id, *[part for part in action[1:]]) for action in plan.actions
-    ]
+    said: list[Any] = [(type(action).__name__, action.job.job_id, *list(action[1:])) for action in plan.actions]
     said.append(sorted(plan.reviews))
     said.append(sorted((job.job_id, pytest.approx(level, rel=1e-9)) for job, level in plan.watches))
     return said

@@ -6,12 +6,13 @@ descending, arrival, id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from math import ceil
 from typing import Final
 
-from loramux_policies.views import DeviceView, Entry, FusedStep, ReadyJob
+from loramux_policies.packing import halved
+from loramux_policies.views import DeviceView, FusedStep, ReadyJob
 from loramux_profiles.work import ROUNDING
 
 LEAST_PATIENCE: Final = 16
@@ -22,29 +23,6 @@ Fits = Callable[[Iterable[ReadyJob]], bool]
 def patience(residents: int, k: int) -> int:
     """W: a job that has waited this many steps is starved and goes first."""
     return max(LEAST_PATIENCE, 4 * ceil(residents / k))
-
-
-def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
-    """One job alone, its micro-batch halved until it fits.
-
-    A single row runs in any case: if it does not fit either, the device runs out of memory, and the loop fails the job
-    with the bytes needed and available once it has raised the bound.
-    """
-    rows = job.rows
-    while rows > 1 and not device.fits_rows(job, rows):
-        rows = (rows + 1) // 2
-    return FusedStep(device.base_model, (Entry(job.job_id, rows),))
-
-
-def as_many_as_fit(device: DeviceView, jobs: Sequence[ReadyJob]) -> FusedStep:
-    """These jobs together, in this order passing over what no longer fits; at least the first, halved if need be."""
-    if device.fits(jobs):
-        return device.step(jobs)
-    chosen: list[ReadyJob] = []
-    for job in jobs:
-        if device.fits([*chosen, job]):
-            chosen.append(job)
-    return device.step(chosen) if chosen else halved(device, jobs[0])
 
 
 def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: float) -> FusedStep:

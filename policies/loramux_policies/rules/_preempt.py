@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from loramux_policies.views import ClusterView, JobView, Plan
 
 DEVICES_TRIED: Final = 1
-"""Per search for room: that of the worst resident. A search costs most of a decision, and more devices gained nothing in
+"""Per search for room: that of the worst resident. A search costs most of a decision, and more gained nothing in
 mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with four, at 0.7 of the speed).
 """
 

@@ -1,0 +1,364 @@
+"""Exit codes, and what the user reads when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import HEADER, ROWS, Cli, write_trace
+from .test_simulate import FAST, files_of, timeless
+
+POLICY_FILE = '''
+from loramux_policies import Policy, register, start_in_order
+
+@register("{name}")
+class Mine(Policy):
+    """Mine."""
+    def __init__(self, window: int = 1, loud: bool = False, label: str = "a") -> None:
+        self.window = window
+        if window > 100:
+            raise ValueError("window is too wide")
+    def place(self, view):
+        plan = view.plan()
+        start_in_order(view, plan, window=self.window)
+        return plan
+'''
+FAILING_FILE = """
+from loramux_policies import Policy
+class {name}(Policy):
+    def place(self, view):
+        {body}
+"""
+
+
+def simulate(cli: Cli, trace: Path, *more: object) -> object:
+    return cli("simulate", "--trace", trace, *FAST, "--json", *more)
+
+
+# --- 2: usage and input
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--policy", "fivo"), ("no policy is called 'fivo'", "fifo")),
+        (("--policy", "aspen:q=2"), ("aspen has no parameter 'q'", "k")),
+        (("--policy", "aspen:k=zwei"), ("k", "zwei")),
+        (("--policy", "aspen:k=0"), ("k must be at least 1",)),
+        (("--policy", "aspen:k"), ("k",)),
+        (("--policy", "aspen:k="), ("not key=value",)),
+        (("--policy", "fifo", "--policy", "fifo"), ("given twice",)),
+        (("--policy", "no_such_module:Thing"), ("no_such_module",)),
+        (("--policy", "json:JSONDecoder"), ("no Policy class",)),
+        (("--policy", "loramux_policies.rules.fifo:Fivo"), ("no Policy class",)),
+        (("--policy", ""), ("no policy",)),
+        (("--devices", "2xa100"), ("a100", "a100-80g")),
+        (("--devices", "0xl4"), ("from 1",)),
+        (("--devices", "l4,,l4"), ("NAME",)),
+        (("--devices", ""), ("",)),
+        (("--speedup-curve", "fre"), ("unknown speed-up curve", "free")),
+        (("--speedup-curve", "linear:2"), ("linear:0.3,2.5",)),
+        (("--speedup-curve", "missing/file.csv"), ("missing/file.csv",)),
+        (("--speedup-curve", "free", "--fidelity", "step"), ("--fidelity rate",)),
+        (("--fusion", "paked"), ("packed", "padded")),
+        (("--fidelity", "steps"), ("rate", "step")),
+        (("--max-resident", "0"), ("at least 1",)),
+        (("--prediction-error", "-1"), ("from 0 to 10",)),
+        (("--prediction-error", "nan"), ("from 0 to 10",)),
+        (("--warmup", "1"), ("below 1",)),
+        (("--multi-gpu", "drip"), ("gang", "drop")),
+        (("--seed", "-1"), ("--seed",)),
+        (("--seeds", "0"), ("--seeds",)),
+        (("--explain", "nobody"), ("no job 'nobody'",)),
+        (("--plots",), ("--out",)),
+        (("--policy-file", "missing.py"), ("no policy file missing.py",)),
+        (("--device-profile", "missing.json"), ("missing.json",)),
+        (("--nonsense",), ("--nonsense",)),
+        (("--devices", "9" * 30), ("9",)),
+        (("--policy", "aspen:k=4", "--policy", "aspen:k=4,", "--out", "x"), ("both write aspen-k-4-s0",)),
+    ],
+)
+def test_usage_errors(cli: Cli, trace: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    ran = cli("simulate", "--trace", trace, "--quiet", "--json", *arguments)
+    assert ran.code == 2, ran.err
+    assert ran.out == ""
+    for word in words:
+        assert word in ran.err
+
+
+def test_every_bad_row_is_listed(cli: Cli, tmp_path: Path) -> None:
+    rows = [
+        *ROWS[:3],
+        "bad id!,0,llama-7b,lora,4,128,10,0",
+        "b,-1,llama-7b,qlora,0,nan,1e400,high",
+        ROWS[0],
+        "c,0,llama-7b",
+    ]
+    ran = cli("simulate", "--trace", write_trace(tmp_path / "bad.csv", tuple(rows)))
+    assert ran.code == 2
+    assert ran.out == ""
+    for line, column in ((5, "job_id"), (6, "submit_s"), (6, "method"), (6, "batch_size"), (6, "seq_len"), (6, "total_steps"),
+                         (6, "priority"), (7, "job_id")):  # fmt: skip
+        assert f"bad.csv:{line}: column {column}:" in ran.err
+    assert "bad.csv:8" in ran.err
+
+
+def test_an_unknown_column_suggests_the_nearest(cli: Cli, tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "t.csv", header=HEADER.replace("priority", "priorty"))
+    ran = cli("simulate", "--trace", path)
+    assert ran.code == 2
+    assert "priority" in ran.err
+
+
+def test_an_unknown_base_model_suggests_the_nearest(cli: Cli, tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "t.csv", (ROWS[0].replace("smollm2-135m", "smollm-135m"),))
+    ran = cli("simulate", "--trace", path)
+    assert ran.code == 2
+    assert "smollm2-135m" in ran.err
+
+
+@pytest.mark.parametrize("what", ["missing.csv", "."])
+def test_no_such_trace(cli: Cli, what: str) -> None:
+    ran = cli("simulate", "--trace", what)
+    assert ran.code == 2
+    assert ran.out == ""
+
+
+def test_control_characters_are_escaped(cli: Cli, tmp_path: Path) -> None:
+    evil = "e\x1b[2Jvil\x07\u202e"
+    path = write_trace(tmp_path / "t.csv", (f'"{evil}",0,llama-7b,lora,4,128,10,0',))
+    for arguments in (
+        ("--trace", path),
+        ("--policy", evil),
+        ("--devices", evil),
+        ("--explain", evil),
+        ("--speedup-curve", evil),
+    ):
+        ran = cli("simulate", *arguments)
+        assert ran.code == 2
+        assert all(c.isprintable() or c == "\n" for c in ran.err + ran.out), (arguments, ran.err)
+
+
+def test_names_in_tables_are_text_not_markup(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    named = tmp_path / "[red]x[bold].csv"
+    named.write_bytes(trace.read_bytes())
+    ran = cli("simulate", "--trace", named, "--policy", "fifo", *FAST)
+    assert ran.code == 0
+    assert "[red]x[bold]" in ran.out
+
+
+# --- policies
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_from_a_file_and_from_a_module(
+    cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cli_mine.py"
+    file.write_text(POLICY_FILE.format(name="cli-mine"))
+    named = cli(
+        "simulate", "--trace", trace, *FAST, "--json", "--policy-file", file, "--policy", "cli-mine:window=3,loud=true"
+    )
+    assert named.code == 0, named.err
+    assert json.loads(named.out)["runs"][0]["policy"] == "cli-mine:window=3,loud=true"
+    unnamed = cli("simulate", "--trace", trace, *FAST, "--json", "--policy-file", file)
+    assert [run["policy"] for run in json.loads(unnamed.out)["runs"]] == ["cli-mine"]
+    assert cli("simulate", "--trace", trace, "--policy-file", file, "--policy", "cli-mine:window=200").code == 2
+    listed = cli("policies", "--json", "--policy-file", file)
+    assert "cli-mine" in {row["name"] for row in json.loads(listed.out)["policies"]}
+    shipped = cli("simulate", "--trace", trace, *FAST, "--json", "--policy", "loramux_policies.rules.fifo:Fifo")
+    fifo = cli("simulate", "--trace", trace, *FAST, "--json", "--policy", "fifo")
+    with_parameter = cli(
+        "simulate", "--trace", trace, *FAST, "--json", "--policy", "loramux_policies.rules.fifo:Fifo:window=1"
+    )
+    runs = [timeless(json.loads(ran.out))["runs"][0] for ran in (shipped, fifo, with_parameter)]
+    for run in runs:
+        run.pop("policy")
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ("CliRaises", "raise KeyError('x')", ("CliRaises", "KeyError")),
+        ("CliNothing", "return view.plan()", ("CliNothing", "stalled")),
+        ("CliNone", "return None", ("CliNone",)),
+        ("CliGhost", "p = view.plan(); p.start('ghost', 0); return p", ("CliGhost", "ghost")),
+    ],
+)
+def test_a_policy_that_misbehaves_is_named(
+    cli: Cli, trace: Path, tmp_path: Path, name: str, body: str, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / f"{name.lower()}.py"
+    file.write_text(FAILING_FILE.format(name=name, body=body))
+    ran = cli("simulate", "--trace", trace, "--policy-file", file, *FAST, "--json")
+    assert ran.code == 2
+    assert ran.out == ""
+    for word in words:
+        assert word in ran.err
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "def broken(:"])
+def test_a_policy_file_that_is_none(cli: Cli, trace: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "nope.py"
+    file.write_text(text)
+    ran = cli("simulate", "--trace", trace, "--policy-file", file)
+    assert ran.code == 2
+    assert "nope.py" in ran.err
+
+
+# --- 3 and 4: jobs that end badly
+# ----------------------------------------------------------------------------------------
+
+
+def test_a_job_that_never_fits(cli: Cli, tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "t.csv", (*ROWS, "huge,3,llama-2-13b,lora,1,128,10,0"))
+    ran = cli("simulate", "--trace", path, "--policy", "fifo", "--policy", "aspen", "--devices", "1xl4", "--json")
+    assert ran.code == 4
+    for run in json.loads(ran.out)["runs"]:
+        assert (run["jobs"], run["completed"], run["unschedulable"], run["failed"]) == (19, 18, 1, 0)
+    assert "huge" in ran.err and "bytes" in ran.err
+    assert (
+        cli("simulate", "--trace", path, "--policy", "fifo", "--devices", "1xa100-80g", "--json", "--quiet").code == 0
+    )
+    assert cli("simulate", "--trace", path, "--policy", "fifo", "--devices", "1xl4", "--ideal", "--quiet").code == 0
+
+
+def test_a_rejected_job_is_no_failure(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cli_choosy.py"
+    body = "p = view.plan()\n        for j in view.waiting(99):\n            p.reject(j.job_id, 'no', 2.0, 1.0)\n        return p"
+    file.write_text(FAILING_FILE.format(name="CliChoosy", body=body))
+    ran = cli("simulate", "--trace", trace, "--policy-file", file, *FAST, "--json")
+    assert ran.code == 0
+    run = json.loads(ran.out)["runs"][0]
+    assert (run["completed"], run["unschedulable"]) == (0, 18)
+    assert run["turnaround_s"]["mean"] is None
+
+
+def test_failed_jobs_exit_3(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loramux_simulator import api
+
+    monkeypatch.setattr(api, "QUANTILE_99", 1e-3)  # a memory model that is wrong by orders of magnitude
+    rows = tuple(f"o{i},{i},tinyllama-1.1b,lora,8,800,50,0" for i in range(6))
+    ran = cli(
+        "simulate", "--trace", write_trace(tmp_path / "t.csv", rows), "--policy", "fifo", "--devices", "1xl4", "--json"
+    )
+    assert ran.code == 3
+    run = json.loads(ran.out)["runs"][0]
+    assert run["failed"] > 0
+    assert "FAILED_OOM" in ran.err
+
+
+# --- 6: folders
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_is_not_overwritten(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", out).code == 0
+    before = files_of(out)
+    ran = cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", out, "--json")
+    assert ran.code == 6
+    assert ran.out == ""
+    assert "--force" in ran.err
+    assert files_of(out) == before
+    assert cli("simulate", "--trace", trace, "--policy", "srtf", *FAST, "--out", out, "--force").code == 0
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"srtf-s0"}
+
+
+def test_a_strangers_folder_is_never_cleared(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    assert cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", precious, "--force").code == 6
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    assert cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", tmp_path / "file").code == 6
+    (tmp_path / "link").symlink_to(precious)
+    assert cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", tmp_path / "link").code == 6
+
+
+def test_a_strangers_file_beside_a_run_survives_force(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", out).code == 0
+    note = out / "fifo-s0" / "note.txt"
+    note.write_text("mine")
+    ran = cli("simulate", "--trace", trace, "--policy", "fifo", *FAST, "--out", out, "--force")
+    assert note.read_text() == "mine"
+    assert ran.code == 0, ran.err
+
+
+# --- signals and pipes
+# ---------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "loramux_cli.main", *arguments]
+
+
+def long_run(tmp_path: Path) -> list[str]:
+    rows = [f"j{i},{i * 5},smollm2-135m,lora,4,128,200000,0" for i in range(40)]
+    path = write_trace(tmp_path / "long.csv", tuple(rows))
+    return command(
+        "simulate", "--trace", str(path), "--policy", "aspen", "--fidelity", "step", "--devices", "1xl4", "--json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals(tmp_path: Path, number: signal.Signals, code: int, word: str) -> None:
+    with subprocess.Popen(long_run(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(3.0)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert word in err.lower() or err == ""
+
+
+def test_a_closed_pipe_is_no_traceback(trace: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command("simulate", "--trace", str(trace), "--policy", "fifo", *FAST, "--json"),
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_a_trace_from_stdin_and_the_installed_commands(trace: Path) -> None:
+    arguments = ["--trace", "-", "--policy", "fifo", *FAST, "--json"]
+    outputs = []
+    for words in (["loramux", "simulate"], ["simulate"]):
+        script = Path(sys.executable).parent / words[0]
+        done = subprocess.run([str(script), *words[1:], *arguments], input=trace.read_text(), capture_output=True, text=True,
+                              timeout=60)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outputs.append(timeless(json.loads(done.stdout)))
+    assert outputs[0] == outputs[1]
+
+
+def test_an_internal_error_exits_1_without_traceback(cli: Cli, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loramux_cli import running
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("bug \x1b[31m")
+
+    monkeypatch.setattr(running, "load_devices", broken)
+    ran = cli("simulate", "--trace", trace)
+    assert ran.code == 1
+    assert "internal error: RuntimeError" in ran.err
+    assert "\x1b" not in ran.err
