@@ -26,6 +26,8 @@ class JobFacts:
     view: JobView
     device_id: int | None
     finish_s: float | None
+    remaining_s: float
+    """Alone on the device it is on (the view's is on the first device type)."""
     switch_s: float
     key: tuple[object, ...]
 

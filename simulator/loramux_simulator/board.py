@@ -35,10 +35,14 @@ class Board:
         self._least = np.full(size, EMPTY)
         """Least remaining time: 0 in a slot that is taken."""
         self._jobs: list[Job | None] = [None] * size
+        self._read_s = -1.0
+        """Time of the last answer, below zero where something has changed since."""
+        self._answer: tuple[Sequence[Job | None], Floats, Floats]
         self._free = list(range(size - 1, -1, -1))
 
     def set_clock(self, device_id: int, clock: VirtualClock) -> None:
         """A device's virtual clock got another rate or a stall (advancing it changes nothing here)."""
+        self._read_s = -1.0
         self._virtual[device_id] = clock.virtual
         self._at_s[device_id] = clock.at_s
         self._rate[device_id] = clock.rate
@@ -56,6 +60,7 @@ class Board:
     def update(self, run: Run) -> None:
         """A job was rebased."""
         slot, job, cost = run.slot, run.job, run.cost
+        self._read_s = -1.0
         per_step = cost.solo_step_s * cost.accumulation
         pending = run.done_micro * cost.solo_step_s - job.done_steps * per_step
         self._tag[slot] = run.start_tag
@@ -66,6 +71,7 @@ class Board:
 
     def remove(self, run: Run) -> None:
         """A job left."""
+        self._read_s = -1.0
         slot = run.slot
         self._jobs[slot] = None
         self._attained[slot] = self._least[slot] = EMPTY
@@ -75,12 +81,15 @@ class Board:
         run.slot = -1
 
     def read(self, now_s: float) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Jobs, attained and remaining solo seconds at a time."""
+        """Jobs, attained and remaining solo seconds at a time; to be read, not written."""
+        if now_s == self._read_s:
+            return self._answer
         virtual = self._virtual + self._rate * np.maximum(now_s - self._at_s, 0.0)
         gone = (virtual[self._device] - self._tag) * self._speed
         attained = self._attained + gone
         remaining = np.maximum(self._predicted - attained, self._least)  # a job may run longer than predicted
-        return self._jobs, attained, remaining
+        self._read_s, self._answer = now_s, (self._jobs, attained, remaining)
+        return self._answer
 
     def _grow(self) -> None:
         size = len(self._jobs)

@@ -242,8 +242,8 @@ class StepEngine:
         self._woken[device.fused.device_id] = None
         if job.run is run:  # else it has left meanwhile
             self._loop.evict(job, "actual memory above the device's")
-        self._clock.request_decision()
         self._loop.review()
+        self._clock.request_decision()
 
     # -- accounts
 

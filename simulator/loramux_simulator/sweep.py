@@ -99,14 +99,16 @@ def sweep(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / MANIFEST, plan.describe() | {"argv": sys.argv})
     todo = [point for point in points if point not in done]
+    known = len(points) - len(todo)
     if progress is not None:
-        progress(len(done), len(points))
+        progress(known, len(points))
     saved = time.monotonic()
     try:
         for point, row in _run(plan, todo, n_jobs, backend):
             done[point] = row
+            known += 1
             if progress is not None:
-                progress(len(done), len(points))
+                progress(known, len(points))
             if out is not None and time.monotonic() - saved > SAVE_EVERY_S:
                 write_results(out / RESULTS, _table(points, done))
                 saved = time.monotonic()
@@ -158,7 +160,10 @@ def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
 
 
 def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame([done[point] for point in points if point in done])
+    """The plan's rows in its order, then what the folder held beside them (a resumed sweep may ask for others)."""
+    wanted = set(points)
+    rows = [done[point] for point in points if point in done]
+    return pd.DataFrame(rows + [row for point, row in done.items() if point not in wanted])
 
 
 def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:

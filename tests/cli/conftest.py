@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loramux_cli.main import main
+from loramux_policies import registry
 
 HEADER = "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps,priority"
 ROWS = tuple(
@@ -44,6 +45,9 @@ Cli = Callable[..., Ran]
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """`cli("simulate", ...)`: run the command in this process; stdout and stderr as file descriptors see them."""
     import signal
+
+    registry.names()
+    monkeypatch.setattr(registry, "_known", dict(registry._known))  # policy files of one test are unknown to the next
 
     def run(*argv: object) -> Ran:
         words = [str(word) for word in argv]

@@ -122,6 +122,14 @@ def test_another_sweep_is_not_resumed(cli: Cli, trace: Path, tmp_path: Path) -> 
     assert sweep(cli, trace, out, "--force").code == 0
 
 
+def test_a_resumed_sweep_may_ask_for_more(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    """Other policies are added; rows that are not asked for again are kept."""
+    common = ("sweep", "--trace", trace, "--devices", "1xl4", "--workers", 1, "--out", tmp_path / "s", "--quiet")
+    assert cli(*common, "--policy", "fifo", "--policy", "sjf").code == 0
+    assert cli(*common, "--policy", "srtf", "--policy", "fifo", "--resume").code == 0
+    assert table(tmp_path / "s")["policy"].tolist() == ["srtf", "fifo", "sjf"]
+
+
 @pytest.mark.parametrize("damage", ["", "rubbish\n", "policy,seed\n\x00,1\n", 'policy,seed,load\n"x'])
 def test_a_damaged_table_is_said_so(cli: Cli, trace: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "s"

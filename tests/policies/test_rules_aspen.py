@@ -92,7 +92,7 @@ def test_everybody_if_they_are_k_at_most(name: str) -> None:
         ready = residents(rng, n)
         device = FakeDevice(ready)
         assert not policy.windows(n) and policy.fuse(device) == device.everyone() and device.asked == 0
-    assert policy.windows(5) and len(policy.fuse(FakeDevice(residents(rng, 9))).entries) == 4
+    assert policy.windows(5) and len(policy.fuse(FakeDevice(residents(rng, 8))).entries) == 4
 
 
 @pytest.mark.parametrize("name", FUSING)

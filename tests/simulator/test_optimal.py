@@ -18,6 +18,7 @@ from .workloads import GIB, sized
 
 Floats = NDArray[np.float64]
 ORDERS = np.array(list(permutations(range(8))))
+ALL = names()
 SEAT = {"devices": "1xl4", "ideal": True, "max_resident": 1}
 
 
@@ -75,7 +76,7 @@ def test_nobody_beats_the_best_order_of_eight(seed: int) -> None:
     rng = np.random.default_rng(10 + seed)
     sizes = [float(s) for s in rng.exponential(200.0, 8) + 0.1]
     best = best_order(sizes, [0.0] * 8)
-    for policy in names():
+    for policy in ALL:
         assert mean_of(policy, sizes, [0.0] * 8) >= best * (1 - 1e-9), policy
 
 
@@ -85,7 +86,7 @@ def test_whoever_never_interrupts_is_bounded_by_the_best_order(seed: int) -> Non
     sizes = [float(s) for s in rng.exponential(50.0, 8) + 0.1]
     submits = [float(t) for t in np.cumsum(rng.exponential(40.0, 8))]
     best = best_order(sizes, submits)
-    for policy in names():
+    for policy in ALL:
         if not create(policy).preempts and not create(policy).slices:
             assert mean_of(policy, sizes, submits) >= best * (1 - 1e-9), policy
     assert mean_of("srtf", sizes, submits) <= best * (1 + 1e-9)
@@ -98,7 +99,7 @@ def test_srtf_is_optimal_for_one_machine_that_may_switch(seed: int) -> None:
     submits = [int(t) for t in rng.integers(0, 9, 5)]
     best = best_preemptive(sizes, submits)
     assert mean_of("srtf", list(map(float, sizes)), list(map(float, submits))) == pytest.approx(best, rel=1e-9)
-    for policy in names():
+    for policy in ALL:
         assert mean_of(policy, list(map(float, sizes)), list(map(float, submits))) >= best * (1 - 1e-9), policy
 
 
@@ -121,7 +122,7 @@ def test_the_oracle_knows_where_jobs_stop(seed: int) -> None:
     assert found["sjf"]["turnaround_time"].mean() >= best
 
 
-@pytest.mark.parametrize("policy", names())
+@pytest.mark.parametrize("policy", ALL)
 def test_makespan_is_never_below_memory_times_time(policy: str) -> None:
     """Where co-running is free, sum(memory x time) / (devices x capacity) bounds every schedule."""
     rng = np.random.default_rng(50)

@@ -79,6 +79,6 @@ def zero_one_program(cost: Floats, limits: Limits, nodes: int) -> Floats | None:
             integrality=np.ones(len(cost), dtype=np.int64),
             bounds=Bounds(0.0, 1.0),
             constraints=LinearConstraint(rows, -np.inf, bounds),
-            options={"node_limit": nodes},
+            options={"node_limit": nodes, "mip_rel_gap": 0.0},
         )
     return None if found.x is None else np.asarray(found.x, dtype=float).round()

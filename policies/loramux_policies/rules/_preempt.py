@@ -13,6 +13,10 @@ mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with fou
 """
 
 
+ABOVE_SKIPPED: Final = 16
+"""Residents past their level that are looked over in search of the next to reach it."""
+
+
 class Worse(NamedTuple):
     """Whom a waiting job may displace: residents whose badness is strictly above a limit."""
 
@@ -22,33 +26,64 @@ class Worse(NamedTuple):
     above: float
 
 
+class Outcome(NamedTuple):
+    """What came of a walk through the queue."""
+
+    blocked: JobView | None
+    """The first job that could not start; None if all could."""
+    started: list[JobView]
+
+
 def preempt_in_order(
     view: ClusterView, plan: Plan, worse: Callable[[JobView], Worse], *, window: float = 1, nested: bool = True
-) -> JobView | None:
+) -> Outcome:
     """Start waiting jobs in their order, pausing residents who are worse where there is no room.
 
     `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those
     behind it are only tried for free room; so are they after a search that found no room among the worse. Passes over
-    at most `window - 1` jobs that could not start; returns the first of these, None if all could.
+    at most `window - 1` jobs that could not start.
     """
     first: JobView | None = None
+    started: list[JobView] = []
     blocked = 0
     spent = False
     for job in view.waiting(view.n_waiting):
         device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
         if device_id is not None:
             plan.start(job.job_id, device_id)
+            started.append(job)
             continue
         if not spent and job.num_gpus == 1:
             found = _displace(view, plan, job, worse(job))
             if found:
+                started.append(job)
                 continue
             spent = nested or found is False
         first = first or job
         blocked += 1
         if blocked >= window:
             break
-    return first
+    return Outcome(first, started)
+
+
+def review_at_level(view: ClusterView, plan: Plan, started: list[JobView], level_s: float, slack: float) -> None:
+    """Come back when the resident nearest below reaches this much service (who gets there before it is seen then).
+
+    Residents above `level_s * slack` have reached it already.
+    """
+    below = [job for job in started if job.num_gpus == 1 and job.attained_s <= level_s * slack]
+    nearest = max(below, key=lambda job: (job.attained_s, job.submit_s, job.job_id), default=None)
+    for passed, resident in enumerate(view.preemptible("attained_s", above=-1.0)):
+        device = view.device_of(resident.job_id)
+        if resident.attained_s <= level_s * slack and device is not None:
+            if resident.job_id in plan.residents(device):
+                if nearest is None or resident.attained_s > nearest.attained_s:
+                    nearest = resident
+                break
+        elif passed >= ABOVE_SKIPPED:  # so many, and memory lets none of them go: the next event tries again
+            break
+    if nearest is not None:
+        plan.review_when(nearest.job_id, level_s)
 
 
 def _displace(view: ClusterView, plan: Plan, job: JobView, worse: Worse) -> bool | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import Worse, preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order, review_at_level
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 EDGES_PER_DOUBLING = 2
@@ -57,19 +57,17 @@ class Gittins(Policy):
         return exp(-log(2.0) * (age_s / self.median_s) ** self.shape)
 
     def _indices(self) -> list[float]:
-        """Index at the start of each bucket, per second; the integrals by trapezoids on a grid 16 times finer."""
-        fine = 16 * EDGES_PER_DOUBLING
-        steps = range(LOWEST * 16 - 4 * fine, HIGHEST * 16 + 8 * fine + 1)
-        ages = np.array([0.0] + [self.median_s * 2.0 ** (i / fine) for i in steps])
-        alive = np.array([self._survival(age) for age in ages])
-        lived = np.concatenate([[0.0], np.cumsum(np.diff(ages) * (alive[1:] + alive[:-1]) / 2.0)])
+        """Index at the start of each bucket, per second; the integrals by trapezoids on a geometric grid from there."""
+        ahead = np.concatenate([[0.0], self.median_s * 2.0 ** np.arange(-14.0, 12.0, 1.0 / 16.0)])
         indices: list[float] = []
         for start_s in [0.0, *self.edges_s]:
-            i = int(np.searchsorted(ages, start_s * SLACK))
-            gained, spent = alive[i] - alive[i + 1 :], lived[i + 1 :] - lived[i]
-            some = spent > 1e-300  # survival has run out: nothing is left to tell such ages apart by
-            best = float((gained[some] / spent[some]).max()) if some.any() else 0.0
-            indices.append(best or (indices[-1] if indices else 0.0))
+            here = self._survival(start_s)
+            if here <= 0.0:  # nobody gets so old that it could be told from the age before
+                indices.append(indices[-1])
+                continue
+            alive = np.array([self._survival(start_s + more_s) for more_s in ahead]) / here
+            lived = np.cumsum(np.diff(ahead) * (alive[1:] + alive[:-1]) / 2.0)
+            indices.append(float(((1.0 - alive[1:]) / lived).max()))
         return indices
 
     def bucket(self, job: JobView) -> int:
@@ -79,11 +77,10 @@ class Gittins(Policy):
     def place(self, view: ClusterView) -> Plan:
         """Start by index, in the stead of residents whose index is strictly smaller."""
         plan = view.plan()
-        blocked = preempt_in_order(view, plan, lambda job: self._worse(view, job), window=self.window)
-        if blocked is not None:
-            edge = self._falls_below(self.index[self.bucket(blocked)])
-            if edge is not None:
-                self._review(view, plan, edge)
+        blocked, started = preempt_in_order(view, plan, lambda job: self._worse(view, job), window=self.window)
+        edge = None if blocked is None else self._falls_below(self.index[self.bucket(blocked)])
+        if edge is not None:  # come back when the next resident is old enough to be worse than the job that waits
+            review_at_level(view, plan, started, self.edges_s[edge], SLACK)
         return plan
 
     def _falls_below(self, index: float) -> int | None:
@@ -106,13 +103,3 @@ class Gittins(Policy):
             return Worse(sorted(everyone, key=lambda r: (-badness(r), -r.submit_s, r.job_id)), badness, -mine)
         above = inf if edge is None else self.edges_s[edge] * SLACK
         return Worse(view.preemptible("attained_s", above=above), badness, -mine)
-
-    def _review(self, view: ClusterView, plan: Plan, edge: int) -> None:
-        """Come back when the next resident reaches the age from which on the job that waits is better."""
-        for resident in view.preemptible("attained_s", above=-1.0):
-            device = view.device_of(resident.job_id)
-            if device is None or resident.job_id not in plan.residents(device):
-                continue
-            if resident.attained_s <= self.edges_s[edge] * SLACK:
-                plan.review_when(resident.job_id, self.edges_s[edge])
-            return

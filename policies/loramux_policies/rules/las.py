@@ -8,13 +8,15 @@ from typing import ClassVar, Final
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.rules._las_exact import SLICES_PER_JOB, shared_seats
-from loramux_policies.rules._preempt import Worse, preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order, review_at_level
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 SWITCHES_PER_QUANTUM: Final = 50
 """A quantum of 50 switches keeps the time lost to switching at 2%."""
 LEAST_QUANTUM_S: Final = 60.0
 """Where switching costs anything at all: no scheduler of training jobs slices finer than a minute."""
+SLACK: Final = 1.0 - 1e-6
+"""A review at a limit finds its resident past it, whatever the rounding."""
 
 
 @register("las")
@@ -66,22 +68,10 @@ class LeastAttainedService(Policy):
         plan = view.plan()
 
         def richer(job: JobView) -> Worse:
-            # a little below the limit, so that a review at the limit finds its resident above it whatever the rounding
-            above = job.attained_s + 0.999 * (self._limit_s(view, job) - job.attained_s)
+            above = self._limit_s(view, job) * SLACK
             return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 
-        blocked = preempt_in_order(view, plan, richer, window=self.window)
+        blocked, started = preempt_in_order(view, plan, richer, window=self.window)
         if blocked is not None:
-            self._review(view, plan, blocked.attained_s, self._limit_s(view, blocked))
+            review_at_level(view, plan, started, self._limit_s(view, blocked), SLACK)
         return plan
-
-    @staticmethod
-    def _review(view: ClusterView, plan: Plan, level_s: float, limit_s: float) -> None:
-        """Come back when the resident nearest below the limit reaches it (who gets there before is seen then)."""
-        for resident in view.preemptible("attained_s", above=-1.0):
-            device = view.device_of(resident.job_id)
-            if device is None or resident.job_id not in plan.residents(device):
-                continue
-            if resident.attained_s <= level_s + 0.999 * (limit_s - level_s):
-                plan.review_when(resident.job_id, limit_s)
-            return  # one above the limit that memory does not let go: the next event tries again

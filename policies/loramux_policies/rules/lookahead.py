@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -23,14 +23,18 @@ class _Outlook(NamedTuple):
     seats: Floats
 
 
+LEAST_WEIGHT: Final = 1e-3
+"""Of the most urgent job's: what weighs less than the solver's tolerance would not start even into free room."""
+
+
 @register("lookahead-milp")
 class LookaheadMilp(Policy):
     """An integer program places the oldest waiting jobs on devices and in time; what it starts now is started.
 
-    Minimises the sum of start delays weighted by projected stretch, (time since submission + predicted remaining
-    time) / predicted size, under each device's memory and seats at every slot; slots are now and the next predicted
-    ends of residents. Memory is taken as additive (the increment each job shows alone); a start that does not hold is
-    left out. Solved by HiGHS to `nodes` branches and to no time limit, so that it is the same on every machine.
+    Minimises the sum of start delays, weighted by projected stretch per remaining second, under each device's memory
+    and seats at every slot; slots are now and the next predicted ends of residents. Memory is taken as additive (the
+    increment each job shows alone); a start that does not hold is left out. Solved by HiGHS to `nodes` branches and
+    to no time limit, so that it is the same on every machine.
     `window`: waiting jobs. `devices`, `slots`: devices and points in time looked at. Gangs start greedily.
     """
 
@@ -50,13 +54,10 @@ class LookaheadMilp(Policy):
         if len(fits) == len(jobs) == view.n_waiting or not fits:
             return greedy
         plan = view.plan()
-        singles = []
         for job in jobs:
-            if job.num_gpus == 1:
-                singles.append(job)
-            else:
+            if job.num_gpus > 1:
                 self._start(plan, job, None)
-        chosen = self._solve(view, plan, singles)
+        chosen = self._solve(view, plan, [job for job in jobs if job.num_gpus == 1])
         if chosen is None:
             return greedy
         started = [self._start(plan, job, device_id) for job, device_id in chosen]
@@ -68,9 +69,7 @@ class LookaheadMilp(Policy):
     def _start(plan: Plan, job: JobView, device_id: int | None) -> bool:
         if device_id is None:
             device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
-        elif not plan.fits(device_id, add=(job.job_id,)):
-            return False
-        if device_id is None:
+        if device_id is None or not plan.fits(device_id, add=(job.job_id,)):
             return False
         plan.start(job.job_id, device_id)
         return True
@@ -121,7 +120,8 @@ class LookaheadMilp(Policy):
         delay = np.array(slots_s) - view.now_s
         never = float(delay[-1] + remaining.max() + 1e-9)
         stretch = np.array([(view.now_s - job.submit_s + job.remaining_s) / job.solo_s for job in jobs])
-        weight = stretch / stretch.max() * (1.0 + 1e-3 * np.arange(n_jobs, 0, -1) / n_jobs)
+        urgency = stretch / np.maximum(remaining, 1e-9)
+        weight = np.maximum(urgency / urgency.max(), LEAST_WEIGHT) * (1.0 + 1e-3 * np.arange(n_jobs, 0, -1) / n_jobs)
         # what a start gains over none, all devices alike but for a hair in favour of the lower id
         cost = -weight[:, None, None] * (1.0 - delay / never)[None, None, :] * np.ones((1, n_devices, 1))
         cost += 1e-6 * np.arange(n_devices)[None, :, None]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._preempt import Worse, preempt_in_order
+from loramux_policies.rules._preempt import Worse, preempt_in_order, review_at_level
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 SLACK = 1.0 - 1e-6
@@ -54,20 +54,8 @@ class Tiresias(Policy):
             above = self.thresholds[queue] * SLACK if queue < len(self.thresholds) else inf
             return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 
-        blocked = preempt_in_order(view, plan, lower, window=self.window)
-        if blocked is not None:
-            self._review(view, plan, self.queue_of(blocked))
+        blocked, started = preempt_in_order(view, plan, lower, window=self.window)
+        queue = len(self.thresholds) if blocked is None else self.queue_of(blocked)
+        if queue < len(self.thresholds):  # come back when the next resident falls below the queue of the job that waits
+            review_at_level(view, plan, started, self.thresholds[queue], SLACK)
         return plan
-
-    def _review(self, view: ClusterView, plan: Plan, queue: int) -> None:
-        """Come back when the next resident falls below the queue of the job that waits."""
-        if queue == len(self.thresholds):
-            return
-        limit_s = self.thresholds[queue]
-        for resident in view.preemptible("attained_s", above=-1.0):
-            device = view.device_of(resident.job_id)
-            if device is None or resident.job_id not in plan.residents(device):
-                continue
-            if resident.attained_s <= limit_s * SLACK:
-                plan.review_when(resident.job_id, limit_s)
-            return
