@@ -144,6 +144,10 @@ class Fleet:
         if refused:
             self._refused[costs] = len(self._changed)
 
+    def still_refuses(self, job: Job) -> bool:
+        """Whether no device had room for the job's class and none has changed since."""
+        return self._refused.get(job.costs) == len(self._changed)
+
     def _worth_a_look(self, job: Job) -> list[tuple[float, int]] | None:
         """Index entries of the devices that changed since this job's class was refused everywhere.
 

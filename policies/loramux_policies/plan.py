@@ -88,6 +88,8 @@ class DeltaPlan:
     def candidates(self, job_id: str, rule: Rule = "best-fit") -> Iterator[int]:
         """Devices the job fits now, in the rule's order; for a gang, those from which one can be formed."""
         job = self._job(job_id)
+        if self.fleet.still_refuses(job):
+            return iter(())
         if job.spec.num_gpus == 1:
             return self.fleet.candidates(job, rule)
         return (d for d in self.fleet.candidates(job, rule) if self.fleet.gang(job, d, rule) is not None)

@@ -13,7 +13,7 @@ mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with fou
 """
 
 
-ABOVE_SKIPPED: Final = 16
+ABOVE_SKIPPED: Final = 3
 """Residents past their level that are looked over in search of the next to reach it."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.views import ClusterView, Plan
@@ -12,11 +11,21 @@ from loramux_policies.views import ClusterView, Plan
 class ProcessorSharing(Policy):
     """Equal shares: every job that fits runs at once; what does not waits in arrival order, and may be passed.
 
-    The queue is searched to its end, so a small job passes any number of large ones.
+    The queue is searched to its end, so a small job passes any number of large ones, and a decision costs as much as
+    the queue is long.
     """
 
     def place(self, view: ClusterView) -> Plan:
         """Start everything that fits."""
         plan = view.plan()
-        start_in_order(view, plan, window=float("inf"))
+        refused = set()  # starts only take room away: who is like a job that did not fit does not fit either
+        for job in view.waiting(view.n_waiting):
+            like = (job.base_model, job.need_bytes, job.own_bytes, job.num_gpus, job.method, job.tokens_per_step)
+            if like in refused:
+                continue
+            device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
+            if device_id is None:
+                refused.add(like)
+            else:
+                plan.start(job.job_id, device_id)
         return plan
