@@ -63,7 +63,7 @@ def find(name: str) -> type[Policy]:
 def create(text: str) -> Policy:
     """A policy from `name`, `name:key=value,...`, `module:Class` or `module:Class:key=value,...`."""
     head, _, tail = text.partition(":")
-    if tail and "=" not in tail.split(",")[0]:
+    if tail and "=" not in tail.partition(":")[0]:
         cls_name, _, tail = tail.partition(":")
         head = f"{head}:{cls_name}"
     cls = find(head)

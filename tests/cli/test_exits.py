@@ -182,7 +182,6 @@ def test_a_policy_from_a_file_and_from_a_module(
     assert runs[0] == runs[1]
 
 
-@pytest.mark.xfail(strict=True, reason="registry.create takes module:Class:key=value for a name with parameters")
 def test_a_module_class_takes_parameters(cli: Cli, trace: Path) -> None:
     ran = cli("simulate", "--trace", trace, *FAST, "--json", "--policy", "loramux_policies.rules.fifo:Fifo:window=1")
     assert ran.code == 0, ran.err
