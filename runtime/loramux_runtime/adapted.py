@@ -1,0 +1,200 @@
+"""The modules that stand in for a decoder layer's linears, its FFN and the layer itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from loramux_runtime.adapters.base import Block, LinearPlan
+from loramux_runtime.adapters.dora import decompose, leaf, row_norms
+from loramux_runtime.context import StepContext, current_step
+from loramux_runtime.groups import JobGroup
+from loramux_runtime.kernels.experts import add_rows, set_rows
+from loramux_runtime.kernels.gated import gated
+from loramux_runtime.kernels.lowrank import Frozen, LowRank, Slices, adapted_linear
+from loramux_runtime.routing import router_logits
+from loramux_runtime.stats import RouterStats
+
+
+def low_rank(group: JobGroup, layer: int, name: str) -> tuple[LinearPlan, LowRank] | None:
+    """The update of a group on one linear, or None."""
+    plan = group.adapters[0].plans.get((layer, name))
+    if plan is None:
+        return None
+    plans = [adapter.plans[layer, name] for adapter in group.adapters]
+    rates = [p.dropout if group.training else 0.0 for p in plans]
+    scales = [p.scale / (1.0 - rate) for p, rate in zip(plans, rates, strict=True)]
+
+    def add_grads(d_a: Tensor, d_b: Tensor) -> None:
+        group.add_grad(plan.a, d_a)
+        group.add_grad(plan.b, d_b)
+
+    return plan, LowRank(
+        start=group.start,
+        end=group.end,
+        offs=group.offs,
+        a=group.stack(plan.a),
+        b=group.stack(plan.b),
+        scale=group.column(scales, torch.promote_types(group.compute_dtype, torch.float32)),
+        drop=group.drop_key(rates, layer, name),
+        rank=plan.rank,
+        add_grads=add_grads,
+    )
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear of one layer, with every job's update."""
+
+    def __init__(self, linear: nn.Linear, layer: int, name: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self.layer = layer
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, n_in] -> [1, T, n_out]."""
+        context = current_step()
+        rows = x[0]
+        updates: list[LowRank] = []
+        weights: list[Tensor | None] = []
+        decomposed: list[JobGroup] = []
+        for group in context.layout.groups:
+            found = low_rank(group, self.layer, self.name)
+            if found is None:
+                continue
+            plan, update = found
+            if plan.magnitude is not None:
+                decomposed.append(group)
+                continue
+            updates.append(update)
+            weights.append(self._route(context, group, plan, rows))
+        frozen = Frozen(weight=self.linear.weight, bias=self.linear.bias, slices=context.layout.slices)
+        y = adapted_linear(rows, context.anchor, frozen, updates, weights)
+        for group in decomposed:
+            y = self._dora(context, group, rows, y)
+        return y.unsqueeze(0)
+
+    def _route(self, context: StepContext, group: JobGroup, plan: LinearPlan, rows: Tensor) -> Tensor | None:
+        if plan.router is None:
+            return None
+        logits = router_logits(rows[group.start : group.end], context.anchor, group, plan.router)
+        return group.method.route(group, plan.experts, logits, context.stats)
+
+    def _dora(self, context: StepContext, group: JobGroup, rows: Tensor, y: Tensor) -> Tensor:
+        """Job by job: norms and magnitudes are each job's own."""
+        for adapter, segment in zip(group.adapters, group.segments, strict=True):
+            plan = adapter.plans[self.layer, self.name]
+            found = low_rank(group.alone(adapter), self.layer, self.name)
+            assert found is not None and plan.magnitude is not None
+            update = found[1]
+            own = rows[segment.start : segment.end]
+            base = y[segment.start : segment.end].clone()
+            low = adapted_linear(own, context.anchor, None, [update], [None])
+            if update.drop is None:
+                dropped = base if self.linear.bias is None else base - self.linear.bias
+            else:
+                frozen = Frozen(weight=self.linear.weight, bias=None, slices=((0, len(own)),))
+                masked = own * update.drop.mask(own.shape[1])
+                dropped = adapted_linear(masked, context.anchor, frozen, [], []) / (1.0 - plan.dropout)
+            slab = adapter.slab
+            norms = row_norms(self.linear.weight, slab.param(plan.a), slab.param(plan.b), plan.scale)
+            y = add_rows(y, decompose(base, dropped, low, leaf(slab, plan.magnitude) / norms), segment.start)
+        return y
+
+
+class AdaptedMlp(nn.Module):
+    """A gated FFN whose projections carry low-rank updates, and whose middle a method's experts may replace."""
+
+    def __init__(self, mlp: Any, layer: int, act: str) -> None:
+        super().__init__()
+        self.layer, self.act = layer, act
+        self.fused = hasattr(mlp, "gate_up_proj")
+        names = ("gate_up_proj", "down_proj") if self.fused else ("gate_proj", "up_proj", "down_proj")
+        for name in names:
+            setattr(self, name, AdaptedLinear(getattr(mlp, name), layer, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, d] -> [1, T, d]."""
+        context = current_step()
+        layout = context.layout
+        if self.fused:
+            gate, up = self.gate_up_proj(x)[0].chunk(2, dim=-1)
+        else:
+            gate, up = self.gate_proj(x)[0], self.up_proj(x)[0]
+        groups = [group for group in layout.groups if group.method.has_block]
+        if not groups:
+            return self.down_proj(gated(gate, up, self.act, ((0, layout.width),)).unsqueeze(0))
+        first = groups[0].start
+        a = gated(gate, up, self.act, _until(layout.slices, first))
+        after: list[tuple[int, Tensor]] = []
+        for group in groups:
+            span = slice(group.start, group.end)
+            block = Block(
+                group=group,
+                layer=self.layer,
+                hidden=x[0, span],
+                gate=gate[span],
+                up=up[span],
+                act=self.act,
+                anchor=context.anchor,
+                stats=context.stats,
+                weight=self.weight,
+                linear=self._linear,
+            )
+            z, delta = group.method.block(block)
+            a = set_rows(a, z, group.start)
+            if delta is not None:
+                after.append((group.start, delta))
+        y = self.down_proj(a.unsqueeze(0))[0]
+        for start, delta in after:
+            y = add_rows(y, delta, start)
+        return y.unsqueeze(0)
+
+    def weight(self, name: str) -> Tensor:
+        """Frozen weight of gate_proj, up_proj or down_proj."""
+        if self.fused and name != "down_proj":
+            half: Tensor = self.gate_up_proj.linear.weight.chunk(2)[name == "up_proj"]
+            return half
+        weight: Tensor = getattr(self, name).linear.weight
+        return weight
+
+    def _linear(self, name: str, x: Tensor, slices: Slices) -> Tensor:
+        frozen = Frozen(weight=self.weight(name), bias=None, slices=slices)
+        return adapted_linear(x, current_step().anchor, frozen, [], [])
+
+
+def _until(slices: Slices, end: int) -> Slices:
+    """The slices before row `end`."""
+    return tuple((a, min(b, end)) for a, b in slices if a < end)
+
+
+class StepLayer(nn.Module):
+    """A decoder layer that hands its routers' statistics out as tensors, so that it can be recomputed."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.recompute = False
+
+    def forward(self, hidden: Tensor, **options: Any) -> Tensor:
+        """[1, T, d] -> [1, T, d]."""
+        context = current_step()
+        outer = context.stats
+        keys: list[Any] = []
+
+        def run(h: Tensor) -> tuple[Tensor, ...]:
+            context.stats = RouterStats()
+            out = self.layer(h, **options)
+            keys[:], values = context.stats.unpack()
+            return (out[0] if isinstance(out, tuple) else out, *values)
+
+        if self.recompute and torch.is_grad_enabled():
+            out, *values = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out, *values = run(hidden)
+        context.stats = outer
+        outer.take(keys, values)
+        return out

@@ -1,0 +1,174 @@
+"""The frozen base: a Hugging Face decoder from a local folder, or a named shape with random weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from loramux_profiles.shapes import load_shape
+from loramux_runtime.adapters.base import BaseSites, Site
+from loramux_runtime.attention import NAME
+from loramux_runtime.kernels.gated import ACTIVATIONS
+from loramux_traces.errors import InvalidInputError, UsageError
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "glm4", "phi3")
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+FrozenDtype = Literal["fp32", "bf16", "fp64"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A loaded, frozen decoder. `hf` runs packed attention and must only be called inside a fused step."""
+
+    name: str
+    hf: Any
+    sites: BaseSites
+    act: str
+    dtype: torch.dtype
+    device: torch.device
+    weights: dict[tuple[int, str], Tensor]
+    """Frozen linears by (layer, name)."""
+
+    @property
+    def vocab(self) -> int:
+        """Token ids are below this."""
+        return int(self.hf.config.vocab_size)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Positions the model was made for, where its configuration says so."""
+        return getattr(self.hf.config, "max_position_embeddings", None)
+
+    def weight(self, layer: int, name: str) -> Tensor:
+        """A frozen weight [n_out, n_in] by linear; gate_proj and up_proj also where the base fuses them."""
+        weight: Tensor | None = self.weights.get((layer, name))
+        if weight is None:
+            weight = self.weights[layer, "gate_up_proj"].chunk(2)[name == "up_proj"]
+        return weight
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights (tied ones once)."""
+        return sum(p.numel() * p.element_size() for p in self.hf.parameters())
+
+
+def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> BaseModel:
+    config = hf.config
+    if config.model_type not in FAMILIES:
+        raise UsageError(f"{name}: model family {config.model_type!r} is not supported (known: {', '.join(FAMILIES)})")
+    act = getattr(config, "hidden_activation", None) or config.hidden_act
+    if act not in ACTIVATIONS:
+        raise UsageError(f"{name}: activation {act!r} is not supported (known: {', '.join(ACTIVATIONS)})")
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "resid_pdrop", 0.0):
+        raise UsageError(f"{name}: the base model itself has dropout; set it to 0 in its config.json")
+    hf.requires_grad_(False)
+    hf.eval()
+    layer = hf.model.layers[0]
+    sites = [
+        Site(name=child, block=block, n_in=linear.in_features, n_out=linear.out_features)
+        for block in ("self_attn", "mlp")
+        for child, linear in getattr(layer, block).named_children()
+        if isinstance(linear, nn.Linear)
+    ]
+    return BaseModel(
+        name=name,
+        hf=hf,
+        sites=BaseSites(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            ffn=config.intermediate_size,
+            sites=tuple(sites),
+        ),
+        act=act,
+        dtype=dtype,
+        device=device,
+        weights={
+            (index, site.name): getattr(getattr(layer, site.block), site.name).weight
+            for index, layer in enumerate(hf.model.layers)
+            for site in sites
+        },
+    )
+
+
+def load_base(
+    path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu"
+) -> BaseModel:
+    """Load a local Hugging Face folder: safetensors only, no remote code, no network.
+
+    Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported family.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise InvalidInputError(f"{folder}: not a model folder (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise InvalidInputError(f"{folder}: no .safetensors weights (pickled ones are code and are not loaded)")
+    return _made(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=NAME,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        ),
+        str(path),
+        dtype,
+        device,
+    )
+
+
+def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.device | str) -> BaseModel:
+    where = torch.device(device)
+    try:
+        with where:
+            hf = make()
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"{name}: {error}") from error
+    return _frozen(hf.to(where), name, DTYPES[dtype], where)
+
+
+def build_base(
+    config: Any, *, name: str = "", dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu", seed: int = 0
+) -> BaseModel:
+    """A model of a transformers configuration with random weights (speed and memory do not depend on the values)."""
+    from transformers import AutoModelForCausalLM
+
+    def make() -> Any:
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation=NAME)
+        finally:
+            torch.random.set_rng_state(state)
+
+    return _made(make, name or config.model_type, dtype, device)
+
+
+def shape_config(name: str, **changes: Any) -> Any:
+    """A transformers configuration with the shape of that name (`loramux_profiles.shapes`), llama-like."""
+    from transformers import AutoConfig
+
+    shape = load_shape(name)
+    values: dict[str, Any] = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "attention_bias": shape.qkv_bias,
+        "max_position_embeddings": 8192,
+    }
+    return AutoConfig.for_model("llama", **{**values, **changes})

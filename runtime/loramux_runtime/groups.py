@@ -1,0 +1,160 @@
+"""Jobs of one step whose adapters have the same structure: they share every grouped GEMM.
+
+A group owns the stacked compute copies of its jobs' parameters (in the compute dtype, one group of a grouped GEMM per
+job) and hands gradients back to each job's own buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loramux_runtime.adapter import Adapter
+from loramux_runtime.kernels.dropout import DropKey, site_key, threshold
+
+
+class Segment(NamedTuple):
+    """Rows [start, end) of the packed step."""
+
+    start: int
+    end: int
+
+
+class JobGroup:
+    """Adapters of equal structure in one step. Rows of the group are [start, end) of the packed row."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        segments: Sequence[Segment],
+        shares: Sequence[float],
+        *,
+        index: int,
+        dropout_rows: Tensor,
+        compute_dtype: torch.dtype,
+        exact: bool,
+        training: bool,
+    ) -> None:
+        self.index, self.training = index, training
+        self.adapters = tuple(adapters)
+        self.segments = tuple(segments)
+        self.shares = tuple(shares)
+        """Per job: share of its accumulation window's tokens in this step."""
+        self.start, self.end = segments[0].start, segments[-1].end
+        self.device, self.compute_dtype, self.exact = dropout_rows.device, compute_dtype, exact
+        self.method = adapters[0].method
+        self.config = adapters[0].config
+        """Of the first job; structure is common to all, scales and dropout are not."""
+        self.sizes = [s.end - s.start for s in segments]
+        self.slices = tuple((s.start - self.start, s.end - self.start) for s in segments)
+        """Each job's rows within the group."""
+        self.offs = torch.tensor([end for _, end in self.slices], dtype=torch.int32, device=self.device)
+        self.dropout_rows = dropout_rows[self.start : self.end]
+        self._stacks: dict[str, Tensor] = {}
+        self._columns: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens of the group."""
+        return self.end - self.start
+
+    def alone(self, adapter: Adapter) -> JobGroup:
+        """The group of one of its jobs, with rows counted from 0."""
+        i = self.adapters.index(adapter)
+        start, end = self.slices[i]
+        return JobGroup(
+            [adapter],
+            [Segment(0, end - start)],
+            self.shares[i : i + 1],
+            index=self.index,
+            dropout_rows=self.dropout_rows[start:end],
+            compute_dtype=self.compute_dtype,
+            exact=self.exact,
+            training=self.training,
+        )
+
+    def sizes_column(self, dtype: torch.dtype) -> Tensor:
+        """[jobs, 1]: each job's tokens."""
+        return torch.tensor(self.sizes, dtype=dtype, device=self.device).unsqueeze(1)
+
+    @cached_property
+    def job_of_row(self) -> Tensor:
+        """[n_rows] int64: index of the row's job within the group."""
+        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(self.device)
+
+    def membership(self, dtype: torch.dtype) -> Tensor:
+        """[jobs, n_rows] of ones and zeros."""
+        jobs = torch.arange(len(self.sizes), device=self.device).unsqueeze(1)
+        return (jobs == self.job_of_row).to(dtype)
+
+    def stack(self, key: str) -> Tensor:
+        """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
+        known = self._stacks.get(key)
+        if known is None:
+            views = [adapter.slab.param(key) for adapter in self.adapters]
+            if len(views) == 1:
+                known = views[0].unsqueeze(0).to(self.compute_dtype)
+            else:
+                known = torch.stack(views).to(self.compute_dtype)
+            self._stacks[key] = known
+        return known
+
+    def add_grad(self, key: str, grads: Tensor) -> None:
+        """Add [jobs, *shape] to the jobs' gradients."""
+        for adapter, grad in zip(self.adapters, grads.unbind(0), strict=True):
+            adapter.slab.grad(key).add_(grad)
+
+    def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
+        key = (dtype, *values)
+        column = self._columns.get(key)
+        if column is None:
+            column = torch.tensor(values, dtype=dtype).unsqueeze(1)
+            if len(set(values)) == 1:
+                column = column[:1]
+            else:
+                column = column.repeat_interleave(torch.tensor(self.sizes), 0)
+            column = self._columns[key] = column.to(self.device)
+        return column
+
+    def drop_key(self, rates: Sequence[float], layer: int, projection: str) -> DropKey | None:
+        """Key of a site's masks; None where no job of the group drops anything."""
+        if not any(rates):
+            return None
+        limit = self.column([threshold(p) for p in rates], torch.int32)
+        return DropKey(self.dropout_rows, site_key(layer, projection), limit)
+
+
+def group_by_structure(
+    adapters: Sequence[Adapter],
+    segments: Sequence[Segment],
+    shares: Sequence[float],
+    *,
+    dropout_rows: Tensor,
+    compute_dtype: torch.dtype,
+    exact: bool,
+    training: bool,
+) -> tuple[JobGroup, ...]:
+    """Runs of adapters with equal structure (they are sorted by it)."""
+    groups: list[JobGroup] = []
+    start = 0
+    for i in range(1, len(adapters) + 1):
+        if i == len(adapters) or adapters[i].structure != adapters[start].structure:
+            groups.append(
+                JobGroup(
+                    adapters[start:i],
+                    segments[start:i],
+                    shares[start:i],
+                    index=len(groups),
+                    dropout_rows=dropout_rows,
+                    compute_dtype=compute_dtype,
+                    exact=exact,
+                    training=training,
+                )
+            )
+            start = i
+    return tuple(groups)

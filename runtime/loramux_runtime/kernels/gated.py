@@ -1,0 +1,67 @@
+"""act(gate) * up that keeps only its two inputs for the backward pass (autograd would keep act(gate) as well)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: Final = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new")
+Slices = tuple[tuple[int, int], ...]
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """An activation by its Hugging Face name (`hidden_act`)."""
+    if name == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+
+
+def _activate_backward(name: str, grad: Tensor, x: Tensor) -> Tensor:
+    if name == "silu":
+        return torch.ops.aten.silu_backward(grad, x)
+    return torch.ops.aten.gelu_backward(grad, x, approximate="none" if name == "gelu" else "tanh")
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, act: str, slices: Slices) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.act, ctx.slices = act, slices
+        out = torch.empty_like(up)
+        for a, b in slices:
+            torch.mul(activate(act, gate[a:b]), up[a:b], out=out[a:b])
+        for a, b in _gaps(slices, len(out)):
+            out[a:b] = 0
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = outs
+        gate, up = ctx.saved_tensors
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        for a, b in ctx.slices:
+            torch.mul(grad[a:b], activate(ctx.act, gate[a:b]), out=d_up[a:b])
+            d_gate[a:b] = _activate_backward(ctx.act, grad[a:b] * up[a:b], gate[a:b])
+        for a, b in _gaps(ctx.slices, len(gate)):
+            d_gate[a:b] = 0
+            d_up[a:b] = 0
+        return d_gate, d_up, None, None
+
+
+def _gaps(slices: Slices, rows: int) -> list[tuple[int, int]]:
+    ends = [0, *(b for _, b in slices)]
+    starts = [*(a for a, _ in slices), rows]
+    return [(a, b) for a, b in zip(ends, starts, strict=True) if b > a]
+
+
+def gated(gate: Tensor, up: Tensor, act: str, slices: Slices) -> Tensor:
+    """act(gate) * up, [N, f] each. `slices`: rows to compute, ascending; the others are zero and get no gradient.
+
+    torch computes an activation's last few elements (fewer than a vector) by another routine, so the bits of a row
+    can depend on how many rows stand before it: in exact mode a slice is one job's own, or a multiple of 8 rows.
+    """
+    result: Tensor = _Gated.apply(gate, up, act, slices)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,150 @@
+"""A frozen linear with the low-rank updates of every job in the step, forward and backward in one operation.
+
+y = W x + b, and for the rows of each group  y += (s * w * (A drop(x))) B  with w the routing weights of a plug-in mixture
+(one LoRA of rank experts * r, so cost and memory do not depend on the routing) or 1. Saved for the backward pass: x
+(shared with whoever else keeps it) and A x; dropped inputs are made again from their key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loramux_runtime.kernels.dropout import DropKey
+from loramux_runtime.kernels.grouped import grouped_outer, grouped_rows
+
+Slices = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A frozen linear: weight [n_out, n_in], bias [n_out] or None. `slices`: rows one GEMM may take at a time.
+
+    In exact mode a slice is one job's rows: over the rows of all jobs, GEMM changes the bits of jobs of up to 11
+    tokens (5 to 8% slower, CPU).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    slices: Slices
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, n_in] -> [T, n_out]; rows outside the slices (rounding) are zero."""
+        if len(self.slices) == 1 and self.slices[0] == (0, x.shape[0]):
+            return torch.nn.functional.linear(x, self.weight, self.bias)
+        out = x.new_empty(x.shape[0], self.weight.shape[0])
+        for a, b in self.slices:
+            if self.bias is None:
+                torch.mm(x[a:b], self.weight.t(), out=out[a:b])
+            else:
+                torch.addmm(self.bias, x[a:b], self.weight.t(), out=out[a:b])
+        out[self.slices[-1][1] :] = 0
+        return out
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """grad [T, n_out] -> [T, n_in]."""
+        if len(self.slices) == 1 and self.slices[0] == (0, grad.shape[0]):
+            return grad @ self.weight
+        out = grad.new_empty(grad.shape[0], self.weight.shape[1])
+        for a, b in self.slices:
+            torch.mm(grad[a:b], self.weight, out=out[a:b])
+        out[self.slices[-1][1] :] = 0
+        return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """The update of one group of jobs on one linear."""
+
+    start: int
+    end: int
+    offs: Tensor
+    """[jobs] int32: end of each job's rows within the group."""
+    a: Tensor
+    """[jobs, width, n_in], width = rank padded, or experts * rank padded."""
+    b: Tensor
+    """[jobs, n_out, width]."""
+    scale: Tensor
+    """[rows, 1] or [1, 1]: alpha / r, times 1 / (1 - p) where inputs are dropped."""
+    drop: DropKey | None
+    rank: int
+    """Of one expert; with routing weights, columns e * rank to (e + 1) * rank belong to expert e."""
+    add_grads: Callable[[Tensor, Tensor], None]
+    """Takes the gradients of `a` and `b`."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        rows = x[self.start : self.end]
+        return rows if self.drop is None else self.drop.apply(rows)
+
+    def scaled(self, narrow: Tensor, weights: Tensor | None) -> Tensor:
+        out = narrow * self.scale
+        if weights is not None:
+            out = out * self.spread(weights, narrow.shape[1])
+        return out.to(narrow.dtype)
+
+    def spread(self, weights: Tensor, width: int) -> Tensor:
+        wide = weights.repeat_interleave(self.rank, 1)
+        return torch.nn.functional.pad(wide, (0, width - wide.shape[1])) if wide.shape[1] < width else wide
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, frozen: Frozen | None, updates: Sequence[LowRank], *weights: Tensor | None
+    ) -> Tensor:
+        y = frozen.forward(x) if frozen is not None else x.new_zeros(x.shape[0], updates[0].b.shape[1])
+        narrow = []
+        for update, w in zip(updates, weights, strict=True):
+            u = grouped_rows(update.inputs(x), update.a.transpose(1, 2), update.offs)
+            v = update.scaled(u, w)
+            y[update.start : update.end] += grouped_rows(v, update.b.transpose(1, 2), update.offs)
+            narrow.append(u)
+        ctx.save_for_backward(x, *narrow, *weights)
+        ctx.frozen, ctx.updates = frozen, updates
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = outs
+        updates: Sequence[LowRank] = ctx.updates
+        x, *rest = ctx.saved_tensors
+        narrow, weights = rest[: len(updates)], rest[len(updates) :]
+        wanted = ctx.needs_input_grad[0]
+        d_x = None
+        if wanted:
+            d_x = torch.zeros_like(x) if ctx.frozen is None else ctx.frozen.backward(grad)
+        d_weights: list[Tensor | None] = []
+        for update, u, w in zip(updates, narrow, weights, strict=True):
+            g = grad[update.start : update.end]
+            d_v = grouped_rows(g, update.b, update.offs)
+            v = update.scaled(u, w)
+            d_u = update.scaled(d_v, w)
+            dropped = update.inputs(x)
+            update.add_grads(grouped_outer(d_u, dropped, update.offs), grouped_outer(g, v, update.offs))
+            if d_x is not None:
+                back = grouped_rows(d_u, update.a, update.offs)
+                d_x[update.start : update.end] += back if update.drop is None else update.drop.apply(back)
+            if w is None:
+                d_weights.append(None)
+            else:
+                experts = w.shape[1]
+                product = (d_v * update.scale).to(w.dtype) * u
+                product = product[:, : experts * update.rank].reshape(len(product), experts, update.rank)
+                d_weights.append(product.sum(2).to(w.dtype))
+        return (d_x, None, None, None, *d_weights)
+
+
+def adapted_linear(
+    x: Tensor, anchor: Tensor, frozen: Frozen | None, updates: Sequence[LowRank], weights: Sequence[Tensor | None]
+) -> Tensor:
+    """x [T, n_in] -> [T, n_out]; parameter gradients go to `add_grads`, not through autograd.
+
+    `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x needs none.
+    `frozen`: None for the updates alone. `weights`: for each update its routing weights [rows, experts] (differentiable) or None.
+    """
+    result: Tensor = _AdaptedLinear.apply(x, anchor, frozen, updates, *weights)  # type: ignore[no-untyped-call]
+    return result
