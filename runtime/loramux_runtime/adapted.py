@@ -113,20 +113,19 @@ class AdaptedMlp(nn.Module):
         self.layer, self.act = layer, act
         self.fused = hasattr(mlp, "gate_up_proj")
         names = ("gate_up_proj", "down_proj") if self.fused else ("gate_proj", "up_proj", "down_proj")
-        for name in names:
-            setattr(self, name, AdaptedLinear(getattr(mlp, name), layer, name))
+        self.linears = nn.ModuleDict({name: AdaptedLinear(getattr(mlp, name), layer, name) for name in names})
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, d] -> [1, T, d]."""
         context = current_step()
         layout = context.layout
         if self.fused:
-            gate, up = self.gate_up_proj(x)[0].chunk(2, dim=-1)
+            gate, up = self._project("gate_up_proj", x)[0].chunk(2, dim=-1)
         else:
-            gate, up = self.gate_proj(x)[0], self.up_proj(x)[0]
+            gate, up = self._project("gate_proj", x)[0], self._project("up_proj", x)[0]
         groups = [group for group in layout.groups if group.method.has_block]
         if not groups:
-            return self.down_proj(gated(gate, up, self.act, ((0, layout.width),)).unsqueeze(0))
+            return self._project("down_proj", gated(gate, up, self.act, layout.slices).unsqueeze(0))
         first = groups[0].start
         a = gated(gate, up, self.act, _until(layout.slices, first))
         after: list[tuple[int, Tensor]] = []
@@ -148,7 +147,7 @@ class AdaptedMlp(nn.Module):
             a = set_rows(a, z, group.start)
             if delta is not None:
                 after.append((group.start, delta))
-        y = self.down_proj(a.unsqueeze(0))[0]
+        y = self._project("down_proj", a.unsqueeze(0))[0]
         for start, delta in after:
             y = add_rows(y, delta, start)
         return y.unsqueeze(0)
@@ -156,10 +155,17 @@ class AdaptedMlp(nn.Module):
     def weight(self, name: str) -> Tensor:
         """Frozen weight of gate_proj, up_proj or down_proj."""
         if self.fused and name != "down_proj":
-            half: Tensor = self.gate_up_proj.linear.weight.chunk(2)[name == "up_proj"]
-            return half
-        weight: Tensor = getattr(self, name).linear.weight
-        return weight
+            return self._weight("gate_up_proj").chunk(2)[name == "up_proj"]
+        return self._weight(name)
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        y: Tensor = self.linears[name](x)
+        return y
+
+    def _weight(self, name: str) -> Tensor:
+        module = self.linears[name]
+        assert isinstance(module, AdaptedLinear)
+        return module.linear.weight
 
     def _linear(self, name: str, x: Tensor, slices: Slices) -> Tensor:
         frozen = Frozen(weight=self.weight(name), bias=None, slices=slices)
@@ -197,4 +203,5 @@ class StepLayer(nn.Module):
             out, *values = run(hidden)
         context.stats = outer
         outer.take(keys, values)
-        return out
+        result: Tensor = out
+        return result

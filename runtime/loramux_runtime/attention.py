@@ -47,7 +47,9 @@ def _slices(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | None, window: int | None) -> Tensor:
     """The same through torch's variable-length flash attention (CUDA, 16-bit); rounding rows come out as zero."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
+
+    varlen_attn: Any = varlen.varlen_attn  # its signature differs between torch 2.11 and 2.13
 
     heads = q.shape[1]
     repeat = heads // k.shape[1]
@@ -59,10 +61,17 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | 
     left = -1 if window is None else window - 1
     try:
         out = varlen_attn(
-            q, k, v, layout.cu_seqlens, layout.cu_seqlens, layout.longest, layout.longest,
-            window_size=(left, 0), **options,
+            q,
+            k,
+            v,
+            layout.cu_seqlens,
+            layout.cu_seqlens,
+            layout.longest,
+            layout.longest,
+            window_size=(left, 0),
+            **options,
         )
-    except TypeError:  # torch 2.11 spells a causal window differently
+    except TypeError:  # torch 2.11: is_causal instead of a window
         if window is not None:
             raise
         out = varlen_attn(

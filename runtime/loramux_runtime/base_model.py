@@ -15,7 +15,7 @@ from loramux_profiles.shapes import load_shape
 from loramux_runtime.adapters.base import BaseSites, Site
 from loramux_runtime.attention import NAME
 from loramux_runtime.kernels.gated import ACTIVATIONS
-from loramux_traces.errors import InvalidInputError, UsageError
+from loramux_traces.errors import InvalidInputError, Problem, UsageError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -60,6 +60,10 @@ class BaseModel:
         return sum(p.numel() * p.element_size() for p in self.hf.parameters())
 
 
+def _invalid(file: str | Path, allowed: str) -> InvalidInputError:
+    return InvalidInputError([Problem(file=str(file), line=0, column="", value="", allowed=allowed)])
+
+
 def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> BaseModel:
     config = hf.config
     if config.model_type not in FAMILIES:
@@ -98,9 +102,7 @@ def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> Bas
     )
 
 
-def load_base(
-    path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu"
-) -> BaseModel:
+def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu") -> BaseModel:
     """Load a local Hugging Face folder: safetensors only, no remote code, no network.
 
     Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported family.
@@ -109,9 +111,9 @@ def load_base(
 
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise InvalidInputError(f"{folder}: not a model folder (no config.json)")
+        raise _invalid(folder, "not a model folder (no config.json)")
     if not any(folder.glob("*.safetensors")):
-        raise InvalidInputError(f"{folder}: no .safetensors weights (pickled ones are code and are not loaded)")
+        raise _invalid(folder, "no .safetensors weights (pickled ones are code and are not loaded)")
     return _made(
         lambda: AutoModelForCausalLM.from_pretrained(
             folder,
@@ -133,7 +135,7 @@ def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.
         with where:
             hf = make()
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(f"{name}: {error}") from error
+        raise _invalid(name, str(error)) from error
     return _frozen(hf.to(where), name, DTYPES[dtype], where)
 
 
@@ -141,13 +143,15 @@ def build_base(
     config: Any, *, name: str = "", dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu", seed: int = 0
 ) -> BaseModel:
     """A model of a transformers configuration with random weights (speed and memory do not depend on the values)."""
-    from transformers import AutoModelForCausalLM
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
 
     def make() -> Any:
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
         try:
-            return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation=NAME)
+            return auto.from_config(config, dtype=DTYPES[dtype], attn_implementation=NAME)
         finally:
             torch.random.set_rng_state(state)
 

@@ -35,8 +35,8 @@ class JobOutcome:
 class FusedModel:
     """A frozen base whose linears carry the adapters of whichever jobs are in the step.
 
-    `exact`: every frozen GEMM, router and loss chunk runs on one job's rows only, so that on CPU in fp32 a job's bits do
-    not depend on its peers (default on CPU; costs 5 to 8%). `recompute`: keep only layer inputs and run each layer's
+    `exact`: every frozen GEMM, router and loss chunk runs on one job's rows only, so that on CPU in fp32 a job's bits
+    do not depend on its peers (default on CPU; costs 5 to 8%). `recompute`: keep only layer inputs and run each layer's
     forward pass again in the backward pass.
     """
 
@@ -85,7 +85,8 @@ class FusedModel:
         layout = self.layout(parts)
         with running_step(layout) as context:
             losses, aux = self._losses(layout, context)
-            (losses.sum() + sum(a.sum() for a in aux if a is not None)).backward()
+            total = losses.sum() + sum(a.sum() for a in aux if a is not None)
+            torch.autograd.backward(total)
         return self._outcomes(parts, layout, losses, aux, context)
 
     @torch.no_grad()
@@ -104,9 +105,7 @@ class FusedModel:
             hidden = self._hidden(layout)
         rows = iter(layout.sequences)
         found = {
-            part.adapter.job_id: [
-                self._head(hidden[a:b]) for a, b in (next(rows) for _ in part.batch.tokens)
-            ]
+            part.adapter.job_id: [self._head(hidden[a:b]) for a, b in (next(rows) for _ in part.batch.tokens)]
             for part in layout.parts
         }
         return [found[part.adapter.job_id] for part in parts]

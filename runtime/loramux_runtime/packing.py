@@ -133,7 +133,7 @@ def build_layout(
     def tensor(arrays: Sequence[Ints], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays))).to(dtype).to(device, non_blocking=True)
 
-    dropout_rows = tensor([*keys, pad.astype(np.int32)], torch.int32)
+    dropout_rows = tensor([*(key.astype(np.int64) for key in keys), pad], torch.int32)
     limits = np.asarray([0, *(end for _, end in sequences)])
     groups = group_by_structure(
         [part.adapter for part in ordered],
@@ -156,9 +156,7 @@ def build_layout(
         cu_seqlens=tensor([limits], torch.int32),
         longest=max(end - start for start, end in sequences),
         dropout_rows=dropout_rows,
-        loss=LossRows(
-            index=tensor(index), target=tensor(targets), bounds=tuple(bounds), weights=tuple(weights)
-        ),
+        loss=LossRows(index=tensor(index), target=tensor(targets), bounds=tuple(bounds), weights=tuple(weights)),
         slices=tuple((s.start, s.end) for s in segments) if exact else ((0, width),),
         exact=exact,
     )

@@ -10,4 +10,6 @@ from loramux_runtime.adapters.lora.layer import Lora
 from loramux_runtime.adapters.mixlora.layer import MixLora
 from loramux_runtime.adapters.mola.layer import LoraMoe, Mola
 
-METHODS: Final[dict[str, Method]] = {method.name: method for method in (Lora(), MixLora(), Mola(), LoraMoe(), DynMole())}
+METHODS: Final[dict[str, Method]] = {
+    method.name: method for method in (Lora(), MixLora(), Mola(), LoraMoe(), DynMole())
+}

@@ -51,13 +51,19 @@ class BaseSites:
         for site in self.sites:
             if site.name == name:
                 return site
-        raise ValueError(f"the base model has no linear called {name!r} (it has {', '.join(s.name for s in self.sites)})")
+        raise ValueError(
+            f"the base model has no linear called {name!r} (it has {', '.join(s.name for s in self.sites)})"
+        )
 
-    def targets(self, wanted: str | Sequence[str], within: Literal["self_attn", "mlp"] | None = None) -> tuple[Site, ...]:
+    def targets(
+        self, wanted: str | Sequence[str], within: Literal["self_attn", "mlp"] | None = None
+    ) -> tuple[Site, ...]:
         """The linears of a preset or a list, in the base's order. ValueError for an unknown name or an empty choice."""
         if isinstance(wanted, str):
             if wanted not in PRESETS:
-                raise ValueError(f"target_modules must be a list of linears or one of {', '.join(PRESETS)}, not {wanted!r}")
+                raise ValueError(
+                    f"target_modules must be a list of linears or one of {', '.join(PRESETS)}, not {wanted!r}"
+                )
             names = PRESETS[wanted]
             found = [s for s in self.sites if names is None or s.name in names]
         else:

@@ -89,9 +89,7 @@ class _TokenUpdate(torch.autograd.Function):
         v = (u * update.scale).to(u.dtype)
         d_u = (grouped_rows(grad, update.b, slots.offs) * update.scale).to(u.dtype)
         dropped = x if update.drop is None else update.drop.apply(x)
-        update.add_grads(
-            grouped_outer(d_u, dropped[slots.tokens], slots.offs), grouped_outer(grad, v, slots.offs)
-        )
+        update.add_grads(grouped_outer(d_u, dropped[slots.tokens], slots.offs), grouped_outer(grad, v, slots.offs))
         d_x = slots.to_tokens(grouped_rows(d_u, update.a, slots.offs))
         if update.drop is not None:
             d_x = update.drop.apply(d_x)
@@ -121,9 +119,7 @@ class _SlotUpdate(torch.autograd.Function):
         factor = w.unsqueeze(1)
         d_u = (scaled * factor).to(u.dtype)
         v = (u * update.scale * factor).to(u.dtype)
-        update.add_grads(
-            grouped_outer(d_u, _drop_slots(a, slots, update), slots.offs), grouped_outer(g, v, slots.offs)
-        )
+        update.add_grads(grouped_outer(d_u, _drop_slots(a, slots, update), slots.offs), grouped_outer(g, v, slots.offs))
         return _drop_slots(grouped_rows(d_u, update.a, slots.offs), slots, update), d_w, None, None
 
 

@@ -59,9 +59,9 @@ class _ChunkedLoss(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         rows: LossRows = ctx.rows
         full = grad.new_zeros(ctx.shape)
-        scales = torch.cat(
-            [outs[0][j : j + 1].expand(b - a) for j, (a, b) in enumerate(_ranges(rows.bounds))]
-        ).to(grad.dtype)
+        scales = torch.cat([outs[0][j : j + 1].expand(b - a) for j, (a, b) in enumerate(_ranges(rows.bounds))]).to(
+            grad.dtype
+        )
         full[rows.index] = grad * scales.unsqueeze(1)
         return full, None, None, None, None
 

@@ -1,7 +1,7 @@
 """A frozen linear with the low-rank updates of every job in the step, forward and backward in one operation.
 
-y = W x + b, and for the rows of each group  y += (s * w * (A drop(x))) B  with w the routing weights of a plug-in mixture
-(one LoRA of rank experts * r, so cost and memory do not depend on the routing) or 1. Saved for the backward pass: x
+y = W x + b, and for the rows of each group  y += (s * w * (A drop(x))) B  with w the routing weights of a plug-in
+mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or 1. Saved for the backward pass: x
 (shared with whoever else keeps it) and A x; dropped inputs are made again from their key.
 """
 
@@ -144,7 +144,8 @@ def adapted_linear(
     """x [T, n_in] -> [T, n_out]; parameter gradients go to `add_grads`, not through autograd.
 
     `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x needs none.
-    `frozen`: None for the updates alone. `weights`: for each update its routing weights [rows, experts] (differentiable) or None.
+    `frozen`: None for the updates alone. `weights`: for each update its routing weights
+    [rows, experts] (differentiable) or None.
     """
     result: Tensor = _AdaptedLinear.apply(x, anchor, frozen, updates, *weights)  # type: ignore[no-untyped-call]
     return result

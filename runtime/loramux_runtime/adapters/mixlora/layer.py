@@ -111,7 +111,9 @@ class MixLora(Method):
             for spec in adapter.slab.layout.specs:
                 layer, name = spec.key.split(".")[:2]
                 if spec.key.endswith(".m") and name in FFN:
-                    adapter.slab.param(spec.key).copy_(weight_of(int(layer), name).float().norm(dim=1).expand(spec.shape))
+                    adapter.slab.param(spec.key).copy_(
+                        weight_of(int(layer), name).float().norm(dim=1).expand(spec.shape)
+                    )
             adapter.slab.version += 1
 
     def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
@@ -149,8 +151,8 @@ class MixLora(Method):
         jobs = len(group.adapters)
 
         def add_grads(d_a: Tensor, d_b: Tensor) -> None:
-            group.add_grad(key_a, d_a.unflatten(0, (jobs, -1)))
-            group.add_grad(key_b, d_b.unflatten(0, (jobs, -1)))
+            group.add_grad(key_a, d_a.view(jobs, -1, *d_a.shape[1:]))
+            group.add_grad(key_b, d_b.view(jobs, -1, *d_b.shape[1:]))
 
         return ExpertUpdate(
             a=stacked[0],
