@@ -19,17 +19,17 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.live_view import LiveView
+from loramux_policies.meters import Meters
 from loramux_policies.plan import DeltaPlan
+from loramux_policies.recorder import Recorder
 from loramux_policies.scheduler import Scheduler
 from loramux_profiles.cost import CostModel
 from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices
 from loramux_simulator.intake import Intake
-from loramux_simulator.meters import Meters
 from loramux_simulator.options import SimOptions
 from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
 from loramux_simulator.rate_engine import RateEngine
-from loramux_simulator.recorder import Recorder
 from loramux_simulator.rollout import RollOut
 from loramux_simulator.step_engine import StepEngine
 from loramux_simulator.streams import uniform

@@ -10,26 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from loramux_policies.meters import Speed
 from loramux_profiles.memory import Fusion
 from loramux_profiles.rates import expected_step
 from loramux_profiles.work import JobCost
 from loramux_simulator.virtual_time import Run
 
 CACHE_SIZE: Final = 200_000
-
-
-class Speed(NamedTuple):
-    """A device's pace with its present residents."""
-
-    rate: float
-    """Units of virtual time per second."""
-    real_per_unit: float
-    """Non-pad tokens per unit."""
-    computed_per_unit: float
-    steps_per_unit: float
-
-
-IDLE: Final = Speed(0.0, 0.0, 0.0, 0.0)
 
 
 class Pace(Protocol):

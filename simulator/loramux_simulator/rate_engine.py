@@ -7,12 +7,12 @@ from typing import Any
 
 from loramux_policies.backend import Floats
 from loramux_policies.job import Job
+from loramux_policies.meters import IDLE, Meters, Speed
 from loramux_policies.scheduler import Scheduler
 from loramux_simulator.board import Board
 from loramux_simulator.clock import Clock
 from loramux_simulator.gang import GangRun
-from loramux_simulator.meters import Meters
-from loramux_simulator.paces import IDLE, Pace, Speed
+from loramux_simulator.paces import Pace
 from loramux_simulator.virtual_time import Run, VirtualClock
 
 SAME_WATCH = 1e-12

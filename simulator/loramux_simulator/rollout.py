@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from loramux_policies.fused_device import FusedDevice
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
 from loramux_profiles.work import JobCost
-from loramux_simulator.fused_device import FusedDevice
 from loramux_simulator.micro_batches import ReadyRun
 from loramux_simulator.paces import Rolled
 from loramux_simulator.virtual_time import Run
@@ -51,7 +51,7 @@ class RollOut:
         return (-spec.priority, spec.submit_s, spec.job_id)
 
     def _play(self, runs: Sequence[Run]) -> Rolled:
-        device = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
+        device: FusedDevice[ReadyRun] = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
         device.ledger = self._ledger_of(device.device_id)
         players = {run.job.job_id: ReadyRun(run.job, run.cost, self._seed) for run in runs}
         for player in players.values():

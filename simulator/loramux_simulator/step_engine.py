@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 
 from loramux_policies.backend import Floats
+from loramux_policies.fused_device import FusedDevice
 from loramux_policies.job import Job
+from loramux_policies.meters import IDLE, Meters
 from loramux_policies.policy import Policy
 from loramux_policies.scheduler import Scheduler
 from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
-from loramux_simulator.fused_device import FusedDevice
-from loramux_simulator.meters import Meters
 from loramux_simulator.micro_batches import ReadyRun
-from loramux_simulator.paces import IDLE
 
 STEP_SLACK = 1e-9
 """Micro-steps: a fractional last one that small is rounding, not work."""
@@ -27,7 +26,7 @@ class StepDevice:
 
     __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "step", "type_index")
 
-    def __init__(self, fused: FusedDevice, type_index: int) -> None:
+    def __init__(self, fused: FusedDevice[ReadyRun], type_index: int) -> None:
         self.fused = fused
         self.type_index = type_index
         self.busy = False

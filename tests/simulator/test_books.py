@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from loramux_policies import Policy, PolicyError
 from loramux_policies.fleet import Fleet
+from loramux_policies.fused_device import FusedDevice
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.views import Entry, FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
-from loramux_simulator.fused_device import FusedDevice
 from loramux_simulator.intake import Intake
 from loramux_simulator.micro_batches import ReadyRun
 

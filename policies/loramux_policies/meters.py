@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final, NamedTuple
 
 from loramux_traces.results import RunStats
 
-if TYPE_CHECKING:
-    from loramux_simulator.paces import Speed
+
+class Speed(NamedTuple):
+    """A device's pace with its present residents."""
+
+    rate: float
+    """Units of virtual time per second."""
+    real_per_unit: float
+    """Non-pad tokens per unit."""
+    computed_per_unit: float
+    steps_per_unit: float
+
+
+IDLE: Final = Speed(0.0, 0.0, 0.0, 0.0)
 
 
 class Meters:

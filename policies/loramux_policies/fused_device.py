@@ -1,18 +1,35 @@
-"""One device in step fidelity: what `fuse()` sees, what a fused step costs, and what it moves forward. No clock in
-here.
+"""One device between fused steps, simulated or real: what `fuse()` sees, what a step is predicted to cost, and what it
+moves forward. No clock in here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
 from loramux_policies.views import Entry, FusedStep, ReadyJob, StaleViewError
-from loramux_profiles.work import ROUNDING, BaseCost
-from loramux_simulator.micro_batches import ReadyRun
+from loramux_profiles.work import ROUNDING, BaseCost, JobCost
+
+
+class StepRun(ReadyJob, Protocol):
+    """A resident as its device keeps it: what policies see of it (`views.ReadyJob`), and what a step does to it."""
+
+    waited: int
+
+    @property
+    def cost(self) -> JobCost: ...
+    @property
+    def squares(self) -> int:
+        """Sum of the squared row lengths of its next micro-batch."""
+
+    def advance(self, rows: int) -> None:
+        """`rows` of its micro-batch were trained on."""
+
+
+R = TypeVar("R", bound=StepRun)
 
 
 class StepCost(NamedTuple):
@@ -25,26 +42,26 @@ class StepCost(NamedTuple):
     """Expected peak of the activations at the real lengths."""
 
 
-class BaseTurn:
+class BaseTurn(Generic[R]):
     """The residents of one base model on one device, in (priority descending, submission, id) order."""
 
     __slots__ = ("_everyone", "base", "mixed", "runs")
 
     def __init__(self, base: BaseCost) -> None:
         self.base = base
-        self.runs: list[ReadyRun] = []
+        self.runs: list[R] = []
         self.mixed = False
         """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad
         the latter.
         """
         self._everyone: FusedStep | None = None
 
-    def add(self, run: ReadyRun) -> None:
+    def add(self, run: R) -> None:
         self.runs.append(run)
         self.runs.sort(key=lambda r: (-r.priority, r.submit_s, r.job_id))
         self._changed()
 
-    def remove(self, run: ReadyRun) -> None:
+    def remove(self, run: R) -> None:
         self.runs.remove(run)
         self._changed()
 
@@ -59,12 +76,12 @@ class BaseTurn:
         return self._everyone
 
 
-class FuseView:
+class FuseView(Generic[R]):
     """What `fuse()` gets for one step (contract: `views.DeviceView`)."""
 
     __slots__ = ("_turn", "base_model", "device", "device_id", "open", "padded")
 
-    def __init__(self, device: FusedDevice, turn: BaseTurn) -> None:
+    def __init__(self, device: FusedDevice[R], turn: BaseTurn[R]) -> None:
         self.device = device
         self.device_id = device.device_id
         self.base_model = turn.base.key
@@ -72,7 +89,7 @@ class FuseView:
         self._turn = turn
         self.open = True
 
-    def _fresh(self) -> BaseTurn:
+    def _fresh(self) -> BaseTurn[R]:
         if not self.open:
             raise StaleViewError("this device view is over: fuse() has returned")
         return self._turn
@@ -83,7 +100,7 @@ class FuseView:
         return self.device.now_s
 
     @property
-    def ready(self) -> Sequence[ReadyRun]:
+    def ready(self) -> Sequence[R]:
         return self._fresh().runs
 
     @property
@@ -123,7 +140,7 @@ class FuseView:
         return FusedStep(self.base_model, tuple(Entry(job.job_id, job.rows) for job in jobs))
 
 
-class FusedDevice:
+class FusedDevice(Generic[R]):
     """Residents of one device by base model; bases take turns, one a step.
 
     With `phi`, every resident is a process of its own: they take turns, and k of them get phi(k) of one's speed in all.
@@ -141,19 +158,19 @@ class FusedDevice:
         self.ledger: Ledger | None = None
         """Set by the engine before each step: the loop replaces ledgers as plans are applied."""
         self.now_s = 0.0
-        self.runs: dict[str, ReadyRun] = {}
-        self.turns: dict[str, BaseTurn] = {}
+        self.runs: dict[str, R] = {}
+        self.turns: dict[str, BaseTurn[R]] = {}
         self._next_turn = 0
 
-    def add(self, run: ReadyRun) -> None:
+    def add(self, run: R) -> None:
         """The job takes part from the next step on."""
         self.runs[run.job_id] = run
         self.turns.setdefault(self._turn_of(run), BaseTurn(run.cost.base)).add(run)
 
-    def _turn_of(self, run: ReadyRun) -> str:
+    def _turn_of(self, run: R) -> str:
         return run.cost.base.key if self.phi is None else run.job_id
 
-    def remove(self, job_id: str) -> ReadyRun:
+    def remove(self, job_id: str) -> R:
         """The job takes no part any more."""
         run = self.runs.pop(job_id)
         turn = self.turns[self._turn_of(run)]
@@ -185,7 +202,7 @@ class FusedDevice:
             raise PolicyError(f"policy {name}: fuse() returned no valid FusedStep: {step!r:.200}") from error
         return step
 
-    def _check(self, step: FusedStep, turn: BaseTurn, name: str) -> None:
+    def _check(self, step: FusedStep, turn: BaseTurn[R], name: str) -> None:
         if not isinstance(step, FusedStep) or not step.entries:
             raise PolicyError(f"policy {name}: fuse() must return a FusedStep with at least one entry, not {step!r}")
         if step.base_model != turn.base.key:
@@ -213,7 +230,7 @@ class FusedDevice:
         assert self.ledger is not None
         return self.ledger.own + self.ledger.weights + self.ledger.context
 
-    def fits(self, base: BaseCost, runs: Sequence[ReadyRun]) -> bool:
+    def fits(self, base: BaseCost, runs: Sequence[R]) -> bool:
         """Whether whole micro-batches of these runs fit by the upper bound at their real lengths."""
         if self.ledger is None or not runs:
             return True
