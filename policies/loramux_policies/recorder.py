@@ -11,10 +11,10 @@ import pandas as pd
 
 from loramux_policies.job import Job
 from loramux_traces.job import JobSpec
-from loramux_traces.results import COMPLETED, FAILED_OOM, JOB_COLUMNS, REJECTED, UNFINISHED, UNSCHEDULABLE
+from loramux_traces.results import COMPLETED, FAILED_DIVERGED, FAILED_OOM, JOB_COLUMNS, REJECTED, UNFINISHED, UNSCHEDULABLE
 
-STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED)
-_STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4}
+STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED, FAILED_DIVERGED)
+_STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4, "diverge": 5}
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
             if name is None:
                 name = self._device_names[devices] = "+".join(map(str, devices))
             self._devices[index] = name
-        elif event in ("finish", "pause", "oom"):
+        elif event in ("finish", "pause", "oom", "diverge"):
             if self._segments:
                 start_s = self._open.pop(index)
                 for device in devices:
@@ -76,7 +76,7 @@ class Recorder:
                     self._seg_end.append(now_s)
             if event == "finish":
                 self._end(job, 1, now_s, devices)
-        if event in ("fail", "reject", "unschedulable"):
+        if event in ("fail", "reject", "unschedulable", "diverge"):
             self._end(job, _STATE_OF_EVENT[event], now_s, devices)
             self._reasons[index] = detail
         if self.events is not None:

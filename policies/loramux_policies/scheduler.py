@@ -119,12 +119,18 @@ class Scheduler:
         self._paused.append(job.job_id)
         self._enqueue(job)
 
-    def drop(self, job: Job, event: str, detail: str) -> None:
-        """End a job that is neither waiting in the queue nor running."""
+    def fail(self, job: Job, event: str, detail: str) -> None:
+        """A running job, which the backend has taken off its device, ends without having done its steps."""
+        devices = self._leave(job)
+        self._freed.extend(devices)
+        self.drop(job, event, detail, devices)
+
+    def drop(self, job: Job, event: str, detail: str, devices: tuple[int, ...] = ()) -> None:
+        """End a job that is neither waiting in the queue nor running (`devices`: where it ran until now)."""
         job.state = DONE
         self.active.pop(job.job_id, None)
         self._due = True
-        self._tell(event, job, (), detail)
+        self._tell(event, job, devices, detail)
 
     def review(self) -> None:
         """A review the policy asked for is due."""

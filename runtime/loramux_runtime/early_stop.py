@@ -1,0 +1,64 @@
+"""Early stopping by patience, and a guess of how near it is (which only ever reorders jobs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+POINTS: Final = 20
+"""Losses before a prediction says anything (aspen.md)."""
+
+
+class Patience:
+    """Stops after `patience` evaluations in a row that did not improve the best loss by `min_improvement`."""
+
+    def __init__(self, patience: int | None, min_improvement: float) -> None:
+        self._patience, self._least = patience, min_improvement
+        self.best: float | None = None
+        self.bad = 0
+
+    def see(self, loss: float) -> bool:
+        """Note an evaluation; True when the job is to stop."""
+        if self.best is None or loss < self.best - self._least:
+            self.best, self.bad = loss, 0
+        else:
+            self.bad += 1
+        return self._patience is not None and self.bad >= self._patience
+
+
+def predicted_improvement(losses: Sequence[float], ahead: int) -> float | None:
+    """How much the loss will fall over `ahead` more points by loss(t) = 1 / (b0 t + b1) + b2, least squares, b >= 0.
+
+    None with fewer than 20 finite points. Source: SLAQ (Zhang et al., SoCC 2017), as in arXiv 2312.02515.
+    """
+    from scipy.optimize import least_squares
+
+    values = np.asarray(losses, dtype=np.float64)
+    t = np.flatnonzero(np.isfinite(values)).astype(np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) < POINTS:
+        return None
+    low = float(values.min())
+    start = [1e-3, 1.0 / max(values[0] - low, 1e-3), max(low, 0.0)]
+
+    def miss(b: np.ndarray) -> np.ndarray:
+        result: np.ndarray = 1.0 / (b[0] * t + b[1]) + b[2] - values
+        return result
+
+    fit = least_squares(miss, start, bounds=([0.0, 1e-9, 0.0], [np.inf, np.inf, np.inf])).x
+    now, then = (1.0 / (fit[0] * at + fit[1]) for at in (t[-1], t[-1] + ahead))
+    return float(now - then)
+
+
+def stop_likelihood(losses: Sequence[float], ahead: int, least: float) -> float:
+    """In [0, 1]: 1 where the loss is predicted not to improve by `least` over `ahead` points, 0 where nothing is known.
+
+    `least` 0 is read as a thousandth of the last loss.
+    """
+    gain = predicted_improvement(losses, ahead)
+    if gain is None:
+        return 0.0
+    wanted = least or 1e-3 * abs(losses[-1])
+    return float(1.0 / (1.0 + max(gain, 0.0) / max(wanted, 1e-12)))

@@ -1,0 +1,24 @@
+"""The one hook through which tests inject faults; the code under test is never edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Fault = Callable[[str, dict[str, object]], None]
+"""Called at a named point with facts about it; may raise what a real fault would raise."""
+
+
+class FaultPlan:
+    """Faults by the point they happen at. Points: `step` (job_ids), `evaluate` (job_id), `save` (job_id)."""
+
+    def __init__(self, **faults: Fault) -> None:
+        self._faults = faults
+
+    def reach(self, point: str, **facts: object) -> None:
+        """Give the fault planned for this point its chance."""
+        fault = self._faults.get(point)
+        if fault is not None:
+            fault(point, facts)
+
+
+NONE = FaultPlan()

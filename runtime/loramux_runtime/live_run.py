@@ -1,0 +1,60 @@
+"""A resident on a real device, as policies and the device's books see it."""
+
+from __future__ import annotations
+
+from loramux_policies.job import Job
+from loramux_profiles.work import JobCost
+from loramux_runtime.training_job import TrainingJob
+
+
+class LiveRun:
+    """A job's stay (contract: `loramux_policies.fused_device.StepRun`); its next micro-batch has real lengths."""
+
+    __slots__ = ("_lengths", "cost", "job", "job_id", "priority", "submit_s", "training", "waited")
+
+    def __init__(self, job: Job, cost: JobCost, training: TrainingJob) -> None:
+        self.job = job
+        self.job_id = job.job_id
+        self.submit_s = job.spec.submit_s
+        self.priority = job.spec.priority
+        self.cost = cost
+        self.training = training
+        self.waited = 0
+        self._lengths: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of its next micro-batch: what is left of `cost.rows`, or of the optimizer step."""
+        return len(self.lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Row lengths of its next micro-batch."""
+        if self._lengths is None:
+            self._lengths = self.training.lengths(self.cost.rows - self.training.rows_done % self.cost.rows)
+        return self._lengths
+
+    @property
+    def longest(self) -> int:
+        """Longest of them."""
+        return max(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Their sum."""
+        return sum(self.lengths)
+
+    @property
+    def squares(self) -> int:
+        """Sum of their squares."""
+        return sum(n * n for n in self.lengths)
+
+    @property
+    def p_stop(self) -> float:
+        """Early-stop prediction of the job's own losses."""
+        return self.training.p_stop
+
+    def advance(self, rows: int) -> None:
+        """The training job has moved on; so does what is next."""
+        self.waited = 0
+        self._lengths = None
