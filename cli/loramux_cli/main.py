@@ -14,6 +14,7 @@ import typer
 from loramux_cli import evaluate, plot, policies, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
+from loramux_cli import train as train_module
 from loramux_traces.errors import LoramuxError
 
 EXIT_INTERNAL = 1
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate_module.simulate_command)
 app.command("sweep")(sweep_module.sweep_command)
+app.command("train")(train_module.train_command)
 app.command("compare")(plot.compare_command)
 app.command("plot")(plot.plot_command)
 app.command("policies")(policies.policies_command)

@@ -118,7 +118,7 @@ def simulate_command(
         write_json(out / "summary.json", report)
         write_json(out / "manifest.json", {"schema_version": 1, "kind": "simulated", "argv": sys.argv})
         if plots:
-            _draw(out, quiet=quiet)
+            draw(out, quiet=quiet)
     if as_json:
         from loramux_traces.filesafe import json_text
 
@@ -146,7 +146,7 @@ def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequ
     )
 
 
-def _draw(out: Path, *, quiet: bool) -> None:
+def draw(out: Path, *, quiet: bool) -> None:
     from loramux_analysis.load import load
     from loramux_analysis.plots import draw_charts
 

@@ -67,7 +67,12 @@ def shape_from_config(path: Path | str) -> ModelShape:
     file = Path(path)
     if file.is_dir():
         file = file / "config.json"
-    data = read_json(file)
+    return shape_from_dict(read_json(file), str(path), file)
+
+
+def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> ModelShape:
+    """The shape of a configuration that is at hand (`PretrainedConfig.to_dict()`); `file` is named in problems."""
+    file = Path(file or name)
     nested = data.get("text_config")
     if isinstance(nested, dict):
         data = {**data, **nested}
@@ -98,7 +103,7 @@ def shape_from_config(path: Path | str) -> ModelShape:
     if reader.problems:
         raise InvalidInputError(reader.problems)
     return ModelShape(
-        name=str(path),
+        name=name,
         hidden=hidden,
         ffn=ffn,
         layers=layers,

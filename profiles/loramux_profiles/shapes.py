@@ -151,12 +151,27 @@ def shape_names() -> list[str]:
     return list(_shipped()[0])
 
 
+_REGISTERED: Final[dict[str, ModelShape]] = {}
+
+
+def register_shape(shape: ModelShape) -> None:
+    """Make a shape known by its name in this process (a model that is at hand, not in a file).
+
+    ValueError where another shape, or a shipped one, has the name.
+    """
+    if shape.name.lower() in _shipped()[1] or _REGISTERED.get(shape.name, shape) != shape:
+        raise ValueError(f"another shape is called {shape.name!r}")
+    _REGISTERED[shape.name] = shape
+
+
 @lru_cache(maxsize=512)
 def load_shape(name_or_path: str) -> ModelShape:
     """A shipped shape by name (or Hugging Face id), or the shape of a local config.json or of the folder it is in.
 
     Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError for a bad config.json.
     """
+    if name_or_path in _REGISTERED:
+        return _REGISTERED[name_or_path]
     shapes, names = _shipped()
     known = names.get(name_or_path.lower())
     if known is not None:

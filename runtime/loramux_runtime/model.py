@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel
 from loramux_runtime.context import StepContext, running_step
 from loramux_runtime.kernels.loss import CHUNK_ROWS, chunked_cross_entropy
-from loramux_runtime.packing import Part, StepLayout, build_layout
+from loramux_runtime.kernels.score import predicted
+from loramux_runtime.packing import MicroBatch, Part, StepLayout, build_layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,19 @@ class JobOutcome:
     n_tokens: int
     active_experts: float | None = None
     """Mean experts kept per token, where the method's routing varies (DynMoLE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Held-out rows of one job."""
+
+    loss: float
+    """Cross entropy over `batch.window_labels`."""
+    labels: int
+    right: int
+    """Labels that were the model's likeliest token."""
+    rows_right: int
+    """Rows all of whose labels were: those that greedy decoding would have answered exactly."""
 
 
 class FusedModel:
@@ -64,11 +79,13 @@ class FusedModel:
         for layer in self._layers:
             layer.recompute = value
 
-    def new_adapter(self, job_id: str, method: str, config: Any, *, seed: int = 0) -> Adapter:
-        """A freshly initialised adapter for this base, on its device. ValueError where it does not fit."""
+    def new_adapter(
+        self, job_id: str, method: str, config: Any, *, seed: int = 0, device: torch.device | str | None = None
+    ) -> Adapter:
+        """A freshly initialised adapter for this base (None: on its device). ValueError where it does not fit."""
         master = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         adapter = Adapter(
-            job_id, METHODS[method], config, self.base.sites, seed=seed, device=self.base.device, dtype=master
+            job_id, METHODS[method], config, self.base.sites, seed=seed, device=device or self.base.device, dtype=master
         )
         with torch.no_grad():
             adapter.method.finish_initialisation(adapter, self.base.weight)
@@ -90,12 +107,18 @@ class FusedModel:
         return self._outcomes(parts, layout, losses, aux, context)
 
     @torch.no_grad()
-    def evaluate(self, parts: Sequence[Part]) -> list[JobOutcome]:
-        """Losses without gradients and without dropout."""
-        layout = self.layout(parts, training=False)
-        with running_step(layout) as context:
-            losses, aux = self._losses(layout, context)
-        return self._outcomes(parts, layout, losses, aux, context)
+    def score(self, adapter: Adapter, batch: MicroBatch) -> Score:
+        """One job's rows without gradients and without dropout."""
+        layout = self.layout([Part(adapter=adapter, batch=batch)], training=False)
+        with running_step(layout):
+            hidden = self._hidden(layout)
+            head = self.base.hf.get_output_embeddings()
+            losses = chunked_cross_entropy(hidden, head.weight, head.bias, layout.loss, chunk=self.loss_chunk)
+            right = predicted(hidden, head.weight, head.bias, layout.loss).cpu().numpy()
+        ends = np.asarray([end for _, end in layout.sequences])
+        row_of = np.searchsorted(ends, layout.loss.index.cpu().numpy(), side="right")
+        wrong = np.bincount(row_of[~right], minlength=len(ends))
+        return Score(loss=float(losses[0]), labels=len(right), right=int(right.sum()), rows_right=int((wrong == 0).sum()))
 
     @torch.no_grad()
     def logits(self, parts: Sequence[Part]) -> list[list[Tensor]]:

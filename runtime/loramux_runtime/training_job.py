@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from loramux_runtime.early_stop import Patience, stop_likelihood
 from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.model import FusedModel, JobOutcome
 from loramux_runtime.optim import JobOptimizer
-from loramux_runtime.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.packing import IGNORED, MicroBatch
 
 MOST_SKIPPED: Final = 3
 """Optimizer steps in a row with a loss or gradient that is not finite, before a job has diverged."""
@@ -23,6 +23,17 @@ EVAL_TOKENS: Final = 4096
 """Tokens of held-out rows in one evaluation pass."""
 
 Log = Callable[[dict[str, Any]], None]
+
+
+class Evaluation(NamedTuple):
+    """Held-out rows."""
+
+    loss: float
+    """Mean cross entropy per learned token."""
+    token_accuracy: float
+    """Share of learned tokens that were the likeliest."""
+    exact_match: float
+    """Share of rows whose every learned token was: what greedy decoding answers exactly."""
 
 
 class TrainingJob:
@@ -57,7 +68,9 @@ class TrainingJob:
         """Ended before its declared steps by its own patience."""
         self.diverged = ""
         """Why, once it has."""
-        self.eval_loss: float | None = None
+        self.first_evaluation: Evaluation | None = None
+        self.evaluation: Evaluation | None = None
+        """Of the held-out rows: the first one and the latest."""
         self._patience = Patience(config.evaluation.patience, config.evaluation.min_improvement)
         self._log = log
         self._window: tuple[int, int, int] = (-1, 0, 0)
@@ -74,7 +87,7 @@ class TrainingJob:
         first = self.step * self.config.batch_size + self.rows_done
         count = min(rows, self.rows_left)
         samples = tuple(range(first, first + count))
-        found = [self._rows[self._stream.row_of(sample)] for sample in samples]
+        found = [self._rows[self._stream.row(sample)] for sample in samples]
         labels, tokens = self._window_totals()
         batch = MicroBatch(
             tokens=tuple(row.tokens for row in found),
@@ -98,7 +111,7 @@ class TrainingJob:
         """Tokens of each of the next rows."""
         first = self.step * self.config.batch_size + self.rows_done
         return tuple(
-            len(self._rows[self._stream.row_of(first + i)].tokens) for i in range(min(rows, self.rows_left))
+            len(self._rows[self._stream.row(first + i)].tokens) for i in range(min(rows, self.rows_left))
         )
 
     @property
@@ -119,7 +132,7 @@ class TrainingJob:
     def _window_totals(self) -> tuple[int, int]:
         if self._window[0] != self.step:
             first = self.step * self.config.batch_size
-            rows = [self._rows[self._stream.row_of(first + i)] for i in range(self.config.batch_size)]
+            rows = [self._rows[self._stream.row(first + i)] for i in range(self.config.batch_size)]
             labels = sum(int(np.count_nonzero(row.labels[1:] != IGNORED)) for row in rows)
             self._window = (self.step, labels, sum(len(row.tokens) for row in rows))
         return self._window[1], self._window[2]
@@ -161,6 +174,7 @@ class TrainingJob:
         self.step += 1
         record: dict[str, Any] = {
             "step": self.step,
+            "total_steps": self.total_steps,
             "loss": self._loss if math.isfinite(self._loss) else None,
             "aux_loss": self._aux if math.isfinite(self._aux) else None,
             "grad_norm": norm if math.isfinite(norm) else None,
@@ -177,17 +191,18 @@ class TrainingJob:
         every = self.config.evaluation.every_steps
         if self._eval_rows and not self.diverged:
             if every is not None and self.step % every == 0:
-                self.stopped = self._patience.see(self.evaluate(model))
-                record["eval_loss"] = self.eval_loss
+                self.stopped = self._patience.see(self.evaluate(model).loss)
             elif self.step == self.total_steps:
                 self.evaluate(model)
-                record["eval_loss"] = self.eval_loss
+            if self.evaluation is not None:
+                record |= {f"eval_{name}": value for name, value in self.evaluation._asdict().items()}
         if self._log is not None:
             self._log(record)
 
-    def evaluate(self, model: FusedModel) -> float:
-        """Mean cross entropy per learned token over the held-out rows."""
+    def evaluate(self, model: FusedModel) -> Evaluation:
+        """Score the held-out rows."""
         total = 0.0
+        right = exact = 0
         labels = sum(int(np.count_nonzero(row.labels[1:] != IGNORED)) for row in self._eval_rows)
         start = 0
         while start < len(self._eval_rows):
@@ -202,10 +217,13 @@ class TrainingJob:
                 samples=tuple(range(start, end)),
                 window_labels=labels,
             )
-            total += model.evaluate([Part(adapter=self.adapter, batch=batch)])[0].loss
+            score = model.score(self.adapter, batch)
+            total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
             start = end
-        self.eval_loss = total
-        return total
+        self.evaluation = Evaluation(total, right / max(1, labels), exact / len(self._eval_rows))
+        if self.first_evaluation is None:
+            self.first_evaluation = self.evaluation
+        return self.evaluation
 
     @property
     def p_stop(self) -> float:

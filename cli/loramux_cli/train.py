@@ -1,0 +1,266 @@
+"""`loramux train`: train the jobs of a file together on one device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+
+if TYPE_CHECKING:
+    from loramux_runtime.jobs_file import JobsFile
+    from loramux_runtime.train import TrainResult, TrainRun
+
+EXIT_FAILED_JOBS = 3
+EXIT_NEVER_FITS = 4
+CARDS = (
+    ("H100", "h100-80g"),
+    ("A100", "a100-80g"),
+    ("A6000", "a6000"),
+    ("4090", "rtx-4090"),
+    ("3090", "rtx-3090"),
+    ("L4", "l4"),
+)
+"""Part of the card's name -> shipped profile."""
+
+
+def train_command(
+    jobs: Annotated[Path, typer.Argument(help="jobs.yaml: the base model and the jobs (runtime/examples has some).")],
+    policy: Annotated[str, typer.Option(help="Policy, as for simulate.")] = "aspen",
+    policy_file: o.PolicyFile = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")] = "auto",
+    device_profile: Annotated[
+        str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
+    ] = None,
+    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on the device at a time.")] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
+    plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+    force: o.Force = False,
+) -> None:
+    """Train many adapters in one fused step over one frozen base model, each as if it were alone."""
+    from loramux_cli import running
+    from loramux_traces.runfolder import prepare_folder
+
+    _need_torch()
+    from loramux_policies.registry import create
+    from loramux_runtime.jobs_file import read_jobs_file
+    from loramux_runtime.train import TrainRun, open_base
+
+    running.load_policies([policy], policy_file)
+    file = read_jobs_file(jobs)
+    where = _device(device)
+    profile = _profile(where, device_profile, memory)
+    prepare_folder(out, force=force, also=("training.jsonl",))
+    if not quiet:
+        typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
+    base = open_base(file.base, where)
+    with _progress(file, quiet=quiet) as tell:
+        run = TrainRun(
+            file,
+            create(policy),
+            profile,
+            base=base,
+            adapters_dir=out / "adapters",
+            recompute=recompute,
+            max_resident=float("inf") if max_resident is None else float(max_resident),
+            log=tell,
+        )
+        result = run.play()
+    _write(out, jobs, policy, profile, run, result)
+    if plots:
+        _draw(out, quiet=quiet)
+    report = {"schema_version": 1, "runs": [_entry(policy, result)]}
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text(report, indent=2))
+    else:
+        _table(file, result)
+    if not quiet:
+        for note in result.summary["notes"]:
+            typer.echo(f"note: {note}", err=True)
+        typer.echo(f"adapters and results are in {out}", err=True)
+    if result.stopped_by is not None:
+        raise typer.Exit(128 + result.stopped_by)
+    if result.hopeless:
+        raise typer.Exit(EXIT_NEVER_FITS)
+    if result.summary["failed"]:
+        raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    from loramux_traces.errors import UsageError
+
+    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"training needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    from loramux_traces.errors import HardwareMissingError, UsageError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise HardwareMissingError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _profile(device: Any, name: str | None, memory: str | None) -> Any:
+    import torch
+
+    from loramux_profiles.devices import load_device
+    from loramux_traces.errors import UsageError
+
+    if name is None and device.type == "cuda":
+        card = torch.cuda.get_device_name(device)
+        name = next((profile for part, profile in CARDS if part in card), None)
+        if name is None:
+            raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
+    profile = load_device(name or "cpu")
+    if memory is None:
+        return profile
+    size = _bytes(memory)
+    parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(size), "note": "--memory"})
+    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
+
+
+def _bytes(text: str) -> int:
+    import re
+
+    from loramux_traces.errors import UsageError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", text.strip())
+    if match is None:
+        raise UsageError(f"--memory {text[:40]!r}: a number with B, KiB, MiB, GiB, KB, MB or GB")
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    return int(float(match[1]) * units[match[2] or "B"])
+
+
+def _entry(policy: str, result: TrainResult) -> dict[str, Any]:
+    return {"policy": policy, "seed": 0, **result.summary, "evaluation": result.scores}
+
+
+def _write(out: Path, jobs: Path, policy: str, profile: Any, run: TrainRun, result: TrainResult) -> None:
+    import hashlib
+    from importlib.metadata import version
+
+    from loramux_traces.filesafe import write_jsonl
+    from loramux_traces.runfolder import write_run
+
+    write_jsonl(out / "training.jsonl", result.training)
+    packages = ("loramux", "torch", "transformers", "numpy")
+    write_run(
+        out,
+        manifest={
+            "kind": "real",
+            "policy": policy.split(":")[0],
+            "policy_params": policy,
+            "seed": 0,
+            "argv": list(sys.argv),
+            "trace": {
+                "name": jobs.name,
+                "sha256": hashlib.sha256(jobs.read_bytes()).hexdigest(),
+                "provenance": "",
+                "jobs": len(run.specs),
+            },
+            "devices": [str(run.model.base.device)],
+            "base_model": run.model.base.name,
+            "profile_sha256": profile.digest,
+            "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
+            "origin": "measured",
+        },
+        jobs=result.jobs,
+        events=result.events,
+        summary=_entry(policy, result),
+        timeline=result.timeline,
+    )
+
+
+def _draw(out: Path, *, quiet: bool) -> None:
+    from loramux_cli.simulate import draw
+
+    draw(out, quiet=quiet)
+
+
+def _table(file: JobsFile, result: TrainResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from loramux_cli.simulate import duration
+
+    losses: dict[str, list[float]] = {}
+    for row in result.training:
+        if row["loss"] is not None:
+            losses.setdefault(row["job_id"], []).append(row["loss"])
+    scored = bool(result.scores)
+    table = Table(box=None, pad_edge=False)
+    names = ["job", "method", "state", "steps", "loss first", "last", "turnaround"]
+    for name in [*names, *(["held-out loss", "exact match"] if scored else [])]:
+        table.add_column(name, justify="left" if name in ("job", "method", "state") else "right")
+    rows = {str(row["job_id"]): row for row in result.jobs.to_dict("records")}
+    for job in file.jobs:
+        row = rows[job.id]
+        seen = losses.get(job.id, [])
+        ends = [f"{seen[0]:.3f}", f"{seen[-1]:.3f}"] if seen else ["-", "-"]
+        cells = [job.method, str(row["final_state"]), f"{row['steps_done']:.0f}", *ends]
+        cells.append(duration(row["turnaround_time"] if row["turnaround_time"] == row["turnaround_time"] else None))
+        if scored:
+            score = result.scores.get(job.id)
+            before, after = (score["before"], score["after"]) if score else ({}, {})
+            cells += [
+                f"{before[key]:{form}} > {after[key]:{form}}" if score else "-"
+                for key, form in (("loss", ".3f"), ("exact_match", ".1%"))
+            ]
+        table.add_row(Text(job.id), *cells)
+    console = Console()
+    console.print(table)
+    s = result.summary
+    console.print(
+        f"{s['completed']}/{s['jobs']} jobs in {duration(s['makespan_s'])}, {s['steps']:.0f} fused steps, "
+        f"{s['effective_tokens_per_s']:,.0f} tokens/s. Measured on {result.device}"
+    )
+
+
+@contextmanager
+def _progress(file: JobsFile, *, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {job.id: bar.add_task(job.id, total=job.steps, loss="") for job in file.jobs}
+
+        def tell(row: dict[str, Any]) -> None:
+            loss = "not finite" if row["loss"] is None else f"loss {row['loss']:.3f}"
+            bar.update(tasks[row["job_id"]], completed=row["step"], total=row["total_steps"], loss=loss)
+
+        yield tell

@@ -1,0 +1,243 @@
+"""`loramux train`: a set of jobs to completion on one device, under the simulator's policies and decide-apply loop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from loramux_policies.intake import Intake
+from loramux_policies.job import Job
+from loramux_policies.ledger import Ledger
+from loramux_policies.meters import Meters
+from loramux_policies.policy import Policy
+from loramux_policies.recorder import Recorder
+from loramux_policies.scheduler import Scheduler
+from loramux_profiles.cost import CostModel
+from loramux_profiles.devices import DeviceProfile
+from loramux_runtime.adapter_files import save_adapter
+from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
+from loramux_runtime.data import DataSet, load_data, load_tokenizer
+from loramux_runtime.executor import Executor, OnStep
+from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.job_specs import job_spec, register_base
+from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
+from loramux_runtime.model import FusedModel
+from loramux_runtime.times import Times
+from loramux_runtime.training_job import TrainingJob
+from loramux_traces.errors import UsageError
+from loramux_traces.job import JobSpec
+from loramux_traces.results import empty_timeline, summarise
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainResult:
+    """One real run, in the terms of a simulated one."""
+
+    jobs: pd.DataFrame
+    summary: dict[str, Any]
+    timeline: dict[str, Any]
+    events: list[dict[str, Any]]
+    training: list[dict[str, Any]]
+    """One record per optimizer step and job: loss, learning rate, gradient norm, ..."""
+    steps: list[tuple[float, float]]
+    """Measured and predicted seconds of every fused step."""
+    device: str
+    """What it ran on."""
+    stopped_by: int | None = None
+    """The signal that ended the run, if one did."""
+    hopeless: int = 0
+    """Jobs that fit the device at no micro-batch size."""
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By job: first and last evaluation of the held-out rows."""
+
+
+def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseModel:
+    """The base model that a jobs file asks for. InvalidInputError or UsageError where it cannot be had."""
+    if config.path is not None:
+        return load_base(config.path, dtype=config.dtype, device=device)
+    if config.shape is not None:
+        hf = shape_config(config.shape)
+        return build_base(hf, name=config.shape, dtype=config.dtype, device=device, seed=config.seed)
+    from transformers import AutoConfig
+
+    assert config.config is not None
+    values = dict(config.config)
+    kind = values.pop("model_type")
+    try:
+        hf = AutoConfig.for_model(kind, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"base.config: {error}") from error
+    return build_base(hf, name=f"tiny-{kind}", dtype=config.dtype, device=device, seed=config.seed)
+
+
+class TrainRun:
+    """The parts of one run, put together. Load the data and check every job before anything is trained."""
+
+    def __init__(
+        self,
+        file: JobsFile,
+        policy: Policy,
+        profile: DeviceProfile,
+        *,
+        base: BaseModel,
+        adapters_dir: Path | None = None,
+        times: Times | None = None,
+        faults: FaultPlan = NONE,
+        recompute: bool = False,
+        max_resident: float = float("inf"),
+        log: Log | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
+        if policy.copies == "separate":
+            raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
+        self._file, self._adapters_dir, self._faults = file, adapters_dir, faults
+        self.model = FusedModel(base, recompute=recompute)
+        self.training_log: list[dict[str, Any]] = []
+        self._log = log
+        self.steps: list[tuple[float, float]] = []
+        self._on_step = on_step
+        self.notes: list[str] = []
+        tokenizer = load_tokenizer(file.base.path)
+        self.data: dict[str, DataSet] = {
+            job.id: load_data(job.data, tokenizer, seed=job.seed, vocab=base.vocab) for job in file.jobs
+        }
+        self.notes += [f"{job_id}: {note}" for job_id, data in self.data.items() for note in data.notes]
+        label = register_base(base)
+        by_id = {job.id: job for job in file.jobs}
+        specs = [job_spec(job, self.data[job.id], label, base, recompute) for job in file.jobs]
+        self.specs: list[JobSpec] = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))
+        self._configs = by_id
+        self._training: dict[str, TrainingJob] = {}
+        self.scores: dict[str, dict[str, Any]] = {}
+        cost = CostModel(profile)
+        self.meters = Meters(1)
+        self.executor = Executor(
+            self.model,
+            policy,
+            self.meters,
+            self._training,
+            times=times,
+            faults=faults,
+            on_step=self._stepped,
+            on_end=self._ended,
+        )
+        self.recorder = Recorder(self.specs, lambda: self.executor.now_s, [0], events=True, segments=True)
+        self.ledger = Ledger(
+            0,
+            0,
+            capacity=float(cost.capacity_bytes),
+            margin=cost.upper_margin,
+            padded=False,
+            separate=False,
+            seats_max=max_resident,
+        )
+        self.loop = Scheduler(
+            policy, [self.ledger], self.executor, max_resident=max_resident, listener=self.recorder.hear
+        )
+        self.intake = Intake(
+            [cost], [1], oracle=False, predict=lambda spec, steps: steps, unschedulable=self.recorder.unschedulable
+        )
+
+    def play(self) -> TrainResult:
+        """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""
+        with _stop_on_signal(self.executor) as stopped:
+            self.executor.run(self.loop, self._arrivals())
+        stats = self.meters.stats([self.ledger.capacity])
+        stats.decisions = self.loop.decisions
+        stats.notes = list(self.notes)
+        jobs = self.recorder.table()
+        timeline = empty_timeline()
+        timeline["devices"] = [
+            {"device_id": 0, "name": str(self.model.base.device), "memory_capacity_bytes": self.ledger.capacity}
+        ]
+        timeline["segments"] = self.recorder.segments()
+        timeline.update(self.meters.samples())
+        return TrainResult(
+            jobs=jobs,
+            summary=summarise(jobs, stats),
+            timeline=timeline,
+            events=self.recorder.log() or [],
+            training=self.training_log,
+            steps=self.steps,
+            device=_device_name(self.model.base.device),
+            stopped_by=stopped[0] if stopped else None,
+            hopeless=self.intake.hopeless,
+            scores=self.scores,
+        )
+
+    def _arrivals(self) -> Iterator[Job]:
+        """Jobs as they are submitted; adapters wait on the host until their job starts."""
+        for index, spec in enumerate(self.specs):
+            job = self.intake.job(index, spec)
+            if job is None:
+                continue
+            self._training[spec.job_id] = self._new_training(self._configs[spec.job_id])
+            yield job
+
+    def _new_training(self, config: TrainJob) -> TrainingJob:
+        adapter = self.model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
+        data = self.data[config.id]
+        return TrainingJob(config, adapter, data.train, data.held_out, log=lambda record: self._record(config.id, record))
+
+    def _record(self, job_id: str, record: dict[str, Any]) -> None:
+        row = {"t_s": self.executor.now_s, "job_id": job_id, **record}
+        self.training_log.append(row)
+        if self._log is not None:
+            self._log(row)
+
+    def _stepped(self, step: Any, seconds: float, predicted_s: float) -> None:
+        self.steps.append((seconds, predicted_s))
+        if self._on_step is not None:
+            self._on_step(step, seconds, predicted_s)
+
+    def _ended(self, job: Job, training: TrainingJob) -> None:
+        first, last = training.first_evaluation, training.evaluation
+        if first is not None and last is not None:
+            self.scores[job.job_id] = {"before": first._asdict(), "after": last._asdict()}
+        if self._adapters_dir is not None and not training.diverged:
+            training.optimizer.to("cpu")
+            save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
+
+
+@contextmanager
+def _stop_on_signal(executor: Executor) -> Iterator[list[int]]:
+    """Turn the first SIGTERM or SIGINT into a stop at the next step boundary; a second one acts as before."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _: object) -> None:
+        got.append(number)
+        executor.request_stop()
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def mean_step_error(steps: Sequence[tuple[float, float]]) -> float | None:
+    """Mean of |predicted - measured| / measured over fused steps; None without any."""
+    errors = [abs(predicted - measured) / measured for measured, predicted in steps if measured > 0]
+    return sum(errors) / len(errors) if errors else None
