@@ -60,21 +60,21 @@ def _channel_keys(channels: int, device: torch.device) -> Tensor:
 
 def threshold(p: float) -> int:
     """An element is kept where its signed 32-bit hash is at least this: keeps a share 1 - p of all hashes."""
-    return round(p * (1 << 32)) - (1 << 31)
+    return min(round(p * (1 << 32)) - (1 << 31), (1 << 31) - 1)
 
 
 def keep_mask(rows: Tensor, site: int, channels: int, limit: Tensor) -> Tensor:
     """rows [T] int32 keys, limit [T, 1] int32 thresholds -> [T, channels] bool, True where the element stays.
 
-    Two multiply-xorshift rounds of 32-bit integers: the same bits on every device.
+    Multiply-xorshift rounds of 32-bit integers: the same bits on every device. `>>` of signed integers copies the sign
+    down, hence the `&` (without it h ^ (h >> n) is never negative, and nothing is dropped). The last round ends with
+    its product, whose high bits, which the comparison goes by, are its best.
     """
-    h = rows.unsqueeze(1) ^ site
-    h = h * _MIX_1  # [T, 1]: decorrelates the rows before the channels come in
-    h = (h ^ (h >> 15)) ^ _channel_keys(channels, rows.device)
+    h = (rows.unsqueeze(1) ^ site) * _MIX_1  # [T, 1]: decorrelates the rows before the channels come in
+    h = (h ^ ((h >> 15) & 0x1FFFF)) ^ _channel_keys(channels, rows.device)
     h *= _MIX_2
-    h ^= h >> 16
+    h ^= (h >> 16) & 0xFFFF
     h *= _MIX_1
-    h ^= h >> 15
     return h >= limit
 
 
