@@ -92,6 +92,8 @@ def train_command(
     if not quiet:
         for note in result.summary["notes"]:
             typer.echo(f"note: {note}", err=True)
+        for bad in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
+            typer.echo(f"note: {bad['job_id']}: {bad['final_state']}: {bad['reason']}", err=True)
         typer.echo(f"adapters and results are in {out}", err=True)
     if result.stopped_by is not None:
         raise typer.Exit(128 + result.stopped_by)
@@ -220,23 +222,21 @@ def _table(file: JobsFile, result: TrainResult) -> None:
             losses.setdefault(row["job_id"], []).append(row["loss"])
     scored = bool(result.scores)
     table = Table(box=None, pad_edge=False)
-    names = ["job", "method", "state", "steps", "loss first", "last", "turnaround"]
-    for name in [*names, *(["held-out loss", "exact match"] if scored else [])]:
-        table.add_column(name, justify="left" if name in ("job", "method", "state") else "right")
+    names = ["job", "method", "steps", "loss", "\nlast", "turn-\naround"]
+    names += ["held-out\nbefore", "\nafter", "exact\nbefore", "\nafter"] if scored else []
+    for name in names:
+        table.add_column(name, justify="left" if name in ("job", "method") else "right", no_wrap=True)
     rows = {str(row["job_id"]): row for row in result.jobs.to_dict("records")}
     for job in file.jobs:
-        row = rows[job.id]
+        row: Any = rows[job.id]
         seen = losses.get(job.id, [])
         ends = [f"{seen[0]:.3f}", f"{seen[-1]:.3f}"] if seen else ["-", "-"]
-        cells = [job.method, str(row["final_state"]), f"{row['steps_done']:.0f}", *ends]
-        cells.append(duration(row["turnaround_time"] if row["turnaround_time"] == row["turnaround_time"] else None))
+        turnaround = row["turnaround_time"]
+        cells = [job.method, f"{row['steps_done']:.0f}", *ends, duration(turnaround if turnaround >= 0 else None)]
         if scored:
             score = result.scores.get(job.id)
-            before, after = (score["before"], score["after"]) if score else ({}, {})
-            cells += [
-                f"{before[key]:{form}} > {after[key]:{form}}" if score else "-"
-                for key, form in (("loss", ".3f"), ("exact_match", ".1%"))
-            ]
+            for key, form in (("loss", ".3f"), ("exact_match", ".1%")):
+                cells += [f"{score[when][key]:{form}}" if score else "-" for when in ("before", "after")]
         table.add_row(Text(job.id), *cells)
     console = Console()
     console.print(table)

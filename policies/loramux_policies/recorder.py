@@ -11,7 +11,15 @@ import pandas as pd
 
 from loramux_policies.job import Job
 from loramux_traces.job import JobSpec
-from loramux_traces.results import COMPLETED, FAILED_DIVERGED, FAILED_OOM, JOB_COLUMNS, REJECTED, UNFINISHED, UNSCHEDULABLE
+from loramux_traces.results import (
+    COMPLETED,
+    FAILED_DIVERGED,
+    FAILED_OOM,
+    JOB_COLUMNS,
+    REJECTED,
+    UNFINISHED,
+    UNSCHEDULABLE,
+)
 
 STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED, FAILED_DIVERGED)
 _STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4, "diverge": 5}

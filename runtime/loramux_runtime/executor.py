@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +79,7 @@ class Executor:
         training = self._training[job.job_id]
         training.optimizer.to(self.model.base.device)
         job.run = LiveRun(job, job.cost_on(0), training)
+        training.begin(self.model)
         self.fused.add(job.run)
         self._note_memory()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import torch
 
 from loramux_profiles.hf_config import shape_from_dict
 from loramux_profiles.shapes import register_shape
 from loramux_runtime.base_model import BaseModel
-from loramux_runtime.data import DataSet
+from loramux_runtime.data import JobData, length_stats
 from loramux_runtime.jobs_file import TrainJob
 from loramux_traces.job import JobSpec
+
+
+Targets = Literal["all-linear", "attention", "mlp", "qv"]
 
 
 def register_base(base: BaseModel) -> str:
@@ -22,14 +26,16 @@ def register_base(base: BaseModel) -> str:
     return label
 
 
-def job_spec(job: TrainJob, data: DataSet, label: str, base: BaseModel, recompute: bool) -> JobSpec:
+def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recompute: bool) -> JobSpec:
     """The job as a row of a trace: mean and p95 of its real lengths, its rank and experts, its declared steps."""
     config = job.adapter_config
     experts = getattr(config, "num_experts", None)
     if isinstance(experts, tuple):
         experts = max(experts)
-    targets = getattr(config, "target_modules", "all-linear")
-    stats = data.lengths
+    # a list of linears has no name in a trace: costed as if all were adapted, an upper bound
+    targets = getattr(config, "target_modules", None)
+    named: Targets = targets if targets in ("attention", "mlp", "qv") else "all-linear"
+    stats = length_stats(data.train)
     top_k = getattr(config, "top_k", getattr(config, "keep_top_k", None))
     return JobSpec(
         job_id=job.id,
@@ -49,8 +55,7 @@ def job_spec(job: TrainJob, data: DataSet, label: str, base: BaseModel, recomput
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        # a list of linears has no name in a trace: costed as if all were adapted, an upper bound
-        target_modules=targets if targets in ("attention", "mlp", "qv") else "all-linear",
+        target_modules=named,
         num_experts=experts,
         top_k=max(1, min(top_k, experts)) if top_k is not None and experts is not None else 1,
         dtype="bf16" if base.dtype == torch.bfloat16 else "fp32",

@@ -123,6 +123,8 @@ class JobsFile(_Strict):
 
     base: BaseConfig
     jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=10_000)]
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+    """Where relative paths start: the folder of the file."""
 
     @model_validator(mode="after")
     def _unique(self) -> JobsFile:
@@ -175,7 +177,7 @@ def read_jobs_file(path: str | Path) -> JobsFile:
         raise InvalidInputError([problem(file, "", "", f"must be YAML: {error.problem}", line)]) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InvalidInputError([problem(file, "", "", f"must be UTF-8 YAML: {str(error)[:100]}")]) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or "folder" in content:
         raise InvalidInputError([problem(file, "", "", "must hold a mapping with base and jobs")])
     defaults = content.pop("defaults", {})
     jobs = content.get("jobs")
@@ -184,14 +186,9 @@ def read_jobs_file(path: str | Path) -> JobsFile:
     if isinstance(jobs, list):
         content["jobs"] = [_merged(defaults, job) if isinstance(job, dict) else job for job in jobs]
     checked = validate(JobsFile, file, content)
-    return checked.model_copy(
-        update={
-            "base": checked.base.model_copy(update={"path": _under(file, checked.base.path)}),
-            "jobs": tuple(
-                job.model_copy(update={"data": job.data.relative_to(file.parent)}) for job in checked.jobs
-            ),
-        }
-    )
+    folder = checked.base.path
+    base = checked.base.model_copy(update={"path": None if folder is None else file.parent / folder})
+    return checked.model_copy(update={"folder": file.parent, "base": base})
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +197,3 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
-
-
-def _under(file: Path, path: Path | None) -> Path | None:
-    return None if path is None else (file.parent / path)

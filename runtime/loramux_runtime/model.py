@@ -118,7 +118,9 @@ class FusedModel:
         ends = np.asarray([end for _, end in layout.sequences])
         row_of = np.searchsorted(ends, layout.loss.index.cpu().numpy(), side="right")
         wrong = np.bincount(row_of[~right], minlength=len(ends))
-        return Score(loss=float(losses[0]), labels=len(right), right=int(right.sum()), rows_right=int((wrong == 0).sum()))
+        return Score(
+            loss=float(losses[0]), labels=len(right), right=int(right.sum()), rows_right=int((wrong == 0).sum())
+        )
 
     @torch.no_grad()
     def logits(self, parts: Sequence[Part]) -> list[list[Tensor]]:

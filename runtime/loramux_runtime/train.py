@@ -24,7 +24,7 @@ from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
-from loramux_runtime.data import DataSet, load_data, load_tokenizer
+from loramux_runtime.data import JobData, load_data, load_tokenizer
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.job_specs import job_spec, register_base
@@ -108,10 +108,11 @@ class TrainRun:
         self._on_step = on_step
         self.notes: list[str] = []
         tokenizer = load_tokenizer(file.base.path)
-        self.data: dict[str, DataSet] = {
-            job.id: load_data(job.data, tokenizer, seed=job.seed, vocab=base.vocab) for job in file.jobs
+        self.data: dict[str, JobData] = {
+            job.id: load_data(job.data, tokenizer, seed=job.seed, vocab_size=base.vocab, base=file.folder)
+            for job in file.jobs
         }
-        self.notes += [f"{job_id}: {note}" for job_id, data in self.data.items() for note in data.notes]
+        self.notes += [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         label = register_base(base)
         by_id = {job.id: job for job in file.jobs}
         specs = [job_spec(job, self.data[job.id], label, base, recompute) for job in file.jobs]
@@ -185,9 +186,13 @@ class TrainRun:
             yield job
 
     def _new_training(self, config: TrainJob) -> TrainingJob:
-        adapter = self.model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
+        adapter = self.model.new_adapter(
+            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
+        )
         data = self.data[config.id]
-        return TrainingJob(config, adapter, data.train, data.held_out, log=lambda record: self._record(config.id, record))
+        return TrainingJob(
+            config, adapter, data.train, data.stream, data.eval, log=lambda record: self._record(config.id, record)
+        )
 
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
         row = {"t_s": self.executor.now_s, "job_id": job_id, **record}

@@ -1,15 +1,16 @@
-"""A job's training state: where it is in its data, its optimizer, and what it has learned so far. No device, no clock."""
+"""A job's training state: where it is in its data, its optimizer, and what it has learned. No device, no clock."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from loramux_runtime.adapter import Adapter
-from loramux_runtime.data import Row, SampleStream
+from loramux_runtime.data import SampleStream, TokenisedRows
 from loramux_runtime.early_stop import Patience, stop_likelihood
 from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.model import FusedModel, JobOutcome
@@ -48,15 +49,15 @@ class TrainingJob:
         self,
         config: TrainJob,
         adapter: Adapter,
-        rows: Sequence[Row],
-        eval_rows: Sequence[Row] = (),
+        rows: TokenisedRows,
+        stream: SampleStream,
+        eval_rows: TokenisedRows | None = None,
         *,
         log: Log | None = None,
     ) -> None:
         self.config = config
         self.adapter = adapter
-        self._rows, self._eval_rows = rows, eval_rows
-        self._stream = SampleStream(len(rows), config.seed, config.data.shuffle)
+        self._rows, self._stream, self._eval_rows = rows, stream, eval_rows
         self.total_steps = config.steps or max(1, math.ceil(len(rows) * (config.epochs or 0) / config.batch_size))
         self.optimizer = JobOptimizer(adapter.slab, config.optimizer, config.schedule, self.total_steps)
         self.step = 0
@@ -80,6 +81,11 @@ class TrainingJob:
         self._losses: list[float] = []
         self._likelihood = (-1, 0.0)
 
+    def begin(self, model: FusedModel) -> None:
+        """The job is on its device for the first time: score the held-out rows before anything is learned."""
+        if self.step == 0 and self.rows_done == 0 and self._eval_rows is not None and self.evaluation is None:
+            self.evaluate(model)
+
     # -- data
 
     def peek(self, rows: int) -> MicroBatch:
@@ -88,31 +94,24 @@ class TrainingJob:
         count = min(rows, self.rows_left)
         samples = tuple(range(first, first + count))
         found = [self._rows[self._stream.row(sample)] for sample in samples]
-        labels, tokens = self._window_totals()
+        window_labels, window_tokens = self._window_totals()
         batch = MicroBatch(
-            tokens=tuple(row.tokens for row in found),
-            labels=tuple(row.labels for row in found),
+            tokens=tuple(tokens for tokens, _ in found),
+            labels=tuple(labels for _, labels in found),
             samples=samples,
             step=self.step,
-            window_labels=labels,
+            window_labels=window_labels,
         )
-        if batch.n_tokens == tokens:
+        if batch.n_tokens == window_tokens:
             return batch
-        return MicroBatch(
-            tokens=batch.tokens,
-            labels=batch.labels,
-            samples=samples,
-            step=self.step,
-            window_labels=labels,
-            window_share=batch.n_tokens / tokens,
-        )
+        return replace(batch, window_share=batch.n_tokens / window_tokens)
 
     def lengths(self, rows: int) -> tuple[int, ...]:
         """Tokens of each of the next rows."""
         first = self.step * self.config.batch_size + self.rows_done
-        return tuple(
-            len(self._rows[self._stream.row(first + i)].tokens) for i in range(min(rows, self.rows_left))
-        )
+        starts = self._rows.starts
+        found = self._stream.rows(first, min(rows, self.rows_left))
+        return tuple(int(starts[row + 1] - starts[row]) for row in found)
 
     @property
     def rows_left(self) -> int:
@@ -132,9 +131,9 @@ class TrainingJob:
     def _window_totals(self) -> tuple[int, int]:
         if self._window[0] != self.step:
             first = self.step * self.config.batch_size
-            rows = [self._rows[self._stream.row(first + i)] for i in range(self.config.batch_size)]
-            labels = sum(int(np.count_nonzero(row.labels[1:] != IGNORED)) for row in rows)
-            self._window = (self.step, labels, sum(len(row.tokens) for row in rows))
+            rows = [self._rows[row] for row in self._stream.rows(first, self.config.batch_size)]
+            labels = sum(int(np.count_nonzero(labels[1:] != IGNORED)) for _, labels in rows)
+            self._window = (self.step, labels, sum(len(tokens) for tokens, _ in rows))
         return self._window[1], self._window[2]
 
     # -- training
@@ -189,7 +188,7 @@ class TrainingJob:
         self._active.clear()
         self.rows_done = 0
         every = self.config.evaluation.every_steps
-        if self._eval_rows and not self.diverged:
+        if self._eval_rows is not None and not self.diverged:
             if every is not None and self.step % every == 0:
                 self.stopped = self._patience.see(self.evaluate(model).loss)
             elif self.step == self.total_steps:
@@ -201,26 +200,25 @@ class TrainingJob:
 
     def evaluate(self, model: FusedModel) -> Evaluation:
         """Score the held-out rows."""
+        rows = self._eval_rows
+        assert rows is not None
         total = 0.0
-        right = exact = 0
-        labels = sum(int(np.count_nonzero(row.labels[1:] != IGNORED)) for row in self._eval_rows)
-        start = 0
-        while start < len(self._eval_rows):
-            end, tokens = start, 0
-            while end < len(self._eval_rows) and (end == start or tokens + len(self._eval_rows[end].tokens) <= EVAL_TOKENS):
-                tokens += len(self._eval_rows[end].tokens)
+        right = exact = start = 0
+        while start < len(rows):
+            end = start + 1
+            while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= EVAL_TOKENS:
                 end += 1
-            rows = self._eval_rows[start:end]
+            found = [rows[row] for row in range(start, end)]
             batch = MicroBatch(
-                tokens=tuple(row.tokens for row in rows),
-                labels=tuple(row.labels for row in rows),
+                tokens=tuple(tokens for tokens, _ in found),
+                labels=tuple(labels for _, labels in found),
                 samples=tuple(range(start, end)),
-                window_labels=labels,
+                window_labels=rows.n_labels,
             )
             score = model.score(self.adapter, batch)
             total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
             start = end
-        self.evaluation = Evaluation(total, right / max(1, labels), exact / len(self._eval_rows))
+        self.evaluation = Evaluation(total, right / max(1, rows.n_labels), exact / len(rows))
         if self.first_evaluation is None:
             self.first_evaluation = self.evaluation
         return self.evaluation

@@ -1,0 +1,117 @@
+"""From the rows of a trace to jobs of the decide-apply loop: costs per device type, lengths, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from loramux_policies.job import Job
+from loramux_policies.ledger import dynamic_bytes
+from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
+from loramux_profiles.devices import load_device
+from loramux_profiles.work import JobCost
+from loramux_traces.job import JobSpec
+
+
+class Intake:
+    """Makes a job the moment it arrives, so that a million of them need not exist at once."""
+
+    def __init__(
+        self,
+        models: Sequence[CostModel],
+        devices_of_type: Sequence[int],
+        *,
+        oracle: bool,
+        predict: Callable[[JobSpec, float], float],
+        unschedulable: Callable[[int, JobSpec, str], None],
+    ) -> None:
+        self._models = models
+        self._devices_of_type = devices_of_type
+        self._oracle = oracle
+        self._predict = predict
+        """(job, declared steps) -> the steps that predictions are made with."""
+        self._unschedulable = unschedulable
+        self._references: dict[str, CostModel] = {model.device.name: model for model in reversed(models)}
+        self._misfits: dict[JobCost, DoesNotFit | None] = {}
+        self._needs: dict[tuple[JobCost | None, ...], tuple[float, float]] = {}
+        self.hopeless = 0
+        """Jobs that fit no device of the run."""
+
+    def jobs(self, specs: Sequence[JobSpec]) -> Iterator[Job]:
+        """The jobs that can run, in the order of the trace; the others are reported."""
+        for index, spec in enumerate(specs):
+            job = self.job(index, spec)
+            if job is not None:
+                yield job
+
+    def job(self, index: int, spec: JobSpec) -> Job | None:
+        """One job, or None (and a report) where it fits no device of the run."""
+        costs = tuple([self._cost(model, spec) for model in self._models])
+        if spec.num_gpus > 1:
+            costs = tuple([cost if self._devices_of_type[i] >= spec.num_gpus else None for i, cost in enumerate(costs)])
+        if not any(costs):
+            self.hopeless += 1
+            self._unschedulable(index, spec, self._why(spec))
+            return None
+        need_min, need_bytes = self._need(costs)
+        cost, model = costs[0], self._models[0]
+        if cost is None:
+            cost, model = next((c, m) for c, m in zip(costs, self._models, strict=True) if c is not None)
+        declared = declared_micro_steps(spec, cost, self._reference(spec, model)) / cost.accumulation
+        if self._oracle and spec.stop_step is not None:
+            declared = predicted = min(declared, spec.stop_step)
+        else:
+            predicted = self._predict(spec, declared)
+        return Job(index, spec, costs, declared, predicted, need_min, need_bytes)
+
+    def _cost(self, model: CostModel, spec: JobSpec) -> JobCost | None:
+        cost = model.job_cost(spec)
+        if cost in self._misfits:
+            misfit = self._misfits[cost]
+        else:
+            found = model.micro_batch(spec)
+            misfit = self._misfits[cost] = found if isinstance(found, DoesNotFit) else None
+        return cost if misfit is None else None
+
+    def _reference(self, spec: JobSpec, model: CostModel) -> JobCost | None:
+        """Cost on the device that `duration_s` refers to: ref_gpu, or the first device of the run."""
+        if spec.duration_s is None:
+            return None
+        if spec.ref_gpu is None:
+            reference = self._models[0]
+        else:
+            known = self._references.get(spec.ref_gpu)
+            if known is None:
+                known = self._references[spec.ref_gpu] = CostModel(
+                    load_device(spec.ref_gpu), fusion=model.fusion, copies=model.copies, ideal=model.ideal
+                )
+            reference = known
+        return reference.job_cost(spec)
+
+    def _need(self, costs: tuple[JobCost | None, ...]) -> tuple[float, float]:
+        known = self._needs.get(costs)
+        if known is None:
+            least = float("inf")
+            alone = 0.0
+            for cost, model in zip(costs, self._models, strict=True):
+                if cost is None:
+                    continue
+                need = model.upper_bytes((cost,))
+                alone = alone or need
+                extra = 0.0
+                if not cost.overridden:
+                    extra = min(dynamic_bytes(cost) * (1 + model.upper_margin), float(cost.base.weights_bytes))
+                least = min(least, cost.own_bytes + extra)
+            known = self._needs[costs] = (least, alone)
+        return known
+
+    def _why(self, spec: JobSpec) -> str:
+        for model, count in zip(self._models, self._devices_of_type, strict=True):
+            found = model.micro_batch(spec)
+            if isinstance(found, DoesNotFit):
+                return (
+                    f"one row needs {found.need_bytes} bytes, {model.device.name} has {found.have_bytes} "
+                    "(smaller rank, shorter sequences, recompute, or a larger device)"
+                )
+            if count < spec.num_gpus:
+                return f"needs {spec.num_gpus} devices of one type at once, the run has {count} {model.device.name}"
+        raise AssertionError(f"{spec.job_id} fits")
