@@ -92,8 +92,8 @@ def train_command(
     if not quiet:
         for note in result.summary["notes"]:
             typer.echo(f"note: {note}", err=True)
-        for bad in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
-            typer.echo(f"note: {bad['job_id']}: {bad['final_state']}: {bad['reason']}", err=True)
+        for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
+            typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
         typer.echo(f"adapters and results are in {out}", err=True)
     if result.stopped_by is not None:
         raise typer.Exit(128 + result.stopped_by)
@@ -228,11 +228,11 @@ def _table(file: JobsFile, result: TrainResult) -> None:
         table.add_column(name, justify="left" if name in ("job", "method") else "right", no_wrap=True)
     rows = {str(row["job_id"]): row for row in result.jobs.to_dict("records")}
     for job in file.jobs:
-        row: Any = rows[job.id]
+        done: Any = rows[job.id]
         seen = losses.get(job.id, [])
         ends = [f"{seen[0]:.3f}", f"{seen[-1]:.3f}"] if seen else ["-", "-"]
-        turnaround = row["turnaround_time"]
-        cells = [job.method, f"{row['steps_done']:.0f}", *ends, duration(turnaround if turnaround >= 0 else None)]
+        turnaround = done["turnaround_time"]
+        cells = [job.method, f"{done['steps_done']:.0f}", *ends, duration(turnaround if turnaround >= 0 else None)]
         if scored:
             score = result.scores.get(job.id)
             for key, form in (("loss", ".3f"), ("exact_match", ".1%")):
