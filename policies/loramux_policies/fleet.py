@@ -115,17 +115,9 @@ class Fleet:
         best-fit: least free memory first; worst-fit: most free first; first-fit: lowest id first; least-loaded: fewest
         seats taken first, then where the job's base already is, then most free memory.
         """
-        index = self._index
-        if not index or index[-1][0] < job.need_min:
-            return
-        whole = share == 1.0
-        found = self._worth_a_look(job) if whole else None
+        found = self._possible(job, share)
         if found is None:
-            found = index[bisect_left(index, (job.need_min, -1)) :]
-        ledgers, costs = self._ledgers, job.costs
-        only = costs[0]
-        if len(costs) == 1 and only is not None:
-            found = [item for item in found if ledgers[item[1]].may_take(only, share)]
+            return
         if rule == "worst-fit":
             found.sort(key=lambda item: (-item[0], item[1]))
         elif rule == "first-fit":
@@ -134,7 +126,8 @@ class Fleet:
             self._least_loaded(found, job)
         elif rule != "best-fit":
             raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
-        refused = whole
+        refused = share == 1.0
+        ledgers, costs = self._ledgers, job.costs
         for _, device_id in found:
             ledger = ledgers[device_id]
             cost = costs[ledger.type_index]
@@ -143,6 +136,54 @@ class Fleet:
                 yield device_id
         if refused:
             self._refused[costs] = len(self._changed)
+
+    def first(self, job: Job, rule: Rule) -> int | None:
+        """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
+        if rule != "least-loaded":
+            return next(self.candidates(job, rule), None)
+        found = self._possible(job, 1.0)
+        if found is None:
+            return None
+        ledgers, costs = self._ledgers, job.costs
+        base = _base_key(costs)
+        best: tuple[float, bool, float, int] | None = None
+        for key, device_id in found:
+            ledger = ledgers[device_id]
+            if best is not None and ledger.seats > best[0]:
+                continue
+            load = (ledger.seats, base not in ledger.groups, -key, device_id)
+            if best is None or load < best:
+                cost = costs[ledger.type_index]
+                if cost is not None and ledger.has_room(cost):
+                    best = load
+        if best is None:
+            self._refused[costs] = len(self._changed)
+            return None
+        return best[3]
+
+    def _possible(self, job: Job, share: float) -> list[tuple[float, int]] | None:
+        """Index entries of the devices worth asking, least free first; None where nothing was looked at."""
+        index = self._index
+        if not index or index[-1][0] < job.need_min:
+            return None
+        found = self._worth_a_look(job) if share == 1.0 else None
+        if found is None:
+            found = index[bisect_left(index, (job.need_min, -1)) :]
+        costs = job.costs
+        if len(costs) > 1 or len(found) < 2:
+            return found
+        # one device type: nine of ten devices of a full fleet are ruled out without a call
+        cost = costs[0]
+        assert cost is not None
+        ledgers, own, key = self._ledgers, cost.own_bytes, cost.base.key
+        with_base = own if cost.overridden else own + cost.base.weights_bytes
+        possible = []
+        for item in found:
+            ledger = ledgers[item[1]]
+            room = ledger.capacity - ledger.used
+            if with_base <= room or (own <= room and key in ledger.groups):
+                possible.append(item)
+        return possible
 
     def still_refuses(self, job: Job) -> bool:
         """Whether no device had room for the job's class and none has changed since."""
@@ -174,8 +215,7 @@ class Fleet:
     def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> None:
         if len(found) < 2:
             return
-        ledgers = self._ledgers
-        base = next(cost.base.key for cost in job.costs if cost is not None)
+        ledgers, base = self._ledgers, _base_key(job.costs)
 
         def load(item: tuple[float, int]) -> tuple[float, bool, float, int]:
             ledger = ledgers[item[1]]
@@ -192,3 +232,7 @@ class Fleet:
         if len(others) < job.spec.num_gpus - 1:
             return None
         return (device_id, *others[: job.spec.num_gpus - 1])
+
+
+def _base_key(costs: Sequence[JobCost | None]) -> str:
+    return next(cost.base.key for cost in costs if cost is not None)

@@ -7,7 +7,6 @@ from math import exp
 from statistics import NormalDist
 
 from loramux_policies.job import Job
-from loramux_policies.ledger import dynamic_bytes
 from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
 from loramux_profiles.devices import load_device
 from loramux_profiles.work import JobCost
@@ -104,7 +103,7 @@ class Intake:
                 alone = alone or need
                 extra = 0.0
                 if not cost.overridden:
-                    extra = min(dynamic_bytes(cost) * (1 + model.upper_margin), float(cost.base.weights_bytes))
+                    extra = min(cost.dynamic_q * (1 + model.upper_margin), float(cost.base.weights_bytes))
                 least = min(least, cost.own_bytes + extra)
             known = self._needs[costs] = (least, alone)
         return known
