@@ -166,9 +166,8 @@ class Scheduler:
             raise PolicyError(f"policy {name} at {view._now_s:.3f} s raised {type(error).__name__}: {error}") from error
         finally:
             view.close()
-        if not any(plan is made for made in view.plans):
+        if not isinstance(plan, DeltaPlan) or plan not in view.plans:
             raise PolicyError(f"policy {name}: place() must return a plan made by this view's plan(), not {plan!r}")
-        assert isinstance(plan, DeltaPlan)
         return plan
 
     def _apply(self, plan: DeltaPlan) -> None:
@@ -188,11 +187,10 @@ class Scheduler:
         if isinstance(action, Start):
             self.queue.remove(job)
             again = job.first_start_s >= 0
-            now_s = self.backend.now_s
             if again:
-                job.paused_s += now_s - job.last_stop_s
+                job.paused_s += self.backend.now_s - job.last_stop_s
             else:
-                job.first_start_s = now_s
+                job.first_start_s = self.backend.now_s
             job.state, job.devices, job.share = RUNNING, action.devices, action.share
             self.running[job.job_id] = job
             if self._sorted is not None:
@@ -227,8 +225,10 @@ class Scheduler:
                 last = window.last
             cut = cut or window.read == window._n
         self._barrier = last.key if last is not None else None
-        started = any(isinstance(action, Start) for action in plan.actions)
-        self._due = started and cut and len(self.queue) > 0
+        if cut and len(self.queue) > 0:
+            self._due = any(isinstance(action, Start) for action in plan.actions)
+        else:
+            self._due = False
         return self._due
 
     # -- what views are made of
@@ -236,7 +236,7 @@ class Scheduler:
     def view_of(self, job: Job) -> JobView:
         """A job as policies see it, with the figures it has now (a running job must be in sync)."""
         spec = job.spec
-        cost = next(cost for cost in job.costs if cost is not None)
+        cost = job.costs[0] or next(cost for cost in job.costs if cost is not None)
         per_step = cost.solo_step_s * cost.accumulation
         left = job.predicted_steps - job.done_steps
         return JobView(
@@ -280,7 +280,7 @@ class Scheduler:
 
     def switch_s(self, job: Job) -> float:
         """Seconds that one pause and resume of this job cost its device."""
-        return 2.0 * next(cost for cost in job.costs if cost is not None).pause_s
+        return 2.0 * (job.costs[0] or next(cost for cost in job.costs if cost is not None)).pause_s
 
     def by_order(self) -> SortedKeyList[Job, tuple[object, ...]]:
         """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""

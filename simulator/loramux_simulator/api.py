@@ -167,6 +167,8 @@ class _Run:
             CostModel(profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve)
             for profile in types
         ]
+        self.sigmas = [log1p(model.upper_margin) / QUANTILE_99 for model in self.models]
+        self.worst = [exp(4.0 * sigma) for sigma in self.sigmas]
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
@@ -252,7 +254,7 @@ class _Run:
 
     def _sigma(self, device_id: int) -> float:
         """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""
-        return log1p(self.models[self.type_of[device_id]].upper_margin) / QUANTILE_99
+        return self.sigmas[self.type_of[device_id]]
 
     def _error(self, job: Job) -> float:
         """Standard normal error of the memory model for the steps of the newest job's stay; one draw per stay."""
@@ -265,16 +267,19 @@ class _Run:
     def _runs_out(self, job: Job, device_id: int) -> bool:
         ledger = self.loop.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
-        sigma = self._sigma(device_id)
-        if ledger.dynamic * exp(4.0 * sigma) <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
+        type_index = self.type_of[device_id]
+        sigma = self.sigmas[type_index]
+        if ledger.dynamic * self.worst[type_index] <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
             return False
         return ledger.dynamic * exp(sigma * self._error(job)) > room
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        self.recorder.hear(event, job, devices, detail)
         if event == "arrive":
             self.meters.queue(self.engine.now_s, len(self.loop.queue))
-        elif event in ("finish", "fail", "reject"):
+            if self.recorder.events is None:
+                return
+        self.recorder.hear(event, job, devices, detail)
+        if event in ("finish", "fail", "reject"):
             self.ended += 1
             if self.progress is not None and self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))

@@ -22,7 +22,7 @@ SAME_WATCH = 1e-12
 class RateDevice:
     """One device between events."""
 
-    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "speed", "timer", "type_index")
+    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "seen_s", "speed", "timer", "type_index")
 
     def __init__(self, device_id: int, type_index: int) -> None:
         self.device_id = device_id
@@ -31,6 +31,8 @@ class RateDevice:
         self.runs: dict[str, Run] = {}
         self.gangs: dict[str, GangRun] = {}
         self.speed: Speed = IDLE
+        self.seen_s = -1.0
+        """Time up to which everything is accounted for."""
         self.timer = 0
         """Version of the completion timer: an older one does nothing when it fires."""
         self.bases: dict[str, int] = {}
@@ -233,24 +235,26 @@ class RateEngine:
 
     def _touch(self, device: RateDevice) -> None:
         """Account for the time since the device was last looked at."""
-        now_s = self.now_s
-        gone = device.clock.advance(now_s)
-        self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
+        now_s = self._clock.env.now
+        if now_s != device.seen_s:  # an event looks at its device three times
+            device.seen_s = now_s
+            gone = device.clock.advance(now_s)
+            self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
         """After a decision: new speeds and timers for every device it changed."""
+        now_s = self._clock.env.now
         while self._dirty:
-            dirty = list(self._dirty)
-            self._dirty.clear()
+            dirty, self._dirty = self._dirty, {}
             for device_id in dirty:
-                self._reschedule(self.devices[device_id])
-        self._meters.queue(self.now_s, len(self._loop.queue))
+                self._reschedule(self.devices[device_id], now_s)
+        self._meters.queue(now_s, len(self._loop.queue))
 
-    def _reschedule(self, device: RateDevice) -> None:
+    def _reschedule(self, device: RateDevice, now_s: float) -> None:
         clock = device.clock
         device.timer += 1
         ledger = self._loop.fleet[device.device_id]
-        self._meters.memory(device.device_id, self.now_s, ledger.expected, len(device.runs))
+        self._meters.memory(device.device_id, now_s, ledger.expected, len(device.runs))
         if not device.runs:
             device.speed = IDLE
             clock.reset()
@@ -266,9 +270,10 @@ class RateEngine:
         clock.rate = speed.rate
         if self._board is not None:
             self._board.set_clock(device.device_id, clock)
-        for gang in device.gangs.values():
-            gang.per_unit[device.device_id] = pace.per_unit(gang.run)
-            self._schedule_gang(gang)
+        if device.gangs:
+            for gang in device.gangs.values():
+                gang.per_unit[device.device_id] = pace.per_unit(gang.run)
+                self._schedule_gang(gang)
         tag = clock.next_tag()
         if tag is not None:
             self._clock.at(clock.due_s(tag), self._reached, (device, device.timer, tag))
