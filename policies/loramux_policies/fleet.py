@@ -139,13 +139,29 @@ class Fleet:
 
     def first(self, job: Job, rule: Rule) -> int | None:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
+        costs = job.costs
+        recent = self._recent(costs)
+        if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
+            ledgers, need = self._ledgers, job.need_min
+            room = []
+            for device_id in recent:
+                ledger = ledgers[device_id]
+                if ledger.indexed >= need:
+                    cost = costs[ledger.type_index]
+                    if cost is not None and ledger.has_room(cost):
+                        room.append(device_id)
+            if not room:
+                self._refused[costs] = len(self._changed)
+                return None
+            if len(room) == 1:
+                return room[0]
         if rule != "least-loaded":
             return next(self.candidates(job, rule), None)
         found = self._possible(job, 1.0)
-        if found is None:
-            return None
-        ledgers, costs = self._ledgers, job.costs
-        base = _base_key(costs)
+        return None if found is None else self._least_loaded_of(found, costs)
+
+    def _least_loaded_of(self, found: list[tuple[float, int]], costs: tuple[JobCost | None, ...]) -> int | None:
+        ledgers, base = self._ledgers, _base_key(costs)
         best: tuple[float, bool, float, int] | None = None
         for key, device_id in found:
             ledger = ledgers[device_id]
@@ -194,23 +210,25 @@ class Fleet:
 
         None: it never was, or so long ago that the whole index is the shorter list.
         """
-        parent, refused, changed = self._parent, self._refused, self._changed
-        since = refused.get(job.costs)
-        if since is not None:
-            before: list[int] = []
-        elif parent is not None and changed is not parent._changed:  # a fork that has been written
-            since, before, changed = 0, parent._changed, self._changed
-            start = parent._refused.get(job.costs)
-            if start is None or len(before) - start + len(changed) > len(self._ledgers):
-                return None
-            before = before[start:]
-        else:
-            return None
-        if len(changed) - since > len(self._ledgers):
+        recent = self._recent(job.costs)
+        if recent is None:
             return None
         ledgers, need = self._ledgers, job.need_min
-        look = {*before, *changed[since:]}
-        return sorted([(ledgers[d].indexed, d) for d in look if ledgers[d].indexed >= need])
+        return sorted([(ledgers[d].indexed, d) for d in set(recent) if ledgers[d].indexed >= need])
+
+    def _recent(self, costs: tuple[JobCost | None, ...]) -> list[int] | None:
+        """The devices that changed since the class was refused everywhere, with repetitions; None as above."""
+        changed, most = self._changed, len(self._ledgers)
+        since = self._refused.get(costs)
+        if since is not None:
+            return None if len(changed) - since > most else changed[since:]
+        parent = self._parent
+        if parent is None or changed is parent._changed:
+            return None
+        start = parent._refused.get(costs)  # a fork that has been written
+        if start is None or len(parent._changed) - start + len(changed) > most:
+            return None
+        return parent._changed[start:] + changed
 
     def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> None:
         if len(found) < 2:
@@ -235,4 +253,5 @@ class Fleet:
 
 
 def _base_key(costs: Sequence[JobCost | None]) -> str:
-    return next(cost.base.key for cost in costs if cost is not None)
+    cost = costs[0] or next(cost for cost in costs if cost is not None)
+    return cost.base.key

@@ -158,9 +158,9 @@ class DeltaPlan:
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
         """Start a waiting job on the first of its candidates; None where it has none."""
-        job = self._job(job_id)
+        job = self._jobs.get(job_id) or self._job(job_id)
         fleet = self.fleet
-        if fleet.still_refuses(job):
+        if fleet.still_refuses(job) and job.state == WAITING:
             return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
             device_id = next(self.candidates(job_id, rule), None)

@@ -84,10 +84,16 @@ class Board:
         """Jobs, attained and remaining solo seconds at a time; to be read, not written."""
         if now_s == self._read_s:
             return self._answer
-        virtual = self._virtual + self._rate * np.maximum(now_s - self._at_s, 0.0)
-        gone = (virtual[self._device] - self._tag) * self._speed
-        attained = self._attained + gone
-        remaining = np.maximum(self._predicted - attained, self._least)  # a job may run longer than predicted
+        virtual = now_s - self._at_s
+        np.maximum(virtual, 0.0, out=virtual)
+        virtual *= self._rate
+        virtual += self._virtual
+        attained = virtual.take(self._device)
+        attained -= self._tag
+        attained *= self._speed
+        attained += self._attained
+        remaining = self._predicted - attained
+        np.maximum(remaining, self._least, out=remaining)  # a job may run longer than predicted
         self._read_s, self._answer = now_s, (self._jobs, attained, remaining)
         return self._answer
 

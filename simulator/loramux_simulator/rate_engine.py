@@ -59,7 +59,8 @@ class RateEngine:
         self._ooms = ooms
         self._separate = separate
         self._charges = charges
-        self._dirty: dict[int, None] = {}
+        self._dirty: dict[int, bool] = {}
+        """Devices to look at after the decision. False: a watch was added, so that a new timer is enough."""
         self._board: Board | None = None
         self._loop: Scheduler
 
@@ -94,7 +95,7 @@ class RateEngine:
                 self._charge_load(device, run)
             if self._board is not None:
                 self._board.set_clock(device_id, device.clock)
-            self._dirty[device_id] = None
+            self._dirty[device_id] = True
         if len(devices) > 1:
             gang = GangRun(run, devices)
             run.debt_micro /= len(devices)  # its processes load at the same time
@@ -135,7 +136,7 @@ class RateEngine:
         """Change a running job's share of its seat."""
         for device_id in job.devices:
             self._touch(self.devices[device_id])
-            self._dirty[device_id] = None
+            self._dirty[device_id] = True
         if isinstance(job.run, GangRun):
             return
         device = self.devices[job.devices[0]]
@@ -172,17 +173,13 @@ class RateEngine:
 
     def sync(self, job: Job) -> None:
         """Bring a running job's figures up to date."""
-        if isinstance(job.run, GangRun):
-            job.run.sync(self.now_s)
+        run = job.run
+        if isinstance(run, GangRun):
+            run.sync(self.now_s)
             return
-        run: Run = job.run
-        done = run.done_micro + run.progress(self.devices[job.devices[0]].clock.read(self.now_s))
-        self._credit(run, done)
-
-    @staticmethod
-    def _credit(run: Run, done_micro: float) -> None:
-        job, cost = run.job, run.cost
-        steps = done_micro / cost.accumulation
+        cost = run.cost
+        clock = self.devices[job.devices[0]].clock
+        steps = (run.done_micro + run.progress(clock.read(self._clock.env.now))) / cost.accumulation
         job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = steps
 
@@ -229,7 +226,10 @@ class RateEngine:
         run.watches = [known for known in run.watches if abs(known - micro) > SAME_WATCH * micro]
         run.watches.append(micro)
         device.clock.push_watch(run, max(device.clock.read(self.now_s), run.tag_of(micro)))
-        self._dirty[device.device_id] = None
+        if device.gangs:
+            self._dirty[device.device_id] = True
+        else:
+            self._dirty.setdefault(device.device_id, False)
 
     # -- time
 
@@ -246,16 +246,19 @@ class RateEngine:
         now_s = self._clock.env.now
         while self._dirty:
             dirty, self._dirty = self._dirty, {}
-            for device_id in dirty:
-                self._reschedule(self.devices[device_id], now_s)
+            for device_id, changed in dirty.items():
+                if changed:
+                    self._reschedule(self.devices[device_id], now_s)
+                else:
+                    self._set_timer(self.devices[device_id])
         self._meters.queue(now_s, len(self._loop.queue))
 
     def _reschedule(self, device: RateDevice, now_s: float) -> None:
         clock = device.clock
-        device.timer += 1
         ledger = self._loop.fleet[device.device_id]
         self._meters.memory(device.device_id, now_s, ledger.expected, len(device.runs))
         if not device.runs:
+            device.timer += 1
             device.speed = IDLE
             clock.reset()
             if self._board is not None:
@@ -274,11 +277,15 @@ class RateEngine:
             for gang in device.gangs.values():
                 gang.per_unit[device.device_id] = pace.per_unit(gang.run)
                 self._schedule_gang(gang)
-        tag = clock.next_tag()
-        if tag is not None:
-            self._clock.at(clock.due_s(tag), self._reached, (device, device.timer, tag))
+        self._set_timer(device)
         if self._ooms is not None:
             self._check_memory(device)
+
+    def _set_timer(self, device: RateDevice) -> None:
+        device.timer += 1
+        tag = device.clock.next_tag()
+        if tag is not None:
+            self._clock.at(device.clock.due_s(tag), self._reached, (device, device.timer, tag))
 
     def _check_memory(self, device: RateDevice) -> None:
         newest = next(reversed(device.runs.values())).job
@@ -304,7 +311,7 @@ class RateEngine:
             else:
                 run.watches = [micro for micro in run.watches if run.tag_of(micro) > tag]
                 self._loop.review()
-        self._dirty[device.device_id] = None
+        self._dirty[device.device_id] = True
         self._after_event()
 
     def _after_event(self) -> None:
@@ -332,7 +339,7 @@ class RateEngine:
         key = run.cost.base.key
         if key in device.bases and not run.cost.overridden:
             device.bases[key] -= 1
-        self._dirty[device.device_id] = None
+        self._dirty[device.device_id] = True
 
     def _retire(self, run: Run, gang: GangRun | None) -> None:
         run.epoch += 1
