@@ -38,6 +38,10 @@ Listener = Callable[[str, Job, tuple[int, ...], str], None]
 """Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail."""
 
 
+def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+    """Listens to nothing."""
+
+
 class Scheduler:
     """Jobs, queue and fleet of one run, and the policy that decides over them."""
 
@@ -62,7 +66,7 @@ class Scheduler:
         """Waiting and running jobs by id."""
         self.running: dict[str, Job] = {}
         self.decisions = 0
-        self._listener = listener
+        self._listener = listener or _nobody
         self._on_plan = on_plan
         """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
         self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
@@ -318,5 +322,4 @@ class Scheduler:
         return devices
 
     def _tell(self, event: str, job: Job, devices: tuple[int, ...] = (), detail: str = "") -> None:
-        if self._listener is not None:
-            self._listener(event, job, devices, detail)
+        self._listener(event, job, devices, detail)

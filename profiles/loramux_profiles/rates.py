@@ -133,7 +133,7 @@ def _packed(
             total += packed_vectors(job, seed % ORDERS)
         tokens, work = total
     # Strata are conditional means, not whole numbers: half a token less, and rounding costs what it costs for whole
-    # ones. In place and by add.reduce: mean() and sum() go through Python (a mixed trace spends a tenth of its time here).
+    # ones. In place and by add.reduce: mean() and sum() go through Python (a tenth of a run).
     computed = tokens - _HALF
     computed /= ROUNDING
     np.ceil(computed, out=computed)

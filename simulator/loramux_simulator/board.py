@@ -62,12 +62,12 @@ class Board:
         slot, job, cost = run.slot, run.job, run.cost
         self._read_s = -1.0
         per_step = cost.solo_step_s * cost.accumulation
-        pending = run.done_micro * cost.solo_step_s - job.done_steps * per_step
-        self._tag[slot] = run.start_tag
-        self._attained[slot] = job.attained_s + pending
-        self._speed[slot] = run.per_unit * cost.solo_step_s
+        attained = job.attained_s + (run.done_micro * cost.solo_step_s - job.done_steps * per_step)
         left = (job.predicted_steps - run.done_micro / cost.accumulation) * per_step
-        self._predicted[slot] = left + self._attained[slot]
+        self._tag[slot] = run.start_tag
+        self._attained[slot] = attained
+        self._speed[slot] = run.per_unit * cost.solo_step_s
+        self._predicted[slot] = left + attained
 
     def remove(self, run: Run) -> None:
         """A job left."""

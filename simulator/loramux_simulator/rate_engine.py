@@ -87,14 +87,15 @@ class RateEngine:
         first = self.devices[devices[0]]
         run = Run(job, job.cost_on(first.type_index))
         job.run = run
+        board = self._board
         for device_id in devices:
             device = self.devices[device_id]
             self._touch(device)
             device.runs[job.job_id] = run
             if self._charges:
                 self._charge_load(device, run)
-            if self._board is not None:
-                self._board.set_clock(device_id, device.clock)
+            if board is not None:
+                board.set_clock(device_id, device.clock)
             self._dirty[device_id] = True
         if len(devices) > 1:
             gang = GangRun(run, devices)
@@ -108,8 +109,8 @@ class RateEngine:
         if not pace.varies:
             run.set_speed(pace.per_unit(run))
             first.clock.push_end(run)
-        if self._board is not None:
-            self._board.add(run, first.device_id)
+        if board is not None:
+            board.add(run, first.device_id)
 
     def _charge_load(self, device: RateDevice, run: Run) -> None:
         cost, now_s = run.cost, self.now_s
@@ -290,7 +291,7 @@ class RateEngine:
     def _check_memory(self, device: RateDevice) -> None:
         newest = next(reversed(device.runs.values())).job
         assert self._ooms is not None
-        if newest.run is not None and newest.first_start_s >= 0 and self._ooms(newest, device.device_id):
+        if self._ooms(newest, device.device_id) and newest.run is not None and newest.first_start_s >= 0:
             at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
             self._clock.at(at_s, self._out_of_memory, (newest, newest.run))
 
@@ -305,13 +306,18 @@ class RateEngine:
         if timer != device.timer:
             return
         self._touch(device)
-        for run, is_end in device.clock.reach(tag, self.now_s):
+        changed = bool(device.gangs) or self._paces[device.type_index].varies
+        for run, is_end in device.clock.reach(tag, self._clock.env.now):
             if is_end:
+                changed = True
                 self._finish(run)
             else:
                 run.watches = [micro for micro in run.watches if run.tag_of(micro) > tag]
                 self._loop.review()
-        self._dirty[device.device_id] = True
+        if changed:
+            self._dirty[device.device_id] = True
+        else:
+            self._dirty.setdefault(device.device_id, False)
         self._after_event()
 
     def _after_event(self) -> None:

@@ -15,6 +15,8 @@ from loramux_traces.results import COMPLETED, FAILED_OOM, JOB_COLUMNS, REJECTED,
 
 STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED)
 _STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4}
+_LEAVES: Final = frozenset(("finish", "pause", "oom"))
+"""Events that end a stay on devices."""
 
 
 class Recorder:
@@ -59,14 +61,14 @@ class Recorder:
         """One event of the loop (`Scheduler`'s listener)."""
         now_s = self._now_s()
         index = job.index
-        if event in ("start", "resume"):
+        if event == "start" or event == "resume":
             if self._segments:
                 self._open[index] = now_s
             name = self._device_names.get(devices)
             if name is None:
                 name = self._device_names[devices] = "+".join(map(str, devices))
             self._devices[index] = name
-        elif event in ("finish", "pause", "oom"):
+        elif event in _LEAVES:
             if self._segments:
                 start_s = self._open.pop(index)
                 for device in devices:
@@ -76,7 +78,7 @@ class Recorder:
                     self._seg_end.append(now_s)
             if event == "finish":
                 self._end(job, 1, now_s, devices)
-        if event in ("fail", "reject", "unschedulable"):
+        elif event in _STATE_OF_EVENT:
             self._end(job, _STATE_OF_EVENT[event], now_s, devices)
             self._reasons[index] = detail
         if self.events is not None:
