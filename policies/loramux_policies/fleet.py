@@ -144,7 +144,7 @@ class Fleet:
         if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
             ledgers, need = self._ledgers, job.need_min
             room = []
-            for device_id in recent:
+            for device_id in set(recent) if len(recent) > 1 else recent:
                 ledger = ledgers[device_id]
                 if ledger.indexed >= need:
                     cost = costs[ledger.type_index]

@@ -193,8 +193,17 @@ class Ledger:
             return False
         if not cost.overridden:
             base = cost.base
-            if base.key not in self.groups and own + base.weights_bytes > room:
+            group = self.groups.get(base.key)
+            if group is None and own + base.weights_bytes > room:
                 return False
+            if not self.padded and not self.separate:  # `used_with` without the call: the most asked question of a run
+                need = cost.alone_q if group is None else cost.alone_q + group.dynamic
+                context = self.context if self.context > base.context_bytes else base.context_bytes
+                static = self.own + self.weights + own + context
+                if group is None:
+                    static += base.weights_bytes
+                scale = self.scale + self.raised if self.jobs else self.scale
+                return static + (self.dynamic if self.dynamic > need else need) * scale <= self.capacity
         return self.used_with(cost) <= self.capacity
 
     def add(self, job: Job, share: float) -> None:

@@ -243,7 +243,7 @@ class Scheduler:
         cost = job.costs[0] or next(cost for cost in job.costs if cost is not None)
         per_step = cost.solo_step_s * cost.accumulation
         left = job.predicted_steps - job.done_steps
-        return JobView(
+        figures = (
             spec.job_id,
             spec.submit_s,
             cost.base.key,
@@ -266,6 +266,7 @@ class Scheduler:
             spec.method,
             cost.real_tokens,
         )
+        return tuple.__new__(JobView, figures)  # JobView(...) is a Python call around this: 0.3 us of 1.1
 
     def current_view(self, job: Job) -> JobView:
         """The view of a job as of now."""

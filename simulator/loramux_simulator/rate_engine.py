@@ -178,9 +178,13 @@ class RateEngine:
         if isinstance(run, GangRun):
             run.sync(self.now_s)
             return
+        now_s = self._clock.env.now
+        if run.synced_s == now_s:  # a decision looks at the same few residents again and again
+            return
+        run.synced_s = now_s
         cost = run.cost
         clock = self.devices[job.devices[0]].clock
-        steps = (run.done_micro + run.progress(clock.read(self._clock.env.now))) / cost.accumulation
+        steps = (run.done_micro + run.progress(clock.read(now_s))) / cost.accumulation
         job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = steps
 
