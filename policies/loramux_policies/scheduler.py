@@ -66,7 +66,7 @@ class Scheduler:
         """Waiting and running jobs by id."""
         self.running: dict[str, Job] = {}
         self.decisions = 0
-        self._listener = listener or _nobody
+        self._tell = listener or _nobody
         self._on_plan = on_plan
         """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
         self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
@@ -85,7 +85,7 @@ class Scheduler:
         self.active[job.job_id] = job
         job.view = self.view_of(job)
         self._put(job)
-        self._tell("arrive", job)
+        self._tell("arrive", job, (), "")
         self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
             self._due = True
@@ -103,7 +103,7 @@ class Scheduler:
         self._finished.append(job.job_id)
         self._freed.extend(devices)
         self._due = True
-        self._tell("finish", job, devices)
+        self._tell("finish", job, devices, "")
 
     def evict(self, job: Job, detail: str) -> None:
         """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it
@@ -200,12 +200,12 @@ class Scheduler:
             if self._sorted is not None:
                 self._sorted.add(job)
             self.backend.start(job, action.devices, action.share)
-            self._tell("resume" if again else "start", job, action.devices)
+            self._tell("resume" if again else "start", job, action.devices, "")
         elif isinstance(action, Pause):
             self.backend.stop(job)
             devices = self._forget(job)
             job.preemptions += 1
-            self._tell("pause", job, devices)
+            self._tell("pause", job, devices, "")
             self._enqueue(job)
         elif isinstance(action, Share):
             job.share = action.share
@@ -321,6 +321,3 @@ class Scheduler:
             self._sorted.remove(job)
         job.devices = ()
         return devices
-
-    def _tell(self, event: str, job: Job, devices: tuple[int, ...] = (), detail: str = "") -> None:
-        self._listener(event, job, devices, detail)
