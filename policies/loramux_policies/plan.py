@@ -108,11 +108,12 @@ class DeltaPlan:
             if job_id not in trial.jobs:
                 raise PlanError(f"{job_id} is not on device {device_id}")
             trial.remove(job, self._seat(job).share)
-        for job in added:
+        for i, job in enumerate(added, start=1):
             if job.job_id in trial.jobs or not trial.has_room(job.cost_on(ledger.type_index)):
                 return False
-            trial.add(job, 1.0)
-        return trial.used <= trial.capacity
+            if i < len(added):
+                trial.add(job, 1.0)
+        return bool(added) or trial.used <= trial.capacity
 
     def free_bytes(self, device_id: int) -> float:
         """Capacity less the upper bound of the residents; -1 where every seat is taken."""

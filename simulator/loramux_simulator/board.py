@@ -23,7 +23,7 @@ class Board:
     """One slot per running job: attained_s = attained at start_tag + (virtual time - start_tag) * speed_s."""
 
     def __init__(self, n_devices: int) -> None:
-        size = 8 * n_devices
+        size = n_devices  # doubled as needed: short arrays, because every decision works through them
         self._virtual = np.zeros(n_devices)
         self._at_s = np.zeros(n_devices)
         self._rate = np.zeros(n_devices)
