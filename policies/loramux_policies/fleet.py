@@ -139,8 +139,14 @@ class Fleet:
 
     def first(self, job: Job, rule: Rule) -> int | None:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
-        costs = job.costs
-        recent = self._recent(costs)
+        costs, changed = job.costs, self._changed
+        since = self._refused.get(costs)
+        if since is None:
+            recent = self._recent(costs)
+        elif since == len(changed):
+            return None
+        else:
+            recent = changed[since:] if len(changed) - since <= len(self._ledgers) else None
         if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
             ledgers, need = self._ledgers, job.need_min
             room = []

@@ -161,8 +161,6 @@ class DeltaPlan:
         """Start a waiting job on the first of its candidates; None where it has none."""
         job = self._jobs.get(job_id) or self._job(job_id)
         fleet = self.fleet
-        if fleet.still_refuses(job) and job.state == WAITING:
-            return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
             device_id = next(self.candidates(job_id, rule), None)
             if device_id is not None:
