@@ -21,9 +21,9 @@ CHANGES_KEPT: Final = 100_000
 class Fleet:
     """Ledgers by device id. `fork()` shares everything until either side writes.
 
-    A job class that no device had room for is looked for again only on the devices that have changed since: the
-    blocked head
-    of a long queue costs one or two looks per event instead of one per device (64 devices: 3,300 -> 350 ns a decision).
+    A job class that no device had room for is looked for again only on the devices that have changed since: the blocked
+    head of a long queue costs one or two looks per event instead of one per device (64 devices: 3,300 -> 350 ns a
+    decision).
     """
 
     __slots__ = ("_changed", "_index", "_ledgers", "_owned", "_parent", "_refused", "touched")
@@ -82,8 +82,7 @@ class Fleet:
     def _write(self, device_id: int) -> Ledger:
         if not self._owned:
             self._ledgers, self._index, self._owned = self._ledgers.copy(), self._index.copy(), True
-            # what a fork learns is true of the fork alone until it is adopted, so it learns into nothing of its
-            # parent's
+            # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
             self._changed, self._refused = [], {}
         self._changed.append(device_id)
         if self.touched is not None and device_id not in self.touched:

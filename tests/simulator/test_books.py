@@ -123,8 +123,13 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
             cost = newcomer.costs[ledger.type_index]
             if cost is not None and ledger.has_room(cost):
                 room.add(ledger.device_id)
+                assert ledger.used_with(cost) <= ledger.capacity
+            elif cost is not None:
+                assert ledger.used_with(cost) > ledger.capacity or ledger.seats + 1.0 > ledger.seats_max
         for rule in rules:
+            first = fleet.first(newcomer, rule)  # type: ignore[arg-type]
             found = list(fleet.candidates(newcomer, rule))  # type: ignore[arg-type]
+            assert first == fleet.first(newcomer, rule) == next(iter(found), None)  # type: ignore[arg-type]
             assert set(found) == room, rule
             assert len(found) == len(room)
             free = [fleet[d].indexed for d in found]
