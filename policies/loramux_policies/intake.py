@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from loramux_policies.job import Job
-from loramux_policies.ledger import dynamic_bytes
 from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
 from loramux_profiles.devices import load_device
 from loramux_profiles.work import JobCost
@@ -21,17 +20,19 @@ class Intake:
         devices_of_type: Sequence[int],
         *,
         oracle: bool,
-        predict: Callable[[JobSpec, float], float],
         unschedulable: Callable[[int, JobSpec, str], None],
+        predict: Callable[[JobSpec, float], float] | None = None,
     ) -> None:
         self._models = models
         self._devices_of_type = devices_of_type
         self._oracle = oracle
         self._predict = predict
-        """(job, declared steps) -> the steps that predictions are made with."""
+        """(job, declared steps) -> the steps that predictions are made with; None: the declared ones."""
         self._unschedulable = unschedulable
         self._references: dict[str, CostModel] = {model.device.name: model for model in reversed(models)}
         self._misfits: dict[JobCost, DoesNotFit | None] = {}
+        self._fitting: dict[tuple[JobCost, ...], tuple[tuple[JobCost | None, ...], float, float]] = {}
+        """Of each class seen: its costs on the types it fits (one tuple for all its jobs), and its needs."""
         self._needs: dict[tuple[JobCost | None, ...], tuple[float, float]] = {}
         self.hopeless = 0
         """Jobs that fit no device of the run."""
@@ -45,26 +46,33 @@ class Intake:
 
     def job(self, index: int, spec: JobSpec) -> Job | None:
         """One job, or None (and a report) where it fits no device of the run."""
-        costs = tuple([self._cost(model, spec) for model in self._models])
-        if spec.num_gpus > 1:
-            costs = tuple([cost if self._devices_of_type[i] >= spec.num_gpus else None for i, cost in enumerate(costs)])
-        if not any(costs):
-            self.hopeless += 1
-            self._unschedulable(index, spec, self._why(spec))
-            return None
-        need_min, need_bytes = self._need(costs)
+        priced = tuple([model.job_cost(spec) for model in self._models])
+        fitting = self._fitting.get(priced) if spec.num_gpus == 1 else None
+        if fitting is None:
+            costs = tuple([self._if_fits(*pair, spec) for pair in zip(self._models, priced, strict=True)])
+            if spec.num_gpus > 1:
+                enough = [count >= spec.num_gpus for count in self._devices_of_type]
+                costs = tuple([cost if enough[i] else None for i, cost in enumerate(costs)])
+            if not any(costs):
+                self.hopeless += 1
+                self._unschedulable(index, spec, self._why(spec))
+                return None
+            fitting = (costs, *self._need(costs))
+            if spec.num_gpus == 1:
+                self._fitting[priced] = fitting
+        costs, need_min, need_bytes = fitting
         cost, model = costs[0], self._models[0]
         if cost is None:
             cost, model = next((c, m) for c, m in zip(costs, self._models, strict=True) if c is not None)
-        declared = declared_micro_steps(spec, cost, self._reference(spec, model)) / cost.accumulation
+        declared = declared_micro_steps(spec, cost, self._reference(spec, model, priced[0])) / cost.accumulation
+        predicted = declared
         if self._oracle and spec.stop_step is not None:
             declared = predicted = min(declared, spec.stop_step)
-        else:
+        elif self._predict is not None:
             predicted = self._predict(spec, declared)
         return Job(index, spec, costs, declared, predicted, need_min, need_bytes)
 
-    def _cost(self, model: CostModel, spec: JobSpec) -> JobCost | None:
-        cost = model.job_cost(spec)
+    def _if_fits(self, model: CostModel, cost: JobCost, spec: JobSpec) -> JobCost | None:
         if cost in self._misfits:
             misfit = self._misfits[cost]
         else:
@@ -72,20 +80,18 @@ class Intake:
             misfit = self._misfits[cost] = found if isinstance(found, DoesNotFit) else None
         return cost if misfit is None else None
 
-    def _reference(self, spec: JobSpec, model: CostModel) -> JobCost | None:
+    def _reference(self, spec: JobSpec, model: CostModel, first: JobCost) -> JobCost | None:
         """Cost on the device that `duration_s` refers to: ref_gpu, or the first device of the run."""
         if spec.duration_s is None:
             return None
-        if spec.ref_gpu is None:
-            reference = self._models[0]
-        else:
-            known = self._references.get(spec.ref_gpu)
-            if known is None:
-                known = self._references[spec.ref_gpu] = CostModel(
-                    load_device(spec.ref_gpu), fusion=model.fusion, copies=model.copies, ideal=model.ideal
-                )
-            reference = known
-        return reference.job_cost(spec)
+        if spec.ref_gpu is None or spec.ref_gpu == self._models[0].device.name:
+            return first
+        known = self._references.get(spec.ref_gpu)
+        if known is None:
+            known = self._references[spec.ref_gpu] = CostModel(
+                load_device(spec.ref_gpu), fusion=model.fusion, copies=model.copies, ideal=model.ideal
+            )
+        return known.job_cost(spec)
 
     def _need(self, costs: tuple[JobCost | None, ...]) -> tuple[float, float]:
         known = self._needs.get(costs)
@@ -99,7 +105,7 @@ class Intake:
                 alone = alone or need
                 extra = 0.0
                 if not cost.overridden:
-                    extra = min(dynamic_bytes(cost) * (1 + model.upper_margin), float(cost.base.weights_bytes))
+                    extra = min(cost.dynamic_q * (1 + model.upper_margin), float(cost.base.weights_bytes))
                 least = min(least, cost.own_bytes + extra)
             known = self._needs[costs] = (least, alone)
         return known

@@ -15,11 +15,6 @@ SEAT_SLACK: Final = 1e-9
 """Shares of tied jobs add up to a whole seat only to rounding."""
 
 
-def dynamic_bytes(cost: JobCost) -> float:
-    """Activations of one micro-batch at the admission quantile, were it alone in the step."""
-    return cost.token_bytes * cost.tokens_q + cost.square_bytes * cost.squares_q + cost.row_bytes * cost.rows
-
-
 class Group:
     """The residents of one base model on one device; they fuse, so their activations add up."""
 
@@ -47,9 +42,11 @@ class Group:
         )
         return twin
 
-    def add(self, cost: JobCost, sign: int) -> None:
+    def add(self, cost: JobCost, sign: int, padded: bool) -> None:
         self.jobs += sign
-        self.dynamic += sign * dynamic_bytes(cost)
+        self.dynamic += sign * cost.dynamic_q
+        if not padded:
+            return
         self.by_token += sign * cost.rows * cost.token_bytes
         self.by_square += sign * cost.rows * cost.square_bytes
         self.by_row += sign * cost.rows * cost.row_bytes
@@ -140,7 +137,9 @@ class Ledger:
     @property
     def index_key(self) -> float:
         """An upper limit of what a newcomer may need: beside another base's activations its own may hide."""
-        free = self.free
+        if self.seats_max - self.seats <= SEAT_SLACK:
+            return -1.0
+        free = self.capacity - self.used
         return free + self.dynamic * self.factor(2) if len(self.groups) > 1 and free >= 0 else free
 
     def factor(self, n_jobs: int) -> float:
@@ -152,43 +151,60 @@ class Ledger:
         if cost.overridden:
             return self.used + cost.own_bytes
         base = cost.base
-        scale = self.factor(len(self.jobs) + 1)
+        scale = self.scale + self.raised if self.jobs else self.scale
         if self.separate:
-            process = base.weights_bytes + base.context_bytes + (base.dynamic_bytes + dynamic_bytes(cost)) * scale
+            process = base.weights_bytes + base.context_bytes + cost.alone_q * scale
             return self.used + cost.own_bytes + process
-        static = self.own + self.weights + cost.own_bytes + max(self.context, base.context_bytes)
+        context = self.context if self.context > base.context_bytes else base.context_bytes
+        static = self.own + self.weights + cost.own_bytes + context
         group = self.groups.get(base.key)
         if self.padded:
-            if group is None:
-                alone = Group(base)
-                alone.add(cost, 1)
-                own = alone.padded_bytes(cost.length_q, alone.by_token, alone.by_square, alone.by_row)
-            else:
-                own = group.padded_bytes(
-                    max(group.longest, cost.length_q),
-                    group.by_token + cost.rows * cost.token_bytes,
-                    group.by_square + cost.rows * cost.square_bytes,
-                    group.by_row + cost.rows * cost.row_bytes,
-                )
+            own = self._padded_with(group, cost)
+        elif group is None:
+            own = cost.alone_q
         else:
-            own = base.dynamic_bytes + dynamic_bytes(cost) + (group.dynamic if group is not None else 0.0)
+            own = cost.alone_q + group.dynamic
         if group is None:
             static += base.weights_bytes
-        return static + max(self.dynamic, own) * scale
+        return static + (self.dynamic if self.dynamic > own else own) * scale
+
+    @staticmethod
+    def _padded_with(group: Group | None, cost: JobCost) -> float:
+        if group is None:
+            alone = Group(cost.base)
+            alone.add(cost, 1, True)
+            return alone.padded_bytes(cost.length_q, alone.by_token, alone.by_square, alone.by_row)
+        return group.padded_bytes(
+            max(group.longest, cost.length_q),
+            group.by_token + cost.rows * cost.token_bytes,
+            group.by_square + cost.rows * cost.square_bytes,
+            group.by_row + cost.rows * cost.row_bytes,
+        )
 
     def has_room(self, cost: JobCost, share: float = 1.0) -> bool:
-        """Whether one more job of this cost fits memory and seats."""
-        return self.may_take(cost, share) and self.used_with(cost) <= self.capacity
+        """Whether one more job of this cost fits memory and seats.
 
-    def may_take(self, cost: JobCost, share: float = 1.0) -> bool:
-        """A cheap necessary condition: a seat, and room for what the job adds whatever the others' activations hide."""
+        Cheap necessary conditions first: a seat, and room for what the job adds whatever the others' activations hide.
+        """
         if self.seats + share > self.seats_max + SEAT_SLACK:
             return False
-        room = self.capacity - self.used
-        if cost.own_bytes > room:
+        own, room = cost.own_bytes, self.capacity - self.used
+        if own > room:
             return False
-        base = cost.base
-        return cost.overridden or base.key in self.groups or cost.own_bytes + base.weights_bytes <= room
+        if not cost.overridden:
+            base = cost.base
+            group = self.groups.get(base.key)
+            if group is None and own + base.weights_bytes > room:
+                return False
+            if not self.padded and not self.separate:  # `used_with` without the call: the most asked question of a run
+                need = cost.alone_q if group is None else cost.alone_q + group.dynamic
+                context = self.context if self.context > base.context_bytes else base.context_bytes
+                static = self.own + self.weights + own + context
+                if group is None:
+                    static += base.weights_bytes
+                scale = self.scale + self.raised if self.jobs else self.scale
+                return static + (self.dynamic if self.dynamic > need else need) * scale <= self.capacity
+        return self.used_with(cost) <= self.capacity
 
     def add(self, job: Job, share: float) -> None:
         """Count the job in, whether or not it fits."""
@@ -202,7 +218,7 @@ class Ledger:
             if group is None:
                 group = self.groups[key] = Group(cost.base)
                 self.weights += cost.base.weights_bytes
-            group.add(cost, 1)
+            group.add(cost, 1, self.padded)
             if cost.length_q > group.longest:
                 group.longest = cost.length_q
         self._total()
@@ -219,7 +235,7 @@ class Ledger:
         self.own -= cost.own_bytes
         if not cost.overridden:
             group = self.groups[cost.base.key]
-            group.add(cost, -1)
+            group.add(cost, -1, self.padded)
             if group.jobs == 0:
                 del self.groups[cost.base.key]
                 self.weights -= cost.base.weights_bytes

@@ -94,22 +94,23 @@ class LiveView:
         if len(values) == 0:
             return
         values = values.copy()
+        best = int(values.argmax())
         while True:
             loop = self._fresh()
-            best = int(values.argmax())
             worst = float(values[best])
             if worst <= above:
                 return
+            values[best] = -np.inf
+            following = int(values.argmax())
+            if values[following] == worst:
+                tied = [best, *np.flatnonzero(values == worst).tolist()]
+                values[best] = worst
+                best = max([(j.spec.submit_s, j.job_id, i) for i in tied if (j := jobs[i])])[2]
+                values[best] = -np.inf
+                following = int(values.argmax())
             job = jobs[best]
             assert job is not None
-            if np.count_nonzero(values == worst) > 1:
-                tied = [
-                    (j.spec.submit_s, j.job_id, i) for i in np.flatnonzero(values == worst).tolist() if (j := jobs[i])
-                ]
-                best = int(max(tied)[2])
-                job = jobs[best]
-                assert job is not None
-            values[best] = -np.inf
+            best = following
             if job.state == RUNNING:
                 yield loop.current_view(job)
 

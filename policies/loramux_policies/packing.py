@@ -11,10 +11,7 @@ def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Ru
     """Start waiting jobs in their order, passing over at most `window - 1` that do not fit (1: a strict head)."""
     blocked = 0
     for job in view.waiting(view.n_waiting):
-        device_id = next(plan.candidates(job.job_id, rule), None)
-        if device_id is not None:
-            plan.start(job.job_id, device_id)
-        else:
+        if plan.start_first(job.job_id, rule) is None:
             blocked += 1
             if blocked >= window:
                 return
@@ -27,9 +24,7 @@ def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Itera
     residents seen so
     far makes room. Nobody is paused in vain.
     """
-    device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
-    if device_id is not None:
-        plan.start(job.job_id, device_id)
+    if plan.start_first(job.job_id, "least-loaded") is not None:
         return True
     if job.num_gpus > 1:
         return False

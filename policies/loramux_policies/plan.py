@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from loramux_policies.errors import PlanError
 from loramux_policies.fleet import Fleet
-from loramux_policies.job import DONE, Job
+from loramux_policies.job import DONE, WAITING, Job
 from loramux_policies.views import Rule
 
 
@@ -108,11 +108,12 @@ class DeltaPlan:
             if job_id not in trial.jobs:
                 raise PlanError(f"{job_id} is not on device {device_id}")
             trial.remove(job, self._seat(job).share)
-        for job in added:
+        for i, job in enumerate(added, start=1):
             if job.job_id in trial.jobs or not trial.has_room(job.cost_on(ledger.type_index)):
                 return False
-            trial.add(job, 1.0)
-        return trial.used <= trial.capacity
+            if i < len(added):
+                trial.add(job, 1.0)
+        return bool(added) or trial.used <= trial.capacity
 
     def free_bytes(self, device_id: int) -> float:
         """Capacity less the upper bound of the residents; -1 where every seat is taken."""
@@ -155,6 +156,23 @@ class DeltaPlan:
                 self.fleet.add(job, device, share)
             self.actions.append(Start(job, devices, share))
         self._moved[job_id] = _Seat(devices, share)
+
+    def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
+        """Start a waiting job on the first of its candidates; None where it has none."""
+        job = self._jobs.get(job_id) or self._job(job_id)
+        fleet = self.fleet
+        if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
+            device_id = next(self.candidates(job_id, rule), None)
+            if device_id is not None:
+                self.start(job_id, device_id)
+            return device_id
+        device_id = fleet.first(job, rule)
+        if device_id is not None:  # it has just been found to have room: nothing to check again
+            fleet.add(job, device_id, 1.0)
+            devices = (device_id,)
+            self.actions.append(Start(job, devices, 1.0))
+            self._moved[job_id] = _Seat(devices, 1.0)
+        return device_id
 
     def pause(self, job_id: str) -> None:
         """Take a resident off its device; it keeps its progress and waits again."""

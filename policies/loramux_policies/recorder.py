@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,8 @@ from loramux_traces.results import (
 
 STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED, FAILED_DIVERGED)
 _STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4, "diverge": 5}
+_LEAVES: Final = frozenset(("finish", "pause", "oom", "diverge"))
+"""Events that end a stay on devices."""
 
 
 class Recorder:
@@ -67,14 +70,14 @@ class Recorder:
         """One event of the loop (`Scheduler`'s listener)."""
         now_s = self._now_s()
         index = job.index
-        if event in ("start", "resume"):
+        if event == "start" or event == "resume":
             if self._segments:
                 self._open[index] = now_s
             name = self._device_names.get(devices)
             if name is None:
                 name = self._device_names[devices] = "+".join(map(str, devices))
             self._devices[index] = name
-        elif event in ("finish", "pause", "oom", "diverge"):
+        elif event in _LEAVES:
             if self._segments:
                 start_s = self._open.pop(index)
                 for device in devices:
@@ -84,7 +87,10 @@ class Recorder:
                     self._seg_end.append(now_s)
             if event == "finish":
                 self._end(job, 1, now_s, devices)
-        if event in ("fail", "reject", "unschedulable", "diverge"):
+            elif event == "diverge":
+                self._end(job, _STATE_OF_EVENT[event], now_s, devices)
+                self._reasons[index] = detail
+        elif event in _STATE_OF_EVENT:
             self._end(job, _STATE_OF_EVENT[event], now_s, devices)
             self._reasons[index] = detail
         if self.events is not None:
@@ -126,11 +132,24 @@ class Recorder:
     def table(self) -> pd.DataFrame:
         """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
         specs = self._specs
-        submit_s = np.array([spec.submit_s for spec in specs])
-        start_s, finish_s = np.array(self._start_s), np.array(self._finish_s)
-        paused_s, solo_s = np.array(self._paused_s), np.array(self._solo_s)
+        # in order from the start: sorting the finished frame would hold a million rows three times over
+        order = np.array(sorted(range(len(specs)), key=lambda i: specs[i].job_id), dtype=np.intp)
+
+        def figures(column: array[Any]) -> np.ndarray[Any, Any]:
+            return np.array(column)[order]
+
+        def texts(values: Sequence[str]) -> list[str]:
+            return [values[i] for i in order.tolist()]
+
+        def of_specs(name: str) -> list[Any]:
+            get = attrgetter(name)
+            return [get(specs[i]) for i in order.tolist()]
+
+        submit_s = np.array(of_specs("submit_s"))
+        start_s, finish_s = figures(self._start_s), figures(self._finish_s)
+        paused_s, solo_s = figures(self._paused_s), figures(self._solo_s)
         columns: dict[str, Any] = {
-            "job_id": [spec.job_id for spec in specs],
+            "job_id": of_specs("job_id"),
             "submission_time": submit_s,
             "starting_time": start_s,
             "finish_time": finish_s,
@@ -140,23 +159,17 @@ class Recorder:
             "turnaround_time": finish_s - submit_s,
             "stretch": (finish_s - submit_s) / solo_s,
             "solo_time": solo_s,
-            "final_state": [STATES[code] for code in self._state.tolist()],
-            "reason": [self._reasons.get(i, "") for i in range(len(specs))],
-            "allocated_resources": self._devices,
-            "preemptions": np.array(self._preemptions),
-            "oom_events": np.array(self._ooms),
-            "steps_done": np.array(self._steps),
-            "tokens_done": np.array(self._tokens),
-            "service_s": np.array(self._service_s),
-            "user": [spec.user for spec in specs],
-            "group": [spec.group for spec in specs],
-            "base_model": [spec.base_model for spec in specs],
-            "method": [spec.method for spec in specs],
-            "priority": [spec.priority for spec in specs],
-            "num_gpus": [spec.num_gpus for spec in specs],
+            "final_state": [STATES[code] for code in figures(self._state).tolist()],
+            "reason": [self._reasons.get(i, "") for i in order.tolist()],
+            "allocated_resources": texts(self._devices),
+            "preemptions": figures(self._preemptions),
+            "oom_events": figures(self._ooms),
+            "steps_done": figures(self._steps),
+            "tokens_done": figures(self._tokens),
+            "service_s": figures(self._service_s),
+            **{name: of_specs(name) for name in ("user", "group", "base_model", "method", "priority", "num_gpus")},
         }
-        frame = pd.DataFrame({name: columns[name] for name in JOB_COLUMNS})
-        return frame.sort_values("job_id", kind="stable", ignore_index=True)
+        return pd.DataFrame({name: columns.pop(name) for name in JOB_COLUMNS}, copy=False)
 
     def segments(self) -> dict[str, list[Any]]:
         """`segments` of the timeline."""

@@ -38,6 +38,10 @@ Listener = Callable[[str, Job, tuple[int, ...], str], None]
 """Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail."""
 
 
+def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+    """Listens to nothing."""
+
+
 class Scheduler:
     """Jobs, queue and fleet of one run, and the policy that decides over them."""
 
@@ -62,7 +66,7 @@ class Scheduler:
         """Waiting and running jobs by id."""
         self.running: dict[str, Job] = {}
         self.decisions = 0
-        self._listener = listener
+        self._tell = listener or _nobody
         self._on_plan = on_plan
         """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
         self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
@@ -81,7 +85,7 @@ class Scheduler:
         self.active[job.job_id] = job
         job.view = self.view_of(job)
         self._put(job)
-        self._tell("arrive", job)
+        self._tell("arrive", job, (), "")
         self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
             self._due = True
@@ -99,7 +103,7 @@ class Scheduler:
         self._finished.append(job.job_id)
         self._freed.extend(devices)
         self._due = True
-        self._tell("finish", job, devices)
+        self._tell("finish", job, devices, "")
 
     def evict(self, job: Job, detail: str) -> None:
         """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it
@@ -172,9 +176,8 @@ class Scheduler:
             raise PolicyError(f"policy {name} at {view._now_s:.3f} s raised {type(error).__name__}: {error}") from error
         finally:
             view.close()
-        if not any(plan is made for made in view.plans):
+        if not isinstance(plan, DeltaPlan) or plan not in view.plans:
             raise PolicyError(f"policy {name}: place() must return a plan made by this view's plan(), not {plan!r}")
-        assert isinstance(plan, DeltaPlan)
         return plan
 
     def _apply(self, plan: DeltaPlan) -> None:
@@ -194,22 +197,21 @@ class Scheduler:
         if isinstance(action, Start):
             self.queue.remove(job)
             again = job.first_start_s >= 0
-            now_s = self.backend.now_s
             if again:
-                job.paused_s += now_s - job.last_stop_s
+                job.paused_s += self.backend.now_s - job.last_stop_s
             else:
-                job.first_start_s = now_s
+                job.first_start_s = self.backend.now_s
             job.state, job.devices, job.share = RUNNING, action.devices, action.share
             self.running[job.job_id] = job
             if self._sorted is not None:
                 self._sorted.add(job)
             self.backend.start(job, action.devices, action.share)
-            self._tell("resume" if again else "start", job, action.devices)
+            self._tell("resume" if again else "start", job, action.devices, "")
         elif isinstance(action, Pause):
             self.backend.stop(job)
             devices = self._forget(job)
             job.preemptions += 1
-            self._tell("pause", job, devices)
+            self._tell("pause", job, devices, "")
             self._enqueue(job)
         elif isinstance(action, Share):
             job.share = action.share
@@ -233,8 +235,10 @@ class Scheduler:
                 last = window.last
             cut = cut or window.read == window._n
         self._barrier = last.key if last is not None else None
-        started = any(isinstance(action, Start) for action in plan.actions)
-        self._due = started and cut and len(self.queue) > 0
+        if cut and len(self.queue) > 0:
+            self._due = any(isinstance(action, Start) for action in plan.actions)
+        else:
+            self._due = False
         return self._due
 
     # -- what views are made of
@@ -242,10 +246,10 @@ class Scheduler:
     def view_of(self, job: Job) -> JobView:
         """A job as policies see it, with the figures it has now (a running job must be in sync)."""
         spec = job.spec
-        cost = next(cost for cost in job.costs if cost is not None)
+        cost = job.costs[0] or next(cost for cost in job.costs if cost is not None)
         per_step = cost.solo_step_s * cost.accumulation
         left = job.predicted_steps - job.done_steps
-        return JobView(
+        figures = (
             spec.job_id,
             spec.submit_s,
             cost.base.key,
@@ -268,6 +272,7 @@ class Scheduler:
             spec.method,
             cost.real_tokens,
         )
+        return tuple.__new__(JobView, figures)  # JobView(...) is a Python call around this: 0.3 us of 1.1
 
     def current_view(self, job: Job) -> JobView:
         """The view of a job as of now."""
@@ -286,7 +291,7 @@ class Scheduler:
 
     def switch_s(self, job: Job) -> float:
         """Seconds that one pause and resume of this job cost its device."""
-        return 2.0 * next(cost for cost in job.costs if cost is not None).pause_s
+        return 2.0 * (job.costs[0] or next(cost for cost in job.costs if cost is not None)).pause_s
 
     def by_order(self) -> SortedKeyList[Job, tuple[object, ...]]:
         """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""
@@ -322,7 +327,3 @@ class Scheduler:
             self._sorted.remove(job)
         job.devices = ()
         return devices
-
-    def _tell(self, event: str, job: Job, devices: tuple[int, ...] = (), detail: str = "") -> None:
-        if self._listener is not None:
-            self._listener(event, job, devices, detail)

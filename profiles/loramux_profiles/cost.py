@@ -119,7 +119,7 @@ class CostModel:
         if spec.method != "dynmole" or self.implementation.expert_path != "skip":
             return self.job_cost(spec)
         rows = self.job_cost(spec).rows
-        return self._overridden(self._build(spec, rows, progress), spec)
+        return self._overridden(self._timed(self._build(spec, rows, progress)), spec)
 
     def step_s(self, jobs: Sequence[JobCost], lengths: Sequence[Ints]) -> tuple[float, int]:
         """(seconds, tokens computed) of one fused step with these real lengths; reference implementation."""
@@ -163,18 +163,25 @@ class CostModel:
 
     def _fitted(self, spec: JobSpec) -> _Class:
         rows = spec.micro_batch_size or spec.batch_size
+        cost = self._build(spec, rows)
         if self.ideal or spec.mem_bytes is not None:
-            return _Class(self._build(spec, rows), None)
+            return _Class(self._timed(cost), None)
         misfit = None
-        while self._need(spec, rows) > self.capacity_bytes:
+        while (need := self.upper_bytes((cost,))) > self.capacity_bytes:
             if rows == 1:
-                misfit = DoesNotFit(int(self._need(spec, 1)), self.capacity_bytes)
+                misfit = DoesNotFit(int(need), self.capacity_bytes)
                 break
             rows >>= 1
-        return _Class(self._build(spec, rows), misfit)
+            cost = self._build(spec, rows)
+        return _Class(self._timed(cost), misfit)
 
-    def _need(self, spec: JobSpec, rows: int) -> float:
-        return self.upper_bytes((self._build(spec, rows, timed=False),))
+    def _timed(self, cost: JobCost) -> JobCost:
+        """The cost with its solo step, set in place while nobody else has it.
+
+        A copy would have tables of lengths of its own (they are cached by identity): a third of a new class's price.
+        """
+        object.__setattr__(cost, "solo_step_s", expected_step((cost,), self.fusion).seconds)
+        return cost
 
     def _overridden(self, cost: JobCost, spec: JobSpec) -> JobCost:
         return cost if spec.mem_bytes is None else replace(cost, own_bytes=spec.mem_bytes, overridden=True)
@@ -202,7 +209,7 @@ class CostModel:
             )
         return base
 
-    def _build(self, spec: JobSpec, rows: int, progress: float | None = None, *, timed: bool = True) -> JobCost:
+    def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
         shape = load_shape(spec.base_model)
         device, implementation, ideal = self.device, self.implementation, self.ideal
         adapter: AdapterCost = adapter_cost(
@@ -235,7 +242,7 @@ class CostModel:
         dtype, recompute = spec.dtype, spec.recompute
         state = memory.STATE_BYTES * adapter.params
         accumulation = spec.batch_size / rows
-        cost = JobCost(
+        return JobCost(
             base=self._base(shape, dtype),
             method=spec.method if spec.target_modules == "all-linear" else f"{spec.method}:{spec.target_modules}",
             rows=rows,
@@ -259,7 +266,6 @@ class CostModel:
             pause_s=0.0 if ideal else state / device.host_bandwidth,
             real_tokens=rows * lengths.mean,
         )
-        return replace(cost, solo_step_s=expected_step((cost,), self.fusion).seconds) if timed else cost
 
 
 def declared_micro_steps(spec: JobSpec, cost: JobCost, reference: JobCost | None = None) -> float:

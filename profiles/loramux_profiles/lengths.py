@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from loramux_profiles.length_table import MAX_TABLE, STRATA, Floats, Ints, LengthDist, Moments, moments
+from loramux_profiles.roots import root
 from loramux_traces.errors import UsageError
 
 DEFAULT_P95: Final = 2.0
@@ -158,10 +159,7 @@ def _scaled(name: str, shape: Shape, mean: float) -> LengthDist:
     a, b = max(low, 0.8 * goal - 1), high
     if miss(a) > 0:
         a = low
-    from scipy.optimize import brentq  # 0.2 s to import: only where needed
-
-    scale = float(brentq(miss, a, b, xtol=1e-9 * goal, rtol=1e-9))
-    return _frozen(name, table(scale), unit)
+    return _frozen(name, table(root(miss, a, b, xtol=1e-9 * goal, rtol=1e-9)), unit)
 
 
 def _frozen(name: str, cdf: Floats, unit: int) -> LengthDist:

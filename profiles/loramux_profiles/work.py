@@ -15,7 +15,7 @@ length^2). Source: aspen.md of the project's notes, after arXiv 2312.02515 secti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from loramux_profiles.length_table import LengthDist
@@ -97,3 +97,12 @@ class JobCost:
     """Time to move its state out (and the same back in)."""
     real_tokens: float
     """Expected non-pad tokens of one micro-batch: rows * mean length."""
+    dynamic_q: float = field(init=False)
+    """Activations of that micro-batch at the admission quantile, were it alone in the step."""
+    alone_q: float = field(init=False)
+    """The same with the base's own part. Both are kept because admission adds them up at every look at a device."""
+
+    def __post_init__(self) -> None:
+        dynamic = self.token_bytes * self.tokens_q + self.square_bytes * self.squares_q + self.row_bytes * self.rows
+        object.__setattr__(self, "dynamic_q", dynamic)
+        object.__setattr__(self, "alone_q", self.base.dynamic_bytes + dynamic)

@@ -14,7 +14,6 @@ from loramux_runtime.data import JobData, length_stats
 from loramux_runtime.jobs_file import TrainJob
 from loramux_traces.job import JobSpec
 
-
 Targets = Literal["all-linear", "attention", "mlp", "qv"]
 
 

@@ -145,9 +145,7 @@ class TrainRun:
         self.loop = Scheduler(
             policy, [self.ledger], self.executor, max_resident=max_resident, listener=self.recorder.hear
         )
-        self.intake = Intake(
-            [cost], [1], oracle=False, predict=lambda spec, steps: steps, unschedulable=self.recorder.unschedulable
-        )
+        self.intake = Intake([cost], [1], oracle=False, unschedulable=self.recorder.unschedulable)
 
     def play(self) -> TrainResult:
         """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""

@@ -16,6 +16,7 @@ import pandas as pd
 
 from loramux_policies import Policy, create
 from loramux_policies.errors import PolicyError
+from loramux_policies.intake import Intake
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.live_view import LiveView
@@ -26,7 +27,6 @@ from loramux_policies.scheduler import Scheduler
 from loramux_profiles.cost import CostModel
 from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices
-from loramux_simulator.intake import Intake
 from loramux_simulator.options import SimOptions
 from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
 from loramux_simulator.rate_engine import RateEngine
@@ -167,6 +167,8 @@ class _Run:
             CostModel(profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve)
             for profile in types
         ]
+        self.sigmas = [log1p(model.upper_margin) / QUANTILE_99 for model in self.models]
+        self.worst = [exp(4.0 * sigma) for sigma in self.sigmas]
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
@@ -198,9 +200,8 @@ class _Run:
             self.models,
             [self.type_of.count(i) for i in range(len(types))],
             oracle=policy.oracle,
-            seed=options.seed,
-            prediction_error=0.0 if options.ideal else options.prediction_error,
             unschedulable=self.recorder.unschedulable,
+            predict=self._blurred if options.prediction_error > 0.0 and not options.ideal else None,
         )
 
     # -- parts
@@ -250,9 +251,14 @@ class _Run:
         roll = RollOut(policy, lambda i: self.loop.fleet[i], options.seed, padded=options.fusion == "padded")
         return WindowPace(roll, fused)
 
+    def _blurred(self, spec: JobSpec, declared: float) -> float:
+        """Predicted steps: the declared ones times a lognormal factor, one draw per job."""
+        error = NormalDist().inv_cdf(uniform(self.options.seed, spec.job_id, "prediction"))
+        return declared * exp(self.options.prediction_error * error)
+
     def _sigma(self, device_id: int) -> float:
         """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""
-        return log1p(self.models[self.type_of[device_id]].upper_margin) / QUANTILE_99
+        return self.sigmas[self.type_of[device_id]]
 
     def _error(self, job: Job) -> float:
         """Standard normal error of the memory model for the steps of the newest job's stay; one draw per stay."""
@@ -265,16 +271,19 @@ class _Run:
     def _runs_out(self, job: Job, device_id: int) -> bool:
         ledger = self.loop.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
-        sigma = self._sigma(device_id)
-        if ledger.dynamic * exp(4.0 * sigma) <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
+        type_index = self.type_of[device_id]
+        sigma = self.sigmas[type_index]
+        if ledger.dynamic * self.worst[type_index] <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
             return False
         return ledger.dynamic * exp(sigma * self._error(job)) > room
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        self.recorder.hear(event, job, devices, detail)
         if event == "arrive":
             self.meters.queue(self.engine.now_s, len(self.loop.queue))
-        elif event in ("finish", "fail", "reject"):
+            if self.recorder.events is None:
+                return
+        self.recorder.hear(event, job, devices, detail)
+        if event in ("finish", "fail", "reject"):
             self.ended += 1
             if self.progress is not None and self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))

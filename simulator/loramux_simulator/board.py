@@ -23,7 +23,7 @@ class Board:
     """One slot per running job: attained_s = attained at start_tag + (virtual time - start_tag) * speed_s."""
 
     def __init__(self, n_devices: int) -> None:
-        size = 8 * n_devices
+        size = n_devices  # doubled as needed: short arrays, because every decision works through them
         self._virtual = np.zeros(n_devices)
         self._at_s = np.zeros(n_devices)
         self._rate = np.zeros(n_devices)
@@ -62,12 +62,12 @@ class Board:
         slot, job, cost = run.slot, run.job, run.cost
         self._read_s = -1.0
         per_step = cost.solo_step_s * cost.accumulation
-        pending = run.done_micro * cost.solo_step_s - job.done_steps * per_step
-        self._tag[slot] = run.start_tag
-        self._attained[slot] = job.attained_s + pending
-        self._speed[slot] = run.per_unit * cost.solo_step_s
+        attained = job.attained_s + (run.done_micro * cost.solo_step_s - job.done_steps * per_step)
         left = (job.predicted_steps - run.done_micro / cost.accumulation) * per_step
-        self._predicted[slot] = left + self._attained[slot]
+        self._tag[slot] = run.start_tag
+        self._attained[slot] = attained
+        self._speed[slot] = run.per_unit * cost.solo_step_s
+        self._predicted[slot] = left + attained
 
     def remove(self, run: Run) -> None:
         """A job left."""
@@ -84,10 +84,16 @@ class Board:
         """Jobs, attained and remaining solo seconds at a time; to be read, not written."""
         if now_s == self._read_s:
             return self._answer
-        virtual = self._virtual + self._rate * np.maximum(now_s - self._at_s, 0.0)
-        gone = (virtual[self._device] - self._tag) * self._speed
-        attained = self._attained + gone
-        remaining = np.maximum(self._predicted - attained, self._least)  # a job may run longer than predicted
+        virtual = now_s - self._at_s
+        np.maximum(virtual, 0.0, out=virtual)
+        virtual *= self._rate
+        virtual += self._virtual
+        attained = virtual.take(self._device)
+        attained -= self._tag
+        attained *= self._speed
+        attained += self._attained
+        remaining = self._predicted - attained
+        np.maximum(remaining, self._least, out=remaining)  # a job may run longer than predicted
         self._read_s, self._answer = now_s, (self._jobs, attained, remaining)
         return self._answer
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from loramux_policies.meters import Speed
 from loramux_profiles.memory import Fusion
-from loramux_profiles.rates import expected_step
+from loramux_profiles.rates import ExpectedStep, expected_step
 from loramux_profiles.work import JobCost
 from loramux_simulator.virtual_time import Run
 
@@ -39,6 +39,8 @@ class FusedPace:
     def __init__(self, fusion: Fusion) -> None:
         self._fusion: Fusion = fusion
         self._known: dict[tuple[int, ...], Speed] = {}
+        self._steps: dict[tuple[int, ...], ExpectedStep] = {}
+        """By the residents of one base: one job more or less changes the step of its own base only."""
         self._serial: dict[JobCost, int] = {}
         """Costs in order of first sight: a key that, unlike an id, is the same in every process."""
 
@@ -64,11 +66,20 @@ class FusedPace:
             by_base.setdefault(cost.base.key, []).append(cost)
         seconds = computed = real = 0.0
         for group in by_base.values():
-            step = expected_step(group, self._fusion)
+            step = self._step(group)
             seconds += step.seconds
             computed += step.computed_tokens
             real += step.real_tokens
         return Speed(1.0 / seconds, real, computed, float(len(by_base)))
+
+    def _step(self, group: Sequence[JobCost]) -> ExpectedStep:
+        key = tuple([self._serial[cost] for cost in group])
+        step = self._steps.get(key)
+        if step is None:
+            if len(self._steps) >= CACHE_SIZE:
+                self._steps.clear()
+            step = self._steps[key] = expected_step(group, self._fusion)
+        return step
 
     def per_unit(self, run: Run) -> float:
         """One micro-step."""

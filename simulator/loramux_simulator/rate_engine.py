@@ -22,7 +22,7 @@ SAME_WATCH = 1e-12
 class RateDevice:
     """One device between events."""
 
-    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "speed", "timer", "type_index")
+    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "seen_s", "speed", "timer", "type_index")
 
     def __init__(self, device_id: int, type_index: int) -> None:
         self.device_id = device_id
@@ -31,6 +31,8 @@ class RateDevice:
         self.runs: dict[str, Run] = {}
         self.gangs: dict[str, GangRun] = {}
         self.speed: Speed = IDLE
+        self.seen_s = -1.0
+        """Time up to which everything is accounted for."""
         self.timer = 0
         """Version of the completion timer: an older one does nothing when it fires."""
         self.bases: dict[str, int] = {}
@@ -57,7 +59,8 @@ class RateEngine:
         self._ooms = ooms
         self._separate = separate
         self._charges = charges
-        self._dirty: dict[int, None] = {}
+        self._dirty: dict[int, bool] = {}
+        """Devices to look at after the decision. False: a watch was added, so that a new timer is enough."""
         self._board: Board | None = None
         self._loop: Scheduler
 
@@ -84,15 +87,16 @@ class RateEngine:
         first = self.devices[devices[0]]
         run = Run(job, job.cost_on(first.type_index))
         job.run = run
+        board = self._board
         for device_id in devices:
             device = self.devices[device_id]
             self._touch(device)
             device.runs[job.job_id] = run
             if self._charges:
                 self._charge_load(device, run)
-            if self._board is not None:
-                self._board.set_clock(device_id, device.clock)
-            self._dirty[device_id] = None
+            if board is not None:
+                board.set_clock(device_id, device.clock)
+            self._dirty[device_id] = True
         if len(devices) > 1:
             gang = GangRun(run, devices)
             run.debt_micro /= len(devices)  # its processes load at the same time
@@ -105,8 +109,8 @@ class RateEngine:
         if not pace.varies:
             run.set_speed(pace.per_unit(run))
             first.clock.push_end(run)
-        if self._board is not None:
-            self._board.add(run, first.device_id)
+        if board is not None:
+            board.add(run, first.device_id)
 
     def _charge_load(self, device: RateDevice, run: Run) -> None:
         cost, now_s = run.cost, self.now_s
@@ -133,7 +137,7 @@ class RateEngine:
         """Change a running job's share of its seat."""
         for device_id in job.devices:
             self._touch(self.devices[device_id])
-            self._dirty[device_id] = None
+            self._dirty[device_id] = True
         if isinstance(job.run, GangRun):
             return
         device = self.devices[job.devices[0]]
@@ -170,17 +174,17 @@ class RateEngine:
 
     def sync(self, job: Job) -> None:
         """Bring a running job's figures up to date."""
-        if isinstance(job.run, GangRun):
-            job.run.sync(self.now_s)
+        run = job.run
+        if isinstance(run, GangRun):
+            run.sync(self.now_s)
             return
-        run: Run = job.run
-        done = run.done_micro + run.progress(self.devices[job.devices[0]].clock.read(self.now_s))
-        self._credit(run, done)
-
-    @staticmethod
-    def _credit(run: Run, done_micro: float) -> None:
-        job, cost = run.job, run.cost
-        steps = done_micro / cost.accumulation
+        now_s = self._clock.env.now
+        if run.synced_s == now_s:  # a decision looks at the same few residents again and again
+            return
+        run.synced_s = now_s
+        cost = run.cost
+        clock = self.devices[job.devices[0]].clock
+        steps = (run.done_micro + run.progress(clock.read(now_s))) / cost.accumulation
         job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = steps
 
@@ -227,31 +231,39 @@ class RateEngine:
         run.watches = [known for known in run.watches if abs(known - micro) > SAME_WATCH * micro]
         run.watches.append(micro)
         device.clock.push_watch(run, max(device.clock.read(self.now_s), run.tag_of(micro)))
-        self._dirty[device.device_id] = None
+        if device.gangs:
+            self._dirty[device.device_id] = True
+        else:
+            self._dirty.setdefault(device.device_id, False)
 
     # -- time
 
     def _touch(self, device: RateDevice) -> None:
         """Account for the time since the device was last looked at."""
-        now_s = self.now_s
-        gone = device.clock.advance(now_s)
-        self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
+        now_s = self._clock.env.now
+        if now_s != device.seen_s:  # an event looks at its device three times
+            device.seen_s = now_s
+            gone = device.clock.advance(now_s)
+            self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
         """After a decision: new speeds and timers for every device it changed."""
+        now_s = self._clock.env.now
         while self._dirty:
-            dirty = list(self._dirty)
-            self._dirty.clear()
-            for device_id in dirty:
-                self._reschedule(self.devices[device_id])
-        self._meters.queue(self.now_s, len(self._loop.queue))
+            dirty, self._dirty = self._dirty, {}
+            for device_id, changed in dirty.items():
+                if changed:
+                    self._reschedule(self.devices[device_id], now_s)
+                else:
+                    self._set_timer(self.devices[device_id])
+        self._meters.queue(now_s, len(self._loop.queue))
 
-    def _reschedule(self, device: RateDevice) -> None:
+    def _reschedule(self, device: RateDevice, now_s: float) -> None:
         clock = device.clock
-        device.timer += 1
         ledger = self._loop.fleet[device.device_id]
-        self._meters.memory(device.device_id, self.now_s, ledger.expected, len(device.runs))
+        self._meters.memory(device.device_id, now_s, ledger.expected, len(device.runs))
         if not device.runs:
+            device.timer += 1
             device.speed = IDLE
             clock.reset()
             if self._board is not None:
@@ -266,19 +278,24 @@ class RateEngine:
         clock.rate = speed.rate
         if self._board is not None:
             self._board.set_clock(device.device_id, clock)
-        for gang in device.gangs.values():
-            gang.per_unit[device.device_id] = pace.per_unit(gang.run)
-            self._schedule_gang(gang)
-        tag = clock.next_tag()
-        if tag is not None:
-            self._clock.at(clock.due_s(tag), self._reached, (device, device.timer, tag))
+        if device.gangs:
+            for gang in device.gangs.values():
+                gang.per_unit[device.device_id] = pace.per_unit(gang.run)
+                self._schedule_gang(gang)
+        self._set_timer(device)
         if self._ooms is not None:
             self._check_memory(device)
+
+    def _set_timer(self, device: RateDevice) -> None:
+        device.timer += 1
+        tag = device.clock.next_tag()
+        if tag is not None:
+            self._clock.at(device.clock.due_s(tag), self._reached, (device, device.timer, tag))
 
     def _check_memory(self, device: RateDevice) -> None:
         newest = next(reversed(device.runs.values())).job
         assert self._ooms is not None
-        if newest.run is not None and newest.first_start_s >= 0 and self._ooms(newest, device.device_id):
+        if self._ooms(newest, device.device_id) and newest.run is not None and newest.first_start_s >= 0:
             at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
             self._clock.at(at_s, self._out_of_memory, (newest, newest.run))
 
@@ -293,13 +310,18 @@ class RateEngine:
         if timer != device.timer:
             return
         self._touch(device)
-        for run, is_end in device.clock.reach(tag, self.now_s):
+        changed = bool(device.gangs) or self._paces[device.type_index].varies
+        for run, is_end in device.clock.reach(tag, self._clock.env.now):
             if is_end:
+                changed = True
                 self._finish(run)
             else:
                 run.watches = [micro for micro in run.watches if run.tag_of(micro) > tag]
                 self._loop.review()
-        self._dirty[device.device_id] = None
+        if changed:
+            self._dirty[device.device_id] = True
+        else:
+            self._dirty.setdefault(device.device_id, False)
         self._after_event()
 
     def _after_event(self) -> None:
@@ -327,7 +349,7 @@ class RateEngine:
         key = run.cost.base.key
         if key in device.bases and not run.cost.overridden:
             device.bases[key] -= 1
-        self._dirty[device.device_id] = None
+        self._dirty[device.device_id] = True
 
     def _retire(self, run: Run, gang: GangRun | None) -> None:
         run.epoch += 1

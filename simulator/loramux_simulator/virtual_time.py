@@ -31,6 +31,7 @@ class Run:
         "per_unit",
         "slot",
         "start_tag",
+        "synced_s",
         "watches",
     )
 
@@ -48,6 +49,8 @@ class Run:
         self.start_tag = 0.0
         self.end_tag = 0.0
         self.epoch = 0
+        self.synced_s = -1.0
+        """Time up to which the job's own figures are."""
         self.slot = -1
         self.watches: list[float] = []
         """Micro-steps at which a review is due."""
@@ -69,6 +72,7 @@ class Run:
         self.done_micro += done
         self.left_micro -= done
         self.start_tag = virtual
+        self.synced_s = -1.0
         self.set_speed(per_unit)
 
     def set_speed(self, per_unit: float) -> None:

@@ -2,13 +2,11 @@
 
     python tests/benchmarks/bench_simulator.py [policies|growth|million|steps] [--jobs N]
 
-`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics kept, plots off;
-once with one job
-class and once with the mixed classes of the Philly-like generator. `growth`: fifo from 10k jobs up. `million`: 1M
-jobs in a
-process of its own, with its peak memory. `steps`: step fidelity, 8 residents under aspen. Every figure is printed
-beside the time
-of a fixed Python loop in the same process, because the machines are shared.
+`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics kept, plots off; once
+with one job class and once with the mixed classes of the Philly-like generator. `growth`: fifo from 10k jobs up, ten
+times as many each time. `million`: 1M jobs read from a file that another process wrote, with the peak memory. `steps`:
+step fidelity, 8 residents under aspen. Every figure is printed beside the time of a fixed Python loop in the same
+process, because the machines are shared.
 """
 
 from __future__ import annotations

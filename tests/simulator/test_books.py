@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from loramux_policies import Policy, PolicyError
 from loramux_policies.fleet import Fleet
 from loramux_policies.fused_device import FusedDevice
+from loramux_policies.intake import Intake
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.views import Entry, FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
-from loramux_simulator.intake import Intake
 from loramux_simulator.micro_batches import ReadyRun
 
 from .workloads import BASES, GIB, job
@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, fusion: Any, copies: Any) -> None:
         self.fusion, self.copies = fusion, copies
         self.models = [CostModel(load_device(name), fusion=fusion, copies=copies) for name in TYPES]
-        intake = Intake(self.models, [3, 3], oracle=False, seed=0, prediction_error=0.0, unschedulable=lambda *_: None)
+        intake = Intake(self.models, [3, 3], oracle=False, unschedulable=lambda *_: None)
         rng = np.random.default_rng(11)
         self.jobs: list[Job] = []
         for i in range(60):
@@ -123,8 +123,13 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
             cost = newcomer.costs[ledger.type_index]
             if cost is not None and ledger.has_room(cost):
                 room.add(ledger.device_id)
+                assert ledger.used_with(cost) <= ledger.capacity
+            elif cost is not None:
+                assert ledger.used_with(cost) > ledger.capacity or ledger.seats + 1.0 > ledger.seats_max
         for rule in rules:
+            first = fleet.first(newcomer, rule)  # type: ignore[arg-type]
             found = list(fleet.candidates(newcomer, rule))  # type: ignore[arg-type]
+            assert first == fleet.first(newcomer, rule) == next(iter(found), None)  # type: ignore[arg-type]
             assert set(found) == room, rule
             assert len(found) == len(room)
             free = [fleet[d].indexed for d in found]

@@ -96,7 +96,8 @@ def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
     `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall` in
     their name.
     """
-    done = jobs[jobs["final_state"] == COMPLETED]
+    figures = ["finish_time", "turnaround_time", "waiting_time", "stretch"]
+    done = jobs.loc[jobs["final_state"] == COMPLETED, figures]
     first = float(jobs["submission_time"].min()) if len(jobs) else 0.0
     last = float(done["finish_time"].max()) if len(done) else first
     makespan_s = last - first

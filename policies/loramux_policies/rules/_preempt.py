@@ -48,9 +48,7 @@ def preempt_in_order(
     blocked = 0
     spent = False
     for job in view.waiting(view.n_waiting):
-        device_id = next(plan.candidates(job.job_id, "least-loaded"), None)
-        if device_id is not None:
-            plan.start(job.job_id, device_id)
+        if plan.start_first(job.job_id, "least-loaded") is not None:
             started.append(job)
             continue
         if not spent and job.num_gpus == 1:

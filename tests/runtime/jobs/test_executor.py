@@ -36,7 +36,9 @@ def test_every_job_completes_and_the_books_add_up(tmp_path: Path) -> None:
     assert set(table["final_state"]) == {"COMPLETED"}
     assert (table["steps_done"] == 4).all()
     trained = {row["job_id"]: row["tokens"] for row in result.training}
-    assert sum(trained.values()) == pytest.approx(result.summary["effective_tokens_per_s"] * result.summary["makespan_s"])
+    assert sum(trained.values()) == pytest.approx(
+        result.summary["effective_tokens_per_s"] * result.summary["makespan_s"]
+    )
     assert result.summary["steps"] == len(result.steps)
     assert not run.executor.fused.runs and not run.loop.running
 
@@ -66,7 +68,7 @@ class TakesTurns(Policy):
 def test_pausing_changes_no_bit(tmp_path: Path) -> None:
     data = write_rows(tmp_path)
     jobs = mixed(data, micro_batch_size=2)
-    run, result = play(jobs, TakesTurns())
+    _, result = play(jobs, TakesTurns())
     assert result.summary["preemptions"] > 0
     for one in jobs:
         assert losses(play([one])[1])[one["id"]] == losses(result)[one["id"]]
@@ -144,20 +146,32 @@ def test_a_diverging_job_fails_alone(tmp_path: Path) -> None:
             assert curve == clean[job_id]
 
 
-@pytest.mark.parametrize("policy", ["fifo", "sjf", "priority", "srtf", "aspen", "aspen-priority", "aspen-fifo:k=2", "best-fit"])
+@pytest.mark.parametrize(
+    "policy", ["fifo", "sjf", "priority", "srtf", "aspen", "aspen-priority", "aspen-fifo:k=2", "best-fit"]
+)
 def test_simulated_and_real_decisions_agree(tmp_path: Path, policy: str) -> None:
     """Rows of one length and steps that take what the model says: the simulator's step fidelity must decide the same."""
     fast = {"disk_bandwidth": 1e14, "host_bandwidth": 1e14, "join_s": 0.0, "memory_margin": 0.0}
     device = profile(**fast)
     data = write_rows(tmp_path, length=30)
     jobs = [
-        job(f"j{i}", data, steps=3 + i % 4, priority=i % 3, seed=i, micro_batch_size=4, adapter={"rank": 4 * (1 + i % 2)})
+        job(
+            f"j{i}",
+            data,
+            steps=3 + i % 4,
+            priority=i % 3,
+            seed=i,
+            micro_batch_size=4,
+            adapter={"rank": 4 * (1 + i % 2)},
+        )
         for i in range(7)
     ]
     run, real = play(jobs, policy, device=device, max_resident=3)
     trace = Trace(name="parity", jobs=run.specs)
     simulated = simulate(trace, policy, devices=[device], fidelity="step", max_resident=3, events=True)
-    assert [(e["event"], e["job_id"]) for e in simulated.events or []] == [(e["event"], e["job_id"]) for e in real.events]
+    assert [(e["event"], e["job_id"]) for e in simulated.events or []] == [
+        (e["event"], e["job_id"]) for e in real.events
+    ]
     for a, b in zip(simulated.events or [], real.events, strict=True):
         assert a["t_s"] == pytest.approx(b["t_s"], rel=1e-4, abs=1e-5)
 
