@@ -114,7 +114,7 @@ class Scheduler:
         for device in devices:
             self.fleet[device].raised += OOM_RAISE
         if job.oom_events > OOM_RETRIES:
-            self.drop(job, "fail", f"out of memory {job.oom_events} times")
+            self.drop(job, "fail", f"out of memory {job.oom_events} times: {detail}")
             return
         self._paused.append(job.job_id)
         self._enqueue(job)

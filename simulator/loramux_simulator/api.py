@@ -262,13 +262,15 @@ class _Run:
     def _actual_bytes(self, job: Job, dynamic: float) -> float:
         return dynamic * exp(self._sigma(job.devices[0] if job.devices else 0) * self._error(job))
 
-    def _runs_out(self, job: Job, device_id: int) -> bool:
+    def _runs_out(self, job: Job, device_id: int) -> float:
+        """Bytes that the device would need, where they are more than it has; else 0."""
         ledger = self.loop.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
         sigma = self._sigma(device_id)
         if ledger.dynamic * exp(4.0 * sigma) <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
-            return False
-        return ledger.dynamic * exp(sigma * self._error(job)) > room
+            return 0.0
+        actual = ledger.dynamic * exp(sigma * self._error(job))
+        return actual + ledger.capacity - room if actual > room else 0.0
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.recorder.hear(event, job, devices, detail)

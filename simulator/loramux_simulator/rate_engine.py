@@ -19,6 +19,11 @@ SAME_WATCH = 1e-12
 """Relative: points of interest closer than this are one (they are the same, but for the rounding of the clock)."""
 
 
+def beyond_memory(need_bytes: float, have_bytes: float) -> str:
+    """What is said of a step that ran out of memory."""
+    return f"a step needs {need_bytes:.0f} bytes, {have_bytes:.0f} available"
+
+
 class RateDevice:
     """One device between events."""
 
@@ -46,7 +51,7 @@ class RateEngine:
         pace: Callable[[int], Pace],
         meters: Meters,
         *,
-        ooms: Callable[[Job, int], bool] | None = None,
+        ooms: Callable[[Job, int], float] | None = None,
         separate: bool = False,
         charges: bool = True,
     ) -> None:
@@ -278,14 +283,18 @@ class RateEngine:
     def _check_memory(self, device: RateDevice) -> None:
         newest = next(reversed(device.runs.values())).job
         assert self._ooms is not None
-        if newest.run is not None and newest.first_start_s >= 0 and self._ooms(newest, device.device_id):
+        if newest.run is None or newest.first_start_s < 0:
+            return
+        need_bytes = self._ooms(newest, device.device_id)
+        if need_bytes:
             at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
-            self._clock.at(at_s, self._out_of_memory, (newest, newest.run))
+            have_bytes = self._loop.fleet[device.device_id].capacity
+            self._clock.at(at_s, self._out_of_memory, (newest, newest.run, need_bytes, have_bytes))
 
     def _out_of_memory(self, event: Any) -> None:
-        job, run = event.value
+        job, run, need_bytes, have_bytes = event.value
         if job.run is run:  # else that stay has ended meanwhile
-            self._loop.evict(job, "actual memory above the device's")
+            self._loop.evict(job, beyond_memory(need_bytes, have_bytes))
             self._after_event()
 
     def _reached(self, event: Any) -> None:

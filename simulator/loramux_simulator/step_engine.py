@@ -17,6 +17,7 @@ from loramux_simulator.fused_device import FusedDevice
 from loramux_simulator.meters import Meters
 from loramux_simulator.micro_batches import ReadyRun
 from loramux_simulator.paces import IDLE
+from loramux_simulator.rate_engine import beyond_memory
 
 STEP_SLACK = 1e-9
 """Micro-steps: a fractional last one that small is rounding, not work."""
@@ -190,10 +191,12 @@ class StepEngine:
             newest = next(reversed(fused.runs.values())).job
             ledger = fused.ledger
             static = ledger.own + ledger.weights + ledger.context
-            if static + self._actual(newest, cost.dynamic_bytes) > ledger.capacity:
+            need_bytes = static + self._actual(newest, cost.dynamic_bytes)
+            if need_bytes > ledger.capacity:
                 device.step = None
                 start_s = max(self.now_s, device.stall_until_s)
-                self._clock.at(start_s + cost.seconds, self._out_of_memory, (device, newest, newest.run))
+                said = beyond_memory(need_bytes, ledger.capacity)
+                self._clock.at(start_s + cost.seconds, self._out_of_memory, (device, newest, newest.run, said))
                 return
         device.step = step
         self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
@@ -237,11 +240,11 @@ class StepEngine:
         self._memory(device)
 
     def _out_of_memory(self, event: Any) -> None:
-        device, job, run = event.value
+        device, job, run, said = event.value
         device.busy = False
         self._woken[device.fused.device_id] = None
         if job.run is run:  # else it has left meanwhile
-            self._loop.evict(job, "actual memory above the device's")
+            self._loop.evict(job, said)
         self._loop.review()
         self._clock.request_decision()
 
