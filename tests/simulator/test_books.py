@@ -12,18 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loramux_policies import Policy, PolicyError
+from loramux_policies import Plan, Policy, PolicyError, start_in_order
 from loramux_policies.fleet import Fleet
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
-from loramux_policies.views import Entry, FusedStep
+from loramux_policies.views import ClusterView, Entry, FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
+from loramux_simulator import api, simulate
 from loramux_simulator.fused_device import FusedDevice
 from loramux_simulator.intake import Intake
 from loramux_simulator.micro_batches import ReadyRun
 
-from .workloads import BASES, GIB, job
+from .workloads import BASES, GIB, job, trace_of
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MODES = [("packed", "shared"), ("padded", "shared"), ("packed", "separate")]
@@ -256,3 +257,35 @@ def test_a_step_that_over_commits_is_refused() -> None:
     device.ledger.capacity = device.ledger.own + device.ledger.weights + device.ledger.context
     with pytest.raises(PolicyError, match=r"greedy.*over-commits"):
         device.next_step()
+
+
+def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every event `used` is what the residents need by the device's present bound, out-of-memory or not."""
+    monkeypatch.setattr(api, "QUANTILE_99", 0.15)
+    seen = {"oom": 0, "finish": 0}
+
+    def look(view: Any, plan: Any) -> None:
+        for ledger in view._loop.fleet:
+            fresh = ledger.copy()
+            fresh._total()
+            assert ledger.used == pytest.approx(fresh.used, rel=1e-12)
+            seen["oom"] += ledger.raised > 0.0 and len(ledger.jobs) > 1
+
+    class Patient(Policy):
+        """Starts nobody at the event itself, so that nothing but the event can have brought the totals up to date."""
+
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            ended = view.changes.paused + view.changes.finished
+            seen["finish"] += len(view.changes.finished)
+            if ended and view.n_waiting:
+                plan.review_at(view.now_s + 1e-6)
+            elif not ended:
+                start_in_order(view, plan, window=9)
+            return plan
+
+    columns = {"base_model": "tinyllama-1.1b", "batch_size": 8, "micro_batch_size": 4, "rank": 8}
+    jobs = [job(f"j{i:02}", 3.0 * i, seq_len=(450.0, 700.0)[i % 2], total_steps=10.0 + i, **columns) for i in range(40)]
+    for seed in range(3):
+        simulate(trace_of(*jobs), Patient, devices="1xl4", fusion="padded", seed=seed, on_plan=look)
+    assert seen["oom"] > 10 and seen["finish"] > 10
