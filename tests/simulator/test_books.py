@@ -285,7 +285,7 @@ def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.Monke
             return plan
 
     columns = {"base_model": "tinyllama-1.1b", "batch_size": 8, "micro_batch_size": 4, "rank": 8}
-    jobs = [job(f"j{i:02}", 3.0 * i, seq_len=(450.0, 700.0)[i % 2], total_steps=10.0 + i, **columns) for i in range(40)]
+    jobs = [job(f"j{i:02}", 3.0 * i, seq_len=(150.0, 250.0)[i % 2], total_steps=10.0 + i, **columns) for i in range(40)]
     for seed in range(3):
         simulate(trace_of(*jobs), Patient, devices="1xl4", fusion="padded", seed=seed, on_plan=look)
     assert seen["oom"] > 10 and seen["finish"] > 10
