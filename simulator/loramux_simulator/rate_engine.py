@@ -149,9 +149,8 @@ class RateEngine:
         clock = device.clock
         run.rebase(clock.virtual, per_unit)
         clock.push_end(run)
-        run.watches = [micro for micro in run.watches if micro > run.done_micro * (1.0 + SAME_WATCH)]
-        for micro in run.watches:
-            clock.push_watch(run, run.tag_of(micro))
+        for micro in run.watches:  # one that is reached already is due now, not forgotten
+            clock.push_watch(run, max(clock.virtual, run.tag_of(micro)))
         if self._board is not None:
             self._board.update(run)
 
@@ -225,7 +224,8 @@ class RateEngine:
         self.sync(job)
         micro = max(0.0, attained_s - job.attained_s) / job.cost_on(device.type_index).solo_step_s
         if isinstance(job.run, GangRun):
-            self._clock.review_at(job.run.after_s(self.now_s, micro) + 1e-9)
+            job.run.watch(micro)
+            self._dirty[device.device_id] = None
             return
         run: Run = job.run
         micro += job.done_steps * run.cost.accumulation
@@ -357,6 +357,17 @@ class RateEngine:
         gang.set_rate(now_s, rate, max(clock.at_s for clock in clocks.values()))
         if gang.rate > 0.0:
             self._clock.at(gang.after_s(now_s, gang.run.left_micro), self._gang_done, (gang, gang.timer))
+            if gang.watches:
+                self._clock.at(gang.after_s(now_s, gang.next_watch()) + 1e-9, self._gang_watched, (gang, gang.timer))
+
+    def _gang_watched(self, event: Any) -> None:
+        gang, timer = event.value
+        if timer == gang.timer:
+            gang.sync(self.now_s)
+            gang.pass_watch()
+            self._dirty[gang.devices[0]] = None
+            self._loop.review()
+            self._after_event()
 
     def _gang_done(self, event: Any) -> None:
         gang, timer = event.value

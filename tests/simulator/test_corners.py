@@ -577,3 +577,57 @@ def test_the_default_fuse_halves_what_does_not_fit() -> None:
             simulate(trace, "fifo", devices="1xl4", fusion="padded", fidelity="step", seed=seed).summary["completed"]
             == 1
         )
+
+
+# --- watches -----------------------------------------------------------------------------------------------------------
+
+
+def first_seen_at(policy: type[Scripted], level_s: float, submits: list[float], **options: Any) -> float:
+    """Service of j0 when its policy, which asked once for a review at that level, is first asked at or past it."""
+    seen: list[float] = []
+
+    def watch(view: ClusterView, plan: Plan) -> None:
+        if view.now_s == 0.0:
+            plan.review_when("j0", level_s)
+        if view.n_waiting == 0 and "j0" in plan.residents(0):
+            seen.append(view.attained_s("j0"))
+
+    sizes = [100.0] + [60.0] * (len(submits) - 1)
+    simulate(sized(sizes, submits), policy(watch), ideal=True, **({"devices": "1xl4"} | options))
+    return min(level for level in seen if level >= level_s * (1.0 - 1e-6))
+
+
+@pytest.mark.parametrize("submits", [[0.0, 10.0], [0.0, 10.0, 10.0, 12.5], [0.0, 5.0, 29.999999999]])
+@pytest.mark.parametrize("policy", [Scripted, Windowed])
+def test_watches_survive_newcomers(policy: type[Scripted], submits: list[float]) -> None:
+    assert first_seen_at(policy, 30.0, submits) == pytest.approx(30.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("policy", [Scripted, Windowed])
+def test_a_watch_for_what_is_reached_already_is_answered_at_once(policy: type[Scripted]) -> None:
+    """Whatever the pace: a windowing one dropped it, and the policy was never asked again."""
+    asked: list[float] = []
+
+    def watch(view: ClusterView, plan: Plan) -> None:
+        asked.append(view.now_s)
+        if view.now_s == 20.0 and asked.count(20.0) == 1:
+            plan.review_when("j0", view.attained_s("j0"))
+            plan.review_when("j0", 5.0)
+
+    simulate(sized([100.0, 50.0], [0.0, 20.0]), policy(watch), devices="1xl4", ideal=True)
+    assert asked.count(20.0) == 2
+
+
+def test_a_watch_on_a_gang_survives_changes_of_speed() -> None:
+    """It was a time, reckoned at the speed of the moment: beside a newcomer the review came too early, and only then."""
+    seen: list[float] = []
+
+    def watch(view: ClusterView, plan: Plan) -> None:
+        if view.now_s == 0.0:
+            plan.review_when("j0", 30.0)
+        if "j0" in plan.residents(0) and view.now_s > 10.0:
+            seen.append(view.attained_s("j0"))
+
+    trace = trace_of(job("j0", 0.0, duration_s=100.0, num_gpus=2), job("j1", 10.0, duration_s=50.0))
+    simulate(trace, Scripted(watch), devices="2xl4", ideal=True, speedup_curve="none")
+    assert seen[0] == pytest.approx(30.0, rel=1e-6)
