@@ -239,6 +239,31 @@ def test_micro_batches_cover_every_row_once() -> None:
     assert parts.tokens_done == whole.tokens_done
 
 
+def test_a_pause_keeps_the_data_cursor() -> None:
+    """Resumed after any number of rows, in the middle of a micro-batch too, a job goes on with the next row."""
+    bench = bench_of("packed", "shared")
+    one = next(j for j in bench.fitting(1) if j.cost_on(1).rows == 8)
+    cost = one.cost_on(1)
+    whole = ReadyRun(one, cost, 3)
+    rows: list[int] = []
+    for _ in range(600):
+        rows += whole.lengths
+        whole.advance(8)
+    try:
+        for done in (0, 1, 7, 8, 84, 513 * 8, 4095, 4096, 4101):
+            one.done_steps = done / 8 / cost.accumulation
+            resumed = ReadyRun(one, cost, 3)
+            left = 8 - done % 8
+            assert resumed.lengths == tuple(rows[done : done + left])
+            assert (resumed.rows, resumed.tokens) == (left, sum(resumed.lengths))
+            assert resumed.longest == max(resumed.lengths)
+            resumed.advance(left)
+            assert resumed.lengths == tuple(rows[done + left : done + left + 8])
+            assert resumed.done_micro == pytest.approx((done + left) / 8)
+    finally:
+        one.done_steps = 0.0
+
+
 def test_a_step_that_over_commits_is_refused() -> None:
     bench = bench_of("packed", "shared")
     jobs = [j for j in bench.fitting(1) if j.cost_on(1).base.key == "llama-7b" and not j.cost_on(1).overridden][:2]
