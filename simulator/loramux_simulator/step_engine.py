@@ -26,7 +26,7 @@ STEP_SLACK = 1e-9
 class StepDevice:
     """One device and the step it is in."""
 
-    __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "step", "type_index")
+    __slots__ = ("bases", "busy", "ends_s", "fused", "held", "seconds", "stall_until_s", "step", "type_index")
 
     def __init__(self, fused: FusedDevice, type_index: int) -> None:
         self.fused = fused
@@ -38,12 +38,21 @@ class StepDevice:
         self.bases: set[str] = set()
         self.step: FusedStep | None = None
         """What it is computing; None where nothing of it will count."""
+        self.ends_s = 0.0
+        """When that is done."""
+        self.held: dict[str, ReadyRun] = {}
+        """Residents that cannot join yet: the step that they were paused in, elsewhere, has not ended."""
+
+    @property
+    def residents(self) -> int:
+        return len(self.fused.runs) + len(self.held)
 
 
 class StepEngine:
     """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`). Jobs on one device each.
 
     A job that is paused in the middle of a step is credited with that step: it runs to its end on a real device too.
+    The job can go on, or end, once that step has ended.
     """
 
     def __init__(
@@ -73,6 +82,8 @@ class StepEngine:
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
+        self._in_step: dict[str, tuple[StepDevice, float]] = {}
+        """Jobs that were paused, with the device whose step they were in and that step's end."""
 
     @property
     def now_s(self) -> float:
@@ -91,16 +102,38 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self._account(device)
         run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
-        if self._charges:
+        where, ends_s = self._in_step.get(job.job_id, (device, 0.0))  # kept: it may be paused again before then
+        done = run.done_micro >= run.target_micro - STEP_SLACK
+        if done or (ends_s > self.now_s and where is not device):
+            device.held[job.job_id] = run
+            self._clock.at(ends_s, self._release, (device, run))
+        else:
+            device.fused.add(run)
+            self._woken[devices[0]] = None
+        if self._charges and not done:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
             separate = device.fused.phi is not None  # every process loads a copy of its own
             if not cost.overridden and (separate or cost.base.key not in device.bases):
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
             device.stall_until_s = max(device.stall_until_s, self.now_s) + seconds
-        device.fused.add(run)
         self._memory(device)
-        self._woken[devices[0]] = None
+
+    def _release(self, event: Any) -> None:
+        """The step that a job was paused in has ended."""
+        device, run = event.value
+        job = run.job
+        if job.run is not run:  # paused again
+            return
+        self._account(device)
+        del device.held[job.job_id]
+        if run.done_micro >= run.target_micro - STEP_SLACK:
+            self._end_job(device, run)
+            self._clock.request_decision()
+            return
+        device.fused.add(run)
+        if not device.busy:
+            self._begin(device)
 
     def set_share(self, job: Job, share: float) -> None:
         """Shares below one seat exist in rate fidelity only; here tied jobs take whole seats in turn."""
@@ -109,9 +142,12 @@ class StepEngine:
         """Take a running job off its device."""
         device = self.devices[job.devices[0]]
         self._account(device)
-        run = device.fused.remove(job.job_id)
         self._watched.pop(job.job_id, None)
-        self._finish_step(device, run)
+        if job.job_id in device.held:
+            run = device.held.pop(job.job_id)
+        else:
+            run = device.fused.remove(job.job_id)
+            self._finish_step(device, run)
         self._credit(run)
         if self._charges:
             device.stall_until_s = max(device.stall_until_s, self.now_s) + run.cost.pause_s
@@ -119,18 +155,15 @@ class StepEngine:
         self._memory(device)
         self._woken[device.fused.device_id] = None
 
-    @staticmethod
-    def _finish_step(device: StepDevice, run: ReadyRun) -> None:
-        """Credit a run that leaves with its share of the step in progress (unless it would end by that: it ends when
-        resumed).
-        """
+    def _finish_step(self, device: StepDevice, run: ReadyRun) -> None:
+        """Credit a run that leaves with its share of the step in progress."""
         if device.step is None:
             return
         base, entries = device.step
         for entry in entries:
             if entry.job_id == run.job_id:
-                if run.done_micro + entry.rows / run.cost.rows < run.target_micro - STEP_SLACK:
-                    run.advance(entry.rows)
+                run.advance(entry.rows)
+                self._in_step[run.job_id] = device, device.ends_s
                 device.step = FusedStep(base, tuple(other for other in entries if other is not entry))
 
     def sync(self, job: Job) -> None:
@@ -187,6 +220,8 @@ class StepEngine:
         cost = fused.cost(step)
         device.busy = True
         device.seconds = cost.seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * cost.seconds
+        start_s = max(self.now_s, device.stall_until_s)
+        device.ends_s = start_s + cost.seconds
         if self._actual is not None:
             newest = next(reversed(fused.runs.values())).job
             ledger = fused.ledger
@@ -194,14 +229,12 @@ class StepEngine:
             need_bytes = static + self._actual(newest, cost.dynamic_bytes)
             if need_bytes > ledger.capacity:
                 device.step = None
-                start_s = max(self.now_s, device.stall_until_s)
                 said = beyond_memory(need_bytes, ledger.capacity)
-                self._clock.at(start_s + cost.seconds, self._out_of_memory, (device, newest, newest.run, said))
+                self._clock.at(device.ends_s, self._out_of_memory, (device, newest, newest.run, said))
                 return
         device.step = step
         self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
-        start_s = max(self.now_s, device.stall_until_s)
-        self._clock.at(start_s + cost.seconds, self._end, device)
+        self._clock.at(device.ends_s, self._end, device)
 
     def _end(self, event: Any) -> None:
         device = event.value
@@ -229,11 +262,15 @@ class StepEngine:
         return run.job.attained_s
 
     def _finish(self, device: StepDevice, run: ReadyRun) -> None:
-        job = run.job
         self._account(device)
+        device.fused.remove(run.job_id)
+        self._end_job(device, run)
+
+    def _end_job(self, device: StepDevice, run: ReadyRun) -> None:
+        job = run.job
         self._credit(run)
-        device.fused.remove(job.job_id)
         self._watched.pop(job.job_id, None)
+        self._in_step.pop(job.job_id, None)
         job.done_steps = job.true_steps
         job.run = None
         self._loop.finish(job)
@@ -251,10 +288,9 @@ class StepEngine:
     # -- accounts
 
     def _account(self, device: StepDevice) -> None:
-        fused = device.fused
-        self._meters.advance(fused.device_id, self.now_s, 0.0, IDLE, len(fused.runs))
+        self._meters.advance(device.fused.device_id, self.now_s, 0.0, IDLE, device.residents)
 
     def _memory(self, device: StepDevice) -> None:
-        fused = device.fused
-        ledger = self._loop.fleet[fused.device_id]
-        self._meters.memory(fused.device_id, self.now_s, ledger.expected if fused.runs else 0.0, len(fused.runs))
+        device_id, residents = device.fused.device_id, device.residents
+        ledger = self._loop.fleet[device_id]
+        self._meters.memory(device_id, self.now_s, ledger.expected if residents else 0.0, residents)
