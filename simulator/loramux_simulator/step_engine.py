@@ -116,8 +116,13 @@ class StepEngine:
             if not cost.overridden and (separate or cost.base.key not in device.bases):
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
-            device.stall_until_s = max(device.stall_until_s, self.now_s) + seconds
+            self._stall(device, seconds)
         self._memory(device)
+
+    def _stall(self, device: StepDevice, seconds: float) -> None:
+        """Nothing is computed for that long: copies are made between steps, after the one that is under way."""
+        free_s = device.ends_s if device.busy else self.now_s
+        device.stall_until_s = max(device.stall_until_s, free_s) + seconds
 
     def _release(self, event: Any) -> None:
         """The step that a job was paused in has ended."""
@@ -150,7 +155,7 @@ class StepEngine:
             self._finish_step(device, run)
         self._credit(run)
         if self._charges:
-            device.stall_until_s = max(device.stall_until_s, self.now_s) + run.cost.pause_s
+            self._stall(device, run.cost.pause_s)
         job.run = None
         self._memory(device)
         self._woken[device.fused.device_id] = None

@@ -333,6 +333,30 @@ def test_loading_by_hand() -> None:
     assert list(alone.values()) == pytest.approx([50.0 + cost.load_s + cost.base.load_s for cost in costs])
 
 
+def test_both_fidelities_charge_pauses_the_same() -> None:
+    """Copies of a state are shorter than a step here; made while a step was under way they cost nothing in steps."""
+
+    class Restless(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for resident in view.residents(0):
+                plan.pause(resident.job_id)
+                plan.start(resident.job_id, 0)
+            start_in_order(view, plan)
+            if view.now_s < 80.0:
+                plan.review_at(view.now_s + 0.5)
+            return plan
+
+    trace = sized([60.0], base_model="llama-7b", rank=64, batch_size=8, seq_len=512.0)
+    cost = costs_of(trace)[0]
+    assert 0.0 < cost.pause_s < cost.solo_step_s
+    ran = {f: simulate(trace, Restless, devices="1xa100-80g", fidelity=f) for f in ("rate", "step")}
+    for result in ran.values():
+        charged = 2.0 * cost.pause_s * result.summary["preemptions"] + cost.load_s - cost.pause_s + cost.base.load_s
+        assert charged > 10.0
+        assert turnaround(result)["j0"] == pytest.approx(60.0 + charged, rel=0.03)
+
+
 def test_mem_bytes_charges_no_base() -> None:
     trace = trace_of(job("a", 0.0, duration_s=50.0, base_model="llama-7b", mem_bytes=GIB))
     assert turnaround(simulate(trace, "fifo", devices="1xl4"))["a"] == pytest.approx(
@@ -651,7 +675,7 @@ def test_a_job_paused_in_its_last_step_has_done_it(steps: float, ideal: bool, mo
                 if resident.job_id == "j0" and resident.enqueued_s < view.now_s:
                     plan.pause("j0")
             start_in_order(view, plan)
-            plan.review_at(view.now_s + 0.003)
+            plan.review_at(view.now_s + (0.003 if ideal else 0.03))  # a copy takes 3 ms
             return plan
 
     trace = trace_of(job("j0", total_steps=steps, batch_size=2), job("other", total_steps=40.0, batch_size=2))
