@@ -141,7 +141,8 @@ class StepEngine:
             self._begin(device)
 
     def set_share(self, job: Job, share: float) -> None:
-        """Shares below one seat exist in rate fidelity only; here tied jobs take whole seats in turn."""
+        """From the next step on."""
+        self.devices[job.devices[0]].fused.reseat()
 
     def stop(self, job: Job) -> None:
         """Take a running job off its device."""
@@ -196,7 +197,8 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self.sync(job)
         left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
-        return max(self.now_s, device.stall_until_s) + left * (device.seconds or cost.solo_step_s)
+        seconds = (device.seconds or cost.solo_step_s) / device.fused.part(job.share)
+        return max(self.now_s, device.stall_until_s) + left * seconds
 
     def review_at(self, t_s: float) -> None:
         """Call `decide` at that time."""
