@@ -130,6 +130,38 @@ def test_a_resumed_sweep_may_ask_for_more(cli: Cli, trace: Path, tmp_path: Path)
     assert table(tmp_path / "s")["policy"].tolist() == ["srtf", "fifo", "sjf"]
 
 
+def test_rows_of_an_edited_policy_are_not_mixed(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    """Resuming after an edit of the policy file would put two policies under one name; others may still be added."""
+    file, out = tmp_path / "mine.py", tmp_path / "s"
+    code = "from loramux_policies import create\n\n\nclass Mine(type(create('fifo'))):\n    pass\n"
+    file.write_text(code)
+    common = (
+        "sweep",
+        "--trace",
+        trace,
+        "--devices",
+        "1xl4",
+        "--workers",
+        1,
+        "--out",
+        out,
+        "--quiet",
+        "--policy-file",
+        file,
+    )
+    assert cli(*common, "--policy", "Mine", "--seeds", 1).code == 0
+    assert cli(*common, "--policy", "Mine", "--seeds", 2, "--resume").code == 0
+    assert cli(*common, "--policy", "fifo", "--resume").code == 0
+    file.write_text(code + "    seats = 1.0\n")
+    ran = cli(*common, "--policy", "Mine", "--seeds", 3, "--resume")
+    assert ran.code == 6
+    assert "the code of Mine has changed" in ran.err
+    assert len(table(out)) == 3
+    assert cli(*common, "--policy", "fifo", "--seeds", 2, "--resume").code == 0  # asks nothing of the edited one
+    assert cli(*common, "--policy", "Mine", "--seeds", 3, "--force").code == 0
+    assert len(table(out)) == 3
+
+
 @pytest.mark.parametrize("damage", ["", "rubbish\n", "policy,seed\n\x00,1\n", 'policy,seed,load\n"x'])
 def test_a_damaged_table_is_said_so(cli: Cli, trace: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "s"
