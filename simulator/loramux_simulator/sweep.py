@@ -119,7 +119,7 @@ def sweep(
     known = len(points) - len(todo)
     if progress is not None:
         progress(known, len(points))
-    saved = time.monotonic()
+    saved = -SAVE_EVERY_S  # the first row is saved at once
     try:
         for point, row in _run(plan, todo, n_jobs, backend):
             done[point] = row
