@@ -240,6 +240,9 @@ class RateEngine:
         """Account for the time since the device was last looked at."""
         now_s = self.now_s
         gone = device.clock.advance(now_s)
+        if gone and device.gangs:
+            for gang in device.gangs.values():
+                gang.count(device.device_id, gone)
         self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
@@ -320,6 +323,8 @@ class RateEngine:
     def _finish(self, run: Run, gang: GangRun | None = None) -> None:
         job = run.job
         cost = run.cost
+        if gang is not None:
+            gang.sync(self.now_s)
         job.attained_s += (job.true_steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = job.true_steps
         for device_id in job.devices:
@@ -342,6 +347,8 @@ class RateEngine:
         run.epoch += 1
         if gang is not None:
             gang.timer += 1
+            for device_id in gang.devices:
+                self._meters.no_tokens(device_id, gang.lag(device_id) * run.cost.real_tokens)
         elif self._board is not None:
             self._board.remove(run)
         run.job.run = None

@@ -109,6 +109,22 @@ def test_a_gang_of_processes_loads_once() -> None:
     assert one["j0"] > 60.0
 
 
+@pytest.mark.parametrize(
+    ("policy", "options"), [("ps", {"speedup_curve": "none"}), ("fifo", {}), ("separate", {"ideal": False})]
+)
+def test_tokens_of_a_gang_count_once_per_device(policy: str, options: dict[str, Any]) -> None:
+    """In `tokens_done` as in the rate of the run, and not those it did not do while a companion was slower."""
+    trace = trace_of(
+        job("a", 0.0, duration_s=40.0, seq_len=300.0), job("b-gang", 10.0, duration_s=100.0, num_gpus=2), job("c", 5.0)
+    )
+    result = simulate(trace, policy, **({"devices": "2xl4", "ideal": True} | options))
+    rows = result.jobs.set_index("job_id")
+    one = simulate(trace_of(job("b", 0.0, duration_s=100.0)), policy, **({"devices": "2xl4", "ideal": True} | options))
+    assert rows["tokens_done"]["b-gang"] == pytest.approx(2.0 * one.jobs["tokens_done"][0])
+    tokens = result.summary["effective_tokens_per_s"] * result.summary["makespan_s"]
+    assert tokens == pytest.approx(rows["tokens_done"].sum(), rel=1e-6)
+
+
 def test_gangs_that_no_type_can_hold() -> None:
     trace = trace_of(job("a", 5.0, num_gpus=3), job("b", 0.0))
     result = simulate(trace, "fifo", devices="2xl4,2xa100-40g", events=True)
