@@ -64,6 +64,7 @@ class ReadyRun:
         self.target_micro = job.true_steps * cost.accumulation
         self.stop_micro = None if job.spec.stop_step is None else job.spec.stop_step * cost.accumulation
         self.tokens_done = 0.0
+        """Not yet credited to the job."""
         self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
         self._seed = seed
         # The data cursor is kept over a pause: to the row, for a halved micro-batch may be left in its middle.

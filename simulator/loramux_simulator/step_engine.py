@@ -182,6 +182,8 @@ class StepEngine:
         steps = min(run.done_micro / cost.accumulation, job.true_steps)
         job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = steps
+        job.tokens_done = (job.tokens_done or 0.0) + run.tokens_done
+        run.tokens_done = 0.0
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
         """Attained and remaining solo seconds of all running jobs."""
