@@ -153,3 +153,13 @@ def test_any_row_fits_beside_other_residents(fusion: str) -> None:
         step = simulate(trace, "aspen", devices="1xl4", fusion=fusion, fidelity="step", seed=seed)
         assert step.summary["completed"] == 3
         assert step.summary["oom_events"] == 0
+
+
+def test_processes_share_time_not_steps() -> None:
+    """One's steps are four times as long as the other's; the device gives each half of its time, not every other step."""
+    trace = trace_of(
+        job("a", duration_s=60.0, seq_len=60.0),
+        job("b", duration_s=60.0, base_model="tinyllama-1.1b", seq_len=900.0),
+    )
+    rate, step = (simulate(trace, "separate", devices="1xa100-80g", fidelity=f).jobs for f in ("rate", "step"))
+    assert step["turnaround_time"].tolist() == pytest.approx(rate["turnaround_time"].tolist(), rel=0.03)
