@@ -14,7 +14,7 @@ def policies_command(
     as_json: o.AsJson = False,
 ) -> None:
     """List the policies: one line each, their parameters, and whether they preempt."""
-    from loramux_policies.registry import find, load_file, names, parameters
+    from loramux_policies.registry import broken, find, load_file, names, parameters
 
     for file in policy_file or ():
         load_file(file)
@@ -33,10 +33,12 @@ def policies_command(
                 "base_copies": cls.copies,
             }
         )
+    for what, error in broken().items():
+        typer.echo(f"loramux: {what} could not be loaded: {error}", err=True)
     if as_json:
         from loramux_traces.filesafe import json_text
 
-        typer.echo(json_text({"schema_version": 1, "policies": rows}, indent=2))
+        typer.echo(json_text({"schema_version": 1, "policies": rows, "broken": broken()}, indent=2))
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console

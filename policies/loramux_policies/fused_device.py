@@ -4,12 +4,14 @@ moves forward. No clock in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from loramux_policies.errors import PolicyError
+from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
+from loramux_policies.shares import Seating, phi_at, seating
 from loramux_policies.views import Entry, FusedStep, ReadyJob, StaleViewError
 from loramux_profiles.work import ROUNDING, BaseCost, JobCost
 
@@ -18,6 +20,7 @@ class StepRun(ReadyJob, Protocol):
     """A resident as its device keeps it: what policies see of it (`views.ReadyJob`), and what a step does to it."""
 
     waited: int
+    job: Job
 
     @property
     def cost(self) -> JobCost: ...
@@ -42,6 +45,10 @@ class StepCost(NamedTuple):
     """Expected peak of the activations at the real lengths."""
 
 
+def _place(run: StepRun) -> tuple[int, float, str]:
+    return (-run.priority, run.submit_s, run.job_id)
+
+
 class BaseTurn(Generic[R]):
     """The residents of one base model on one device, in (priority descending, submission, id) order."""
 
@@ -58,12 +65,19 @@ class BaseTurn(Generic[R]):
 
     def add(self, run: R) -> None:
         self.runs.append(run)
-        self.runs.sort(key=lambda r: (-r.priority, r.submit_s, r.job_id))
+        self.runs.sort(key=_place)
         self._changed()
 
     def remove(self, run: R) -> None:
         self.runs.remove(run)
         self._changed()
+
+    def only(self, members: Collection[str]) -> BaseTurn[R]:
+        """The same without those whose shares leave them out of this step."""
+        turn: BaseTurn[R] = BaseTurn(self.base)
+        turn.runs = [run for run in self.runs if run.job_id in members]
+        turn._changed()
+        return turn
 
     def _changed(self) -> None:
         self.mixed = len({run.cost.overridden for run in self.runs}) > 1
@@ -143,10 +157,25 @@ class FuseView(Generic[R]):
 class FusedDevice(Generic[R]):
     """Residents of one device by base model; bases take turns, one a step.
 
-    With `phi`, every resident is a process of its own: they take turns, and k of them get phi(k) of one's speed in all.
+    With `phi`, every resident is a process of its own: they take turns so that each gets its share of the time, and k
+    of them get phi(k) of one's speed in all.
     """
 
-    __slots__ = ("_next_turn", "device_id", "ledger", "now_s", "padded", "phi", "policy", "runs", "turns")
+    __slots__ = (
+        "_next_turn",
+        "_seated",
+        "_seating",
+        "_spent",
+        "device_id",
+        "ledger",
+        "now_s",
+        "padded",
+        "phi",
+        "policy",
+        "runs",
+        "seats",
+        "turns",
+    )
 
     def __init__(
         self, device_id: int, policy: Policy, *, padded: bool, phi: Callable[[int], float] | None = None
@@ -161,11 +190,35 @@ class FusedDevice(Generic[R]):
         self.runs: dict[str, R] = {}
         self.turns: dict[str, BaseTurn[R]] = {}
         self._next_turn = 0
+        self.seats = 0.0
+        """Sum of the residents' shares."""
+        self._seated: list[str] = []
+        """Residents in the order of `_seating`."""
+        self._seating: Seating | None = None
+        """None where every resident has a whole seat."""
+        self._spent: dict[str, float] = {}
+        """Processes: seconds had per share (fair queueing: the least goes next)."""
 
     def add(self, run: R) -> None:
         """The job takes part from the next step on."""
         self.runs[run.job_id] = run
         self.turns.setdefault(self._turn_of(run), BaseTurn(run.cost.base)).add(run)
+        if self.phi is not None:
+            self._spent[run.job_id] = min(self._spent.values(), default=0.0)
+        self.reseat()
+
+    def reseat(self) -> None:
+        """Residents or their shares have changed."""
+        self.seats = sum([run.job.share for run in self.runs.values()])
+        self._seating = None
+        if self.phi is None and any(run.job.share < 1.0 for run in self.runs.values()):
+            runs = sorted(self.runs.values(), key=_place)
+            self._seated = [run.job_id for run in runs]
+            self._seating = seating([run.job.share for run in runs])
+
+    def part(self, share: float) -> float:
+        """Part of the steps that a resident of this share is in."""
+        return share / min(1.0, self.seats or 1.0)
 
     def _turn_of(self, run: R) -> str:
         return run.cost.base.key if self.phi is None else run.job_id
@@ -177,13 +230,28 @@ class FusedDevice(Generic[R]):
         turn.remove(run)
         if not turn.runs:
             del self.turns[self._turn_of(run)]
+        self._spent.pop(job_id, None)
+        self.reseat()
         return run
+
+    def _turn(self) -> BaseTurn[R]:
+        if self.phi is not None:
+            spent = self._spent
+            return self.turns[min(spent, key=spent.__getitem__)]
+        keys = list(self.turns)
+        while True:
+            round_, position = divmod(self._next_turn, len(keys))
+            self._next_turn += 1
+            turn = self.turns[keys[position]]
+            if self._seating is None:
+                return turn
+            turn = turn.only({self._seated[i] for i in self._seating.at(round_)})
+            if turn.runs:  # no round is without any
+                return turn
 
     def next_step(self) -> FusedStep:
         """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
-        keys = list(self.turns)
-        turn = self.turns[keys[self._next_turn % len(keys)]]
-        self._next_turn += 1
+        turn = self._turn()
         view = FuseView(self, turn)
         name = self.policy.name
         try:
@@ -216,6 +284,10 @@ class FusedDevice(Generic[R]):
                 raise PolicyError(f"policy {name}: fuse() names {entry.job_id!r}, twice or not resident")
             if not isinstance(entry.rows, int) or not 1 <= entry.rows <= run.rows:
                 raise PolicyError(f"policy {name}: fuse() gives {entry.job_id} {entry.rows} of its {run.rows} rows")
+            if self._seating is not None and run not in turn.runs:
+                raise PolicyError(
+                    f"policy {name}: fuse() names {entry.job_id!r}, whose share leaves it out of this step"
+                )
             seen.add(entry.job_id)
         if len(seen) > 1 and not self._entries_fit(step, turn.base):
             raise PolicyError(f"policy {name}: fuse() over-commits device {self.device_id}")
@@ -286,7 +358,7 @@ class FusedDevice(Generic[R]):
         busy = base.read_s + work + squared
         seconds = (busy if busy > floor else floor) + fixed
         if self.phi is not None:
-            seconds /= self.phi(len(runs))
+            seconds /= phi_at(self.phi, self.seats)
         return StepCost(seconds, rounded, real, base.dynamic_bytes + dynamic)
 
     def advance(self, step: FusedStep) -> None:
@@ -295,5 +367,8 @@ class FusedDevice(Generic[R]):
         if len(step.entries) != len(runs):
             for run in runs.values():
                 run.waited += 1
+        if self.phi is not None and step.entries:
+            mover = runs[step.entries[0].job_id]
+            self._spent[mover.job_id] += self.cost(step).seconds / mover.job.share
         for job_id, rows in step.entries:
             runs[job_id].advance(rows)

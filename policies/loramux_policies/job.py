@@ -39,6 +39,7 @@ class Job:
         "spec",
         "started_seq",
         "state",
+        "tokens_done",
         "true_steps",
         "view",
     )
@@ -84,6 +85,8 @@ class Job:
         self.preemptions = 0
         self.oom_events = 0
         self.started_seq = 0
+        self.tokens_done: float | None = None
+        """Non-pad tokens trained on, where the backend counts them (None: it knows the expected number only)."""
         self.run = None
 
     def cost_on(self, type_index: int) -> JobCost:

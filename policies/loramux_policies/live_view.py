@@ -38,6 +38,8 @@ class LiveView:
         self.open = False
         for plan in self.plans:
             plan.close()
+        for window in self.windows:
+            window.close()
 
     def _fresh(self) -> Scheduler:
         if not self.open:

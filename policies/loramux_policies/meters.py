@@ -63,9 +63,13 @@ class Meters:
 
     def no_work(self, device_id: int, micro_steps: float, real_tokens: float) -> None:
         """So many micro-steps' time is not spent on tokens: a process of its own loads while the clock runs."""
-        self.real_tokens[device_id] -= micro_steps * real_tokens
-        self.computed_tokens[device_id] -= micro_steps * real_tokens
+        self.no_tokens(device_id, micro_steps * real_tokens)
         self.steps[device_id] -= micro_steps
+
+    def no_tokens(self, device_id: int, tokens: float) -> None:
+        """So many tokens were counted and not computed: a gang goes at the pace of its slowest device."""
+        self.real_tokens[device_id] -= tokens
+        self.computed_tokens[device_id] -= tokens
 
     def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
         """The device holds this much from now on."""

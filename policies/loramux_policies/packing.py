@@ -68,8 +68,8 @@ def fuse_all(device: DeviceView) -> FusedStep:
 def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
     """One job alone, its micro-batch halved until it fits.
 
-    A single row runs in any case: if it does not fit either, the device runs out of memory, and the loop fails the job
-    with the bytes needed and available once it has raised the bound.
+    A single row runs in any case. Admission reserved for a row of the job's maximum length, so by the upper bound it
+    fits; where the device runs out of memory all the same, the loop fails the job after a few tries, with the bytes.
     """
     rows = job.rows
     while rows > 1 and not device.fits_rows(job, rows):

@@ -120,7 +120,11 @@ class Recorder:
         cost = job.cost_on(self._type_of_device[devices[0]]) if devices else next(c for c in job.costs if c is not None)
         self._solo_s[index] = job.true_steps * cost.accumulation * cost.solo_step_s
         self._steps[index] = job.done_steps
-        self._tokens[index] = job.done_steps * cost.accumulation * cost.real_tokens
+        tokens = job.tokens_done
+        if tokens is None:
+            # data-parallel: each device of a gang trains on rows of its own in every step
+            tokens = job.done_steps * cost.accumulation * cost.real_tokens * job.spec.num_gpus
+        self._tokens[index] = tokens
         self._service_s[index] = job.attained_s
         self._preemptions[index] = job.preemptions
         self._ooms[index] = job.oom_events

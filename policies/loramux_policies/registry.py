@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,19 +23,26 @@ from loramux_traces.errors import UsageError
 
 ENTRY_POINTS = "loramux.policies"
 P = TypeVar("P", bound=type[Policy])
+T = TypeVar("T")
 
 _known: dict[str, type[Policy]] = {}
+_broken: dict[str, str] = {}
+"""Rule files and entry points that could not be loaded, with the error."""
 _loaded = False
 
 
+class DuplicatePolicyError(ValueError):
+    """Two classes claim one name."""
+
+
 def register(name: str) -> Callable[[P], P]:
-    """Class decorator that gives a policy its name. ValueError if another class has it already."""
+    """Class decorator that gives a policy its name. DuplicatePolicyError if another class has it already."""
 
     def put(cls: P) -> P:
         taken = _known.get(name)
         same = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
         if taken is not None and not same:
-            raise ValueError(f"two policies are called {name!r}: {taken.__qualname__} and {cls.__qualname__}")
+            raise DuplicatePolicyError(f"two policies are called {name!r}: {taken.__qualname__} and {cls.__qualname__}")
         cls.name = name
         _known[name] = cls
         return cls
@@ -49,14 +56,27 @@ def names() -> list[str]:
     return sorted(_known)
 
 
+def broken() -> dict[str, str]:
+    """Rule files and entry points that could not be loaded, with the error. The other policies are there all the
+    same.
+    """
+    _load_all()
+    return dict(_broken)
+
+
 def find(name: str) -> type[Policy]:
     """The class of a registered name, or of `module:Class`. UsageError with the nearest names if there is none."""
     if ":" in name:
         return _from_module(name)
     _load_all()
     if name not in _known:
+        if name in _broken:
+            raise UsageError(f"policy {name!r} could not be loaded: {_broken[name]}")
+        said = "".join(f"; {what} could not be loaded: {error}" for what, error in _broken.items())
         near = difflib.get_close_matches(name, _known, n=3) or sorted(_known)
-        raise UsageError(f"no policy is called {name!r}; did you mean {', '.join(near)}? (loramux policies lists all)")
+        raise UsageError(
+            f"no policy is called {name!r}; did you mean {', '.join(near)}? (loramux policies lists all){said}"
+        )
     return _known[name]
 
 
@@ -132,11 +152,33 @@ def _load_all() -> None:
     import loramux_policies.rules as rules
 
     for info in pkgutil.iter_modules(rules.__path__):
-        importlib.import_module(f"{rules.__name__}.{info.name}")
+        _guarded(f"{info.name}.py", importlib.import_module, f"{rules.__name__}.{info.name}")
     for point in entry_points(group=ENTRY_POINTS):
-        cls = point.load()
-        if not cls.__dict__.get("name"):
-            register(point.name)(cls)
+        _guarded(point.name, _load_point, point)
+
+
+def _load_point(point: EntryPoint) -> None:
+    cls = point.load()
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        raise TypeError(f"entry point {point.value} is not a Policy class")
+    if not cls.__dict__.get("name"):
+        register(point.name)(cls)
+
+
+def _guarded(what: str, load: Callable[[T], object], argument: T) -> None:
+    """One policy that cannot be loaded must not take the others with it."""
+    try:
+        load(argument)
+    except DuplicatePolicyError:
+        raise
+    except Exception as error:
+        reason: BaseException | None = error
+        while reason is not None:  # a signal that broke an import off is no fault of the rule
+            if not isinstance(reason, Exception):
+                raise
+            reason = reason.__cause__ or reason.__context__
+        where = f" (line {error.lineno} of {error.filename})" if isinstance(error, SyntaxError) else ""
+        _broken[what] = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
 
 
 def _from_module(name: str) -> type[Policy]:

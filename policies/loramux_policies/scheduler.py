@@ -93,11 +93,11 @@ class Scheduler:
 
     def finish(self, job: Job) -> None:
         """A running job has done all its steps (the backend has brought it up to date)."""
-        devices = self._leave(job)
-        for device in devices:
+        for device in job.devices:  # before it leaves: the totals made then are of the new bound
             ledger = self.fleet[device]
             if ledger.raised > 0.0:
                 ledger.raised = max(0.0, ledger.raised - OOM_RAISE * OOM_RATE)
+        devices = self._leave(job)
         job.state = DONE
         del self.active[job.job_id]
         self._finished.append(job.job_id)
@@ -110,15 +110,15 @@ class Scheduler:
         fails.
         """
         self.backend.stop(job)
+        for device in job.devices:
+            self.fleet[device].raised += OOM_RAISE
         devices = self._leave(job)
         job.oom_events += 1
         self._freed.extend(devices)
         self._due = True
         self._tell("oom", job, devices, detail)
-        for device in devices:
-            self.fleet[device].raised += OOM_RAISE
         if job.oom_events > OOM_RETRIES:
-            self.drop(job, "fail", f"out of memory {job.oom_events} times")
+            self.drop(job, "fail", f"out of memory {job.oom_events} times: {detail}")
             return
         self._paused.append(job.job_id)
         self._enqueue(job)

@@ -184,7 +184,14 @@ class Plan(Protocol):
         """Ids on the device, as this plan leaves it."""
 
     def start(self, job_id: str, device_id: int, share: float = 1.0) -> None:
-        """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit."""
+        """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit.
+
+        `share`: the part of a seat that the job takes (--max-resident counts seats), and so its part of the device.
+        Fused, a job with share s is in the share s of the steps: whole seats are in all of them, the others take
+        turns, as many at a time as their shares add up to. Under --speedup-curve and for separate processes the
+        device's rate at that many seats is divided in proportion to the shares. Shares that add up to less than one
+        seat are scaled up to it: no device idles for a share. A gang has its share on each of its devices.
+        """
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
         """Start a waiting job on the first of its `candidates`, which it returns; None where there is none.

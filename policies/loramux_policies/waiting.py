@@ -9,7 +9,7 @@ from typing import Any, overload
 from sortedcontainers import SortedList
 
 from loramux_policies.job import Job
-from loramux_policies.views import JobView, Order
+from loramux_policies.views import JobView, Order, StaleViewError
 
 
 class WaitingQueue:
@@ -57,6 +57,22 @@ class WaitingQueue:
             self.add(job)
 
 
+class _Closed:
+    """In the place of the queue once `place()` has returned: whatever is asked of it, the answer is StaleViewError.
+
+    So an open window pays nothing for the check.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        raise StaleViewError("this window on the queue is over: place() has returned; keep view.snapshot() instead")
+
+    def __len__(self) -> int:
+        return int(self.length)
+
+
+_CLOSED: Any = _Closed()
+
+
 class WaitingWindow(Sequence[JobView]):
     """The first `n` waiting jobs, read lazily; `read` says how far, and so which arrivals could change the answer."""
 
@@ -71,15 +87,22 @@ class WaitingWindow(Sequence[JobView]):
         self.exhausted = False
         """The policy saw the end of the queue: any arrival is news."""
 
+    def close(self) -> None:
+        """`place()` has returned."""
+        self._queue = _CLOSED
+
     def __iter__(self) -> Iterator[JobView]:
         position = 0
-        for entry in islice(self._queue._line, self._n):
+        queue = self._queue
+        for entry in islice(queue._line, self._n):
+            if self._queue is not queue:
+                len(self._queue)  # closed while it was read: says so
             job: Job = entry[3]
             position += 1
             if position > self.read:
                 self.read, self.last = position, job
             yield job.view
-        if position < self._n or position >= len(self._queue):
+        if position >= len(self._queue) or position < self._n:
             self.exhausted = True
 
     def __len__(self) -> int:

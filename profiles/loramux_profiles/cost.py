@@ -224,6 +224,10 @@ class CostModel:
         )
         lengths = self._lengths(spec)
         length_q = int(lengths.quantile(ADMISSION_QUANTILE ** (1 / rows)))
+        if not ideal and spec.mem_bytes is None:
+            # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no device at all, however
+            # often it is tried again. So it is the maximum length that the job trains with, in draws and in rates.
+            lengths = lengths.cut(length_q)
         if self.fusion == "padded":
             tokens_q = rows * memory.round_up(length_q)
             squares_q = float(tokens_q) * memory.round_up(length_q)

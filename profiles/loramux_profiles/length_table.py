@@ -72,6 +72,10 @@ class LengthDist:
         index = np.searchsorted(self.cdf, np.maximum(p, 5e-324), side="left")
         return (np.minimum(index, len(self.cdf) - 1) + 1) * self.unit
 
+    def cut(self, tokens: int) -> LengthDist:
+        """The same with longer rows truncated to `tokens`, as trainers do (itself where none is longer)."""
+        return self if tokens >= self.longest else _cut(self, max(1, tokens // self.unit))
+
     def draw(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Ints:
         """Independent lengths, shape `size`."""
         return self.quantile(rng.random(size))
@@ -102,6 +106,14 @@ class LengthDist:
         tokens, squares = _strata(self, rows, n)
         order = permutation(n, seed % ORDERS)
         return tokens[order], squares[order]
+
+
+@lru_cache(maxsize=4096)
+def _cut(dist: LengthDist, size: int) -> LengthDist:
+    cdf = dist.cdf[:size].copy()
+    cdf[-1] = 1.0
+    cdf.flags.writeable = False
+    return LengthDist(dist.name, cdf, dist.unit)
 
 
 @lru_cache(maxsize=4096)

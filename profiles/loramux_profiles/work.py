@@ -23,7 +23,8 @@ from loramux_profiles.length_table import LengthDist
 ROUNDING: Final = 8
 """Tokens are rounded up to a multiple of this (grouped GEMMs want 16-byte strides)."""
 ADMISSION_QUANTILE: Final = 0.999
-"""Length quantile that admission reckons with; `fuse` checks the real lengths."""
+"""Length quantile that admission reckons with, and at which a job's rows are truncated (0.07% of the tokens of the
+default shape); `fuse` checks the real lengths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,9 @@ class JobCost:
     accumulation: float
     """Micro-batches per optimizer step: batch_size / rows."""
     lengths: LengthDist
+    """Lengths of the rows it trains on: longer ones are truncated to `length_q` (not where memory is not modelled)."""
     length_q: int
-    """ADMISSION_QUANTILE of the longest row of a micro-batch, tokens."""
+    """ADMISSION_QUANTILE of the longest row of a micro-batch, tokens: the maximum length it is admitted with."""
     tokens_q: float
     """Tokens of one micro-batch that admission reckons with: padded rows * length_q, packed the quantile of the sum;
     rounded up.

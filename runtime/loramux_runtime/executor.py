@@ -84,7 +84,8 @@ class Executor:
         self._note_memory()
 
     def set_share(self, job: Job, share: float) -> None:
-        """Shares below one seat exist in rate fidelity only; here tied jobs take whole seats in turn."""
+        """Jobs with shares below one take turns (`loramux_policies.shares`)."""
+        self.fused.reseat()
 
     def stop(self, job: Job) -> None:
         """Copy the job's state to the host; partial gradients, moments and the data cursor are kept."""

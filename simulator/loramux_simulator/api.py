@@ -268,14 +268,15 @@ class _Run:
     def _actual_bytes(self, job: Job, dynamic: float) -> float:
         return dynamic * exp(self._sigma(job.devices[0] if job.devices else 0) * self._error(job))
 
-    def _runs_out(self, job: Job, device_id: int) -> bool:
+    def _runs_out(self, job: Job, device_id: int) -> float:
+        """Bytes that the device would need, where they are more than it has; else 0."""
         ledger = self.loop.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
         type_index = self.type_of[device_id]
-        sigma = self.sigmas[type_index]
         if ledger.dynamic * self.worst[type_index] <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
-            return False
-        return ledger.dynamic * exp(sigma * self._error(job)) > room
+            return 0.0
+        actual = ledger.dynamic * exp(self.sigmas[type_index] * self._error(job))
+        return actual + ledger.capacity - room if actual > room else 0.0
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         if event == "arrive":

@@ -8,7 +8,7 @@ from loramux_simulator.virtual_time import Run
 class GangRun:
     """A gang's own progress; it has no tag on any one device's virtual clock."""
 
-    __slots__ = ("devices", "from_s", "per_unit", "rate", "run", "timer")
+    __slots__ = ("counted", "devices", "from_s", "moved", "per_unit", "rate", "run", "timer", "watches")
 
     def __init__(self, run: Run, devices: tuple[int, ...]) -> None:
         self.run = run
@@ -20,6 +20,12 @@ class GangRun:
         self.from_s = 0.0
         """The rate holds from then on."""
         self.timer = 0
+        self.counted: dict[int, float] = {}
+        """Micro-steps that each device's meter has counted for it, at that device's own pace."""
+        self.moved = 0.0
+        """Micro-steps it has really moved, loading included."""
+        self.watches: list[float] = []
+        """Micro-steps left at which a review is due."""
 
     def sync(self, now_s: float) -> None:
         """Bring the job's figures up to now."""
@@ -30,6 +36,7 @@ class GangRun:
         gone = self.rate * (now_s - self.from_s)
         loading = min(run.debt_micro, gone)
         done = min(run.left_micro, gone - loading)
+        self.moved += loading + done
         run.debt_micro -= loading
         run.left_micro -= done
         self.from_s = now_s
@@ -40,6 +47,27 @@ class GangRun:
         """Go on at another rate, once every device is ready."""
         self.rate = rate
         self.from_s = max(now_s, ready_s)
+
+    def count(self, device_id: int, units: float) -> None:
+        """A device's virtual clock, and with it its meter, has gone on."""
+        self.counted[device_id] = self.counted.get(device_id, 0.0) + units * self.per_unit.get(device_id, 0.0)
+
+    def lag(self, device_id: int) -> float:
+        """Micro-steps that a device's meter has counted and that its slower companions did not let it do."""
+        return self.counted.get(device_id, 0.0) - self.moved
+
+    def watch(self, micro: float) -> None:
+        """A review is due so many micro-steps from now."""
+        self.watches.append(self.run.left_micro - micro)
+
+    def next_watch(self) -> float:
+        """Micro-steps from now to the first review."""
+        return max(0.0, self.run.left_micro - max(self.watches))
+
+    def pass_watch(self) -> None:
+        """The first review has come, and with it those that differ from it by rounding only."""
+        reached = max(self.watches)
+        self.watches = [left for left in self.watches if left < reached - 1e-12 * abs(reached)]
 
     def after_s(self, now_s: float, micro: float) -> float:
         """When it will have done so many micro-steps more, at the present rate (before it has one: its rate alone)."""

@@ -64,12 +64,14 @@ class ReadyRun:
         self.target_micro = job.true_steps * cost.accumulation
         self.stop_micro = None if job.spec.stop_step is None else job.spec.stop_step * cost.accumulation
         self.tokens_done = 0.0
+        """Not yet credited to the job."""
         self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
         self._seed = seed
-        self._blocks = int(self.done_micro) // BLOCK
-        self._offset = 0
+        # The data cursor is kept over a pause: to the row, for a halved micro-batch may be left in its middle.
+        whole, self._offset = divmod(round(self.done_micro * cost.rows), cost.rows)
+        self._blocks = whole // BLOCK
         self._draw()
-        self._position = int(self.done_micro) % BLOCK
+        self._position = whole % BLOCK
         self._load()
 
     def _draw(self) -> None:
@@ -92,11 +94,19 @@ class ReadyRun:
         return self.cost.lengths.quantile(1.0 - (place + draws) / (self._epoch_micro * rows))
 
     def _load(self) -> None:
+        if self._offset:
+            self._load_rest()
+            return
         position = self._position
         self.rows = self.cost.rows
         self.longest = self._longest[position]
         self.tokens = self._tokens[position]
         self.squares = self._squares[position]
+
+    def _load_rest(self) -> None:
+        rest = self.lengths
+        self.rows = len(rest)
+        self.longest, self.tokens, self.squares = max(rest), sum(rest), sum(n * n for n in rest)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -120,9 +130,7 @@ class ReadyRun:
         self.done_micro += rows / self.cost.rows
         if rows < self.rows:
             self._offset += rows
-            rest = self.lengths
-            self.rows = len(rest)
-            self.longest, self.tokens, self.squares = max(rest), sum(rest), sum(n * n for n in rest)
+            self._load_rest()
             return
         self._offset = 0
         self._position += 1

@@ -3,6 +3,7 @@
 `speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit; `per_unit(run)` how many
 micro-steps a
 run does per unit. A unit is one micro-step of everybody (fused) or one solo-second of a whole seat (time-shared).
+What a share below 1 means is in `shares`; every pace here keeps to it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,19 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from loramux_policies.meters import Speed
+from loramux_policies.shares import phi_at, seating
 from loramux_profiles.memory import Fusion
 from loramux_profiles.rates import ExpectedStep, expected_step
 from loramux_profiles.work import JobCost
 from loramux_simulator.virtual_time import Run
 
 CACHE_SIZE: Final = 200_000
+
+
+def place_of(run: Run) -> tuple[int, float, str]:
+    """The order of residents in which they share seats, and in which `fuse()` sees them."""
+    spec = run.job.spec
+    return (-spec.priority, spec.submit_s, spec.job_id)
 
 
 class Pace(Protocol):
@@ -30,8 +38,8 @@ class Pace(Protocol):
 
 
 class FusedPace:
-    """Every resident is in every fused step; bases take turns. E[t] comes from the length distributions, never
-    t(E[L]).
+    """Every resident is in every fused step, or in its share of them; bases take turns. E[t] comes from the length
+    distributions, never t(E[L]).
     """
 
     varies = False
@@ -45,20 +53,39 @@ class FusedPace:
         """Costs in order of first sight: a key that, unlike an id, is the same in every process."""
 
     def speed(self, runs: Collection[Run]) -> Speed:
-        """One unit is one micro-step of everybody."""
+        """One unit is one micro-step of everybody on a whole seat."""
+        for run in runs:
+            if run.job.share < 1.0:
+                return self._shared(sorted(runs, key=place_of))
+        return self._whole([run.cost for run in runs])
+
+    def _whole(self, costs: Sequence[JobCost]) -> Speed:
         serial = self._serial
         try:
-            key = tuple(sorted([serial[run.cost] for run in runs]))
+            key = tuple(sorted([serial[cost] for cost in costs]))
         except KeyError:
-            for run in runs:
-                serial.setdefault(run.cost, len(serial))
-            key = tuple(sorted([serial[run.cost] for run in runs]))
+            for cost in costs:
+                serial.setdefault(cost, len(serial))
+            key = tuple(sorted([serial[cost] for cost in costs]))
         speed = self._known.get(key)
         if speed is None:
             if len(self._known) >= CACHE_SIZE:
                 self._known.clear()
-            speed = self._known[key] = self._compute(sorted([run.cost for run in runs], key=serial.__getitem__))
+            speed = self._known[key] = self._compute(sorted(costs, key=serial.__getitem__))
         return speed
+
+    def _shared(self, runs: Sequence[Run]) -> Speed:
+        """The mean over who is in the step."""
+        seats = seating([run.job.share for run in runs])
+        seconds = real = computed = steps = 0.0
+        for part, members in zip(seats.weights(), seats.sets, strict=True):
+            speed = self._whole([runs[i].cost for i in members])
+            seconds += part / speed.rate
+            real += part * speed.real_per_unit
+            computed += part * speed.computed_per_unit
+            steps += part * speed.steps_per_unit
+        scale = seats.scale
+        return Speed(1.0 / (seconds * scale), real * scale, computed * scale, steps * scale)
 
     def _compute(self, costs: Sequence[JobCost]) -> Speed:
         by_base: dict[str, list[JobCost]] = {}
@@ -82,8 +109,8 @@ class FusedPace:
         return step
 
     def per_unit(self, run: Run) -> float:
-        """One micro-step."""
-        return 1.0
+        """One micro-step, or its share of it."""
+        return run.job.share
 
 
 class CurvePace:
@@ -101,15 +128,13 @@ class CurvePace:
     def speed(self, runs: Collection[Run]) -> Speed:
         """One unit is one solo-second of a whole seat."""
         shares = sum([run.job.share for run in runs])
-        # tied jobs' shares add up to a whole number of seats only to rounding, and phi is known at whole numbers
-        seats = max(1, round(shares))
         real = computed = steps = 0.0
         for run in runs:
             micro = self.per_unit(run)
             real += micro * run.cost.real_tokens
             steps += micro
         computed = real
-        return Speed(self._phi(seats) / shares, real, computed, steps)
+        return Speed(phi_at(self._phi, shares) / shares, real, computed, steps)
 
     def per_unit(self, run: Run) -> float:
         """Its share of a seat, in micro-steps."""
@@ -171,7 +196,7 @@ class WindowPace:
         rolled = self._roll(ordered)
         if rolled is None:
             for run in ordered:
-                self._fraction[run.job.job_id] = 1.0
+                self._fraction[run.job.job_id] = self._whole.per_unit(run)
             return self._whole.speed(runs)
         self.rolled += 1
         for run, fraction in zip(ordered, rolled.fractions, strict=True):

@@ -19,6 +19,11 @@ SAME_WATCH = 1e-12
 """Relative: points of interest closer than this are one (they are the same, but for the rounding of the clock)."""
 
 
+def beyond_memory(need_bytes: float, have_bytes: float) -> str:
+    """What is said of a step that ran out of memory."""
+    return f"a step needs {need_bytes:.0f} bytes, {have_bytes:.0f} available"
+
+
 class RateDevice:
     """One device between events."""
 
@@ -48,7 +53,7 @@ class RateEngine:
         pace: Callable[[int], Pace],
         meters: Meters,
         *,
-        ooms: Callable[[Job, int], bool] | None = None,
+        ooms: Callable[[Job, int], float] | None = None,
         separate: bool = False,
         charges: bool = True,
     ) -> None:
@@ -148,9 +153,8 @@ class RateEngine:
         clock = device.clock
         run.rebase(clock.virtual, per_unit)
         clock.push_end(run)
-        run.watches = [micro for micro in run.watches if micro > run.done_micro * (1.0 + SAME_WATCH)]
-        for micro in run.watches:
-            clock.push_watch(run, run.tag_of(micro))
+        for micro in run.watches:  # one that is reached already is due now, not forgotten
+            clock.push_watch(run, max(clock.virtual, run.tag_of(micro)))
         if self._board is not None:
             self._board.update(run)
 
@@ -224,7 +228,8 @@ class RateEngine:
         self.sync(job)
         micro = max(0.0, attained_s - job.attained_s) / job.cost_on(device.type_index).solo_step_s
         if isinstance(job.run, GangRun):
-            self._clock.review_at(job.run.after_s(self.now_s, micro) + 1e-9)
+            job.run.watch(micro)
+            self._dirty[device.device_id] = True
             return
         run: Run = job.run
         micro += job.done_steps * run.cost.accumulation
@@ -244,6 +249,9 @@ class RateEngine:
         if now_s != device.seen_s:  # an event looks at its device three times
             device.seen_s = now_s
             gone = device.clock.advance(now_s)
+            if gone and device.gangs:
+                for gang in device.gangs.values():
+                    gang.count(device.device_id, gone)
             self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
@@ -295,14 +303,16 @@ class RateEngine:
     def _check_memory(self, device: RateDevice) -> None:
         newest = next(reversed(device.runs.values())).job
         assert self._ooms is not None
-        if self._ooms(newest, device.device_id) and newest.run is not None and newest.first_start_s >= 0:
+        need_bytes = self._ooms(newest, device.device_id)
+        if need_bytes and newest.run is not None and newest.first_start_s >= 0:
             at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
-            self._clock.at(at_s, self._out_of_memory, (newest, newest.run))
+            have_bytes = self._loop.fleet[device.device_id].capacity
+            self._clock.at(at_s, self._out_of_memory, (newest, newest.run, need_bytes, have_bytes))
 
     def _out_of_memory(self, event: Any) -> None:
-        job, run = event.value
+        job, run, need_bytes, have_bytes = event.value
         if job.run is run:  # else that stay has ended meanwhile
-            self._loop.evict(job, "actual memory above the device's")
+            self._loop.evict(job, beyond_memory(need_bytes, have_bytes))
             self._after_event()
 
     def _reached(self, event: Any) -> None:
@@ -333,6 +343,8 @@ class RateEngine:
     def _finish(self, run: Run, gang: GangRun | None = None) -> None:
         job = run.job
         cost = run.cost
+        if gang is not None:
+            gang.sync(self.now_s)
         job.attained_s += (job.true_steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = job.true_steps
         for device_id in job.devices:
@@ -355,6 +367,8 @@ class RateEngine:
         run.epoch += 1
         if gang is not None:
             gang.timer += 1
+            for device_id in gang.devices:
+                self._meters.no_tokens(device_id, gang.lag(device_id) * run.cost.real_tokens)
         elif self._board is not None:
             self._board.remove(run)
         run.job.run = None
@@ -370,6 +384,17 @@ class RateEngine:
         gang.set_rate(now_s, rate, max(clock.at_s for clock in clocks.values()))
         if gang.rate > 0.0:
             self._clock.at(gang.after_s(now_s, gang.run.left_micro), self._gang_done, (gang, gang.timer))
+            if gang.watches:
+                self._clock.at(gang.after_s(now_s, gang.next_watch()) + 1e-9, self._gang_watched, (gang, gang.timer))
+
+    def _gang_watched(self, event: Any) -> None:
+        gang, timer = event.value
+        if timer == gang.timer:
+            gang.sync(self.now_s)
+            gang.pass_watch()
+            self._dirty[gang.devices[0]] = True
+            self._loop.review()
+            self._after_event()
 
     def _gang_done(self, event: Any) -> None:
         gang, timer = event.value

@@ -10,7 +10,7 @@ from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
 from loramux_profiles.work import JobCost
 from loramux_simulator.micro_batches import ReadyRun
-from loramux_simulator.paces import Rolled
+from loramux_simulator.paces import Rolled, place_of
 from loramux_simulator.virtual_time import Run
 
 STEPS: Final = 256
@@ -27,14 +27,14 @@ class RollOut:
         self._ledger_of = ledger_of
         self._seed = seed
         self._padded = padded
-        self._known: dict[tuple[tuple[JobCost, int], ...], Rolled] = {}
+        self._known: dict[tuple[tuple[JobCost, int, float], ...], Rolled] = {}
 
     def __call__(self, runs: Sequence[Run]) -> Rolled | None:
         """Mean step time and each run's share of the steps; None where the policy would leave nobody out."""
         if not self._policy.windows(len(runs)):
             return None
-        order = sorted(range(len(runs)), key=lambda i: self._place(runs[i]))
-        key = tuple((runs[i].cost, runs[i].job.spec.priority) for i in order)
+        order = sorted(range(len(runs)), key=lambda i: place_of(runs[i]))
+        key = tuple((runs[i].cost, runs[i].job.spec.priority, runs[i].job.share) for i in order)
         rolled = self._known.get(key)
         if rolled is None:
             if len(self._known) >= CACHE_SIZE:
@@ -44,11 +44,6 @@ class RollOut:
         for position, i in enumerate(order):
             fractions[i] = rolled.fractions[position]
         return rolled._replace(fractions=tuple(fractions))
-
-    @staticmethod
-    def _place(run: Run) -> tuple[int, float, str]:
-        spec = run.job.spec
-        return (-spec.priority, spec.submit_s, spec.job_id)
 
     def _play(self, runs: Sequence[Run]) -> Rolled:
         device: FusedDevice[ReadyRun] = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)

@@ -16,6 +16,7 @@ from loramux_policies.scheduler import Scheduler
 from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
 from loramux_simulator.micro_batches import ReadyRun
+from loramux_simulator.rate_engine import beyond_memory
 
 STEP_SLACK = 1e-9
 """Micro-steps: a fractional last one that small is rounding, not work."""
@@ -24,7 +25,7 @@ STEP_SLACK = 1e-9
 class StepDevice:
     """One device and the step it is in."""
 
-    __slots__ = ("bases", "busy", "fused", "seconds", "stall_until_s", "step", "type_index")
+    __slots__ = ("bases", "busy", "ends_s", "fused", "held", "seconds", "stall_until_s", "step", "type_index")
 
     def __init__(self, fused: FusedDevice[ReadyRun], type_index: int) -> None:
         self.fused = fused
@@ -36,12 +37,21 @@ class StepDevice:
         self.bases: set[str] = set()
         self.step: FusedStep | None = None
         """What it is computing; None where nothing of it will count."""
+        self.ends_s = 0.0
+        """When that is done."""
+        self.held: dict[str, ReadyRun] = {}
+        """Residents that cannot join yet: the step that they were paused in, elsewhere, has not ended."""
+
+    @property
+    def residents(self) -> int:
+        return len(self.fused.runs) + len(self.held)
 
 
 class StepEngine:
     """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`). Jobs on one device each.
 
     A job that is paused in the middle of a step is credited with that step: it runs to its end on a real device too.
+    The job can go on, or end, once that step has ended.
     """
 
     def __init__(
@@ -71,6 +81,8 @@ class StepEngine:
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
+        self._in_step: dict[str, tuple[StepDevice, float]] = {}
+        """Jobs that were paused, with the device whose step they were in and that step's end."""
 
     @property
     def now_s(self) -> float:
@@ -89,46 +101,74 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self._account(device)
         run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
-        if self._charges:
+        where, ends_s = self._in_step.get(job.job_id, (device, 0.0))  # kept: it may be paused again before then
+        done = run.done_micro >= run.target_micro - STEP_SLACK
+        if done or (ends_s > self.now_s and where is not device):
+            device.held[job.job_id] = run
+            self._clock.at(ends_s, self._release, (device, run))
+        else:
+            device.fused.add(run)
+            self._woken[devices[0]] = None
+        if self._charges and not done:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
             separate = device.fused.phi is not None  # every process loads a copy of its own
             if not cost.overridden and (separate or cost.base.key not in device.bases):
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
-            device.stall_until_s = max(device.stall_until_s, self.now_s) + seconds
-        device.fused.add(run)
+            self._stall(device, seconds)
         self._memory(device)
-        self._woken[devices[0]] = None
+
+    def _stall(self, device: StepDevice, seconds: float) -> None:
+        """Nothing is computed for that long: copies are made between steps, after the one that is under way."""
+        free_s = device.ends_s if device.busy else self.now_s
+        device.stall_until_s = max(device.stall_until_s, free_s) + seconds
+
+    def _release(self, event: Any) -> None:
+        """The step that a job was paused in has ended."""
+        device, run = event.value
+        job = run.job
+        if job.run is not run:  # paused again
+            return
+        self._account(device)
+        del device.held[job.job_id]
+        if run.done_micro >= run.target_micro - STEP_SLACK:
+            self._end_job(device, run)
+            self._clock.request_decision()
+            return
+        device.fused.add(run)
+        if not device.busy:
+            self._begin(device)
 
     def set_share(self, job: Job, share: float) -> None:
-        """Shares below one seat exist in rate fidelity only; here tied jobs take whole seats in turn."""
+        """From the next step on."""
+        self.devices[job.devices[0]].fused.reseat()
 
     def stop(self, job: Job) -> None:
         """Take a running job off its device."""
         device = self.devices[job.devices[0]]
         self._account(device)
-        run = device.fused.remove(job.job_id)
         self._watched.pop(job.job_id, None)
-        self._finish_step(device, run)
+        if job.job_id in device.held:
+            run = device.held.pop(job.job_id)
+        else:
+            run = device.fused.remove(job.job_id)
+            self._finish_step(device, run)
         self._credit(run)
         if self._charges:
-            device.stall_until_s = max(device.stall_until_s, self.now_s) + run.cost.pause_s
+            self._stall(device, run.cost.pause_s)
         job.run = None
         self._memory(device)
         self._woken[device.fused.device_id] = None
 
-    @staticmethod
-    def _finish_step(device: StepDevice, run: ReadyRun) -> None:
-        """Credit a run that leaves with its share of the step in progress (unless it would end by that: it ends when
-        resumed).
-        """
+    def _finish_step(self, device: StepDevice, run: ReadyRun) -> None:
+        """Credit a run that leaves with its share of the step in progress."""
         if device.step is None:
             return
         base, entries = device.step
         for entry in entries:
             if entry.job_id == run.job_id:
-                if run.done_micro + entry.rows / run.cost.rows < run.target_micro - STEP_SLACK:
-                    run.advance(entry.rows)
+                run.advance(entry.rows)
+                self._in_step[run.job_id] = device, device.ends_s
                 device.step = FusedStep(base, tuple(other for other in entries if other is not entry))
 
     def sync(self, job: Job) -> None:
@@ -141,6 +181,8 @@ class StepEngine:
         steps = min(run.done_micro / cost.accumulation, job.true_steps)
         job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = steps
+        job.tokens_done = (job.tokens_done or 0.0) + run.tokens_done
+        run.tokens_done = 0.0
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
         """Attained and remaining solo seconds of all running jobs."""
@@ -156,7 +198,8 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self.sync(job)
         left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
-        return max(self.now_s, device.stall_until_s) + left * (device.seconds or cost.solo_step_s)
+        seconds = (device.seconds or cost.solo_step_s) / device.fused.part(job.share)
+        return max(self.now_s, device.stall_until_s) + left * seconds
 
     def review_at(self, t_s: float) -> None:
         """Call `decide` at that time."""
@@ -185,19 +228,21 @@ class StepEngine:
         cost = fused.cost(step)
         device.busy = True
         device.seconds = cost.seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * cost.seconds
+        start_s = max(self.now_s, device.stall_until_s)
+        device.ends_s = start_s + cost.seconds
         if self._actual is not None:
             newest = next(reversed(fused.runs.values())).job
             ledger = fused.ledger
             static = ledger.own + ledger.weights + ledger.context
-            if static + self._actual(newest, cost.dynamic_bytes) > ledger.capacity:
+            need_bytes = static + self._actual(newest, cost.dynamic_bytes)
+            if need_bytes > ledger.capacity:
                 device.step = None
-                start_s = max(self.now_s, device.stall_until_s)
-                self._clock.at(start_s + cost.seconds, self._out_of_memory, (device, newest, newest.run))
+                said = beyond_memory(need_bytes, ledger.capacity)
+                self._clock.at(device.ends_s, self._out_of_memory, (device, newest, newest.run, said))
                 return
         device.step = step
         self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
-        start_s = max(self.now_s, device.stall_until_s)
-        self._clock.at(start_s + cost.seconds, self._end, device)
+        self._clock.at(device.ends_s, self._end, device)
 
     def _end(self, event: Any) -> None:
         device = event.value
@@ -225,32 +270,35 @@ class StepEngine:
         return run.job.attained_s
 
     def _finish(self, device: StepDevice, run: ReadyRun) -> None:
-        job = run.job
         self._account(device)
+        device.fused.remove(run.job_id)
+        self._end_job(device, run)
+
+    def _end_job(self, device: StepDevice, run: ReadyRun) -> None:
+        job = run.job
         self._credit(run)
-        device.fused.remove(job.job_id)
         self._watched.pop(job.job_id, None)
+        self._in_step.pop(job.job_id, None)
         job.done_steps = job.true_steps
         job.run = None
         self._loop.finish(job)
         self._memory(device)
 
     def _out_of_memory(self, event: Any) -> None:
-        device, job, run = event.value
+        device, job, run, said = event.value
         device.busy = False
         self._woken[device.fused.device_id] = None
         if job.run is run:  # else it has left meanwhile
-            self._loop.evict(job, "actual memory above the device's")
+            self._loop.evict(job, said)
         self._loop.review()
         self._clock.request_decision()
 
     # -- accounts
 
     def _account(self, device: StepDevice) -> None:
-        fused = device.fused
-        self._meters.advance(fused.device_id, self.now_s, 0.0, IDLE, len(fused.runs))
+        self._meters.advance(device.fused.device_id, self.now_s, 0.0, IDLE, device.residents)
 
     def _memory(self, device: StepDevice) -> None:
-        fused = device.fused
-        ledger = self._loop.fleet[fused.device_id]
-        self._meters.memory(fused.device_id, self.now_s, ledger.expected if fused.runs else 0.0, len(fused.runs))
+        device_id, residents = device.fused.device_id, device.residents
+        ledger = self._loop.fleet[device_id]
+        self._meters.memory(device_id, self.now_s, ledger.expected if residents else 0.0, residents)

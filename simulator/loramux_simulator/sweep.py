@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +25,7 @@ from loramux_traces.tidy import flatten_summary, read_results, write_results
 
 RESULTS: Final = "results.csv"
 MANIFEST: Final = "manifest.json"
+SOURCES: Final = "policy_sha256"
 SAVE_EVERY_S: Final = 2.0
 Point = tuple[str, float | None, int]
 """Policy text, load (None: the trace as it is), seed."""
@@ -55,6 +58,12 @@ class SweepPlan:
         """All runs in the order of the table."""
         return [(policy, load, seed) for load in self.loads for policy in self.policies for seed in self.seeds]
 
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of the file that defines each policy (what that file imports is not looked at)."""
+        for file in self.policy_files:
+            load_file(file)
+        return {text: _source(text) for text in self.policies}
+
     def describe(self) -> dict[str, Any]:
         """What must be equal for an interrupted sweep to be resumed."""
         trace = self.trace
@@ -77,6 +86,13 @@ class SweepPlan:
         }
 
 
+def _source(policy: str) -> str:
+    try:
+        return sha256(Path(inspect.getfile(type(create(policy)))).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # defined in no file
+        return ""
+
+
 def sweep(
     plan: SweepPlan,
     *,
@@ -94,15 +110,16 @@ def sweep(
     points = plan.points()
     if len(set(points)) < len(points):
         raise UsageError("a sweep must not name the same policy, load or seed twice")
-    done = _resume(plan, out) if resume and out is not None else {}
+    sources = plan.sources()
+    done, before = _resume(plan, sources, out) if resume and out is not None else ({}, {})
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / MANIFEST, plan.describe() | {"argv": sys.argv})
+        write_json(out / MANIFEST, plan.describe() | {SOURCES: before | sources, "argv": sys.argv})
     todo = [point for point in points if point not in done]
     known = len(points) - len(todo)
     if progress is not None:
         progress(known, len(points))
-    saved = time.monotonic()
+    saved = -SAVE_EVERY_S  # the first row is saved at once
     try:
         for point, row in _run(plan, todo, n_jobs, backend):
             done[point] = row
@@ -166,11 +183,21 @@ def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.Dat
     return pd.DataFrame(rows + [row for point, row in done.items() if point not in wanted])
 
 
-def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:
+def _resume(plan: SweepPlan, sources: dict[str, str], out: Path) -> tuple[dict[Point, dict[str, Any]], dict[str, str]]:
+    """The rows that the folder has, and the sources of their policies."""
     if not (out / RESULTS).is_file():
-        return {}
+        return {}, {}
     found = read_json_object(out / MANIFEST)
     found.pop("argv", None)
+    before = found.pop(SOURCES, {})
+    if not isinstance(before, dict):
+        raise StateError(f"{out / MANIFEST}: {SOURCES} is not an object; --force starts anew")
+    edited = sorted(text for text, digest in sources.items() if before.get(text, digest) != digest)
+    if edited:
+        raise StateError(
+            f"{out}: the code of {', '.join(edited)} has changed since its rows were made: "
+            "use --force or another folder"
+        )
     if json_text(plan.describe()) != json_text(found):
         raise StateError(f"{out} holds another sweep (trace, devices or options differ): use --force or another folder")
     done: dict[Point, dict[str, Any]] = {}
@@ -181,4 +208,4 @@ def _resume(plan: SweepPlan, out: Path) -> dict[Point, dict[str, Any]]:
             done[key] = {str(name): value for name, value in row.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{out / RESULTS}: not a table of this sweep ({error}); --force starts anew") from error
-    return done
+    return done, before

@@ -14,6 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from loramux_simulator import sweep as sweeps
+
 from .conftest import Cli, write_trace
 
 GRID = ("--policy", "fifo", "--policy", "aspen:k=2", "--policy", "srtf", "--load", "0.5", "--load", "0.9", "--seeds", "2",
@@ -130,6 +132,38 @@ def test_a_resumed_sweep_may_ask_for_more(cli: Cli, trace: Path, tmp_path: Path)
     assert table(tmp_path / "s")["policy"].tolist() == ["srtf", "fifo", "sjf"]
 
 
+def test_rows_of_an_edited_policy_are_not_mixed(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    """Resuming after an edit of the policy file would put two policies under one name; others may still be added."""
+    file, out = tmp_path / "mine.py", tmp_path / "s"
+    code = "from loramux_policies import create\n\n\nclass Mine(type(create('fifo'))):\n    pass\n"
+    file.write_text(code)
+    common = (
+        "sweep",
+        "--trace",
+        trace,
+        "--devices",
+        "1xl4",
+        "--workers",
+        1,
+        "--out",
+        out,
+        "--quiet",
+        "--policy-file",
+        file,
+    )
+    assert cli(*common, "--policy", "Mine", "--seeds", 1).code == 0
+    assert cli(*common, "--policy", "Mine", "--seeds", 2, "--resume").code == 0
+    assert cli(*common, "--policy", "fifo", "--resume").code == 0
+    file.write_text(code + "    seats = 1.0\n")
+    ran = cli(*common, "--policy", "Mine", "--seeds", 3, "--resume")
+    assert ran.code == 6
+    assert "the code of Mine has changed" in ran.err
+    assert len(table(out)) == 3
+    assert cli(*common, "--policy", "fifo", "--seeds", 2, "--resume").code == 0  # asks nothing of the edited one
+    assert cli(*common, "--policy", "Mine", "--seeds", 3, "--force").code == 0
+    assert len(table(out)) == 3
+
+
 @pytest.mark.parametrize("damage", ["", "rubbish\n", "policy,seed\n\x00,1\n", 'policy,seed,load\n"x'])
 def test_a_damaged_table_is_said_so(cli: Cli, trace: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "s"
@@ -170,26 +204,69 @@ def test_generated_traces_are_common_to_all_policies(cli: Cli, tmp_path: Path) -
     assert wide["fifo"].nunique() == 3
 
 
+BLOCKING = """
+import os, time
+from pathlib import Path
+from loramux_policies import create
+
+HERE = Path(__file__).parent
+
+
+class Blocking(type(create("fifo"))):
+    def place(self, view):
+        if view.now_s == 0.0 and not (HERE / "go").exists():
+            for number in range(24):
+                try:
+                    os.close(os.open(HERE / f"run-{number}", os.O_CREAT | os.O_EXCL))
+                    break
+                except FileExistsError:
+                    continue
+            while number >= 4 and not (HERE / "go").exists():
+                time.sleep(0.01)
+        return super().place(view)
+"""
+"""Counts the runs that begin; those after the fourth wait, so that a sweep stands still in its middle."""
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> None:
-    """SIGTERM in the middle: 143, the finished rows kept, and --resume completes the table."""
-    rows = tuple(f"j{i},{i * 5},smollm2-135m,lora,4,128,6000,0" for i in range(8))
+    """SIGTERM in the middle: 143, the finished rows kept, and --resume completes the table.
+
+    The sweep waits for the signal, not the signal for a time: two workers' imports took 42 s at a load of 12 on two
+    cores, which is how this test once failed.
+    """
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    rows = tuple(f"j{i},{i * 5},smollm2-135m,lora,4,900,60,0" for i in range(8))
     trace = write_trace(tmp_path / "t.csv", rows)
-    arguments = ["sweep", "--trace", str(trace), "--policy", "fifo", "--fidelity", "step", "--seeds", "24", "--devices", "1xl4",
-                 "--out", str(tmp_path / "s"), "--workers", workers, "--quiet"]  # fmt: skip
+    arguments = ["sweep", "--trace", str(trace), "--policy", "Blocking", "--policy-file", str(tmp_path / "blocking.py"),
+                 "--fidelity", "step", "--seeds", "24", "--devices", "1xl4", "--out", str(tmp_path / "s"),
+                 "--workers", workers, "--quiet"]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "loramux_cli.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"},
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 90.0  # two seconds on an idle machine
-        while not (tmp_path / "s" / "results.csv").exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
+        hung = time.monotonic() + 600.0  # so that a sweep that hangs does not hang the tests as well
+        waiting = tmp_path / f"run-{3 + int(workers)}"  # every worker stands still
+        while not (waiting.exists() and (tmp_path / "s" / "results.csv").exists()):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < hung, "the sweep hangs"
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert process.returncode == 143, err
     assert "Traceback" not in err
-    done = len(table(tmp_path / "s"))
-    assert 0 < done < 24
+    assert 0 < len(table(tmp_path / "s")) <= 4
+    (tmp_path / "go").touch()
     assert cli(*arguments, "--resume").code == 0
     assert len(table(tmp_path / "s")) == 24
     assert table(tmp_path / "s")["turnaround_mean_s"].nunique() > 1
+
+
+def test_the_first_row_is_saved_at_once(cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after SAVE_EVERY_S: a sweep that is killed without a chance to clean up has lost as little as may be."""
+    saved: list[int] = []
+    write = sweeps.write_results
+    monkeypatch.setattr(sweeps, "write_results", lambda path, rows: (saved.append(len(rows)), write(path, rows)))
+    monkeypatch.setattr(sweeps, "SAVE_EVERY_S", 1e6)
+    assert sweep(cli, trace, tmp_path / "s").code == 0
+    assert saved == [1, 12]

@@ -138,3 +138,23 @@ def test_strata_spread_like_sums_and_seeds_only_reorder() -> None:
         assert not np.array_equal(tokens, other) and np.array_equal(np.sort(tokens), np.sort(other))
         assert np.array_equal(tokens, dist.strata(rows, 5)[0])
         assert abs(np.corrcoef(tokens, other)[0, 1]) < 0.2
+
+
+def test_cut_lengths_are_the_same_up_to_the_cut() -> None:
+    dist = length_dist(100.0)
+    short = dist.cut(300)
+    assert short.longest == 300
+    assert short is dist.cut(300)
+    assert dist.cut(dist.longest) is dist
+    assert short.cdf[:299].tolist() == dist.cdf[:299].tolist()
+    draws = np.random.default_rng(1).random(5000)
+    assert short.quantile(draws).tolist() == np.minimum(dist.quantile(draws), 300).tolist()
+    assert dist.mean - 0.5 < short.mean < dist.mean
+
+
+@pytest.mark.parametrize("seq_len", [1.0, 200_000.0, 1_048_576.0])
+def test_cutting_keeps_whole_units(seq_len: float) -> None:
+    dist = length_dist(seq_len)
+    half = dist.cut(max(1, dist.longest // 2))
+    assert 0 < half.longest <= max(dist.unit, dist.longest // 2)
+    assert half.cdf[-1] == 1.0

@@ -17,7 +17,6 @@ from loramux_policies import (
     Plan,
     Policy,
     PolicyError,
-    StaleViewError,
     start_in_order,
 )
 from loramux_policies.views import ClusterView
@@ -243,41 +242,6 @@ def test_tiny_reviews_still_end() -> None:
     result = play(place, ideal=True)
     assert result.summary["completed"] == 5
     assert result.summary["decisions"] > 200
-
-
-@pytest.mark.parametrize("use", ["now_s", "waiting", "residents", "snapshot", "plan", "preemptible", "n_waiting"])
-def test_a_stale_view(use: str) -> None:
-    class Villain(Policy):
-        kept: ClassVar[list[ClusterView]] = []
-
-        def place(self, view: ClusterView) -> Plan:
-            self.kept.append(view)
-            old = self.kept[0]
-            if old is not view:
-                found = getattr(old, use)
-                if callable(found):
-                    arguments = {"waiting": (1,), "residents": (0,), "preemptible": ("attained_s", 0.0)}.get(use, ())
-                    list(found(*arguments))
-            return starting(view)
-
-    with pytest.raises(PolicyError, match=r"Villain .*StaleViewError") as caught:
-        simulate(TRACE, Villain, devices="2xl4")
-    assert isinstance(caught.value.__cause__, StaleViewError)
-
-
-def test_a_stale_plan() -> None:
-    class Villain(Policy):
-        kept: ClassVar[list[Plan]] = []
-
-        def place(self, view: ClusterView) -> Plan:
-            plan = starting(view)
-            self.kept.append(plan)
-            if len(self.kept) > 1:
-                self.kept[0].pause("j0")
-            return plan
-
-    with pytest.raises(PolicyError, match="Villain"):
-        simulate(TRACE, Villain, devices="2xl4")
 
 
 def test_a_plan_returned_twice() -> None:

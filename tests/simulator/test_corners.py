@@ -109,6 +109,22 @@ def test_a_gang_of_processes_loads_once() -> None:
     assert one["j0"] > 60.0
 
 
+@pytest.mark.parametrize(
+    ("policy", "options"), [("ps", {"speedup_curve": "none"}), ("fifo", {}), ("separate", {"ideal": False})]
+)
+def test_tokens_of_a_gang_count_once_per_device(policy: str, options: dict[str, Any]) -> None:
+    """In `tokens_done` as in the rate of the run, and not those it did not do while a companion was slower."""
+    trace = trace_of(
+        job("a", 0.0, duration_s=40.0, seq_len=300.0), job("b-gang", 10.0, duration_s=100.0, num_gpus=2), job("c", 5.0)
+    )
+    result = simulate(trace, policy, **({"devices": "2xl4", "ideal": True} | options))
+    rows = result.jobs.set_index("job_id")
+    one = simulate(trace_of(job("b", 0.0, duration_s=100.0)), policy, **({"devices": "2xl4", "ideal": True} | options))
+    assert rows["tokens_done"]["b-gang"] == pytest.approx(2.0 * one.jobs["tokens_done"][0])
+    tokens = result.summary["effective_tokens_per_s"] * result.summary["makespan_s"]
+    assert tokens == pytest.approx(rows["tokens_done"].sum(), rel=1e-6)
+
+
 def test_gangs_that_no_type_can_hold() -> None:
     trace = trace_of(job("a", 5.0, num_gpus=3), job("b", 0.0))
     result = simulate(trace, "fifo", devices="2xl4,2xa100-40g", events=True)
@@ -331,6 +347,30 @@ def test_loading_by_hand() -> None:
     assert list(result.values()) == pytest.approx(wanted)
     alone = turnaround(simulate(trace, "exclusive", devices="1xa100-80g"))
     assert list(alone.values()) == pytest.approx([50.0 + cost.load_s + cost.base.load_s for cost in costs])
+
+
+def test_both_fidelities_charge_pauses_the_same() -> None:
+    """Copies of a state are shorter than a step here; made while a step was under way they cost nothing in steps."""
+
+    class Restless(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for resident in view.residents(0):
+                plan.pause(resident.job_id)
+                plan.start(resident.job_id, 0)
+            start_in_order(view, plan)
+            if view.now_s < 80.0:
+                plan.review_at(view.now_s + 0.5)
+            return plan
+
+    trace = sized([60.0], base_model="llama-7b", rank=64, batch_size=8, seq_len=512.0)
+    cost = costs_of(trace)[0]
+    assert 0.0 < cost.pause_s < cost.solo_step_s
+    ran = {f: simulate(trace, Restless, devices="1xa100-80g", fidelity=f) for f in ("rate", "step")}
+    for result in ran.values():
+        charged = 2.0 * cost.pause_s * result.summary["preemptions"] + cost.load_s - cost.pause_s + cost.base.load_s
+        assert charged > 10.0
+        assert turnaround(result)["j0"] == pytest.approx(60.0 + charged, rel=0.03)
 
 
 def test_mem_bytes_charges_no_base() -> None:

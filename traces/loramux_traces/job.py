@@ -85,6 +85,9 @@ class JobSpec:
     lr: Positive = 2e-4
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     num_gpus: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Above 1: a data-parallel gang that takes the same steps on each device, each with `batch_size` rows of its own.
+    Steps, samples and durations are those of one device; tokens are counted on all of them.
+    """
     deadline_s: Seconds | None = None
     stop_step: Positive | None = None
     """Ground truth of early stopping, in optimizer steps; shown only to `-oracle` policies."""
