@@ -107,7 +107,7 @@ class _JsonCursor:
                 return
 
 
-def _json_items(text: str, provenance: list[str]) -> Items:
+def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
     cursor = _JsonCursor(text)
     if cursor.peek() != "{":
         yield from cursor.array()
@@ -116,7 +116,7 @@ def _json_items(text: str, provenance: list[str]) -> Items:
         while True:
             key = cursor.value()
             cursor.expect(":")
-            if key == "jobs":
+            if key == rows_key:
                 yield from cursor.array()
             else:
                 value = cursor.value()
@@ -130,7 +130,7 @@ def _json_items(text: str, provenance: list[str]) -> Items:
 
 def _say(error: Exception) -> str:
     if isinstance(error, _DuplicateKeyError):
-        return f"key {str(error)[:80]!r} is given twice in one job"
+        return f"key {str(error)[:80]!r} is given twice in one object"
     if isinstance(error, RecursionError):
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
@@ -138,11 +138,12 @@ def _say(error: Exception) -> str:
     return f"not readable: {printable(' '.join(str(error).split()), 200)}"
 
 
-def json_items(text: str, problems: Problems, provenance: list[str]) -> Items:
-    """The jobs of a JSON document; a provenance found on the way is appended to `provenance`."""
+def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs") -> Items:
+    """The jobs of a JSON document (a list, or an object that holds the list under `rows_key`); a provenance found on
+    the way is appended to `provenance`."""
     line = 1
     try:
-        for line, item in _json_items(text, provenance):
+        for line, item in _json_items(text, provenance, rows_key):
             yield line, item
     except (ValueError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else line

@@ -40,10 +40,12 @@ def _say(error: csv.Error) -> str:
     return f"not a CSV row: {text}"
 
 
-def csv_rows(lines: Iterable[str], problems: Problems, *, skipped_lines: int = 0) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(
+    lines: Iterable[str], problems: Problems, *, skipped_lines: int = 0, strip: bool = True
+) -> Iterator[tuple[int, list[str]]]:
     """(line where the row begins, its cells without blanks around them); empty rows are left out, broken ones noted.
 
-    `skipped_lines` is how many lines of the file came before `lines`.
+    `skipped_lines` is how many lines of the file came before `lines`; `strip` false keeps the blanks (text to learn).
     """
     reader = csv.reader(lines, strict=True)
     while True:
@@ -55,6 +57,7 @@ def csv_rows(lines: Iterable[str], problems: Problems, *, skipped_lines: int = 0
         except csv.Error as error:
             problems.add(start, "", "", _say(error))
             continue
-        cells = [cell.strip() for cell in cells]
-        if any(cells):
+        if strip:
+            cells = [cell.strip() for cell in cells]
+        if any(map(str.strip, cells)):
             yield start, cells

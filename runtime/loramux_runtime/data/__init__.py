@@ -1,0 +1,22 @@
+"""A job's own data: read from a stranger's file, written with a template, tokenised, labelled, ordered."""
+
+from loramux_runtime.data.config import DataConfig
+from loramux_runtime.data.lengths import LengthStats, length_stats
+from loramux_runtime.data.load import FileReport, JobData, load_data
+from loramux_runtime.data.rows import TokenisedRows
+from loramux_runtime.data.stream import SampleStream
+from loramux_runtime.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+
+__all__ = [
+    "DataConfig",
+    "FileReport",
+    "JobData",
+    "LengthStats",
+    "SampleStream",
+    "TokenisedRows",
+    "Tokenizer",
+    "byte_tokenizer",
+    "length_stats",
+    "load_data",
+    "load_tokenizer",
+]

@@ -1,0 +1,171 @@
+"""From a job's data settings to its rows: the one call that admission makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from loramux_runtime.data.config import DataConfig
+from loramux_runtime.data.readers import read_rows
+from loramux_runtime.data.records import RecordReader
+from loramux_runtime.data.render import Renderer
+from loramux_runtime.data.rows import RowBuilder, TokenisedRows
+from loramux_runtime.data.source import invalid, locate
+from loramux_runtime.data.stream import SampleStream
+from loramux_runtime.data.tokenizer import Tokenizer
+from loramux_traces.problems import Problems
+from loramux_traces.sampling import uniforms
+
+#: Called every few thousand rows with the number of rows read so far.
+Progress = Callable[[int], None]
+_PROGRESS_EVERY: Final = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileReport:
+    """What became of the rows of one file."""
+
+    path: Path
+    format: str
+    """instruction, chat or text."""
+    read: int
+    cut: int
+    """Rows longer than max_tokens."""
+    skipped: int
+    """Rows left out: nothing to learn within max_tokens."""
+    last_turn_only: int
+    """Chats of which the chat template let only the last answer be learned."""
+
+    def __str__(self) -> str:
+        said = [f"{self.path.name}: {self.read} {self.format} rows"]
+        said += [f"{self.cut} cut at max_tokens"] if self.cut else []
+        said += [f"{self.skipped} left out (nothing to learn within max_tokens)"] if self.skipped else []
+        said += [f"{self.last_turn_only} learned by their last answer only"] if self.last_turn_only else []
+        return ", ".join(said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobData:
+    """A job's rows, ready to train on."""
+
+    train: TokenisedRows
+    stream: SampleStream
+    """The order in which the rows of `train` are taken."""
+    eval: TokenisedRows | None
+    """Held-out rows; no row of `train` has the same tokens."""
+    report: FileReport
+    eval_report: FileReport | None
+    """Of eval_path, where it is given."""
+    held_out_copies: int
+    """Training rows left out because a held-out row has the same tokens."""
+
+
+def load_data(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int,
+    seed: int,
+    base: Path | None = None,
+    roots: Sequence[Path] | None = None,
+    progress: Progress | None = None,
+) -> JobData:
+    """Read, tokenise and split a job's rows; the same settings, file and seed give the same rows and order.
+
+    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the held-out rows and the
+    order. A relative path is one from `base` (the folder of the jobs file); with `roots`, files elsewhere are refused.
+    Raises InvalidInputError that lists every bad row up to 50, with file, line, column, value and what is allowed, or
+    says that too few rows are left; UsageError for settings that do not go with the data or the tokenizer.
+    """
+    path = locate(config.path, base, roots)
+    rows, report = _tokenised(path, config, tokenizer, vocab_size, progress)
+    if config.eval_path is not None:
+        # What the first file was taken for holds for the second.
+        same = config.model_copy(update={"format": report.format})
+        eval_path = locate(config.eval_path, base, roots)
+        held_out, eval_report = _tokenised(eval_path, same, tokenizer, vocab_size, progress)
+        train, copies = _without(rows, range(len(rows)), held_out)
+    elif (n_held := _n_held_out(config, len(rows))) > 0:
+        if n_held >= len(rows):
+            raise invalid(path, f"{n_held} rows are to be held out, but it has {len(rows)}: none is left to train on")
+        order = np.argsort(uniforms(seed, "data-held-out", len(rows)), kind="stable")
+        held_out, eval_report = rows.select(np.sort(order[:n_held]).tolist()), None
+        train, copies = _without(rows, np.sort(order[n_held:]).tolist(), held_out)
+    else:
+        stream = SampleStream(len(rows), seed, config.shuffle)
+        return JobData(train=rows, stream=stream, eval=None, report=report, eval_report=None, held_out_copies=0)
+    if not len(train):
+        raise invalid(path, "every row is also a held-out row: none is left to train on")
+    return JobData(
+        train=train,
+        stream=SampleStream(len(train), seed, config.shuffle),
+        eval=held_out,
+        report=report,
+        eval_report=eval_report,
+        held_out_copies=copies,
+    )
+
+
+def _n_held_out(config: DataConfig, n_rows: int) -> int:
+    if config.eval_fraction is not None:
+        return max(1, round(config.eval_fraction * n_rows))
+    return config.eval_rows or 0
+
+
+def _without(rows: TokenisedRows, kept: Sequence[int], held_out: TokenisedRows) -> tuple[TokenisedRows, int]:
+    """(those of the `kept` rows that are no copies of a held-out row, how many were)."""
+    forbidden = set(held_out.keys())
+    keys = rows.keys()
+    train = [row for row in kept if keys[row] not in forbidden]
+    return rows.select(train), len(kept) - len(train)
+
+
+def _tokenised(
+    path: Path, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, progress: Progress | None
+) -> tuple[TokenisedRows, FileReport]:
+    problems = Problems(str(path))
+    records = RecordReader(config, problems)
+    renderer = Renderer(config, tokenizer)
+    builder = RowBuilder(
+        tokenizer,
+        problems,
+        vocab_size=vocab_size,
+        max_tokens=config.max_tokens,
+        answers_only=config.answers_only,
+    )
+    read = last_turn_only = 0
+    for line, row in read_rows(path, problems, format=config.file_format, limit=config.limit):
+        read += 1
+        if progress is not None and read % _PROGRESS_EVERY == 0:
+            progress(read)
+        record = records.read(line, row)
+        if record is None:
+            continue
+        try:
+            rendered = renderer.render(record)
+        except ValueError as error:
+            problems.add(line, "", "", str(error))
+            continue
+        last_turn_only += rendered.last_turn_only
+        builder.add(line, rendered)
+    rows = builder.finish()
+    if not read and not problems.total:
+        problems.add(
+            0, "", "", "has no rows: at least one is needed (a JSON file is a list of rows, or has it as data)"
+        )
+    problems.raise_if_any()
+    report = FileReport(
+        path=path,
+        format=records.format,
+        read=read,
+        cut=builder.cut,
+        skipped=builder.skipped,
+        last_turn_only=last_turn_only,
+    )
+    if not len(rows):
+        raise invalid(path, f"no row has anything to learn within max_tokens ({config.max_tokens}): {report}")
+    return rows, report

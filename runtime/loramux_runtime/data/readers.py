@@ -1,0 +1,96 @@
+"""Rows of a JSONL, JSON, CSV or Parquet file, one after the other, each with where it stands in the file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+from loramux_runtime.data.source import invalid, open_data
+from loramux_traces.documents import json_items, jsonl_items
+from loramux_traces.errors import UsageError, printable
+from loramux_traces.files import text_lines, whole_text
+from loramux_traces.problems import Problems
+from loramux_traces.tables import csv_rows
+
+Row = tuple[int, Any]
+_SUFFIXES: Final = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_BATCH: Final = 1024
+
+
+def file_format(path: Path) -> str:
+    """jsonl, json, csv or parquet, from the name. Raises InvalidInputError for any other name."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise invalid(path, f"the name must end with one of {', '.join(_SUFFIXES)} (or give file_format)")
+    return _SUFFIXES[suffix]
+
+
+def read_rows(path: Path, problems: Problems, *, format: str = "auto", limit: int | None = None) -> Iterator[Row]:
+    """(line, row) of the file's first `limit` rows; a Parquet file has row numbers for lines.
+
+    A row is whatever the file holds (`records.RecordReader` judges it). What is no row is noted in `problems` and left
+    out. Raises InvalidInputError for a file that cannot be read at all, UsageError for Parquet without pyarrow.
+    """
+    kind = file_format(path) if format == "auto" else format
+    with open_data(path) as stream:
+        rows = _rows(kind, path, stream, problems)
+        for count, row in enumerate(rows, start=1):
+            yield row
+            if count == limit:
+                return
+
+
+def _rows(kind: str, path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]:
+    if kind == "jsonl":
+        return jsonl_items(text_lines(stream, problems), problems, [])
+    if kind == "json":
+        return json_items(whole_text(stream, problems), problems, [], rows_key="data")
+    if kind == "csv":
+        return _csv(stream, problems)
+    return _parquet(path, stream, problems)
+
+
+def _csv(stream: IO[bytes], problems: Problems) -> Iterator[tuple[int, Mapping[str, str | None]]]:
+    rows = csv_rows(text_lines(stream, problems), problems, strip=False)
+    line, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    before = problems.total
+    for number, name in enumerate(names, start=1):
+        if not name:
+            problems.add(line, "", f"column {number}", "every column needs a name")
+        elif name in names[: number - 1]:
+            problems.add(line, name, "", "is named twice")
+    if problems.total > before:
+        return
+    for line, cells in rows:
+        if len(cells) != len(names):
+            problems.add(line, "", f"{len(cells)} cells", f"must have {len(names)} cells, as the header has")
+        else:
+            # An empty cell is how CSV says "none".
+            yield line, {name: cell or None for name, cell in zip(names, cells, strict=True)}
+
+
+def _parquet(path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]:
+    try:
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UsageError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow (or give JSON lines)") from error
+    number = 0
+    try:
+        # Batches, not pandas' whole table: a row group at a time is all that is ever in memory.
+        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowException, ValueError, TypeError, OSError, MemoryError, OverflowError) as error:
+        said = printable(" ".join(str(error).split()), 200)
+        problems.add(number + 1 if number else 0, "", "", f"not a readable Parquet file: {said}")

@@ -1,0 +1,189 @@
+"""Tokenised rows with their labels, and the one way in which text becomes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from loramux_runtime.data.templates import Rendered
+from loramux_runtime.data.tokenizer import Encoded, Tokenizer
+from loramux_runtime.packing import IGNORED
+from loramux_traces.problems import Problems
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+_Ids = np.ndarray[Any, np.dtype[np.int32]]
+_Bools = np.ndarray[Any, np.dtype[np.bool_]]
+#: A batch for the tokenizer ends at so many rows or characters: offsets take far more memory than text.
+_BATCH_ROWS: Final = 256
+_BATCH_CHARACTERS: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenisedRows:
+    """Rows as a sequence of (tokens, labels): int64 arrays of one length, [tokens of the row].
+
+    `labels[t]` is the token at t, to be predicted from those before it, or -100 where nothing is learned; the first
+    token never is. Kept flat, five bytes a token, so that 100,000 rows are a hundred megabytes and not a gigabyte.
+    """
+
+    ids: _Ids
+    """[tokens of all rows] int32."""
+    learned: _Bools
+    """[tokens of all rows]."""
+    starts: Ints
+    """[rows + 1]: row i is ids[starts[i] : starts[i + 1]]."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> tuple[Ints, Ints]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        here = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        tokens = self.ids[here].astype(np.int64)
+        return tokens, np.where(self.learned[here], tokens, IGNORED)
+
+    def __iter__(self) -> Iterator[tuple[Ints, Ints]]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def lengths(self) -> Ints:
+        """[rows] tokens of each row."""
+        return np.diff(self.starts)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows."""
+        return len(self.ids)
+
+    @property
+    def n_labels(self) -> int:
+        """Learned tokens of all rows."""
+        return int(np.count_nonzero(self.learned))
+
+    @property
+    def sha256(self) -> str:
+        """Of the rows' content: a resumed job must find the data it left."""
+        digest = hashlib.sha256()
+        for array in (self.starts, self.ids, self.learned):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def keys(self) -> list[bytes]:
+        """One key per row; rows of equal tokens have equal keys."""
+        bounds = self.starts.tolist()
+        return [
+            hashlib.blake2b(self.ids[start:end].tobytes(), digest_size=16).digest() for start, end in pairwise(bounds)
+        ]
+
+    def select(self, rows: Sequence[int]) -> TokenisedRows:
+        """These rows, in this order."""
+        spans = [slice(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
+        return _joined([self.ids[here] for here in spans], [self.learned[here] for here in spans])
+
+
+def _joined(ids: Sequence[_Ids], learned: Sequence[_Bools]) -> TokenisedRows:
+    starts = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in ids], out=starts[1:])
+    flat = np.concatenate([np.empty(0, np.int32), *ids])
+    mask = np.concatenate([np.empty(0, np.bool_), *learned])
+    for array in (starts, flat, mask):
+        array.flags.writeable = False
+    return TokenisedRows(flat, mask, starts)
+
+
+class RowBuilder:
+    """Collects tokenised rows; a token that the base model does not know is noted in `problems`.
+
+    `vocab_size` is the base model's; rows are cut at `max_tokens`, and a row with nothing left to learn is left out.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, problems: Problems, *, vocab_size: int, max_tokens: int, answers_only: bool = True
+    ) -> None:
+        self.cut = 0
+        """Rows that were longer than max_tokens (those skipped included)."""
+        self.skipped = 0
+        """Rows left out: no learned token within max_tokens."""
+        self._tokenizer = tokenizer
+        self._problems = problems
+        self._vocab_size = vocab_size
+        self._max_tokens = max_tokens
+        self._answers_only = answers_only
+        self._waiting: list[tuple[int, Rendered]] = []
+        self._characters = 0
+        self._ids: list[_Ids] = []
+        self._learned: list[_Bools] = []
+
+    def add(self, line: int, rendered: Rendered) -> None:
+        """Take the text of one row; `line` is where it stands in its file."""
+        self._waiting.append((line, rendered))
+        self._characters += len(rendered.text)
+        if len(self._waiting) >= _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
+            self._tokenise()
+
+    def finish(self) -> TokenisedRows:
+        """All rows, in the order in which they came."""
+        self._tokenise()
+        return _joined(self._ids, self._learned)
+
+    def _tokenise(self) -> None:
+        waiting, self._waiting, self._characters = self._waiting, [], 0
+        by_kind: dict[bool, Iterator[Encoded]] = {}
+        for special in (False, True):
+            texts = [rendered.text for _, rendered in waiting if rendered.add_special is special]
+            by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
+        for line, rendered in waiting:
+            self._append(line, *self._row(rendered, next(by_kind[rendered.add_special])))
+
+    def _append(self, line: int, ids: _Ids, learned: _Bools) -> None:
+        if len(ids) > self._max_tokens:
+            self.cut += 1
+            ids, learned = ids[: self._max_tokens].copy(), learned[: self._max_tokens].copy()
+        if not learned.any():
+            self.skipped += 1
+            return
+        largest = int(ids.max())
+        if largest >= self._vocab_size:
+            allowed = f"token ids must be below {self._vocab_size}, the base model's vocabulary"
+            has = f"the tokenizer {self._tokenizer.name} has {self._tokenizer.vocab_size}"
+            self._problems.add(line, "", f"token id {largest}", f"{allowed} ({has})")
+            return
+        self._ids.append(ids)
+        self._learned.append(learned)
+
+    def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, _Bools]:
+        """Tokens of the whole text, which of them hold a character of an answer, and the end of sequence, learned.
+
+        The text is tokenised as a whole, as the model will see it; a token that reaches from the prompt into the answer
+        is learned, for else the start of the answer would be learned by nobody.
+        """
+        eos = self._tokenizer.eos_id
+        ids = np.array(encoded.ids, dtype=np.int32)
+        begins, ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
+        learned = np.zeros(len(ids), dtype=np.bool_)
+        keep = len(ids)
+        for span in rendered.spans:
+            # Byte-level tokenizers may trim blanks off the offsets: a token of blanks alone is then (end, end).
+            held = (ends > span[0]) & ((begins < span[1]) | (ends <= span[1]))
+            stops = np.flatnonzero(held & (ids == eos))
+            if len(stops) and not rendered.text[int(ends[stops[-1]]) : span[1]].strip():
+                # A chat template writes a line break after the end of a turn; generation has stopped by then.
+                held[stops[-1] + 1 :] = False
+                if span is rendered.spans[-1]:
+                    keep = int(stops[-1]) + 1
+            learned |= held
+        ids, learned = ids[:keep], learned[:keep]
+        if len(ids) and ids[-1] == eos:
+            learned[-1] = True
+        else:
+            ids, learned = np.append(ids, np.int32(eos)), np.append(learned, True)
+        if not self._answers_only:
+            learned[:] = True
+        learned[0] = False
+        return ids, learned

@@ -1,0 +1,148 @@
+"""A model's tokenizer, or the byte-level one that ships with loramux for models without any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from loramux_runtime.data.source import invalid
+from loramux_runtime.data.templates import Message
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+BYTE_NAME: Final = "bytes"
+_FILE: Final = "tokenizer.json"
+#: Files that say a model has a tokenizer of its own, so that bytes would be the wrong ids for it.
+_OTHERS: Final = ("tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
+_BOS, _EOS, _PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one text and the characters [start, end) that each came from."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """A tokenizer that knows where in the text its tokens are."""
+
+    name: str
+    hf: Any
+    """transformers' PreTrainedTokenizerFast."""
+    vocab_size: int
+    """One more than its largest token id."""
+    eos_id: int
+    eos_text: str
+    bos_id: int | None
+    pad_id: int | None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model came with a chat template."""
+        return bool(self.hf.chat_template)
+
+    def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
+        """Tokens of each text, whole (never cut); `add_special`: with what the model wants around them (its bos)."""
+        encodings = self.hf.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special)
+        return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the tokens, special ones included."""
+        return str(self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def chat(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """The conversation in the model's chat template, which transformers runs in a sandbox.
+
+        `ask`: ends where the model is to answer. Raises ValueError where the template refuses the conversation.
+        """
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+        except Exception as error:  # a template is the model's own program: it may fail in any way
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"the model's chat template refuses this row: {said}") from error
+
+
+def _fast_class() -> Any:
+    # Imported here: transformers takes seconds, and most of this package needs only `tokenizers`.
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast
+
+
+def _wrapped(name: str, hf: Any) -> Tokenizer:
+    if not getattr(hf, "is_fast", False):
+        raise invalid(name, f"its tokenizer cannot say where its tokens are in the text: it needs a {_FILE}")
+    if hf.eos_token_id is None:
+        raise invalid(name, "its tokenizer names no end-of-sequence token (eos_token in tokenizer_config.json)")
+    # A tokenizer.json may carry the settings of its last use; rows are cut here, and never padded.
+    hf.backend_tokenizer.no_truncation()
+    hf.backend_tokenizer.no_padding()
+    return Tokenizer(
+        name=name,
+        hf=hf,
+        vocab_size=1 + max(hf.get_vocab().values()),
+        eos_id=int(hf.eos_token_id),
+        eos_text=str(hf.eos_token),
+        bos_id=hf.bos_token_id,
+        pad_id=hf.pad_token_id,
+    )
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level tokenizers write for each byte 0 ... 255 (GPT-2's table)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in plain}
+    others = (byte for byte in range(256) if byte not in table)
+    table.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return [table[byte] for byte in range(256)]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Token id = byte of the UTF-8 text; 256 begins and 257 ends a sequence, 258 pads. Made in code, not loaded."""
+    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(_byte_characters())}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (_BOS, _EOS, _PAD)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{_BOS} $A", special_tokens=[(_BOS, backend.token_to_id(_BOS))]
+    )
+    hf = _fast_class()(tokenizer_object=backend, bos_token=_BOS, eos_token=_EOS, pad_token=_PAD)
+    return _wrapped(BYTE_NAME, hf)
+
+
+def load_tokenizer(path: Path | str | None) -> Tokenizer:
+    """The tokenizer of a local model folder: no network, no code of the folder is run.
+
+    The byte-level tokenizer for None and for a folder with no tokenizer file at all. Raises InvalidInputError for a
+    folder whose tokenizer is of another kind than tokenizer.json, is broken, or names no end of sequence.
+    """
+    if path is None:
+        return byte_tokenizer()
+    folder = Path(path)
+    if not folder.is_dir():
+        raise invalid(folder, "no such model folder")
+    if not (folder / _FILE).is_file():
+        if any((folder / name).exists() for name in _OTHERS):
+            raise invalid(folder, f"has a tokenizer, but no {_FILE}: save it as one with transformers")
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
+            hf: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        else:
+            hf = _fast_class()(tokenizer_file=str(folder / _FILE))
+    except Exception as error:  # tokenizers raises plain Exception for a file that it does not understand
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise invalid(folder, f"its tokenizer cannot be loaded: {said}") from error
+    return _wrapped(str(folder), hf)
