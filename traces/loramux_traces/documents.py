@@ -113,7 +113,9 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
         yield from cursor.array()
     else:
         cursor.expect("{")
-        while True:
+        done = cursor.peek() == "}"
+        cursor.at += done
+        while not done:
             key = cursor.value()
             cursor.expect(":")
             if key == rows_key:
@@ -122,8 +124,7 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
                 value = cursor.value()
                 if key == "provenance" and isinstance(value, str):
                     provenance.append(value)
-            if cursor.expect(",}") == "}":
-                break
+            done = cursor.expect(",}") == "}"
     if cursor.peek():
         raise json.JSONDecodeError("expected the end of the file", cursor.text, cursor.at)
 

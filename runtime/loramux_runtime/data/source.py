@@ -50,6 +50,16 @@ def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = 
     return where
 
 
+def _regular(path: Path) -> IO[bytes]:
+    # O_NONBLOCK: a pipe without a writer must be refused, not waited for. It changes nothing for regular files.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise invalid(path, "is a folder; give a file" if stat.S_ISDIR(mode) else "must be a regular file")
+
+
 @contextmanager
 def open_data(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a regular file, those of a .gz file unpacked.
@@ -58,12 +68,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
     it is read.
     """
     try:
-        # O_NONBLOCK: a pipe without a writer must be refused, not waited for. It changes nothing for regular files.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise invalid(path, "is a folder; give a file" if stat.S_ISDIR(mode) else "must be a regular file")
+        with _regular(path) as stream:
             if path.name.endswith(".gz"):
                 with gzip.GzipFile(fileobj=stream, mode="rb") as packed:
                     yield packed  # type: ignore[misc]  # a GzipFile is an IO[bytes] in all but its declared type
