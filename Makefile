@@ -3,6 +3,8 @@
 PYTHON ?= python3
 DEMO_POLICIES ?= exclusive fifo sjf srtf aspen
 WORKERS ?= 2
+GPU_OUT ?= gpu
+GPU_PYTHON ?= $(shell test -x .venv/bin/python && .venv/bin/python -c 'import torch' 2>/dev/null && echo .venv/bin/python || echo $(PYTHON))
 
 BIN := .venv/bin
 BASE := .venv/.loramux-base
@@ -17,7 +19,7 @@ help:
 	@echo 'make demo    install the simulator (no torch) and draw charts of the sample trace into demo/plots'
 	@echo 'make test    install the development tools and run the tests'
 	@echo 'make check   format, lint, types, import contracts, then the tests'
-	@echo 'make gpu     the GPU checks (none in this version)'
+	@echo 'make gpu     everything that needs a GPU (torch 2.11+, transformers 5.17+): tests and benchmarks into $(GPU_OUT)'
 	@echo 'make clean   remove what make made, .venv included'
 
 demo: $(BASE)
@@ -40,7 +42,7 @@ check: $(DEV)
 	@$(MAKE) --no-print-directory test
 
 gpu:
-	@echo 'loramux: nothing to check on a GPU: this version only simulates; the training runtime comes with a later one (exit 5)' >&2; exit 5
+	@PYTHONPATH=traces:profiles:policies:simulator:runtime:analysis:cli $(GPU_PYTHON) -m loramux_runtime.gpu $(GPU_OUT)
 
 clean:
 	rm -rf .venv demo dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

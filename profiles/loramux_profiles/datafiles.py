@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Final
 
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
 
 MAX_BYTES: Final = 16 << 20
 """A profile or configuration larger than this is not one."""
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def data_dir() -> Path:
@@ -58,19 +55,6 @@ def read_json(path: Path | str) -> dict[str, Any]:
     if not isinstance(result, dict):
         raise fail("must hold a JSON object")
     return result
-
-
-def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Model:
-    """`data` as a pydantic model. Raises InvalidInputError with one problem per bad key, named with dots."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors(include_url=False):
-            key = ".".join(str(part) for part in item["loc"])
-            value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
-            problems.append(problem(path, key, value, item["msg"].removeprefix("Value error, ")))
-        raise InvalidInputError(problems[:50], total=len(problems)) from error
 
 
 def unknown(kind: str, name: str, known: list[str], more: str = "") -> UsageError:

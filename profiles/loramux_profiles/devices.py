@@ -17,7 +17,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from loramux_profiles.curves import SpeedupCurve, curve_through
-from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown, validate
+from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown
+from loramux_profiles.validation import validate
 from loramux_traces.errors import UsageError
 
 Origin = Literal["assumed", "fitted", "measured"]

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
-from loramux_profiles.datafiles import problem, validate
+from loramux_profiles.datafiles import problem
+from loramux_profiles.validation import validate
 from loramux_runtime.adapters import METHODS
 from loramux_runtime.data import DataConfig
 from loramux_traces.errors import InvalidInputError

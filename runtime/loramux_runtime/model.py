@@ -100,11 +100,15 @@ class FusedModel:
     def step(self, parts: Sequence[Part]) -> list[JobOutcome]:
         """One fused forward and backward pass: gradients are added to each adapter's slab. In the order of `parts`."""
         layout = self.layout(parts)
+        return self._outcomes(parts, layout, *self.forward_backward(layout))
+
+    def forward_backward(self, layout: StepLayout) -> tuple[Tensor, list[Tensor | None], StepContext]:
+        """The device's part of a step, without waiting for it: losses [jobs], auxiliary losses by group, statistics."""
         with running_step(layout) as context:
             losses, aux = self._losses(layout, context)
             total = losses.sum() + sum(a.sum() for a in aux if a is not None)
             torch.autograd.backward(total)
-        return self._outcomes(parts, layout, losses, aux, context)
+        return losses, aux, context
 
     @torch.no_grad()
     def score(self, adapter: Adapter, batch: MicroBatch) -> Score:

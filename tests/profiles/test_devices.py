@@ -30,7 +30,7 @@ def test_cards_that_ship(name: str) -> None:
 
 
 def test_every_shipped_profile_loads_and_is_cached() -> None:
-    assert set(device_names()) == {*CARDS, "aspen-a100-80g"}
+    assert set(device_names()) == {*CARDS, "aspen-a100-80g", "cpu"}
     for name in device_names():
         assert load_device(name) is load_device(name)
         assert load_device(name).parallel_curve.phi(1) == 1.0
