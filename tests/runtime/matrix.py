@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,22 @@ def with_dropout(config: Any, dropout: float) -> Any:
 @cache
 def base(family: str = "llama", dtype: Any = "fp32", **changes: Any) -> BaseModel:
     """A frozen tiny model with random weights; tests share it."""
-    return build_base(AutoConfig.for_model(family, **{**LLAMA, **changes}), dtype=dtype)
+    built = build_base(AutoConfig.for_model(family, **{**LLAMA, **changes}), dtype=dtype)
+    if dtype == "fp64":
+        wide_norms(built.hf)
+    return built
+
+
+def wide_norms(hf: Any) -> None:
+    """transformers computes norms in float32 whatever the model's dtype; in float64 models that noise is too much."""
+    for module in hf.modules():
+        if type(module).__name__ == "LlamaRMSNorm":
+            module.forward = MethodType(_rms_norm, module)
+
+
+def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    scaled: torch.Tensor = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * scaled
 
 
 def fused(dtype: Any = "fp32", **options: Any) -> FusedModel:
