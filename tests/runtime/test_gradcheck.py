@@ -60,7 +60,8 @@ def _check(model: FusedModel, jobs: list[Part], job: int, most: int | None = Non
         lambda *values: _Step.apply(model, jobs, job, *values),  # type: ignore[no-untyped-call]
         tensors,
         eps=1e-6,
-        atol=1e-6,
+        atol=1e-8,
+        rtol=1e-5,
         fast_mode=True,
         check_undefined_grad=False,
         check_batched_grad=False,
