@@ -90,8 +90,13 @@ def with_dropout(config: Any, dropout: float) -> Any:
 
 
 @cache
-def base(family: str = "llama", dtype: Any = "fp32", **changes: Any) -> BaseModel:
-    """A frozen tiny model with random weights; tests share it."""
+def base(dtype: Any = "fp32", **changes: Any) -> BaseModel:
+    """A frozen tiny llama with random weights; tests share it."""
+    return build("llama", dtype, **changes)
+
+
+def build(family: str, dtype: Any = "fp32", **changes: Any) -> BaseModel:
+    """A frozen tiny model of a family with random weights."""
     built = build_base(AutoConfig.for_model(family, **{**LLAMA, **changes}), dtype=dtype)
     if dtype == "fp64":
         wide_norms(built.hf)
@@ -101,7 +106,7 @@ def base(family: str = "llama", dtype: Any = "fp32", **changes: Any) -> BaseMode
 def wide_norms(hf: Any) -> None:
     """transformers computes norms in float32 whatever the model's dtype; in float64 models that noise is too much."""
     for module in hf.modules():
-        if type(module).__name__ == "LlamaRMSNorm":
+        if hasattr(module, "variance_epsilon"):
             module.forward = MethodType(_rms_norm, module)
 
 
