@@ -188,20 +188,21 @@ class StepLayer(nn.Module):
     def forward(self, hidden: Tensor, **options: Any) -> Tensor:
         """[1, T, d] -> [1, T, d]."""
         context = current_step()
-        outer = context.stats
         keys: list[Any] = []
 
         def run(h: Tensor) -> tuple[Tensor, ...]:
-            context.stats = RouterStats()
-            out = self.layer(h, **options)
-            keys[:], values = context.stats.unpack()
+            before, context.stats = context.stats, RouterStats()
+            try:
+                out = self.layer(h, **options)
+                keys[:], values = context.stats.unpack()
+            finally:  # it runs again in the backward pass, which torch ends early by an exception
+                context.stats = before
             return (out[0] if isinstance(out, tuple) else out, *values)
 
         if self.recompute and torch.is_grad_enabled():
             out, *values = checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             out, *values = run(hidden)
-        context.stats = outer
-        outer.take(keys, values)
+        context.stats.take(keys, values)
         result: Tensor = out
         return result

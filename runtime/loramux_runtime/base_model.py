@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loramux_profiles.shapes import load_shape
@@ -64,8 +66,8 @@ def _invalid(file: str | Path, allowed: str) -> InvalidInputError:
     return InvalidInputError([Problem(file=str(file), line=0, column="", value="", allowed=allowed)])
 
 
-def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> BaseModel:
-    config = hf.config
+def _check_config(config: Any, name: str) -> str:
+    """Activation of a model that can be a base; UsageError for the others."""
     if config.model_type not in FAMILIES:
         raise UsageError(f"{name}: model family {config.model_type!r} is not supported (known: {', '.join(FAMILIES)})")
     act = getattr(config, "hidden_activation", None) or config.hidden_act
@@ -73,6 +75,12 @@ def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> Bas
         raise UsageError(f"{name}: activation {act!r} is not supported (known: {', '.join(ACTIVATIONS)})")
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "resid_pdrop", 0.0):
         raise UsageError(f"{name}: the base model itself has dropout; set it to 0 in its config.json")
+    return str(act)
+
+
+def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> BaseModel:
+    config = hf.config
+    act = _check_config(config, name)
     hf.requires_grad_(False)
     hf.eval()
     layer = hf.model.layers[0]
@@ -107,26 +115,36 @@ def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.de
 
     Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported family.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise _invalid(folder, "not a model folder (no config.json)")
     if not any(folder.glob("*.safetensors")):
         raise _invalid(folder, "no .safetensors weights (pickled ones are code and are not loaded)")
-    return _made(
-        lambda: AutoModelForCausalLM.from_pretrained(
+
+    def make() -> Any:
+        local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+        auto: Any = AutoModelForCausalLM
+        _check_config(AutoConfig.from_pretrained(folder, **local), str(path))
+        hf, about = auto.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             attn_implementation=NAME,
-            trust_remote_code=False,
             use_safetensors=True,
-            local_files_only=True,
-        ),
-        str(path),
-        dtype,
-        device,
-    )
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **local,
+        )
+        wrong = [f"{name} is missing" for name in sorted(about["missing_keys"])]  # else random values and a warning
+        wrong += [f"{key[0]} has shape {tuple(key[1])}" for key in sorted(about["mismatched_keys"])]
+        surplus = sorted(name for name in about["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
+        wrong += [f"{name} is surplus" for name in surplus]
+        if wrong:
+            raise ValueError(f"the weights do not fit config.json: {wrong[0]}")
+        return hf
+
+    return _made(make, str(path), dtype, device)
 
 
 def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.device | str) -> BaseModel:
@@ -134,7 +152,11 @@ def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.
     try:
         with where:
             hf = make()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        raise _invalid(name, str(error)) from error
+    except RuntimeError as error:  # wrong shapes; but running out of memory is not the folder's fault
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
         raise _invalid(name, str(error)) from error
     return _frozen(hf.to(where), name, DTYPES[dtype], where)
 

@@ -86,11 +86,6 @@ class JobGroup:
         """[n_rows] int64: index of the row's job within the group."""
         return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(self.device)
 
-    def membership(self, dtype: torch.dtype) -> Tensor:
-        """[jobs, n_rows] of ones and zeros."""
-        jobs = torch.arange(len(self.sizes), device=self.device).unsqueeze(1)
-        return (jobs == self.job_of_row).to(dtype)
-
     def stack(self, key: str) -> Tensor:
         """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
         known = self._stacks.get(key)

@@ -35,16 +35,10 @@ class _RouterLogits(torch.autograd.Function):
         gates = [adapter.slab.param(ctx.key) for adapter in group.adapters]
         wide = gates[0].dtype
         d_x = torch.empty_like(x)
-        if group.exact or len(gates) == 1:
-            for (a, b), gate, adapter in zip(group.slices, gates, group.adapters, strict=True):
-                d_x[a:b] = grad[a:b] @ gate
-                adapter.slab.grad(ctx.key).addmm_(grad[a:b].t(), x[a:b].to(wide))
-            return d_x, None, None, None
-        every = grad.new_zeros(x.shape[0], len(gates), grad.shape[1])
-        every[torch.arange(x.shape[0], device=x.device), group.job_of_row] = grad
-        every = every.view(x.shape[0], -1)
-        d_x.copy_(every @ torch.cat(gates))
-        group.add_grad(ctx.key, (every.t() @ x.to(wide)).view(len(gates), -1, x.shape[1]))
+        # Job by job in every mode: in one product zeros of one job would meet another's NaN (0 * NaN)
+        for (a, b), gate, adapter in zip(group.slices, gates, group.adapters, strict=True):
+            d_x[a:b] = grad[a:b] @ gate
+            adapter.slab.grad(ctx.key).addmm_(grad[a:b].t(), x[a:b].to(wide))
         return d_x, None, None, None
 
 
@@ -58,10 +52,9 @@ def router_logits(x: Tensor, anchor: Tensor, group: JobGroup, key: str) -> Tenso
 
 
 def sum_per_job(values: Tensor, group: JobGroup) -> Tensor:
-    """[rows, n] -> [jobs, n]: differentiable sums over each job's rows (in exact mode over its rows alone)."""
-    if group.exact or len(group.slices) == 1:
-        return torch.stack([values[a:b].sum(0) for a, b in group.slices])
-    return group.membership(values.dtype) @ values
+    """[rows, n] -> [jobs, n]: differentiable sums over each job's rows alone (a product with ones and zeros would carry
+    one job's NaN to all)."""
+    return torch.stack([values[a:b].sum(0) for a, b in group.slices])
 
 
 def rowwise(function: Callable[[Tensor], Tensor], values: Tensor, group: JobGroup) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,29 @@ def with_dropout(config: Any, dropout: float) -> Any:
 
 
 @cache
-def base(family: str = "llama", dtype: Any = "fp32", **changes: Any) -> BaseModel:
-    """A frozen tiny model with random weights; tests share it."""
-    return build_base(AutoConfig.for_model(family, **{**LLAMA, **changes}), dtype=dtype)
+def base(dtype: Any = "fp32", **changes: Any) -> BaseModel:
+    """A frozen tiny llama with random weights; tests share it."""
+    return build("llama", dtype, **changes)
+
+
+def build(family: str, dtype: Any = "fp32", **changes: Any) -> BaseModel:
+    """A frozen tiny model of a family with random weights."""
+    built = build_base(AutoConfig.for_model(family, **{**LLAMA, **changes}), dtype=dtype)
+    if dtype == "fp64":
+        wide_norms(built.hf)
+    return built
+
+
+def wide_norms(hf: Any) -> None:
+    """transformers computes norms in float32 whatever the model's dtype; in float64 models that noise is too much."""
+    for module in hf.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(_rms_norm, module)
+
+
+def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    scaled: torch.Tensor = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * scaled
 
 
 def fused(dtype: Any = "fp32", **options: Any) -> FusedModel:

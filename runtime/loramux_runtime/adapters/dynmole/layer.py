@@ -24,11 +24,12 @@ def entropy(p: Tensor, config: DynMoleConfig) -> Tensor:
     experts, q = p.shape[1], config.entropy_index
     if experts == 1:
         return p.sum(1) * 0.0
+    least = torch.finfo(p.dtype).tiny  # a probability that underflowed to 0 has no finite slope at q <= 1
     if q == 1.0:
-        value = -torch.xlogy(p, p).sum(1)
+        value = -(p * p.clamp_min(least).log()).sum(1)
         most = math.log(experts)
     else:
-        value = (1.0 - (p + config.entropy_eps).pow(q).sum(1)) / (q - 1.0)
+        value = (1.0 - (p + config.entropy_eps).clamp_min(least).pow(q).sum(1)) / (q - 1.0)
         most = (1.0 - experts ** (1.0 - q)) / (q - 1.0)
     return value / most if config.normalised_entropy else value
 

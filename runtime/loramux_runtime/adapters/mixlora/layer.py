@@ -112,7 +112,7 @@ class MixLora(Method):
                 layer, name = spec.key.split(".")[:2]
                 if spec.key.endswith(".m") and name in FFN:
                     adapter.slab.param(spec.key).copy_(
-                        weight_of(int(layer), name).float().norm(dim=1).expand(spec.shape)
+                        weight_of(int(layer), name).to(adapter.slab.params.dtype).norm(dim=1).expand(spec.shape)
                     )
             adapter.slab.version += 1
 

@@ -1,0 +1,127 @@
+"""LoRA, rsLoRA and DoRA against PEFT: gradients, and the loss curve of 20 AdamW steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
+
+from loramux_runtime.adapter import Adapter
+from loramux_runtime.adapter_files import load_adapter, save_adapter
+from loramux_runtime.model import FusedModel
+from loramux_runtime.packing import IGNORED, MicroBatch, Part
+
+from .matrix import batch, case, fused, grads, shaken, worst
+from .reference import plain_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+"""PEFT 0.21 asks transformers 5.24 for it."""
+
+KINDS = ("lora", "rslora", "dora")
+
+
+def in_peft(model: FusedModel, adapter: Adapter, folder: Path, *, trainable: bool = True) -> Any:
+    """The adapter's file, loaded by PEFT on the plain base."""
+    save_adapter(adapter, folder, "the/base")
+    return PeftModel.from_pretrained(plain_model(model.base), str(folder), is_trainable=trainable)
+
+
+def _named(peft: Any, *, of_grads: bool) -> dict[str, Tensor]:
+    """PEFT's tensors (or their gradients) by the names of the file."""
+    values = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    if not of_grads:
+        return {name: value.detach() for name, value in values.items()}
+    at = {value.data_ptr(): name for name, value in values.items()}
+    return {
+        at[parameter.data_ptr()]: parameter.grad
+        for parameter in peft.parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
+def _loss(peft: Any, micro: MicroBatch) -> Tensor:
+    """Row by row, so that no row sees another."""
+    total = torch.zeros(())
+    for tokens, labels in zip(micro.tokens, micro.labels, strict=True):
+        logits = peft(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0]
+        total = total + F.cross_entropy(
+            logits[:-1], torch.from_numpy(labels)[1:], ignore_index=IGNORED, reduction="sum"
+        )
+    return total / micro.n_labels
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_peft_loads_the_file_bit_for_bit(name: str, tmp_path: Path) -> None:
+    model = fused()
+    adapter = shaken(model, name, dropout=0.1)
+    peft = in_peft(model, adapter, tmp_path / "a", trainable=False)
+    mine, theirs = adapter.slab.named_parts(), _named(peft, of_grads=False)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    config = peft.peft_config["default"]
+    assert config.base_model_name_or_path == "the/base"
+    assert (config.r, config.lora_alpha) == (adapter.config.rank, adapter.config.alpha)
+    assert config.lora_dropout == 0.1
+    part = Part(adapter=adapter, batch=batch((9, 4)))
+    for row, logits in zip(part.batch.tokens, model.logits([part])[0], strict=True):
+        with torch.no_grad():
+            expected = peft(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0]
+        assert float((logits - expected).abs().max()) <= 1e-6 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradients_are_pefts(name: str, tmp_path: Path) -> None:
+    model = fused()
+    adapter = shaken(model, name)
+    peft = in_peft(model, adapter, tmp_path / "a")
+    micro = batch((9, 4, 13), 3, prompt=2)
+    loss = _loss(peft, micro)
+    loss.backward()  # type: ignore[no-untyped-call]
+    (outcome,) = model.step([Part(adapter=adapter, batch=micro)])
+    assert outcome.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert worst(grads(adapter), _named(peft, of_grads=True)) < 1e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_loss_curve_is_pefts(name: str, tmp_path: Path) -> None:
+    """20 steps of AdamW, same rows, from a fresh adapter, no clipping: 1e-6 relative at every step."""
+    model = fused()
+    adapter = model.new_adapter("j", *case(name))
+    peft = in_peft(model, adapter, tmp_path / "a")
+    theirs = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=5e-4)
+    parameter = torch.nn.Parameter(adapter.slab.params)
+    mine = torch.optim.AdamW([parameter], lr=5e-4)
+    losses = []
+    for step in range(20):
+        micro = batch((11, 7), step % 3, step=step, prompt=1)
+        theirs.zero_grad()
+        loss = _loss(peft, micro)
+        loss.backward()  # type: ignore[no-untyped-call]
+        theirs.step()
+        (outcome,) = model.step([Part(adapter=adapter, batch=micro)])
+        parameter.grad = adapter.slab.grads
+        mine.step()
+        adapter.slab.version += 1
+        adapter.slab.grads.zero_()
+        assert outcome.loss == pytest.approx(loss.item(), rel=1e-6), step
+        losses.append(outcome.loss)
+    assert losses[18] < losses[0] - 1e-3
+
+
+def test_a_file_written_by_peft_is_read(tmp_path: Path) -> None:
+    model = fused()
+    first = shaken(model, "dora", dropout=0.1)
+    peft = in_peft(model, first, tmp_path / "ours")
+    peft.save_pretrained(str(tmp_path / "theirs"), save_embedding_layers=False)
+    again = load_adapter(model, tmp_path / "theirs", "again")
+    ours = load_adapter(model, tmp_path / "ours", "ours")
+    assert set(again.config.target_modules) == set(ours.config.target_modules)  # PEFT keeps a set
+    assert replace(again.config, target_modules="all-linear") == replace(ours.config, target_modules="all-linear")
+    mine, theirs = first.slab.named_parts(), again.slab.named_parts()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
