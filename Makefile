@@ -1,4 +1,4 @@
-# make demo | test | check | gpu | clean. Everything is installed into .venv with the versions of constraints.txt;
+# make demo | runtime | test | check | gpu | clean. Everything is installed into .venv with the versions of constraints.txt;
 # after the first install nothing needs a network until pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
 DEMO_POLICIES ?= exclusive fifo sjf srtf aspen
@@ -9,14 +9,16 @@ GPU_PYTHON ?= $(shell test -x .venv/bin/python && .venv/bin/python -c 'import to
 BIN := .venv/bin
 BASE := .venv/.loramux-base
 DEV := .venv/.loramux-dev
+RUNTIME := .venv/.loramux-runtime
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q
 NO_PACKAGES := { echo 'loramux: the packages could not be installed (see above); the first install needs a Python package index' >&2; exit 1; }
 
-.PHONY: help demo test check gpu clean
+.PHONY: help demo runtime test check gpu clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    install the simulator (no torch) and draw charts of the sample trace into demo/plots'
+	@echo 'make runtime add torch and transformers, for loramux train'
 	@echo 'make test    install the development tools and run the tests'
 	@echo 'make check   format, lint, types, import contracts, then the tests'
 	@echo 'make gpu     everything that needs a GPU (torch 2.11+, transformers 5.17+): tests and benchmarks into $(GPU_OUT)'
@@ -41,6 +43,8 @@ check: $(DEV)
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
 
+runtime: $(RUNTIME)
+
 gpu:
 	@PYTHONPATH=traces:profiles:policies:simulator:runtime:analysis:cli $(GPU_PYTHON) -m loramux_runtime.gpu $(GPU_OUT)
 
@@ -59,6 +63,11 @@ $(BASE): pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'installing loramux into .venv (once; no torch)'
 	@$(PIP) -e . || $(NO_PACKAGES)
 	@touch $@
+
+$(RUNTIME): pyproject.toml constraints.txt | .venv/bin/pip
+	@echo 'installing loramux and its training runtime (torch, transformers) into .venv (once)'
+	@$(PIP) -e '.[runtime]' || $(NO_PACKAGES)
+	@touch $(BASE) $@
 
 $(DEV): pyproject.toml constraints.txt | .venv/bin/pip
 	@echo 'installing loramux and its development tools into .venv (once)'

@@ -51,6 +51,7 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     (code,) = blocks("python")
     (tmp_path / "jobs.csv").write_text(jobs, encoding="utf-8")
     (tmp_path / "lightest.py").write_text(code.partition("for policy")[0], encoding="utf-8")
+    shutil.copytree(ROOT / "runtime" / "examples", tmp_path / "runtime" / "examples")
     shutil.copy(ROOT / "tests" / "traces" / "data" / "philly_table.csv", tmp_path / "philly.csv")
     shown = commands()
     assert len(shown) >= 10
@@ -69,3 +70,12 @@ def test_every_command_is_in_the_table() -> None:
 
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     assert set(re.findall(r"^\| `loramux (\w+)` \|", README, flags=re.MULTILINE)) == names
+
+
+def test_the_jobs_file_it_shows_is_valid(tmp_path: Path) -> None:
+    from loramux_runtime.jobs_file import read_jobs_file
+
+    (text,) = blocks("yaml")
+    file = tmp_path / "jobs.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert [job.id for job in read_jobs_file(file).jobs] == ["alice", "bob"]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,7 @@ def ceilings(store: Store, device: torch.device, *, tiny: bool) -> None:
         key = f"matmul {m}x{k}x{n}"
         if not store.has(key):
             a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
-            facts = timed(lambda a=a, b=b: torch.nn.functional.linear(a, b), device, repeats=20)
+            facts = timed(partial(torch.nn.functional.linear, a, b), device, repeats=20)
             store.add(key, flop_per_s=2 * m * k * n / facts["median_s"], **facts)
     if not store.has("copy"):
         x = torch.empty(1 << (16 if tiny else 30), dtype=torch.uint8, device=device)

@@ -29,7 +29,8 @@ def timed(work: Callable[[], object], device: torch.device, *, repeats: int = 5,
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(repeats):
         if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            make: Any = torch.cuda.Event
+            begin, end = make(enable_timing=True), make(enable_timing=True)
             begin.record()
             work()
             end.record()
