@@ -63,7 +63,8 @@ def train_command(
     file = read_jobs_file(jobs)
     where = _device(device)
     profile = _profile(where, device_profile, memory)
-    prepare_folder(out, force=force, also=("training.jsonl",))
+    if not force:  # with it, nothing is removed before every job has been checked
+        prepare_folder(out)
     if not quiet:
         typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
     base = open_base(file.base, where)
@@ -78,6 +79,10 @@ def train_command(
             max_resident=float("inf") if max_resident is None else float(max_resident),
             log=tell,
         )
+        if force:
+            prepare_folder(out, force=True, also=("training.jsonl",))
+        if not quiet:
+            typer.echo(f"training {len(run.specs)} jobs under {policy}", err=True)
         result = run.play()
     _write(out, jobs, policy, profile, run, result)
     if plots:

@@ -23,6 +23,7 @@ from loramux_policies.scheduler import Scheduler
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
+from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
 from loramux_runtime.data import JobData, load_data, load_tokenizer
 from loramux_runtime.executor import Executor, OnStep
@@ -107,6 +108,8 @@ class TrainRun:
         self.steps: list[tuple[float, float]] = []
         self._on_step = on_step
         self.notes: list[str] = []
+        for job in file.jobs:
+            _check_adapter(job, base)
         tokenizer = load_tokenizer(file.base.path)
         self.data: dict[str, JobData] = {
             job.id: load_data(job.data, tokenizer, seed=job.seed, vocab_size=base.vocab, base=file.folder)
@@ -210,6 +213,16 @@ class TrainRun:
         if self._adapters_dir is not None and not training.diverged:
             training.optimizer.to("cpu")
             save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
+
+
+def _check_adapter(job: TrainJob, base: BaseModel) -> None:
+    """UsageError where the adapter does not fit the base: before anything is trained."""
+    method, config = METHODS[job.method], job.adapter_config
+    try:
+        method.specs(config, base.sites)
+        method.plans(config, base.sites)
+    except ValueError as error:
+        raise UsageError(f"job {job.id}: {error}") from error
 
 
 @contextmanager

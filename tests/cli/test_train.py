@@ -1,0 +1,150 @@
+"""`loramux train` from the command line: what it leaves, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loramux_traces.runfolder import read_run
+
+from .conftest import Cli
+
+BASE = {
+    "config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 280,
+    }
+}
+
+
+def write(folder: Path, jobs: list[dict[str, Any]] | None = None, **top: Any) -> Path:
+    """A jobs file and its data."""
+    rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "jobs.yaml"
+    defaults = {
+        "data": {"path": "rows.jsonl", "template": "{instruction}={output}", "eval_rows": 2},
+        "batch_size": 4,
+        "steps": 3,
+        "adapter": {"rank": 4},
+    }
+    jobs = jobs if jobs is not None else [{"id": "a"}, {"id": "b", "method": "mola", "priority": 2}]
+    file.write_text(yaml.safe_dump({"base": BASE, "defaults": defaults, "jobs": jobs, **top}))
+    return file
+
+
+def test_it_leaves_a_run_folder_and_adapters(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = cli("train", write(tmp_path), "--out", out, "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert "mola" in ran.out and "Measured on cpu" in ran.out
+    run = read_run(out)
+    assert list(run.jobs["final_state"]) == ["COMPLETED"] * 2
+    assert run.manifest["kind"] == "real" and run.policy == "aspen"
+    assert {event["event"] for event in run.events()} >= {"arrive", "start", "finish"}
+    curves = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curves if row["job_id"] == "a"] == [1, 2, 3]
+    assert (out / "adapters" / "a" / "adapter_model.safetensors").is_file()
+    assert (out / "adapters" / "b" / "adapter_config.json").is_file()
+    assert cli("plot", out, "--kind", "gantt").code == 0
+
+
+def test_json_is_one_object(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("train", write(tmp_path), "--out", tmp_path / "out", "--device", "cpu", "--json", "--policy", "sjf")
+    assert ran.code == 0, ran.err
+    (run,) = json.loads(ran.out)["runs"]
+    assert run["policy"] == "sjf" and run["completed"] == 2
+    assert set(run["evaluation"]["a"]) == {"before", "after"}
+
+
+def test_a_run_is_never_overwritten_and_adapters_never_deleted(cli: Cli, tmp_path: Path) -> None:
+    file, out = write(tmp_path), tmp_path / "out"
+    assert cli("train", file, "--out", out, "--device", "cpu", "--quiet").code == 0
+    assert cli("train", file, "--out", out, "--device", "cpu").code == 6
+    forced = cli("train", file, "--out", out, "--device", "cpu", "--force")
+    assert forced.code == 6 and "adapters" in forced.err
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        ([], "jobs"),
+        ([{"id": "a"}, {"id": "a"}], "used twice"),
+        ([{"id": "a", "stepz": 3}], "stepz"),
+        ([{"id": "a", "adapter": {"rnak": 3}}], "did you mean rank"),
+        ([{"id": "a", "adapter": {"rank": 0}}], "rank"),
+        ([{"id": "a", "adapter": {"rank": "many"}}], "rank"),
+        ([{"id": "a", "method": "loraa"}], "method"),
+        ([{"id": "a", "epochs": 2}], "exactly one of steps and epochs"),
+        ([{"id": "a", "micro_batch_size": 9}], "micro_batch_size"),
+        ([{"id": "a/b"}], "id"),
+        ([{"id": "a", "data": {"path": "none.jsonl"}}], "none.jsonl"),
+        ([{"id": "a", "optimizer": {"lr": float("nan")}}], "lr"),
+        ([{"id": "a", "adapter": {"target_modules": ["w_proj"]}}], "w_proj"),
+        ([{"id": "a", "method": "mola", "adapter": {"num_experts": [2, 2, 2, 2]}}], "layers"),
+        ([{"id": "a", "evaluation": {"patience": 2}}], "every_steps"),
+    ],
+)
+def test_bad_jobs_are_named(cli: Cli, tmp_path: Path, jobs: list[dict[str, Any]], said: str) -> None:
+    ran = cli("train", write(tmp_path, jobs), "--out", tmp_path / "out", "--device", "cpu")
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.out == ""
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "base: [", "a: &x [*x]", "base: {}\njobs: 3", "\x00", "jobs: !!python/object:os.x {}"]
+)
+def test_bad_yaml(cli: Cli, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text(text)
+    assert cli("train", file, "--out", tmp_path / "out").code == 2
+
+
+def test_a_job_that_never_fits_ends_with_4(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("train", write(tmp_path), "--out", tmp_path / "out", "--device", "cpu", "--memory", "1MiB")
+    assert ran.code == 4
+    assert "UNSCHEDULABLE" in ran.err and "bytes" in ran.err
+
+
+def test_a_missing_card_ends_with_5(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", write(tmp_path), "--out", tmp_path / "out", "--device", "cuda:77").code == 5
+
+
+@pytest.mark.parametrize(
+    "options", [("--memory", "much"), ("--device", "tpu"), ("--policy", "nope"), ("--device-profile", "x9")]
+)
+def test_bad_options(cli: Cli, tmp_path: Path, options: tuple[str, str]) -> None:
+    ran = cli("train", write(tmp_path), "--out", tmp_path / "out", *options)
+    assert ran.code == 2 and ran.out == ""
+
+
+def test_a_signal_ends_the_run_at_a_step_and_keeps_its_results(tmp_path: Path) -> None:
+    file, out = write(tmp_path, [{"id": "a", "steps": 100_000}]), tmp_path / "out"
+    command = [sys.executable, "-m", "loramux_cli.main", "train", str(file), "--out", str(out), "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ.copy()) as started:
+        assert started.stderr is not None
+        for line in started.stderr:
+            if line.startswith(b"training"):
+                break
+        time.sleep(0.5)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=60) == 143
+    run = read_run(out)
+    assert list(run.jobs["final_state"]) == ["UNFINISHED"]
+    assert (out / "training.jsonl").read_text().count("\n") > 0
