@@ -28,6 +28,8 @@ _RENAMED: Final = {
     "dropout": "lora_dropout",
     "router_init_std": "router_init_range",
 }
+MAX_INTEGER: Final = 4096
+"""Of ranks and numbers of experts in a file: what a corrupt file may have us allocate stays small."""
 _SHARED: Final = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 """What attention and experts of one MixLoRA may have different."""
 _SAYS_NOTHING: Final = (
@@ -220,14 +222,20 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if bool in kinds and isinstance(value, bool):
         return value
     if not isinstance(value, bool):
-        if int in kinds and isinstance(value, int):
+        if int in kinds and isinstance(value, int) and abs(value) <= MAX_INTEGER:
             return value
-        if float in kinds and (isinstance(value, int | float) or value == "inf"):
+        if float in kinds and (_finite(value) or (value, key) == ("inf", "entropy_threshold")):
             return float(value)
-        if tuple[int, ...] in kinds and isinstance(value, list) and all(type(item) is int for item in value):
+        whole = isinstance(value, list) and all(type(item) is int and abs(item) <= MAX_INTEGER for item in value)
+        if tuple[int, ...] in kinds and whole:
             return tuple(value)
-    words = {bool: "true or false", int: "an integer", float: "a number", tuple[int, ...]: "a list of integers"}
+    integer = f"an integer of at most {MAX_INTEGER}"
+    words = {bool: "true or false", int: integer, float: "a finite number", tuple[int, ...]: "a list of such integers"}
     raise _Bad(key, value, f"must be {' or '.join(words[kind] for kind in kinds)}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def _modules(key: str, value: Any) -> str | tuple[str, ...] | None:

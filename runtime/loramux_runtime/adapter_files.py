@@ -21,7 +21,9 @@ from torch import Tensor
 
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.adapter_config import parse_config, write_config
+from loramux_runtime.adapters import METHODS
 from loramux_runtime.model import FusedModel
+from loramux_runtime.slab import SlabLayout
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.filesafe import json_text
 
@@ -67,7 +69,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
         raise StateError(f"{folder}: the adapter cannot be written ({reason})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
 
 
 def read_adapter_config(path: str | Path) -> tuple[str, Any]:
@@ -93,11 +96,22 @@ def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int =
         raise _invalid([(folder, "", "must be a folder (no symlink)")])
     method, config = read_adapter_config(folder)
     try:
+        _plausible(folder / TENSORS, SlabLayout(METHODS[method].specs(config, model.base.sites)))
         adapter = model.new_adapter(job_id, method, config, seed=seed)
     except ValueError as error:
         raise _invalid([(folder / CONFIG, "", f"does not fit the base model: {error}")]) from error
     adapter.slab.load(read_tensors(folder / TENSORS, adapter.slab.named_parts()))
     return adapter
+
+
+def _plausible(path: Path, layout: SlabLayout) -> None:
+    """Refuse a configuration that asks for far more memory than the file can fill, before the memory is taken."""
+    try:
+        size = path.lstat().st_size
+    except OSError as error:
+        raise _invalid([(path, "", f"cannot be read ({error.strerror})")]) from error
+    if 4 * layout.size > 64 * size + (1 << 26):
+        raise _invalid([(path, "", f"has {size} bytes, but {CONFIG} asks for {4 * layout.size}")])
 
 
 def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

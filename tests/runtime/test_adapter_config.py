@@ -1,0 +1,269 @@
+"""adapter_config.json: every field round-trips; PEFT's, the oracle's and the authors' files are read; errors name keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_runtime.adapter_config import config_of, known_keys, parse_config, write_config
+from loramux_runtime.adapter_files import read_adapter_config
+from loramux_runtime.adapters import METHODS
+from loramux_runtime.adapters.dynmole.config import DynMoleConfig
+from loramux_runtime.adapters.lora.config import LoraConfig
+from loramux_runtime.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.adapters.mola.config import LoraMoeConfig, MolaConfig
+from loramux_traces.errors import InvalidInputError
+
+from .matrix import CASES
+from .oracle_cases import FOLDER
+
+MODULES = ("q_proj", "v_proj")
+
+EVERY_FIELD: dict[str, Any] = {
+    "lora": LoraConfig(rank=3, alpha=2.5, dropout=0.2, target_modules=MODULES, use_rslora=True, use_dora=True),
+    "mixlora": MixLoraConfig(
+        rank=3,
+        alpha=7.0,
+        dropout=0.3,
+        num_experts=5,
+        top_k=3,
+        expert_modules=("up_proj", "down_proj"),
+        attention=LoraConfig(
+            rank=2, alpha=3.0, dropout=0.1, target_modules=("o_proj",), use_rslora=True, use_dora=True
+        ),
+        router_aux_loss_coef=0.5,
+        router_init_std=0.1,
+        use_rslora=True,
+        use_dora=True,
+    ),
+    "mola": MolaConfig(
+        rank=3,
+        alpha=7.0,
+        dropout=0.3,
+        target_modules=MODULES,
+        num_experts=(2, 4, 6),
+        top_k=1,
+        router_aux_loss_coef=0.5,
+        use_rslora=True,
+    ),
+    "loramoe": LoraMoeConfig(
+        rank=3, alpha=7.0, dropout=0.3, target_modules="attention", num_experts=5, use_rslora=True
+    ),
+    "dynmole": DynMoleConfig(
+        rank=3,
+        alpha=7.0,
+        dropout=0.3,
+        target_modules="qv",
+        num_experts=5,
+        use_rslora=True,
+        entropy_threshold=float("inf"),
+        entropy_index=0.7,
+        entropy_eps=0.01,
+        keep_top_k=1,
+        top_p=0.4,
+        router_aux_loss_coef=0.5,
+        router_dyn_loss_coef=0.6,
+        inclusive_nucleus=True,
+        renormalise=True,
+        normalised_entropy=False,
+    ),
+}
+assert EVERY_FIELD.keys() == METHODS.keys()
+
+
+def _again(method: str, config: Any) -> tuple[str, Any]:
+    text = json.dumps(write_config(method, config, MODULES, "base"), allow_nan=False)
+    return parse_config(text, "adapter_config.json")
+
+
+@pytest.mark.parametrize("method", EVERY_FIELD)
+def test_every_field_round_trips(method: str) -> None:
+    config, default = EVERY_FIELD[method], METHODS[method].config_type()
+    for field in fields(config):
+        assert getattr(config, field.name) != getattr(default, field.name), "the test must change it"
+    assert _again(method, config) == (method, config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_round_trips(name: str) -> None:
+    method, config = CASES[name]
+    if method == "lora":  # PEFT knows no presets: the file lists the linears
+        config = replace(config, target_modules=MODULES)
+    assert _again(method, config) == (method, config)
+
+
+def test_no_attention_is_not_the_default_attention() -> None:
+    assert _again("mixlora", MixLoraConfig(attention=None))[1].attention is None
+    assert _again("mixlora", MixLoraConfig())[1] == MixLoraConfig()
+
+
+def test_a_lora_file_is_what_peft_writes() -> None:
+    document = write_config("lora", LoraConfig(rank=4, alpha=8.0), MODULES, "the/base")
+    assert document == {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "the/base",
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.05,
+        "target_modules": ["q_proj", "v_proj"],
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    from peft import LoraConfig as PeftConfig
+
+    full = PeftConfig(r=4, lora_alpha=8, target_modules=list(MODULES)).to_dict()
+    full = {key: sorted(value) if isinstance(value, set) else value for key, value in full.items()}
+    assert parse_config(json.dumps(full), "")[1] == LoraConfig(rank=4, alpha=8.0, dropout=0.0, target_modules=MODULES)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_oracles_files_are_read(path: Path) -> None:
+    document = json.loads(path.read_text())
+    given = {key: value for key, value in document.items() if key in known_keys(document["method"])}
+    method, config = config_of(given, str(path))
+    assert (method, config.rank, config.alpha) == (document["method"], document["r"], document["lora_alpha"])
+
+
+def test_the_oracles_mixlora() -> None:
+    method, config = read_adapter_config(Path(__file__).parents[1] / "oracle" / "mixlora.json")
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert (method, config) == (
+        "mixlora",
+        MixLoraConfig(rank=4, alpha=8.0, attention=LoraConfig(rank=4, alpha=8.0, target_modules=attention)),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_and_null_keys_take_the_defaults(method: str) -> None:
+    default = METHODS[method].config_type()
+    assert parse_config(json.dumps({"peft_type": method.upper()}), "") == (method, default)
+    nulls = {key: None for key in known_keys(method) if key not in ("peft_type", "attention_lora")}
+    assert parse_config(json.dumps({**nulls, "peft_type": method}), "") == (method, default)
+
+
+def test_what_the_authors_tools_write() -> None:
+    """MoE-PEFT: linears with booleans, `expert_lora` for what the experts have different."""
+    document = {
+        "peft_type": "MIXLORA",
+        "routing_strategy": "mixlora",
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "b",
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.1,
+        "use_dora": False,
+        "use_rslora": True,
+        "target_modules": {"q_proj": True, "k_proj": False, "gate_proj": True, "up_proj": False, "down_proj": True},
+        "expert_lora": {"r": 4, "lora_alpha": 8, "use_rslora": False, "bias": "none", "task_type": "CAUSAL_LM"},
+        "num_experts": 6,
+        "top_k": 3,
+        "router_init_range": 0.5,
+        "router_loss": False,
+        "act_fn": None,
+        "jitter_noise": 0.0,
+    }
+    assert config_of(document, "")[1] == MixLoraConfig(
+        rank=4,
+        alpha=8.0,
+        dropout=0.1,
+        num_experts=6,
+        top_k=3,
+        expert_modules=("gate_proj", "down_proj"),
+        attention=LoraConfig(rank=8, alpha=16.0, dropout=0.1, target_modules=("q_proj",), use_rslora=True),
+        router_init_std=0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("modules", "experts", "attention"),
+    [
+        ("all-linear", 3, "attention"),
+        ("mlp", 3, None),
+        (["gate_up_proj", "qkv_proj"], 2, ("qkv_proj",)),
+        (["up_proj"], 1, None),
+    ],
+)
+def test_target_modules_of_mixlora(modules: Any, experts: int, attention: Any) -> None:
+    config = config_of({"method": "mixlora", "target_modules": modules}, "")[1]
+    assert len(config.expert_modules) == experts
+    assert (config.attention and config.attention.target_modules) == attention
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({}, "peft_type"),
+    ({"peft_type": "IA3"}, "column peft_type: .*IA3.* must be one of lora, mixlora"),
+    ({"method": 3}, "column method"),
+    ({"method": "lora", "r": "4"}, "column r: .* must be an integer"),
+    ({"method": "lora", "r": True}, "column r: .* must be an integer"),
+    ({"method": "lora", "r": 4.0}, "column r"),
+    ({"method": "lora", "r": 10**9}, "column r: .* must be an integer of at most 4096"),
+    ({"method": "mola", "num_experts": [2, 10**9]}, "column num_experts"),
+    ({"method": "mola", "router_aux_loss_coef": 10**400}, "column router_aux_loss_coef"),
+    ({"method": "lora", "r": 0}, "rank must be at least 1"),
+    ({"method": "lora", "lora_alpha": -1}, "alpha"),
+    ({"method": "lora", "lora_dropout": 1}, "dropout"),
+    ({"method": "lora", "use_dora": 1}, "column use_dora: .* must be true or false"),
+    ({"method": "lora", "target_modules": "q.*"}, "column target_modules"),
+    ({"method": "lora", "target_modules": [1]}, "column target_modules"),
+    ({"method": "lora", "target_modules": {"q_proj": 1}}, "column target_modules"),
+    ({"method": "lora", "rank_pattern": {"q_proj": 3}}, "column rank_pattern"),
+    ({"method": "lora", "bias": "all"}, "column bias"),
+    ({"method": "lora", "modules_to_save": ["lm_head"]}, "column modules_to_save"),
+    ({"method": "lora", "layers_to_transform": [1]}, "column layers_to_transform"),
+    ({"method": "lora", "num_experts": 8}, "column num_experts"),
+    ({"method": "lora", "top_k": 2}, "column top_k"),
+    ({"method": "mixlora", "top_k": 9}, "top_k"),
+    ({"method": "mixlora", "num_experts": [4, 4]}, "column num_experts"),
+    ({"method": "mixlora", "target_modules": ["q_proj"]}, "column target_modules"),
+    ({"method": "mixlora", "target_modules": ["up_proj", "q_proj"], "attention_lora": None}, "attention_lora"),
+    ({"method": "mixlora", "attention_lora": 3}, "column attention_lora"),
+    ({"method": "mixlora", "attention_lora": {"rank": 3}}, r"column attention_lora\.rank"),
+    ({"method": "mixlora", "attention_lora": {"r": "3"}}, "column r"),
+    ({"method": "mixlora", "expert_lora": {"target_modules": ["x"]}}, r"column expert_lora\.target_modules"),
+    ({"method": "mixlora", "jitter_noise": 0.1}, "column jitter_noise"),
+    ({"method": "mola", "num_experts": [2, "4"]}, "column num_experts"),
+    ({"method": "mola", "num_experts": []}, "num_experts"),
+    ({"method": "loramoe", "top_k": 2}, "column top_k"),
+    ({"method": "dynmole", "top_k": 3}, "column top_k"),
+    ({"method": "dynmole", "entropy_index": 1.001}, "entropy_index"),
+    ({"method": "dynmole", "top_p": "0.5"}, "column top_p: .* must be a finite number"),
+    ({"routing_strategy": "mixlora-switch"}, "column routing_strategy"),
+]
+
+
+@pytest.mark.parametrize(("document", "words"), BAD, ids=lambda value: str(value)[:50])
+def test_a_wrong_key_is_named(document: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        parse_config(json.dumps(document), "some/adapter_config.json")
+    assert "some/adapter_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '"lora"',
+        '{"method": "lora", "lora_alpha": NaN}',
+        '{"r": 1, "r": 2}',
+        "[" * 100_000,
+        "\ud800",
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_what_is_not_a_json_object_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="JSON"):
+        parse_config(text.encode("utf-8", "surrogatepass"), "f")
