@@ -52,6 +52,7 @@ def train_command(
 ) -> None:
     """Train many adapters in one fused step over one frozen base model, each as if it were alone."""
     from loramux_cli import running
+    from loramux_traces.errors import StateError
     from loramux_traces.runfolder import prepare_folder
 
     _need_torch()
@@ -100,6 +101,10 @@ def train_command(
         for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
             typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
         typer.echo(f"adapters and results are in {out}", err=True)
+    for problem in run.unsaved:
+        typer.echo(f"loramux: {problem}", err=True)
+    if run.unsaved:
+        raise typer.Exit(StateError.exit_code)
     if result.stopped_by is not None:
         raise typer.Exit(128 + result.stopped_by)
     if result.hopeless:

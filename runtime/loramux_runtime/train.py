@@ -33,7 +33,7 @@ from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
 from loramux_runtime.model import FusedModel
 from loramux_runtime.times import Times
 from loramux_runtime.training_job import TrainingJob
-from loramux_traces.errors import UsageError
+from loramux_traces.errors import StateError, UsageError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import empty_timeline, summarise
 
@@ -108,6 +108,8 @@ class TrainRun:
         self.steps: list[tuple[float, float]] = []
         self._on_step = on_step
         self.notes: list[str] = []
+        self.unsaved: list[str] = []
+        """Jobs whose adapter could not be written, and why."""
         for job in file.jobs:
             _check_adapter(job, base)
         tokenizer = load_tokenizer(file.base.path)
@@ -212,7 +214,10 @@ class TrainRun:
             self.scores[job.job_id] = {"before": first._asdict(), "after": last._asdict()}
         if self._adapters_dir is not None and not training.diverged:
             training.optimizer.to("cpu")
-            save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
+            try:
+                save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
+            except StateError as error:  # a full disk costs this job its file, not the others their training
+                self.unsaved.append(f"{job.job_id}: {error}")
 
 
 def _check_adapter(job: TrainJob, base: BaseModel) -> None:

@@ -148,3 +148,21 @@ def test_a_signal_ends_the_run_at_a_step_and_keeps_its_results(tmp_path: Path) -
     run = read_run(out)
     assert list(run.jobs["final_state"]) == ["UNFINISHED"]
     assert (out / "training.jsonl").read_text().count("\n") > 0
+
+
+def test_an_adapter_that_cannot_be_written_costs_the_others_nothing(cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    from loramux_runtime import train
+    from loramux_traces.errors import StateError
+
+    save = train.save_adapter
+
+    def full(adapter: Any, folder: Path, name: str) -> None:
+        if adapter.job_id == "b":
+            raise StateError(f"{folder}: the adapter cannot be written (No space left on device)")
+        save(adapter, folder, name)
+
+    monkeypatch.setattr(train, "save_adapter", full)
+    out = tmp_path / "out"
+    ran = cli("train", write(tmp_path), "--out", out, "--device", "cpu")
+    assert ran.code == 6 and "No space left" in ran.err
+    assert (out / "adapters" / "a").is_dir() and len(read_run(out).jobs) == 2
