@@ -19,7 +19,7 @@ NO_PACKAGES := { echo 'loramux: the packages could not be installed (see above);
 help:
 	@echo 'make demo    install the simulator (no torch) and draw charts of the sample trace into demo/plots'
 	@echo 'make runtime add torch and transformers, for loramux train'
-	@echo 'make test    install the development tools and run the tests'
+	@echo 'make test    install torch and the development tools, and run the tests'
 	@echo 'make check   format, lint, types, import contracts, then the tests'
 	@echo 'make gpu     everything that needs a GPU (torch 2.11+, transformers 5.17+): tests and benchmarks into $(GPU_OUT)'
 	@echo 'make clean   remove what make made, .venv included'
@@ -70,6 +70,6 @@ $(RUNTIME): pyproject.toml constraints.txt | .venv/bin/pip
 	@touch $(BASE) $@
 
 $(DEV): pyproject.toml constraints.txt | .venv/bin/pip
-	@echo 'installing loramux and its development tools into .venv (once)'
+	@echo 'installing loramux, torch and the development tools into .venv (once)'
 	@$(PIP) -e '.[dev]' || $(NO_PACKAGES)
 	@touch $(BASE) $@

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.base_model import BaseModel
-from loramux_runtime.kernels.dropout import keep_mask, row_keys, site_key, threshold
+from loramux_runtime.kernels.dropout import DropKey, row_keys, site_key, threshold
 from loramux_runtime.packing import IGNORED, MicroBatch
 
 from .matrix import wide_norms
@@ -85,7 +85,7 @@ class Reference:
         if self.keys is None or p == 0:
             return x
         limit = torch.tensor([[threshold(p)]], dtype=torch.int32)
-        return x * keep_mask(self.keys, site_key(layer, name), x.shape[-1], limit) / (1 - p)
+        return x * DropKey(self.keys, site_key(layer, name), limit).mask(x.shape[-1]) / (1 - p)
 
     def note(self, layer: int, name: str, p: Tensor, w: Tensor) -> None:
         """Remember a router's answers."""

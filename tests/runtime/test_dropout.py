@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_runtime.kernels.dropout import keep_mask, row_keys, site_key, threshold
+from loramux_runtime.kernels.dropout import DropKey, row_keys, site_key, threshold
 from loramux_runtime.packing import Part
 
 from .matrix import batch, fused, parts, shaken
@@ -23,7 +23,7 @@ def _mask(
     """[ROWS, CHANNELS]: positions `first` on of one sample."""
     keys = row_keys(seed, step, np.full(ROWS, sample), np.arange(first, first + ROWS))
     limit = torch.tensor([[threshold(p)]], dtype=torch.int32)
-    return keep_mask(torch.from_numpy(keys), site_key(layer, name), CHANNELS, limit)
+    return DropKey(torch.from_numpy(keys), site_key(layer, name), limit).mask(CHANNELS)
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

@@ -33,11 +33,9 @@ def _base(family: str, dtype: Any = "fp32") -> BaseModel:
 
 
 def _jobs(model: FusedModel, *, fresh: bool) -> list[Part]:
-    """All cases whose linears this base has."""
+    """All cases."""
     found = []
     for i, name in enumerate(NAMES):
-        if name == "rslora" and "q_proj" not in {site.name for site in model.base.sites.sites}:
-            continue
         adapter = model.new_adapter(name, *case(name)) if fresh else shaken(model, name, dropout=0.1)
         found.append(Part(adapter=adapter, batch=batch((19, 2 + i), i)))
     return found
