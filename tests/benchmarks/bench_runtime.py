@@ -83,9 +83,7 @@ def bench_peft(repeats: int) -> list[Lines]:
     state = {name: value.clone() for name, value in base.hf.state_dict().items()}
     rows = mixed_rows(EIGHT_JOBS)
     for dropout in (0.05, 0.0):
-        jobs = [
-            ("lora", LoraConfig(rank=r, alpha=2 * r, dropout=dropout)) for r in (8, 16) * (len(EIGHT_JOBS) // 2)
-        ]
+        jobs = [("lora", LoraConfig(rank=r, alpha=2 * r, dropout=dropout)) for r in (8, 16) * (len(EIGHT_JOBS) // 2)]
         runners = {
             "peft 0.21, padded": timed(Peft(state, jobs, rows, "padded")),
             "peft 0.21, packed": timed(Peft(state, jobs, rows, "packed")),

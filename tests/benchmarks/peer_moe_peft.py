@@ -53,7 +53,11 @@ def main(path: str) -> None:
     optimizers = []
     for i, job in enumerate(work["jobs"]):
         name = f"job-{i}"
-        model.init_adapter(MixLoraConfig.from_config({"name": name, "task_name": "casual", "routing_strategy": "mixlora", **job}).check())
+        model.init_adapter(
+            MixLoraConfig.from_config(
+                {"name": name, "task_name": "casual", "routing_strategy": "mixlora", **job}
+            ).check()
+        )
         own = [p for p in model.get_adapter_weight_dict(name).values() if p.requires_grad]
         optimizers.append(torch.optim.AdamW(own, lr=work["lr"]))
     longest = max(len(row) for job in work["rows"] for row in job)

@@ -18,7 +18,13 @@ class Peft:
     other in one row with position ids that start again (use_cache=False: otherwise sdpa attends across them).
     """
 
-    def __init__(self, base_state: dict[str, torch.Tensor], jobs: list[tuple[str, Any]], rows: Rows, form: Literal["padded", "packed"]) -> None:
+    def __init__(
+        self,
+        base_state: dict[str, torch.Tensor],
+        jobs: list[tuple[str, Any]],
+        rows: Rows,
+        form: Literal["padded", "packed"],
+    ) -> None:
         import peft
         from transformers import AutoModelForCausalLM
 

@@ -1,1 +1,2 @@
-def profile_step(name): return {}
+def profile_step(name):
+    return {}

@@ -88,7 +88,9 @@ class LowRank:
         used = weights.shape[1] * self.rank
         out = torch.empty_like(narrow, memory_format=torch.contiguous_format)
         out[:, used:] = 0
-        torch.mul(narrow[:, :used].unflatten(1, (-1, self.rank)), factor, out=out[:, :used].unflatten(1, (-1, self.rank)))
+        torch.mul(
+            narrow[:, :used].unflatten(1, (-1, self.rank)), factor, out=out[:, :used].unflatten(1, (-1, self.rank))
+        )
         return out
 
     def weight_grad(self, d_v: Tensor, u: Tensor, weights: Tensor) -> Tensor:
