@@ -49,7 +49,7 @@ def grouped_narrow(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
 
 
 def grouped_add_(y: Tensor, x: Tensor, weight: Tensor, offs: Tensor) -> None:
-    """y [N, M] += rows of group g times `weight[g]`, x [N, K], weight [G, K, M]; one group in one GEMM, no sum after."""
+    """y [N, M] += rows of group g times `weight[g]`, x [N, K], weight [G, K, M]; one group: inside its GEMM."""
     if weight.shape[0] == 1:
         y.addmm_(x, weight[0])
     else:

@@ -1,8 +1,8 @@
 """A frozen linear with the low-rank updates of every job in the step, forward and backward in one operation.
 
 y = W x + b, and for the rows of each group  y += (s * w * (A drop(x))) B  with w the routing weights of a plug-in
-mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or 1. Saved for the backward pass: x
-(shared with whoever else keeps it) and A x; dropped inputs are made again from their key.
+mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or 1. Saved for the backward pass:
+x (shared with whoever else keeps it) and A x; dropped inputs are made again from their key.
 """
 
 from __future__ import annotations
