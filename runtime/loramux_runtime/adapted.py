@@ -12,10 +12,10 @@ from loramux_runtime.adapters.base import Block, LinearPlan
 from loramux_runtime.adapters.dora import decompose, leaf, row_norms
 from loramux_runtime.context import StepContext, current_step
 from loramux_runtime.groups import JobGroup
-from loramux_runtime.kernels.experts import add_rows, set_rows
 from loramux_runtime.kernels.gated import gated
 from loramux_runtime.kernels.lowrank import Frozen, LowRank, Slices, adapted_linear
-from loramux_runtime.routing import router_logits
+from loramux_runtime.kernels.rows import add_rows
+from loramux_runtime.routing import Router, router_logits
 from loramux_runtime.stats import RouterStats
 
 
@@ -57,10 +57,10 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, n_in] -> [1, T, n_out]."""
         context = current_step()
-        rows = x[0]
+        rows = x.squeeze(0)  # a view both ways; x[0] has a gradient of zeros filled in and copied over
         updates: list[LowRank] = []
-        weights: list[Tensor | None] = []
         decomposed: list[JobGroup] = []
+        routed: list[tuple[int, JobGroup, LinearPlan]] = []
         for group in context.layout.groups:
             found = low_rank(group, self.layer, self.name)
             if found is None:
@@ -69,19 +69,19 @@ class AdaptedLinear(nn.Module):
             if plan.magnitude is not None:
                 decomposed.append(group)
                 continue
+            if plan.router is not None:
+                routed.append((len(updates), group, plan))
             updates.append(update)
-            weights.append(self._route(context, group, plan, rows))
+        weights: list[Tensor | None] = [None] * len(updates)
+        routers = [Router(group, plan.router or "", group.start) for _, group, plan in routed]
+        logits = router_logits(rows, context.anchor, routers)
+        for (i, group, plan), own in zip(routed, logits, strict=True):
+            weights[i] = group.method.route(group, plan.experts, own, context.stats)
         frozen = Frozen(weight=self.linear.weight, bias=self.linear.bias, slices=context.layout.slices)
         y = adapted_linear(rows, context.anchor, frozen, updates, weights)
         for group in decomposed:
             y = self._dora(context, group, rows, y)
         return y.unsqueeze(0)
-
-    def _route(self, context: StepContext, group: JobGroup, plan: LinearPlan, rows: Tensor) -> Tensor | None:
-        if plan.router is None:
-            return None
-        logits = router_logits(rows[group.start : group.end], context.anchor, group, plan.router)
-        return group.method.route(group, plan.experts, logits, context.stats)
 
     def _dora(self, context: StepContext, group: JobGroup, rows: Tensor, y: Tensor) -> Tensor:
         """Job by job: norms and magnitudes are each job's own."""
@@ -101,7 +101,8 @@ class AdaptedLinear(nn.Module):
                 dropped = adapted_linear(masked, context.anchor, frozen, [], []) / (1.0 - plan.dropout)
             slab = adapter.slab
             norms = row_norms(self.linear.weight, slab.param(plan.a), slab.param(plan.b), plan.scale)
-            y = add_rows(y, decompose(base, dropped, low, leaf(slab, plan.magnitude) / norms), segment.start)
+            delta = decompose(base, dropped, low, leaf(slab, plan.magnitude) / norms)
+            y = add_rows(y, [segment.start], [delta])
         return y
 
 
@@ -120,23 +121,25 @@ class AdaptedMlp(nn.Module):
         context = current_step()
         layout = context.layout
         if self.fused:
-            gate, up = self._project("gate_up_proj", x)[0].chunk(2, dim=-1)
+            gate, up = self._project("gate_up_proj", x).squeeze(0).chunk(2, dim=-1)
         else:
-            gate, up = self._project("gate_proj", x)[0], self._project("up_proj", x)[0]
+            gate, up = self._project("gate_proj", x).squeeze(0), self._project("up_proj", x).squeeze(0)
         groups = [group for group in layout.groups if group.method.has_block]
         if not groups:
             return self._project("down_proj", gated(gate, up, self.act, layout.slices).unsqueeze(0))
-        first = groups[0].start
-        a = gated(gate, up, self.act, _until(layout.slices, first))
-        after: list[tuple[int, Tensor]] = []
-        for group in groups:
-            span = slice(group.start, group.end)
+        # Split, not sliced: the pieces' gradients are put together once, a slice's is filled up with zeros to full size
+        sizes = [groups[0].start, *(group.n_rows for group in groups), layout.width - groups[-1].end]
+        hidden, gates, ups = (torch.split(rows, sizes) for rows in (x.squeeze(0), gate, up))
+        parts = [gated(gates[0], ups[0], self.act, _until(layout.slices, sizes[0]))] if sizes[0] else []
+        starts: list[int] = []
+        deltas: list[Tensor] = []
+        for i, group in enumerate(groups, 1):
             block = Block(
                 group=group,
                 layer=self.layer,
-                hidden=x[0, span],
-                gate=gate[span],
-                up=up[span],
+                hidden=hidden[i],
+                gate=gates[i],
+                up=ups[i],
                 act=self.act,
                 anchor=context.anchor,
                 stats=context.stats,
@@ -144,13 +147,13 @@ class AdaptedMlp(nn.Module):
                 linear=self._linear,
             )
             z, delta = group.method.block(block)
-            a = set_rows(a, z, group.start)
+            parts.append(z)
             if delta is not None:
-                after.append((group.start, delta))
-        y = self._project("down_proj", a.unsqueeze(0))[0]
-        for start, delta in after:
-            y = add_rows(y, delta, start)
-        return y.unsqueeze(0)
+                starts.append(group.start)
+                deltas.append(delta)
+        parts.append(gate.new_zeros(sizes[-1], gate.shape[1]))
+        y = self._project("down_proj", torch.cat(parts).unsqueeze(0)).squeeze(0)
+        return add_rows(y, starts, deltas).unsqueeze(0)
 
     def weight(self, name: str) -> Tensor:
         """Frozen weight of gate_proj, up_proj or down_proj."""

@@ -1,5 +1,9 @@
 """Jobs of one step whose adapters have the same structure: they share every grouped GEMM.
 
+In exact mode each job is a group of its own: everything that is computed for a group is then computed on one job's rows
+with plain GEMMs, so no bit depends on a peer, nothing is stacked and (CPU) a job's rows stay in the cache between
+operations. Frozen GEMMs, attention and loss go by rows and do not care.
+
 A group owns the stacked compute copies of its jobs' parameters (in the compute dtype, one group of a grouped GEMM per
 job) and hands gradients back to each job's own buffer.
 """
@@ -100,8 +104,11 @@ class JobGroup:
 
     def add_grad(self, key: str, grads: Tensor) -> None:
         """Add [jobs, *shape] to the jobs' gradients."""
-        for adapter, grad in zip(self.adapters, grads.unbind(0), strict=True):
-            adapter.slab.grad(key).add_(grad)
+        slabs = [adapter.slab.grad(key) for adapter in self.adapters]
+        if len(slabs) == 1:
+            slabs[0].add_(grads[0])
+        else:
+            torch._foreach_add_(slabs, list(grads.to(slabs[0].dtype).unbind(0)))
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
@@ -134,11 +141,11 @@ def group_by_structure(
     exact: bool,
     training: bool,
 ) -> tuple[JobGroup, ...]:
-    """Runs of adapters with equal structure (they are sorted by it)."""
+    """Runs of adapters with equal structure (they are sorted by it); in exact mode one group per job."""
     groups: list[JobGroup] = []
     start = 0
     for i in range(1, len(adapters) + 1):
-        if i == len(adapters) or adapters[i].structure != adapters[start].structure:
+        if exact or i == len(adapters) or adapters[i].structure != adapters[start].structure:
             groups.append(
                 JobGroup(
                     adapters[start:i],

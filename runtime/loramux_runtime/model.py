@@ -141,7 +141,7 @@ class FusedModel:
 
     def _hidden(self, layout: StepLayout) -> Tensor:
         out = self.base.hf.model(input_ids=layout.input_ids, position_ids=layout.positions, use_cache=False)
-        hidden: Tensor = out.last_hidden_state[0]
+        hidden: Tensor = out.last_hidden_state.squeeze(0)
         return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:

@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loramux_runtime.groups import JobGroup
+from loramux_runtime.kernels.grouped import grouped_narrow
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """The gates of one group on one input."""
+
+    group: JobGroup
+    key: str
+    """Of the gate in each job's slab."""
+    start: int
+    """Row of the input where the group begins."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """rows [n, n_in] of the group in fp32 -> [n, experts]."""
+        gates = [adapter.slab.param(self.key) for adapter in self.group.adapters]
+        if len(gates) == 1:
+            return grouped_narrow(rows, gates[0].unsqueeze(0), self.group.offs).contiguous()
+        # One dense GEMM against all gates and a pick of each row's own: a grouped fp32 GEMM may loop on the host (CUDA)
+        every = (rows @ torch.cat(gates).t()).view(len(rows) * len(gates), -1)
+        return every.index_select(0, self._own_cells(len(gates)))
+
+    def backward(self, rows: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of the rows; adds those of the gates."""
+        back = torch.empty_like(rows)
+        # Job by job: in one product the zeros of one job would meet another's NaN (0 * NaN)
+        for (a, b), adapter in zip(self.group.slices, self.group.adapters, strict=True):
+            adapter.slab.grad(self.key).addmm_(grad[a:b].t(), rows[a:b])
+            torch.mm(grad[a:b], adapter.slab.param(self.key), out=back[a:b])
+        return back
+
+    def _own_cells(self, jobs: int) -> Tensor:
+        own = self.group.job_of_row
+        return torch.arange(len(own), device=own.device) * jobs + own
 
 
 class _RouterLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, group: JobGroup, key: str) -> Tensor:
-        gates = [adapter.slab.param(key) for adapter in group.adapters]
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
-        ctx.group, ctx.key = group, key
-        wide = gates[0].dtype
-        if group.exact or len(gates) == 1:
-            out = torch.empty(x.shape[0], gates[0].shape[0], dtype=wide, device=x.device)
-            for (a, b), gate in zip(group.slices, gates, strict=True):
-                torch.mm(x[a:b].to(wide), gate.t(), out=out[a:b])
-            return out
-        # One dense GEMM against all gates and a pick of each row's own: a grouped fp32 GEMM may loop on the host (CUDA)
-        every = (x.to(wide) @ torch.cat(gates).t()).view(x.shape[0], len(gates), -1)
-        return every[torch.arange(x.shape[0], device=x.device), group.job_of_row]
+        ctx.routers = routers
+        return tuple(router.logits(_wide(x, router)) for router in routers)
 
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = outs
         (x,) = ctx.saved_tensors
-        group: JobGroup = ctx.group
-        gates = [adapter.slab.param(ctx.key) for adapter in group.adapters]
-        wide = gates[0].dtype
-        d_x = torch.empty_like(x)
-        # Job by job in every mode: in one product zeros of one job would meet another's NaN (0 * NaN)
-        for (a, b), gate, adapter in zip(group.slices, gates, group.adapters, strict=True):
-            d_x[a:b] = grad[a:b] @ gate
-            adapter.slab.grad(ctx.key).addmm_(grad[a:b].t(), x[a:b].to(wide))
-        return d_x, None, None, None
+        d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for router, grad in zip(ctx.routers, outs, strict=True):
+            back = router.backward(_wide(x, router), grad)
+            if d_x is not None:
+                d_x[router.start : router.start + len(grad)] = back
+        return d_x, None, None
 
 
-def router_logits(x: Tensor, anchor: Tensor, group: JobGroup, key: str) -> Tensor:
-    """Gate logits in fp32: x [rows of the group, n_in] -> [rows, experts]; the gates' gradients go to their slabs.
+def _wide(x: Tensor, router: Router) -> Tensor:
+    rows = x[router.start : router.start + router.group.n_rows]
+    return rows.to(router.group.adapters[0].slab.params.dtype)
 
+
+def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, ...]:
+    """Gate logits in fp32, x [N, n_in] -> [rows of the group, experts] by router; gates' gradients go to their slabs.
+
+    One operation for all routers of an input, so that its gradient is made once and not once per group at full size.
     x itself is kept for the backward pass, not its fp32 copy.
     """
-    result: Tensor = _RouterLogits.apply(x, anchor, group, key)  # type: ignore[no-untyped-call]
+    if not routers:
+        return ()
+    result: tuple[Tensor, ...] = _RouterLogits.apply(x, anchor, tuple(routers))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -55,10 +85,3 @@ def sum_per_job(values: Tensor, group: JobGroup) -> Tensor:
     """[rows, n] -> [jobs, n]: differentiable sums over each job's rows alone (a product with ones and zeros would carry
     one job's NaN to all)."""
     return torch.stack([values[a:b].sum(0) for a, b in group.slices])
-
-
-def rowwise(function: Callable[[Tensor], Tensor], values: Tensor, group: JobGroup) -> Tensor:
-    """A function of each row alone, applied in exact mode to one job's rows at a time."""
-    if not group.exact or len(group.slices) == 1:
-        return function(values)
-    return torch.cat([function(part) for part in torch.split(values, group.sizes)])

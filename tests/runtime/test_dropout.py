@@ -118,4 +118,4 @@ def test_dropout_changes_training_and_nothing_at_p_0() -> None:
     dropped, same = model.step([wet, still])
     assert same == alone and torch.equal(still.adapter.slab.grads, grads)
     assert dropped.loss != alone.loss
-    assert model.evaluate([wet])[0].loss == model.evaluate([still])[0].loss
+    assert model.score(wet.adapter, wet.batch).loss == model.score(still.adapter, still.batch).loss

@@ -10,6 +10,7 @@ model.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -59,23 +60,44 @@ def _channel_keys(channels: int, device: torch.device) -> Tensor:
 
 
 def threshold(p: float) -> int:
-    """An element is kept where its signed 32-bit hash is at least this: keeps a share 1 - p of all hashes."""
-    return min(round(p * (1 << 32)) - (1 << 31), (1 << 31) - 1)
+    """How many of 65,536 hashes drop an element: p to within 8e-6."""
+    return round(p * 65536)
 
 
-def keep_mask(rows: Tensor, site: int, channels: int, limit: Tensor) -> Tensor:
-    """rows [T] int32 keys, limit [T, 1] int32 thresholds -> [T, channels] bool, True where the element stays.
+def row_hashes(rows: Tensor, site: int) -> Tensor:
+    """rows [T] int32 keys -> [T, 1] int32: the site's row keys, decorrelated before the channels come in."""
+    h = (rows.unsqueeze(1) ^ site) * _MIX_1
+    return h ^ ((h >> 15) & 0x1FFFF)
 
-    Multiply-xorshift rounds of 32-bit integers: the same bits on every device. `>>` of signed integers copies the sign
-    down, hence the `&` (without it h ^ (h >> n) is never negative, and nothing is dropped). The last round ends with
-    its product, whose high bits, which the comparison goes by, are its best.
+
+def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+    """Masks as words: -1 where the element stays, 0 where it is dropped; `out` [T, C] int32 is filled and returned.
+
+    rows [T, 1] from `row_hashes`, channels [ceil(C / 2)] keys, `last` [T, 1] or [1, 1]: the largest 16-bit hash that
+    drops, scratch [2, T, ceil(C / 2)], all int32. Multiply-xorshift rounds of 32-bit integers: the same bits on every
+    device. One hash decides two channels, c by its upper and c + half by its lower 16 bits (half the passes). Words
+    instead of bools, because a comparison and a product with bools do not vectorise on CPU: 0.45 and 0.7 ns per
+    element; the `sub`, `>>` and `&` here take 0.3 together.
     """
-    h = (rows.unsqueeze(1) ^ site) * _MIX_1  # [T, 1]: decorrelates the rows before the channels come in
-    h = (h ^ ((h >> 15) & 0x1FFFF)) ^ _channel_keys(channels, rows.device)
+    half = len(channels)
+    h, other = scratch[0], scratch[1]
+    torch.bitwise_xor(rows, channels, out=h)
     h *= _MIX_2
-    h ^= (h >> 16) & 0xFFFF
+    h ^= torch.bitwise_right_shift(h, 16, out=other)
     h *= _MIX_1
-    return h >= limit
+    # `>>` carries the sign in: the upper bits of h ^ (h >> 15) are h's and its own sign's, no hash, and are not used
+    lower = torch.bitwise_right_shift(h, 15, out=other).bitwise_xor_(h).bitwise_and_(0xFFFF)
+    h >>= 16
+    torch.sub(last - 0x8000, h, out=out[:, :half])
+    torch.sub(last, lower[:, : out.shape[1] - half], out=out[:, half:])
+    out >>= 31
+    return out
+
+
+_WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK: Final = 1 << 17
+"""Elements whose mask is made and used at a time on CPU, so that the words stay in the cache: 1.2 ns per element; 1.7
+at 2^16 for the number of calls, 5 at 2^20 for the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +112,46 @@ class DropKey:
 
     def mask(self, channels: int) -> Tensor:
         """[N, channels] bool, True where the element stays."""
-        return keep_mask(self.rows, self.site, channels, self.limit)
+        out = torch.empty(len(self.rows), channels, dtype=torch.bool, device=self.rows.device)
+        for a, b, words in self._blocks(channels, 4):
+            torch.lt(words, 0, out=out[a:b])
+        return out
 
-    def apply(self, x: Tensor) -> Tensor:
-        """x [N, channels] with dropped elements zero, the others unscaled (so nothing is rounded)."""
-        return x * self.mask(x.shape[1])
+    def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x [N, channels] with dropped elements zero, the others unscaled (so nothing is rounded); `out` may be x."""
+        if out is None:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for a, b, words in self._blocks(x.shape[1], x.element_size()):
+            torch.bitwise_and(x[a:b].view(words.dtype), words, out=out[a:b].view(words.dtype))
+        return out
+
+    def apply_and_add(self, x: Tensor, back: Tensor, into: Tensor) -> Tensor:
+        """x with dropped elements zero, and the same mask on `back` [N, channels], which is added to `into`.
+
+        The backward pass needs both; the mask is made once. `back` is overwritten.
+        """
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for a, b, words in self._blocks(x.shape[1], x.element_size()):
+            torch.bitwise_and(x[a:b].view(words.dtype), words, out=out[a:b].view(words.dtype))
+            back[a:b].view(words.dtype).bitwise_and_(words)
+            into[a:b] += back[a:b]
+        return out
 
     def at(self, rows: Tensor) -> DropKey:
         """The masks of these rows [M] int64."""
-        return DropKey(self.rows[rows], self.site, self.limit if len(self.limit) == 1 else self.limit[rows])
+        limit = self.limit if len(self.limit) == 1 else self.limit.index_select(0, rows)
+        return DropKey(self.rows.index_select(0, rows), self.site, limit)
+
+    def _blocks(self, channels: int, width: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Row ranges with their masks, as words of `width` bytes."""
+        n, device = len(self.rows), self.rows.device
+        step = n if device.type != "cpu" else max(1, _BLOCK // channels)
+        rows, last = row_hashes(self.rows, self.site), self.limit - 1
+        keys = _channel_keys((channels + 1) // 2, device)
+        words = torch.empty(min(step, n), channels, dtype=torch.int32, device=device)
+        scratch = torch.empty(2, min(step, n), len(keys), dtype=torch.int32, device=device)
+        for a in range(0, n, max(1, step)):
+            b = min(n, a + step)
+            own = last if len(last) == 1 else last[a:b]
+            keep = keep_words(rows[a:b], keys, own, words[: b - a], scratch[:, : b - a])
+            yield a, b, keep if width == 4 else keep.to(_WORDS[width])

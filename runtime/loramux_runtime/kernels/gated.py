@@ -19,7 +19,8 @@ def activate(name: str, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
 
 
-def _activate_backward(name: str, grad: Tensor, x: Tensor) -> Tensor:
+def activate_backward(name: str, grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `activate` at x."""
     ops: Any = torch.ops.aten
     back: Tensor
     if name == "silu":
@@ -48,7 +49,7 @@ class _Gated(torch.autograd.Function):
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for a, b in ctx.slices:
             torch.mul(grad[a:b], activate(ctx.act, gate[a:b]), out=d_up[a:b])
-            d_gate[a:b] = _activate_backward(ctx.act, grad[a:b] * up[a:b], gate[a:b])
+            d_gate[a:b] = activate_backward(ctx.act, grad[a:b] * up[a:b], gate[a:b])
         for a, b in _gaps(ctx.slices, len(gate)):
             d_gate[a:b] = 0
             d_up[a:b] = 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.kernels.dropout import DropKey
-from loramux_runtime.kernels.grouped import grouped_outer, grouped_rows
+from loramux_runtime.kernels.grouped import grouped_add_, grouped_narrow, grouped_outer, grouped_rows
 
 Slices = tuple[tuple[int, int], ...]
 
@@ -81,14 +81,23 @@ class LowRank:
         return rows if self.drop is None else self.drop.apply(rows)
 
     def scaled(self, narrow: Tensor, weights: Tensor | None) -> Tensor:
-        out = narrow * self.scale
-        if weights is not None:
-            out = out * self.spread(weights, narrow.shape[1])
-        return out.to(narrow.dtype)
+        """[rows, width] times the scale and each expert's weight."""
+        if weights is None:
+            return (narrow * self.scale).to(narrow.dtype)
+        factor = (weights * self.scale).unsqueeze(2)
+        used = weights.shape[1] * self.rank
+        out = torch.empty_like(narrow, memory_format=torch.contiguous_format)
+        out[:, used:] = 0
+        torch.mul(
+            narrow[:, :used].view(len(narrow), -1, self.rank), factor, out=out[:, :used].view(len(out), -1, self.rank)
+        )
+        return out
 
-    def spread(self, weights: Tensor, width: int) -> Tensor:
-        wide = weights.repeat_interleave(self.rank, 1)
-        return torch.nn.functional.pad(wide, (0, width - wide.shape[1])) if wide.shape[1] < width else wide
+    def weight_grad(self, d_v: Tensor, u: Tensor, weights: Tensor) -> Tensor:
+        """Gradient of the routing weights [rows, experts]."""
+        product = (d_v.to(weights.dtype) * u)[:, : weights.shape[1] * self.rank]
+        total: Tensor = product.view(len(product), -1, self.rank).sum(2) * self.scale
+        return total
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -99,9 +108,8 @@ class _AdaptedLinear(torch.autograd.Function):
         y = frozen.forward(x) if frozen is not None else x.new_zeros(x.shape[0], updates[0].b.shape[1])
         narrow = []
         for update, w in zip(updates, weights, strict=True):
-            u = grouped_rows(update.inputs(x), update.a.transpose(1, 2), update.offs)
-            v = update.scaled(u, w)
-            y[update.start : update.end] += grouped_rows(v, update.b.transpose(1, 2), update.offs)
+            u = grouped_narrow(update.inputs(x), update.a, update.offs)
+            grouped_add_(y[update.start : update.end], update.scaled(u, w), update.b.transpose(1, 2), update.offs)
             narrow.append(u)
         ctx.save_for_backward(x, *narrow, *weights)
         ctx.frozen, ctx.updates = frozen, updates
@@ -119,22 +127,20 @@ class _AdaptedLinear(torch.autograd.Function):
             d_x = torch.zeros_like(x) if ctx.frozen is None else ctx.frozen.backward(grad)
         d_weights: list[Tensor | None] = []
         for update, u, w in zip(updates, narrow, weights, strict=True):
-            g = grad[update.start : update.end]
-            d_v = grouped_rows(g, update.b, update.offs)
-            v = update.scaled(u, w)
+            rows = slice(update.start, update.end)
+            g = grad[rows]
+            d_v = grouped_narrow(g, update.b.transpose(1, 2), update.offs)
+            d_b = grouped_outer(update.scaled(u, w), g, update.offs).transpose(1, 2)
             d_u = update.scaled(d_v, w)
-            dropped = update.inputs(x)
-            update.add_grads(grouped_outer(d_u, dropped, update.offs), grouped_outer(g, v, update.offs))
-            if d_x is not None:
-                back = grouped_rows(d_u, update.a, update.offs)
-                d_x[update.start : update.end] += back if update.drop is None else update.drop.apply(back)
-            if w is None:
-                d_weights.append(None)
+            if d_x is None:
+                dropped = update.inputs(x)
+            elif update.drop is None:
+                dropped = x[rows]
+                grouped_add_(d_x[rows], d_u, update.a, update.offs)
             else:
-                experts = w.shape[1]
-                product = (d_v * update.scale).to(w.dtype) * u
-                product = product[:, : experts * update.rank].reshape(len(product), experts, update.rank)
-                d_weights.append(product.sum(2).to(w.dtype))
+                dropped = update.drop.apply_and_add(x[rows], grouped_rows(d_u, update.a, update.offs), d_x[rows])
+            update.add_grads(grouped_outer(d_u, dropped, update.offs), d_b)
+            d_weights.append(None if w is None else update.weight_grad(d_v, u, w))
         return (d_x, None, None, None, *d_weights)
 
 

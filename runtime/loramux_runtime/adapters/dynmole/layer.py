@@ -11,7 +11,7 @@ from torch import Tensor
 from loramux_runtime.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.adapters.plugin import Plugin
 from loramux_runtime.groups import JobGroup
-from loramux_runtime.routing import rowwise, sum_per_job
+from loramux_runtime.routing import sum_per_job
 from loramux_runtime.stats import RouterStats
 
 
@@ -71,19 +71,15 @@ class DynMole(Plugin):
     def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = p * mask, not renormalised. Statistics: sums of p, of w, of the entropy and of the experts kept."""
         config: DynMoleConfig = group.config
-
-        def weigh(part: Tensor) -> Tensor:
-            p = torch.softmax(part, 1)
-            h = entropy(p, config)
-            kept = mask(p.detach(), h.detach(), config)
-            w = p * kept
-            if config.renormalise:
-                w = w / w.sum(1, keepdim=True).clamp_min(1e-20)
-            return torch.cat([w, p, h.unsqueeze(1), kept.sum(1, keepdim=True)], 1)
-
-        out = rowwise(weigh, logits, group)
+        p = torch.softmax(logits, 1)
+        h = entropy(p, config)
+        kept = mask(p.detach(), h.detach(), config)
+        w = p * kept
+        if config.renormalise:
+            w = w / w.sum(1, keepdim=True).clamp_min(1e-20)
+        out = torch.cat([w, p, h.unsqueeze(1), kept.sum(1, keepdim=True)], 1)
         stats.add(group.index, experts, sum_per_job(out, group))
-        return out[:, :experts]
+        return w
 
     def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
         """dyn_coef * mean(H) + aux_coef * E * sum_i f_i P_i with f_i the mean of w_i (it carries gradient)."""

@@ -21,9 +21,10 @@ from loramux_runtime.adapters.lora.layer import Lora, lora_specs
 from loramux_runtime.adapters.mixlora.config import FFN, MixLoraConfig
 from loramux_runtime.groups import JobGroup
 from loramux_runtime.kernels.dropout import DropKey
-from loramux_runtime.kernels.experts import ExpertUpdate, Slots, combine, make_slots, slot_update, token_update
+from loramux_runtime.kernels.expert_ffn import expert_ffn
+from loramux_runtime.kernels.experts import ExpertPair, Slots, combine, make_slots, slot_update, token_update
 from loramux_runtime.kernels.gated import gated
-from loramux_runtime.routing import router_logits, rowwise
+from loramux_runtime.routing import Router, router_logits
 from loramux_runtime.slab import FilePart, TensorSpec, multiple_of_8
 from loramux_runtime.stats import RouterStats
 
@@ -124,59 +125,52 @@ class MixLora(Method):
         """(rows for the frozen down-projection, what is added after it); see `Method.block`."""
         group, layer = block.group, block.layer
         config: MixLoraConfig = group.config
-        logits = router_logits(block.hidden, block.anchor, group, f"{layer}.gate")
-        p = rowwise(lambda part: torch.softmax(part, 1), logits, group)
+        (logits,) = router_logits(block.hidden, block.anchor, [Router(group, f"{layer}.gate", 0)])
+        p = torch.softmax(logits, 1)
         chosen, weights = top_k_weights(p, config.top_k)
         block.stats.add(group.index, config.num_experts, balance_stats(p, chosen, group))
-        slots = make_slots(chosen, group.job_of_row, len(group.adapters), config.num_experts)
-        w = weights.flatten()[slots.order]
-        gate = self._project(block, "gate_proj", block.gate, slots)
-        up = self._project(block, "up_proj", block.up, slots)
-        own = tuple((a * config.top_k, b * config.top_k) for a, b in group.slices)
-        a = gated(gate, up, block.act, own if group.exact else ((0, len(gate)),))
-        if "down_proj" not in config.expert_modules:
-            return combine(a, w, slots), None
-        if config.use_dora:
-            return self._dora_down(block, a, w, slots)
-        return combine(a, w, slots), slot_update(a, w, slots, self._update(block, "down_proj", slots))
+        slots = make_slots(chosen, group.job_of_row, group.offs, config.num_experts)
+        w = weights.flatten().index_select(0, slots.order)
+        pairs = [self._pair(block, name, slots) if name in config.expert_modules else None for name in FFN]
+        if not config.use_dora:
+            return expert_ffn(block.hidden, block.gate, block.up, w, slots, (pairs[0], pairs[1], pairs[2]), block.act)
+        gate = self._dora(block, "gate_proj", block.gate, slots, pairs[0])
+        up = self._dora(block, "up_proj", block.up, slots, pairs[1])
+        a = gated(gate, up, block.act, ((0, len(gate)),))
+        return combine(a, w, slots), self._dora_down(block, a, w, slots, pairs[2])
 
-    def _update(self, block: Block, name: str, slots: Slots) -> ExpertUpdate:
+    def _pair(self, block: Block, name: str, slots: Slots) -> ExpertPair:
         group, layer = block.group, block.layer
         configs = [adapter.config for adapter in group.adapters]
         rates = [c.dropout if group.training else 0.0 for c in configs]
         scales = [scale_of(c.alpha, c.rank, c.use_rslora) / (1.0 - p) for c, p in zip(configs, rates, strict=True)]
         column = group.column(scales, torch.promote_types(group.compute_dtype, torch.float32))
         key_a, key_b = f"{layer}.{name}.A", f"{layer}.{name}.B"
-        stacked = [group.stack(key).flatten(0, 1) for key in (key_a, key_b)]
-        jobs = len(group.adapters)
 
         def add_grads(d_a: Tensor, d_b: Tensor) -> None:
-            group.add_grad(key_a, d_a.view(jobs, -1, *d_a.shape[1:]))
-            group.add_grad(key_b, d_b.view(jobs, -1, *d_b.shape[1:]))
+            group.add_grad(key_a, d_a)
+            group.add_grad(key_b, d_b)
 
-        return ExpertUpdate(
-            a=stacked[0],
-            b=stacked[1],
-            scale=column if len(column) == 1 else column[slots.tokens],
+        return ExpertPair(
+            a=group.stack(key_a),
+            b=group.stack(key_b),
+            scale=column if len(column) == 1 else column.index_select(0, slots.tokens),
             drop=group.drop_key(rates, layer, name),
             add_grads=add_grads,
         )
 
-    def _project(self, block: Block, name: str, base: Tensor, slots: Slots) -> Tensor:
-        group = block.group
-        config: MixLoraConfig = group.config
-        if name not in config.expert_modules:
-            return base[slots.tokens]
-        update = self._update(block, name, slots)
-        if not config.use_dora:
-            return token_update(block.hidden, base, slots, update)
-        low_rank = token_update(block.hidden, None, slots, update)
+    def _dora(self, block: Block, name: str, base: Tensor, slots: Slots, pair: ExpertPair | None) -> Tensor:
+        """A projection's output by slot."""
+        shared = base.index_select(0, slots.tokens)
+        if pair is None:
+            return shared
         dropped = base
-        if update.drop is not None:
-            dropped = block.linear(name, _drop(block.hidden, update.drop), group.slices) * self._kept(group)
-        ratio = self._ratio(block, name)[slots.groups]
-        shared = base[slots.tokens]
-        return shared + decompose(shared, dropped[slots.tokens], low_rank, ratio)
+        if pair.drop is not None:
+            masked = _drop(block.hidden, pair.drop)
+            dropped = block.linear(name, masked, block.group.slices) * self._kept(block.group)
+        ratio = self._ratio(block, name).index_select(0, slots.groups)
+        low_rank = token_update(block.hidden, slots, pair)
+        return shared + decompose(shared, dropped.index_select(0, slots.tokens), low_rank, ratio)
 
     def _ratio(self, block: Block, name: str) -> Tensor:
         """m / |W + s B A| of every expert: [jobs * experts, n_out]."""
@@ -189,22 +183,20 @@ class MixLora(Method):
             ratios.append(leaf(slab, f"{key}.m") / norms)
         return torch.cat(ratios)
 
-    def _dora_down(self, block: Block, a: Tensor, w: Tensor, slots: Slots) -> tuple[Tensor, Tensor | None]:
+    def _dora_down(self, block: Block, a: Tensor, w: Tensor, slots: Slots, pair: ExpertPair | None) -> Tensor | None:
         """The frozen W2 on every slot as well: a scale per expert and output does not factor out of the sum."""
-        group = block.group
-        k = group.config.top_k
-        rows = tuple((start * k, end * k) for start, end in group.slices) if group.exact else ((0, len(a)),)
-        update = self._update(block, "down_proj", slots)
-        if update.drop is not None:
-            update = replace(update, drop=update.drop.at(slots.tokens))
-        each = torch.arange(len(a), device=a.device)
-        low_rank = token_update(a, None, Slots(each, each, each, slots.groups, slots.offs, 1), update)
-        base = block.linear("down_proj", a, rows)
-        dropped = base if update.drop is None else block.linear("down_proj", _drop(a, update.drop), rows)
-        column = self._kept(group)
-        dropped = dropped if update.drop is None else dropped * (column if len(column) == 1 else column[slots.tokens])
-        delta = decompose(base, dropped, low_rank, self._ratio(block, "down_proj")[slots.groups])
-        return combine(a, w, slots), combine(delta, w, slots)
+        if pair is None:
+            return None
+        rows = ((0, len(a)),)
+        base = dropped = block.linear("down_proj", a, rows)
+        if pair.drop is not None:
+            pair = replace(pair, drop=pair.drop.at(slots.tokens))
+            assert pair.drop is not None
+            column = self._kept(block.group)
+            column = column if len(column) == 1 else column.index_select(0, slots.tokens)
+            dropped = block.linear("down_proj", _drop(a, pair.drop), rows) * column
+        ratio = self._ratio(block, "down_proj").index_select(0, slots.groups)
+        return combine(decompose(base, dropped, slot_update(a, slots, pair), ratio), w, slots)
 
     @staticmethod
     def _kept(group: JobGroup) -> Tensor:

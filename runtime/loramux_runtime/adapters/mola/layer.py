@@ -12,7 +12,6 @@ from loramux_runtime.adapters.base import BaseSites
 from loramux_runtime.adapters.mola.config import LoraMoeConfig, MolaConfig
 from loramux_runtime.adapters.plugin import Plugin
 from loramux_runtime.groups import JobGroup
-from loramux_runtime.routing import rowwise
 from loramux_runtime.stats import RouterStats
 
 
@@ -32,7 +31,7 @@ class Mola(Plugin):
 
     def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = p over the k largest, divided by their sum; zero elsewhere."""
-        p = rowwise(lambda part: torch.softmax(part, 1), logits, group)
+        p = torch.softmax(logits, 1)
         chosen, weights = top_k_weights(p, group.config.top_k)
         if any(adapter.config.router_aux_loss_coef for adapter in group.adapters):
             stats.add(group.index, experts, balance_stats(p, chosen, group))
@@ -51,4 +50,4 @@ class LoraMoe(Plugin):
 
     def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = softmax(logits)."""
-        return rowwise(lambda part: torch.softmax(part, 1), logits, group)
+        return torch.softmax(logits, 1)
