@@ -32,17 +32,22 @@ class Router:
         every = (rows @ torch.cat(gates).t()).view(len(rows) * len(gates), -1)
         return every.index_select(0, self._own_cells(len(gates)))
 
-    def backward(self, rows: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the rows; adds those of the gates."""
+    def backward(self, rows: Tensor, grad: Tensor, d_rows: Tensor | None) -> None:
+        """Adds to the gates' gradients; writes that of the rows, where wanted."""
         gates = [adapter.slab.param(self.key) for adapter in self.group.adapters]
         if len(gates) == 1:
             self.group.adapters[0].slab.grad(self.key).addmm_(grad.t(), rows)
-            return grad @ gates[0]
+            if d_rows is not None and d_rows.dtype == grad.dtype:
+                torch.mm(grad, gates[0], out=d_rows)
+            elif d_rows is not None:
+                d_rows.copy_(grad @ gates[0])
+            return
         every = grad.new_zeros(len(rows) * len(gates), grad.shape[1])
         every.index_copy_(0, self._own_cells(len(gates)), grad)
         every = every.view(len(rows), -1)
         self.group.add_grad(self.key, (every.t() @ rows).view(len(gates), -1, rows.shape[1]))
-        return every @ torch.cat(gates)
+        if d_rows is not None:
+            d_rows.copy_(every @ torch.cat(gates))
 
     def _own_cells(self, jobs: int) -> Tensor:
         own = self.group.job_of_row
@@ -59,11 +64,16 @@ class _RouterLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        d_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        at = 0
         for router, grad in zip(ctx.routers, outs, strict=True):
-            back = router.backward(_wide(x, router), grad)
+            end = router.start + len(grad)
             if d_x is not None:
-                d_x[router.start : router.start + len(grad)] = back
+                d_x[at : router.start] = 0
+            router.backward(_wide(x, router), grad, None if d_x is None else d_x[router.start : end])
+            at = end
+        if d_x is not None:
+            d_x[at:] = 0
         return d_x, None, None
 
 

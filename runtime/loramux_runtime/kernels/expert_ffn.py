@@ -1,13 +1,13 @@
 """MixLoRA's FFN between the frozen projections, forward and backward in one operation.
 
-For every slot (token, chosen expert)  g = gate + s B1 A1 drop(x),  h = up + s B3 A3 drop(x),  a = act(g) h, and per token
-z = sum w a  (for the ONE frozen down-projection)  and  delta = sum w s B2 A2 drop(a).
+For every slot (token, chosen expert)  g = gate + s B1 A1 drop(x),  h = up + s B3 A3 drop(x),  a = act(g) h, and per
+token  z = sum w a  (for the ONE frozen down-projection)  and  delta = sum w s B2 A2 drop(a).
 
 - Where an input or an output is per token, all of a job's experts are one low-rank pair of width E r, in one GEMM per
   job, of which each slot takes its r columns: 4 times the FLOPs of a grouped GEMM with k = 2 of 8 experts, but nothing
   of width d is gathered or summed per slot, and a CPU core does 97 GFLOP/s 64 columns wide, 14 to 35 eight wide.
-- Kept for the backward pass: x, gate, up (which others keep as well) and [slots, r]. g, h and a, three tensors as wide as
-  the FFN per SLOT, are made again from them (a gather and a GEMM of depth r).
+- Kept for the backward pass: x, gate, up (which others keep as well) and [slots, r]. g, h and a, three tensors as wide
+  as the FFN per SLOT, are made again from them (a gather and a GEMM of depth r).
 - `index_select`, never `x[index]`: 0.3 against 1.6 ms for 2,048 x 1,376 (CPU).
 """
 
