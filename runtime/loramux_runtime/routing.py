@@ -32,14 +32,16 @@ class Router:
         every = (rows @ torch.cat(gates).t()).view(len(rows) * len(gates), -1)
         return every.index_select(0, self._own_cells(len(gates)))
 
-    def backward(self, rows: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the rows; adds those of the gates."""
-        back = torch.empty_like(rows)
+    def backward(self, rows: Tensor, grad: Tensor, d_rows: Tensor | None) -> None:
+        """Adds to the gates' gradients; writes that of the rows, where wanted."""
         # Job by job: in one product the zeros of one job would meet another's NaN (0 * NaN)
         for (a, b), adapter in zip(self.group.slices, self.group.adapters, strict=True):
+            gate = adapter.slab.param(self.key)
             adapter.slab.grad(self.key).addmm_(grad[a:b].t(), rows[a:b])
-            torch.mm(grad[a:b], adapter.slab.param(self.key), out=back[a:b])
-        return back
+            if d_rows is not None and d_rows.dtype == grad.dtype:
+                torch.mm(grad[a:b], gate, out=d_rows[a:b])
+            elif d_rows is not None:
+                d_rows[a:b] = grad[a:b] @ gate
 
     def _own_cells(self, jobs: int) -> Tensor:
         own = self.group.job_of_row
@@ -56,11 +58,16 @@ class _RouterLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        d_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        at = 0
         for router, grad in zip(ctx.routers, outs, strict=True):
-            back = router.backward(_wide(x, router), grad)
+            end = router.start + len(grad)
             if d_x is not None:
-                d_x[router.start : router.start + len(grad)] = back
+                d_x[at : router.start] = 0
+            router.backward(_wide(x, router), grad, None if d_x is None else d_x[router.start : end])
+            at = end
+        if d_x is not None:
+            d_x[at:] = 0
         return d_x, None, None
 
 
