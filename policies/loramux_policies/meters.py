@@ -71,6 +71,10 @@ class Meters:
         self.real_tokens[device_id] -= tokens
         self.computed_tokens[device_id] -= tokens
 
+    def no_steps(self, device_id: int, steps: float) -> None:
+        """So many steps were counted and did not take place, for the same reason."""
+        self.steps[device_id] -= steps
+
     def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
         """The device holds this much from now on."""
         self._memory[device_id] = expected_bytes

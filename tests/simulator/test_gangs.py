@@ -90,6 +90,20 @@ def test_tokens_of_a_gang_count_once_per_device(policy: str, options: dict[str, 
     assert tokens == pytest.approx(rows["tokens_done"].sum(), rel=1e-6)
 
 
+def test_steps_of_a_gang_are_those_it_made() -> None:
+    """Its free device waits for the busy one: the steps of that time are not made."""
+    gang = job("gang", 0.0, total_steps=500.0, micro_batch_size=4, num_gpus=2)
+    load = [job(f"b{i}", 0.0, total_steps=200.0, seq_len=900.0, micro_batch_size=4) for i in range(3)]
+    alone = simulate(trace_of(gang), "fifo", devices="2xl4", ideal=True).summary["steps"]
+    assert alone == pytest.approx(1000.0)
+    beside = simulate(trace_of(gang, *load), "best-fit", devices="2xl4", ideal=True)
+    assert beside.jobs["allocated_resources"].tolist().count("1") in (0, 3)  # one device is the gang's alone
+    assert beside.summary["steps"] == pytest.approx(1000.0, rel=1e-6)
+    # one after the other on a curve of processes: each makes its own
+    curve = simulate(trace_of(gang, *load), "ps", devices="2xl4", ideal=True, speedup_curve="none")
+    assert curve.summary["steps"] == pytest.approx(1000.0 + 3 * 200.0, rel=1e-6)
+
+
 def test_gangs_that_no_type_can_hold() -> None:
     trace = trace_of(job("a", 5.0, num_gpus=3), job("b", 0.0))
     result = simulate(trace, "fifo", devices="2xl4,2xa100-40g", events=True)
