@@ -214,7 +214,8 @@ def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
         fresh = [row for row in rows if (row[0], row[2]) not in told]
         if not fresh:
             continue
-        typer.echo(f"note: {name}: {s['failed']} jobs failed, {s['unschedulable']} never ran, for example", err=True)
+        counts = f"{s['failed']} jobs failed, {s['unschedulable']} fit no device, {s['rejected']} were turned away"
+        typer.echo(f"note: {name}: {counts}, for example", err=True)
         for job_id, state, reason in fresh[:3]:
             typer.echo(f"  {job_id}: {state}: {reason}", err=True)
         told |= {(job_id, reason) for job_id, _, reason in fresh}

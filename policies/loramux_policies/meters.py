@@ -92,6 +92,12 @@ class Meters:
             self._queue_t.append(now_s)
             self._queue_n.append(n_waiting)
 
+    def begin_window(self) -> None:
+        """The totals count from now on (every device has just been advanced to now)."""
+        for totals in (self.busy_s, self.real_tokens, self.computed_tokens, self.steps, self.memory_byte_s):
+            totals[:] = [0.0] * len(totals)
+        self.memory_peak[:] = self._memory
+
     def stats(self, capacities: list[float]) -> RunStats:
         """The totals of the run."""
         finite = [c for c in capacities if c != float("inf")]

@@ -175,6 +175,7 @@ class _Run:
         self.recorder = Recorder(specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline)
         self.progress = progress
         self.ended = 0
+        self.decided_warm = 0
         seats = float("inf") if options.max_resident is None else float(options.max_resident)
         self.ledgers = [
             Ledger(
@@ -294,6 +295,9 @@ class _Run:
     def play(self) -> RunResult:
         """Run and sum up."""
         arrivals: Iterator[Job] = self.intake.jobs(self.specs)
+        warm = int(self.options.warmup * len(self.specs))
+        if warm:
+            self.engine.at(self.specs[warm].submit_s, self._begin_window)
         with _rare_collections():
             self.engine.run(self.loop, arrivals)
         if self.progress is not None:
@@ -301,13 +305,13 @@ class _Run:
         self._check_nobody_starved()
         jobs = self.recorder.table()
         stats = self.meters.stats([ledger.capacity for ledger in self.ledgers])
-        stats.decisions = self.loop.decisions
+        stats.decisions = self.loop.decisions - self.decided_warm
         stats.notes = [*self.notes, *self._rate_notes()]
         counted = jobs
-        if self.options.warmup > 0.0 and len(jobs):
-            first = int(self.options.warmup * len(self.specs))
-            kept = {spec.job_id for spec in self.specs[first:]}
-            counted = jobs[jobs["job_id"].isin(kept)]
+        if warm:
+            counted = jobs[jobs["job_id"].isin({spec.job_id for spec in self.specs[warm:]})]
+            ended = float(jobs["finish_time"].max())
+            stats.window_s = max(0.0, ended - self.specs[warm].submit_s) if ended == ended else 0.0
         summary = summarise(counted, stats)
         devices = [
             {
@@ -334,6 +338,12 @@ class _Run:
             origin=weakest_origin(self.types),
             hopeless=self.intake.hopeless,
         )
+
+    def _begin_window(self, _: Any) -> None:
+        """The warm-up is over: what devices did until now is not in the statistics."""
+        self.engine.settle()
+        self.meters.begin_window()
+        self.decided_warm = self.loop.decisions
 
     def _check_nobody_starved(self) -> None:
         waiting = list(self.loop.queue)

@@ -36,7 +36,8 @@ class SimOptions:
     """`sorted`: every epoch takes the job's rows longest first, as ASPEN's released MinPad requires ("must sort"), so
     that rows of like length share a micro-batch. Step fidelity only."""
     warmup: float = 0.0
-    """Share of the jobs, by submission, left out of the statistics."""
+    """Share of the jobs, by submission, left out of the statistics. What devices do (tokens, busy share, memory, steps,
+    decisions) counts from the submission of the first job that is left, for whichever job they do it."""
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("packed", "padded"))

@@ -82,6 +82,14 @@ class RateEngine:
         """Run the whole trace."""
         self._loop = loop
         self._clock.run(loop, arrivals, self._flush)
+        self.settle()
+
+    def at(self, t_s: float, call: Callable[[Any], None]) -> None:
+        """Call back at that time."""
+        self._clock.at(t_s, call)
+
+    def settle(self) -> None:
+        """Bring every device's totals up to now."""
         for device in self.devices:
             self._touch(device)
 

@@ -93,6 +93,15 @@ class StepEngine:
         self._loop = loop
         self._clock.run(loop, arrivals, self._wake)
 
+    def at(self, t_s: float, call: Callable[[Any], None]) -> None:
+        """Call back at that time."""
+        self._clock.at(t_s, call)
+
+    def settle(self) -> None:
+        """Bring every device's totals up to now; a step counts where it began."""
+        for device in self.devices:
+            self._account(device)
+
     # -- what the loop asks for
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:

@@ -241,7 +241,7 @@ def test_a_rejected_job_is_no_failure(cli: Cli, trace: Path, tmp_path: Path) -> 
     ran = cli("simulate", "--trace", trace, "--policy-file", file, *FAST, "--json")
     assert ran.code == 0
     run = json.loads(ran.out)["runs"][0]
-    assert (run["completed"], run["unschedulable"]) == (0, 18)
+    assert (run["completed"], run["unschedulable"], run["rejected"]) == (0, 0, 18)
     assert run["turnaround_s"]["mean"] is None
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from loramux_policies import create
+from loramux_policies.job import Job
+from loramux_policies.scheduler import Scheduler
 from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
@@ -95,6 +97,51 @@ def test_warmup_leaves_out_the_first_jobs() -> None:
     assert later.summary["jobs"] == 5
     assert later.summary["turnaround_s"]["mean"] == pytest.approx(sum(10.0 * (i + 1) - i for i in range(5, 10)) / 5)
     assert whole.summary["turnaround_s"]["max"] == later.summary["turnaround_s"]["max"]
+
+
+@FIDELITIES
+@pytest.mark.parametrize("policy", ["fifo", "srtf"])
+def test_devices_count_from_the_end_of_the_warm_up(policy: str, fidelity: str) -> None:
+    """Half idle from 600 s on; what warm-up jobs do there counts, and what was done before does not."""
+    trace = sized([100.0] * 5 + [40.0] * 5, [0.0] * 5 + [600.0 + 80.0 * i for i in range(5)], seq_len=300.0)
+    options: dict[str, Any] = {"devices": "1xl4", "max_resident": 1, "ideal": True, "fidelity": fidelity}
+    whole, later = (simulate(trace, policy, warmup=warmup, **options).summary for warmup in (0.0, 0.5))
+    assert later["window_s"] == pytest.approx(later["makespan_s"]) == pytest.approx(360.0, rel=0.03)
+    assert later["gpu_busy_fraction"] == pytest.approx(200.0 / 360.0, rel=0.05)
+    assert whole["gpu_busy_fraction"] == pytest.approx(700.0 / 960.0, rel=0.05)
+    assert later["steps"] == pytest.approx(whole["steps"] * 2 / 7, rel=0.05)
+    assert later["effective_tokens_per_s"] / whole["effective_tokens_per_s"] == pytest.approx(
+        200 / 360 / (700 / 960), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("policy", ["fifo", "las", "exclusive"])
+@pytest.mark.parametrize("warmup", [0.3, 0.9])
+def test_no_device_is_busier_or_fuller_than_it_can_be(policy: str, warmup: float) -> None:
+    trace = trace_of(
+        *(job(f"j{i}", 3.0 * i, duration_s=60.0, seq_len=300.0, base_model="llama-2-7b") for i in range(20))
+    )
+    result = simulate(trace, policy, devices="2xa100-40g", warmup=warmup).summary
+    assert 0.5 < result["gpu_busy_fraction"] <= 1.0
+    assert 0.0 < result["memory_mean_bytes"] <= result["memory_peak_bytes"] <= result["memory_capacity_bytes"]
+
+
+def test_a_failure_that_ends_last_is_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The makespan ends with the last job completed; the device was busy beyond it."""
+    finish = Scheduler.finish
+
+    def fails(loop: Scheduler, job: Job) -> None:
+        if job.job_id == "b":
+            loop.fail(job, "fail", "made to fail")
+        else:
+            finish(loop, job)
+
+    monkeypatch.setattr(Scheduler, "finish", fails)
+    trace = trace_of(job("a", duration_s=10.0), job("b", duration_s=30.0))
+    result = simulate(trace, "exclusive", devices="1xl4").summary
+    assert (result["completed"], result["failed"]) == (1, 1)
+    assert result["window_s"] > result["makespan_s"]
+    assert result["gpu_busy_fraction"] <= 1.0
 
 
 # --- ties ---
