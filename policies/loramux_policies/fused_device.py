@@ -166,6 +166,7 @@ class FusedDevice(Generic[R]):
         "_seated",
         "_seating",
         "_spent",
+        "debts",
         "device_id",
         "ledger",
         "now_s",
@@ -198,6 +199,8 @@ class FusedDevice(Generic[R]):
         """None where every resident has a whole seat."""
         self._spent: dict[str, float] = {}
         """Processes: seconds had per share (fair queueing: the least goes next)."""
+        self.debts: dict[str, float] = {}
+        """Processes that load: seconds of it left, alone. Loading takes turns like steps do: the others go on."""
 
     def add(self, run: R) -> None:
         """The job takes part from the next step on."""
@@ -231,6 +234,7 @@ class FusedDevice(Generic[R]):
         if not turn.runs:
             del self.turns[self._turn_of(run)]
         self._spent.pop(job_id, None)
+        self.debts.pop(job_id, None)
         self.reseat()
         return run
 
@@ -248,6 +252,25 @@ class FusedDevice(Generic[R]):
             turn = turn.only({self._seated[i] for i in self._seating.at(round_)})
             if turn.runs:  # no round is without any
                 return turn
+
+    def load(self) -> float | None:
+        """Seconds that the process whose turn it is loads for, a step's worth at most; None where it has loaded."""
+        spent = self._spent
+        if self.phi is None or not spent:
+            return None
+        job_id = min(spent, key=spent.__getitem__)
+        debt = self.debts.get(job_id)
+        if debt is None:
+            return None
+        run = self.runs[job_id]
+        part = min(debt, run.cost.solo_step_s)
+        if part < debt:
+            self.debts[job_id] = debt - part
+        else:
+            del self.debts[job_id]
+        seconds = part / phi_at(self.phi, self.seats)
+        spent[job_id] += seconds / run.job.share
+        return seconds
 
     def next_step(self) -> FusedStep:
         """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
