@@ -29,6 +29,7 @@ from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices
 from loramux_simulator.options import SimOptions
 from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
+from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
 from loramux_simulator.step_engine import StepEngine
@@ -169,6 +170,7 @@ class _Run:
         ]
         self.sigmas = [log1p(model.upper_margin) / QUANTILE_99 for model in self.models]
         self.worst = [exp(4.0 * sigma) for sigma in self.sigmas]
+        self.predictions = Predictions(specs, options, oracle=policy.oracle)
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
@@ -202,7 +204,7 @@ class _Run:
             [self.type_of.count(i) for i in range(len(types))],
             oracle=policy.oracle,
             unschedulable=self.recorder.unschedulable,
-            predict=self._blurred if options.prediction_error > 0.0 and not options.ideal else None,
+            predict=self.predictions.steps if options.prediction_error > 0.0 and not options.ideal else None,
         )
 
     # -- parts
@@ -225,6 +227,7 @@ class _Run:
                 actual=None if options.ideal else self._actual_bytes,
                 charges=not options.ideal,
                 sorted_rows=options.row_order == "sorted",
+                stops=self.predictions.end_steps,
             )
         return RateEngine(
             self.type_of,
@@ -249,13 +252,14 @@ class _Run:
         fused = FusedPace(options.fusion)
         if policy.max_fused is None and type(policy).fuse is Policy.fuse:
             return fused
-        roll = RollOut(policy, lambda i: self.loop.fleet[i], options.seed, padded=options.fusion == "padded")
+        roll = RollOut(
+            policy,
+            lambda i: self.loop.fleet[i],
+            options.seed,
+            padded=options.fusion == "padded",
+            stops=self.predictions.end_steps,
+        )
         return WindowPace(roll, fused)
-
-    def _blurred(self, spec: JobSpec, declared: float) -> float:
-        """Predicted steps: the declared ones times a lognormal factor, one draw per job."""
-        error = NormalDist().inv_cdf(uniform(self.options.seed, spec.job_id, "prediction"))
-        return declared * exp(self.options.prediction_error * error)
 
     def _sigma(self, device_id: int) -> float:
         """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""

@@ -29,7 +29,8 @@ class SimOptions:
     """Replaces the step-time model by an aggregate rate: none, free, linear:SLOPE,MAX, or a CSV file n,phi."""
     seed: int = 0
     prediction_error: float = 0.0
-    """Sigma of the lognormal factor on every job's predicted length."""
+    """Sigma of the lognormal factor on every job's predicted length. It also adds to that of early-stop predictions
+    (`predictions.EARLY_STOP_SIGMA`): theirs is the root of the sum of both squares."""
     multi_gpu: MultiGpu = "gang"
     """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
     row_order: RowOrder = "shuffled"

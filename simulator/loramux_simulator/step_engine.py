@@ -67,6 +67,7 @@ class StepEngine:
         actual: Callable[[Job, float], float] | None = None,
         charges: bool = True,
         sorted_rows: bool = False,
+        stops: Callable[[Job], float | None] = lambda _: None,
     ) -> None:
         self._clock = Clock()
         self.devices = [
@@ -79,6 +80,8 @@ class StepEngine:
         """(newest job, expected dynamic bytes) -> actual dynamic bytes of a step."""
         self._charges = charges
         self._sorted_rows = sorted_rows
+        self._stops = stops
+        """Where early-stop prediction expects a job's end."""
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
@@ -110,7 +113,7 @@ class StepEngine:
         device = self.devices[devices[0]]
         cost = job.cost_on(device.type_index)
         self._account(device)
-        run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
+        run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows, stop_steps=self._stops(job))
         where, ends_s = self._in_step.get(job.job_id, (device, 0.0))  # kept: it may be paused again before then
         done = run.done_micro >= run.target_micro - STEP_SLACK
         if done or (ends_s > self.now_s and where is not device):
