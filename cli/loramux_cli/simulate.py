@@ -91,7 +91,7 @@ def simulate_command(
     results: list[tuple[str, RunResult]] = []
     for name in names:
         for number in range(seed, seed + seeds):
-            with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell:
+            with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell, running.prints_aside():
                 result = simulate(
                     jobs,
                     create(name),

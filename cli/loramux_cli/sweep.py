@@ -74,7 +74,7 @@ def sweep_command(
     )
     prepare_folder(out, force=force, resume=resume, also=("results.csv",))
     total = len(plan.points())
-    with _progress("sweep", total, quiet=quiet) as tell:
+    with _progress("sweep", total, quiet=quiet) as tell, running.prints_aside():
         table = sweep(plan, out=out, n_jobs=workers, resume=resume, progress=tell)
     if plots:
         from loramux_analysis.load import load as load_results

@@ -67,7 +67,7 @@ def train_command(
     if not quiet:
         typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
     base = open_base(file.base, where)
-    with _progress(file, quiet=quiet) as tell:
+    with _progress(file, quiet=quiet) as tell, running.prints_aside():
         run = TrainRun(
             file,
             create(policy),

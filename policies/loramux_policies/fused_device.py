@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
-from loramux_policies.errors import PolicyError
+from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.fuse_view import BaseTurn, FuseView, R, place
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
@@ -153,7 +153,8 @@ class FusedDevice(Generic[R]):
             step = self.policy.fuse(view)
         except PolicyError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             raise PolicyError(f"policy {name}: fuse() raised {type(error).__name__}: {error}") from error
         finally:
             view.open = False

@@ -6,9 +6,11 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Final
 
 import pandas as pd
@@ -147,7 +149,10 @@ def _run(
 
 
 def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
-    return point, run_point(plan, point)
+    if current_thread() is not main_thread():  # sys.stdout is the whole process's
+        return point, run_point(plan, point)
+    with redirect_stdout(sys.stderr):  # what a policy prints in a worker must not reach the command's stdout
+        return point, run_point(plan, point)
 
 
 def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
