@@ -44,10 +44,10 @@ def prints_aside() -> Iterator[None]:
 
 def load_trace(path: str | None) -> Trace:
     """The trace, or the shipped sample."""
+    from loramux_profiles.checked import read_checked
     from loramux_traces.data import sample_path
-    from loramux_traces.reader import read_trace
 
-    return read_trace(sample_path() if path is None else path)
+    return read_checked(sample_path() if path is None else path)
 
 
 def load_devices(text: str | None, profile: Path | None, *, sample: bool) -> tuple[DeviceProfile, ...]:

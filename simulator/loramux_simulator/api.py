@@ -115,9 +115,9 @@ def _policy(policy: Policy | type[Policy] | str) -> Policy:
 def _trace(trace: Trace | str | Path) -> Trace:
     if isinstance(trace, Trace):
         return trace
-    from loramux_traces.reader import read_trace
+    from loramux_profiles.checked import read_checked
 
-    return read_trace(trace)
+    return read_checked(trace)
 
 
 def _unseen(on_plan: OnPlan) -> OnPlan:
@@ -165,7 +165,14 @@ class _Run:
         self.type_of = [types.index(profile) for profile in profiles]
         self.curve: SpeedupCurve | None = None if options.speedup_curve is None else load_curve(options.speedup_curve)
         self.models = [
-            CostModel(profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve)
+            CostModel(
+                profile,
+                fusion=options.fusion,
+                copies=policy.copies,
+                ideal=options.ideal,
+                rates=self.curve,
+                folder=trace.folder,
+            )
             for profile in types
         ]
         self.sigmas = [log1p(model.upper_margin) / QUANTILE_99 for model in self.models]
