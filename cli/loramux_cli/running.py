@@ -36,6 +36,18 @@ def load_policies(names: Sequence[str] | None, files: Iterable[Path] | None) -> 
 
 
 @contextmanager
+def hold(out: Path | None) -> Iterator[None]:
+    """Keep other commands out of --out until this one ends; a folder that stays empty is removed again."""
+    from loramux_traces.locking import owned
+
+    if out is None:
+        yield
+        return
+    with owned(out):
+        yield
+
+
+@contextmanager
 def prints_aside() -> Iterator[None]:
     """What a policy prints goes to stderr: stdout is for results (once around a run, for it costs a call)."""
     with redirect_stdout(sys.stderr):

@@ -56,6 +56,15 @@ class SweepPlan:
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of `SimOptions` except the seed."""
 
+    def __post_init__(self) -> None:
+        """UsageError for what no run could be made of."""
+        points = self.points()
+        if len(set(points)) < len(points):
+            raise UsageError("a sweep must not name the same policy, load or seed twice")
+        for load in self.loads:
+            if load is not None and not 0.0 < load < float("inf"):
+                raise UsageError(f"load must be above 0, not {load}")
+
     def points(self) -> list[Point]:
         """All runs in the order of the table."""
         return [(policy, load, seed) for load in self.loads for policy in self.policies for seed in self.seeds]
@@ -110,8 +119,6 @@ def sweep(
     Raises what `simulate` raises, and StateError where `out` holds another sweep.
     """
     points = plan.points()
-    if len(set(points)) < len(points):
-        raise UsageError("a sweep must not name the same policy, load or seed twice")
     sources = plan.sources()
     done, before = _resume(plan, sources, out) if resume and out is not None else ({}, {})
     if out is not None:
@@ -131,6 +138,10 @@ def sweep(
             if out is not None and time.monotonic() - saved > SAVE_EVERY_S:
                 write_results(out / RESULTS, _table(points, done))
                 saved = time.monotonic()
+    except UsageError:
+        if out is not None and not done and not (out / RESULTS).exists():
+            (out / MANIFEST).unlink()  # nothing was run: leave nothing behind
+        raise
     finally:
         if out is not None and done:
             write_results(out / RESULTS, _table(points, done))
