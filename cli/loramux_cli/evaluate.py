@@ -279,7 +279,9 @@ def sensitivity(bench: Bench, workload: Workload) -> pd.DataFrame:
 
 @app.command("aspen")
 def aspen_command(
-    out: Annotated[Path, typer.Option(help="Folder for evaluation.md, evaluation.csv and the charts.")],
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.md, evaluation.csv and the charts.")] = Path(
+        "aspen-evaluation"
+    ),
     fidelity: Annotated[
         str,
         typer.Option(help="step (every fused step) or rate (rows shuffled: sorted ones have no constant rate)."),
@@ -292,35 +294,38 @@ def aspen_command(
 ) -> None:
     """ASPEN (arXiv 2312.02515): its 8 jobs under its policies and baselines, published and simulated side by side."""
     from loramux_analysis import aspen_evaluation as a
+    from loramux_cli import running
     from loramux_simulator import SimOptions
     from loramux_traces.filesafe import json_text, write_json
     from loramux_traces.runfolder import MANIFEST, prepare_folder
 
     SimOptions(fidelity=fidelity)  # type: ignore[arg-type]  # checked there
-    prepare_folder(out, force=force, also=FILES)
-    write_json(out / MANIFEST, {"schema_version": 1, "kind": "evaluation", "evaluation": "aspen", "argv": sys.argv})
-    bench = Bench(fidelity, (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)))
-    workload = Workload(scale=scale, seed=seed)
-    figures, runs = mixed(bench, workload)
-    figures += identical(bench, scale) + modelled()
-    table = a.compare(figures)
-    varied = sensitivity(bench, workload)
-    about = _about(fidelity, scale, seed, out)
-    foot = (
-        f"Simulated ({fidelity} fidelity); costs fitted to published figures or assumed, no GPU measured. "
-        "Published: arXiv 2312.02515"
-    )
-    a.write(out, table, about, varied, foot, why=WHY)
-    if as_json:
-        report: Mapping[str, Any] = {
-            "schema_version": 1, "order_holds": a.order_holds(table), "runs": runs, "table": a.records(table),
-            "claims": a.records(a.claims(table)), "sensitivity": a.records(varied), "assumptions": list(ASSUMPTIONS),
-        }  # fmt: skip
-        typer.echo(json_text(report, indent=2))
-    else:
-        _show(table, varied)
-    if not quiet:
-        typer.echo(f"written to {out / 'evaluation.md'}", err=True)
+    with running.hold(out):
+        prepare_folder(out, force=force, also=FILES)
+        write_json(out / MANIFEST, {"schema_version": 1, "kind": "evaluation", "evaluation": "aspen", "argv": sys.argv})
+        bench = Bench(fidelity, (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)))
+        workload = Workload(scale=scale, seed=seed)
+        figures, runs = mixed(bench, workload)
+        figures += identical(bench, scale) + modelled()
+        table = a.compare(figures)
+        varied = sensitivity(bench, workload)
+        about = _about(fidelity, scale, seed, out)
+        foot = (
+            f"Simulated ({fidelity} fidelity); costs fitted to published figures or assumed, no GPU measured. "
+            "Published: arXiv 2312.02515"
+        )
+        a.write(out, table, about, varied, foot, why=WHY)
+        if as_json:
+            report: Mapping[str, Any] = {
+                "schema_version": 1, "order_holds": a.order_holds(table), "runs": runs, "table": a.records(table),
+                "claims": a.records(a.claims(table)), "sensitivity": a.records(varied),
+                "assumptions": list(ASSUMPTIONS),
+            }  # fmt: skip
+            typer.echo(json_text(report, indent=2))
+        else:
+            _show(table, varied)
+        if not quiet:
+            typer.echo(f"written to {out / 'evaluation.md'}", err=True)
 
 
 def _about(fidelity: str, scale: float, seed: int, out: Path) -> list[str]:

@@ -15,7 +15,7 @@ from loramux_cli import evaluate, plot, policies, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
-from loramux_traces.errors import LoramuxError
+from loramux_traces.errors import Interrupted, LoramuxError
 
 EXIT_INTERNAL = 1
 EXIT_SIGINT = 130
@@ -52,7 +52,7 @@ def simulate_main(argv: Sequence[str] | None = None) -> None:
     _run(simulate_app, argv)
 
 
-class _Stopped(BaseException):
+class _Stopped(Interrupted):
     """A signal arrived. Not KeyboardInterrupt: libraries that catch it would end the program in ways of their own."""
 
     signal = 0

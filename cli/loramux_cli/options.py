@@ -39,7 +39,10 @@ SpeedupCurve = Annotated[
 ]
 PredictionError = Annotated[float, typer.Option(help="Sigma of the lognormal error on predicted job lengths.")]
 MultiGpu = Annotated[str, typer.Option(help="Jobs that want several devices: gang (all or nothing) or drop.")]
-Warmup = Annotated[float, typer.Option(help="Share of the jobs, by submission, left out of the statistics.")]
+Warmup = Annotated[
+    float,
+    typer.Option(help="Share of the jobs, by submission, before the statistics (of jobs and devices) begin."),
+]
 Seeds = Annotated[int, typer.Option(min=1, max=100000, help="How many seeds (0, 1, ...).")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

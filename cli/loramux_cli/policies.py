@@ -14,12 +14,15 @@ def policies_command(
     as_json: o.AsJson = False,
 ) -> None:
     """List the policies: one line each, their parameters, and whether they preempt."""
+    from loramux_cli.running import prints_aside
     from loramux_policies.registry import broken, find, load_file, names, parameters
 
-    for file in policy_file or ():
-        load_file(file)
+    with prints_aside():
+        for file in policy_file or ():
+            load_file(file)
+        listed = names()
     rows = []
-    for name in names():
+    for name in listed:
         cls = find(name)
         line = (cls.__doc__ or "").strip().splitlines()
         given = {key: p.default for key, p in parameters(cls).items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,42 @@ def load_policies(names: Sequence[str] | None, files: Iterable[Path] | None) -> 
     """Load the policy files and check every name; the default is fifo and aspen, or what the files define."""
     from loramux_policies.registry import create, load_file
 
-    defined = [name for file in files or () for name in load_file(file)]
-    chosen = list(names or defined or DEFAULT_POLICIES)
-    repeated = sorted({name for name in chosen if chosen.count(name) > 1})
-    if repeated:
-        raise UsageError(f"policy given twice: {', '.join(repeated)}")
-    for name in chosen:
-        create(name)
+    with prints_aside():
+        defined = [name for file in files or () for name in load_file(file)]
+        chosen = list(names or defined or DEFAULT_POLICIES)
+        repeated = sorted({name for name in chosen if chosen.count(name) > 1})
+        if repeated:
+            raise UsageError(f"policy given twice: {', '.join(repeated)}")
+        for name in chosen:
+            create(name)
     return chosen
+
+
+@contextmanager
+def hold(out: Path | None) -> Iterator[None]:
+    """Keep other commands out of --out until this one ends; a folder that stays empty is removed again."""
+    from loramux_traces.locking import owned
+
+    if out is None:
+        yield
+        return
+    with owned(out):
+        yield
+
+
+@contextmanager
+def prints_aside() -> Iterator[None]:
+    """What a policy prints goes to stderr: stdout is for results (once around a run, for it costs a call)."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def load_trace(path: str | None) -> Trace:
     """The trace, or the shipped sample."""
+    from loramux_profiles.checked import read_checked
     from loramux_traces.data import sample_path
-    from loramux_traces.reader import read_trace
 
-    return read_trace(sample_path() if path is None else path)
+    return read_checked(sample_path() if path is None else path)
 
 
 def load_devices(text: str | None, profile: Path | None, *, sample: bool) -> tuple[DeviceProfile, ...]:

@@ -80,54 +80,55 @@ def simulate_command(
     jobs = running.load_trace(trace)
     if explain is not None and explain not in {spec.job_id for spec in jobs.jobs}:
         raise UsageError(f"--explain: the trace has no job {explain!r}")
-    if out is not None:
-        from loramux_traces.runfolder import prepare_folder, run_folder_name
+    with running.hold(out):
+        if out is not None:
+            from loramux_traces.runfolder import prepare_folder, run_folder_name
 
-        folders = [run_folder_name(name, seed) for name in names]
-        for folder in folders:
-            if folders.count(folder) > 1:
-                raise UsageError(f"--out: two of these policies would both write {folder}; run them one by one")
-        prepare_folder(out, force=force)
-    results: list[tuple[str, RunResult]] = []
-    for name in names:
-        for number in range(seed, seed + seeds):
-            with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell:
-                result = simulate(
-                    jobs,
-                    create(name),
-                    devices=profiles,
-                    events=events and out is not None,
-                    timeline=out is not None,
-                    progress=tell,
-                    on_plan=None if explain is None else _explainer(explain, name),
-                    seed=number,
-                    **chosen,
-                )
-            result.policy = name
-            results.append((name, result))
-            if out is not None:
-                _write(out, name, result, jobs, profiles)
-    report = {
-        "schema_version": 1,
-        "trace": running.trace_facts(jobs),
-        "runs": [result.entry() for _, result in results],
-    }
-    if out is not None:
-        from loramux_traces.filesafe import write_json
+            folders = [run_folder_name(name, seed) for name in names]
+            for folder in folders:
+                if folders.count(folder) > 1:
+                    raise UsageError(f"--out: two of these policies would both write {folder}; run them one by one")
+            prepare_folder(out, force=force)
+        results: list[tuple[str, RunResult]] = []
+        for name in names:
+            for number in range(seed, seed + seeds):
+                with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell, running.prints_aside():
+                    result = simulate(
+                        jobs,
+                        create(name),
+                        devices=profiles,
+                        events=events and out is not None,
+                        timeline=out is not None,
+                        progress=tell,
+                        on_plan=None if explain is None else _explainer(explain, name),
+                        seed=number,
+                        **chosen,
+                    )
+                result.policy = name
+                results.append((name, result))
+                if out is not None:
+                    _write(out, name, result, jobs, profiles)
+        report = {
+            "schema_version": 1,
+            "trace": running.trace_facts(jobs),
+            "runs": [result.entry() for _, result in results],
+        }
+        if out is not None:
+            from loramux_traces.filesafe import write_json
 
-        write_json(out / "summary.json", report)
-        write_json(out / "manifest.json", {"schema_version": 1, "kind": "simulated", "argv": sys.argv})
-        if plots:
-            draw(out, quiet=quiet)
-    if as_json:
-        from loramux_traces.filesafe import json_text
+            write_json(out / "summary.json", report)
+            write_json(out / "manifest.json", {"schema_version": 1, "kind": "simulated", "argv": sys.argv})
+            if plots:
+                draw(out, quiet=quiet)
+        if as_json:
+            from loramux_traces.filesafe import json_text
 
-        typer.echo(json_text(report, indent=2))
-    else:
-        _table(jobs, results)
-    if not quiet:
-        _notes(results)
-    _exit(results)
+            typer.echo(json_text(report, indent=2))
+        else:
+            _table(jobs, results)
+        if not quiet:
+            _notes(results)
+        _exit(results)
 
 
 def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any]) -> None:
@@ -214,7 +215,8 @@ def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
         fresh = [row for row in rows if (row[0], row[2]) not in told]
         if not fresh:
             continue
-        typer.echo(f"note: {name}: {s['failed']} jobs failed, {s['unschedulable']} never ran, for example", err=True)
+        counts = f"{s['failed']} jobs failed, {s['unschedulable']} fit no device, {s['rejected']} were turned away"
+        typer.echo(f"note: {name}: {counts}, for example", err=True)
         for job_id, state, reason in fresh[:3]:
             typer.echo(f"  {job_id}: {state}: {reason}", err=True)
         told |= {(job_id, reason) for job_id, _, reason in fresh}

@@ -72,23 +72,25 @@ def sweep_command(
         policy_files=tuple(policy_file or ()),
         options=chosen,
     )
-    prepare_folder(out, force=force, resume=resume, also=("results.csv",))
-    total = len(plan.points())
-    with _progress("sweep", total, quiet=quiet) as tell:
-        table = sweep(plan, out=out, n_jobs=workers, resume=resume, progress=tell)
-    if plots:
-        from loramux_analysis.load import load as load_results
-        from loramux_analysis.plots import draw_charts
+    with running.hold(out):
+        resuming = "--resume goes on with an interrupted sweep"
+        prepare_folder(out, force=force, resume=resume, also=("results.csv",), resuming=resuming)
+        total = len(plan.points())
+        with _progress("sweep", total, quiet=quiet) as tell, running.prints_aside():
+            table = sweep(plan, out=out, n_jobs=workers, resume=resume, progress=tell)
+        if plots:
+            from loramux_analysis.load import load as load_results
+            from loramux_analysis.plots import draw_charts
 
-        draw_charts(load_results([out]), out / "plots", (), tell=lambda line: None)
-    if as_json:
-        from loramux_traces.filesafe import json_text
+            draw_charts(load_results([out]), out / "plots", (), tell=lambda line: None)
+        if as_json:
+            from loramux_traces.filesafe import json_text
 
-        typer.echo(json_text({"schema_version": 1, "rows": table.to_dict(orient="records")}, indent=2))
-    else:
-        _show(table)
-    if not quiet:
-        typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
+            typer.echo(json_text({"schema_version": 1, "rows": table.to_dict(orient="records")}, indent=2))
+        else:
+            _show(table)
+        if not quiet:
+            typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
 
 
 def _generated(text: str) -> Any:

@@ -167,13 +167,13 @@ def generate(
 
 @app.command()
 def validate(file: File, format: Format = None, as_json: Json = False) -> None:
-    """Check every row; bad ones are listed with file, line, column, value and what is allowed (exit code 2)."""
+    """Check every row as simulate does; bad ones are listed with line, column, value and what is allowed (exit 2)."""
+    from loramux_profiles.checked import read_checked
     from loramux_traces.errors import InvalidInputError
-    from loramux_traces.reader import read_trace
 
     try:
         with _progress(f"reading {file}") as progress:
-            trace = read_trace(file, format=format, progress=progress)
+            trace = read_checked(file, format=format, progress=progress)
     except InvalidInputError as error:
         if not as_json:
             raise

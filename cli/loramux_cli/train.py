@@ -64,53 +64,54 @@ def train_command(
     file = read_jobs_file(jobs)
     where = _device(device)
     profile = _profile(where, device_profile, memory)
-    if not force:  # with it, nothing is removed before every job has been checked
-        prepare_folder(out)
-    if not quiet:
-        typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
-    base = open_base(file.base, where)
-    with _progress(file, quiet=quiet) as tell:
-        run = TrainRun(
-            file,
-            create(policy),
-            profile,
-            base=base,
-            adapters_dir=out / "adapters",
-            recompute=recompute,
-            max_resident=float("inf") if max_resident is None else float(max_resident),
-            log=tell,
-        )
-        if force:
-            prepare_folder(out, force=True, also=("training.jsonl",))
+    with running.hold(out):
+        if not force:  # with it, nothing is removed before every job has been checked
+            prepare_folder(out)
         if not quiet:
-            typer.echo(f"training {len(run.specs)} jobs under {policy}", err=True)
-        result = run.play()
-    _write(out, jobs, policy, profile, run, result)
-    if plots:
-        _draw(out, quiet=quiet)
-    report = {"schema_version": 1, "runs": [_entry(policy, result)]}
-    if as_json:
-        from loramux_traces.filesafe import json_text
+            typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
+        base = open_base(file.base, where)
+        with _progress(file, quiet=quiet) as tell, running.prints_aside():
+            run = TrainRun(
+                file,
+                create(policy),
+                profile,
+                base=base,
+                adapters_dir=out / "adapters",
+                recompute=recompute,
+                max_resident=float("inf") if max_resident is None else float(max_resident),
+                log=tell,
+            )
+            if force:
+                prepare_folder(out, force=True, also=("training.jsonl",))
+            if not quiet:
+                typer.echo(f"training {len(run.specs)} jobs under {policy}", err=True)
+            result = run.play()
+        _write(out, jobs, policy, profile, run, result)
+        if plots:
+            _draw(out, quiet=quiet)
+        report = {"schema_version": 1, "runs": [_entry(policy, result)]}
+        if as_json:
+            from loramux_traces.filesafe import json_text
 
-        typer.echo(json_text(report, indent=2))
-    else:
-        _table(file, result)
-    if not quiet:
-        for note in result.summary["notes"]:
-            typer.echo(f"note: {note}", err=True)
-        for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
-            typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
-        typer.echo(f"adapters and results are in {out}", err=True)
-    for problem in run.unsaved:
-        typer.echo(f"loramux: {problem}", err=True)
-    if run.unsaved:
-        raise typer.Exit(StateError.exit_code)
-    if result.stopped_by is not None:
-        raise typer.Exit(128 + result.stopped_by)
-    if result.hopeless:
-        raise typer.Exit(EXIT_NEVER_FITS)
-    if result.summary["failed"]:
-        raise typer.Exit(EXIT_FAILED_JOBS)
+            typer.echo(json_text(report, indent=2))
+        else:
+            _table(file, result)
+        if not quiet:
+            for note in result.summary["notes"]:
+                typer.echo(f"note: {note}", err=True)
+            for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
+                typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
+            typer.echo(f"adapters and results are in {out}", err=True)
+        for problem in run.unsaved:
+            typer.echo(f"loramux: {problem}", err=True)
+        if run.unsaved:
+            raise typer.Exit(StateError.exit_code)
+        if result.stopped_by is not None:
+            raise typer.Exit(128 + result.stopped_by)
+        if result.hopeless:
+            raise typer.Exit(EXIT_NEVER_FITS)
+        if result.summary["failed"]:
+            raise typer.Exit(EXIT_FAILED_JOBS)
 
 
 def _need_torch() -> None:

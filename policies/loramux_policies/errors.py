@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loramux_traces.errors import LoramuxError
+from loramux_traces.errors import Interrupted, LoramuxError
 
 
 class PolicyError(LoramuxError):
@@ -13,3 +13,9 @@ class PolicyError(LoramuxError):
 
 class PlanError(PolicyError):
     """One call on a plan that cannot be carried out; nothing of the plan is applied."""
+
+
+def let_through(error: BaseException) -> None:
+    """Raise it again where it is no fault of the policy's: Ctrl-C or a signal. (sys.exit in a policy is one.)"""
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        raise error

@@ -1,38 +1,19 @@
-"""One device between fused steps, simulated or real: what `fuse()` sees, what a step is predicted to cost, and what it
+"""One device between fused steps, simulated or real: whose turn it is, what a step is predicted to cost, and what it
 moves forward. No clock in here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple
 
-from loramux_policies.errors import PolicyError
-from loramux_policies.job import Job
+from loramux_policies.errors import PolicyError, let_through
+from loramux_policies.fuse_view import BaseTurn, FuseView, R, place
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
 from loramux_policies.shares import Seating, phi_at, seating
-from loramux_policies.views import Entry, FusedStep, ReadyJob, StaleViewError
-from loramux_profiles.work import ROUNDING, BaseCost, JobCost
-
-
-class StepRun(ReadyJob, Protocol):
-    """A resident as its device keeps it: what policies see of it (`views.ReadyJob`), and what a step does to it."""
-
-    waited: int
-    job: Job
-
-    @property
-    def cost(self) -> JobCost: ...
-    @property
-    def squares(self) -> int:
-        """Sum of the squared row lengths of its next micro-batch."""
-
-    def advance(self, rows: int) -> None:
-        """`rows` of its micro-batch were trained on."""
-
-
-R = TypeVar("R", bound=StepRun)
+from loramux_policies.views import FusedStep
+from loramux_profiles.work import ROUNDING, BaseCost
 
 
 class StepCost(NamedTuple):
@@ -43,115 +24,6 @@ class StepCost(NamedTuple):
     real_tokens: float
     dynamic_bytes: float
     """Expected peak of the activations at the real lengths."""
-
-
-def _place(run: StepRun) -> tuple[int, float, str]:
-    return (-run.priority, run.submit_s, run.job_id)
-
-
-class BaseTurn(Generic[R]):
-    """The residents of one base model on one device, in (priority descending, submission, id) order."""
-
-    __slots__ = ("_everyone", "base", "mixed", "runs")
-
-    def __init__(self, base: BaseCost) -> None:
-        self.base = base
-        self.runs: list[R] = []
-        self.mixed = False
-        """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad
-        the latter.
-        """
-        self._everyone: FusedStep | None = None
-
-    def add(self, run: R) -> None:
-        self.runs.append(run)
-        self.runs.sort(key=_place)
-        self._changed()
-
-    def remove(self, run: R) -> None:
-        self.runs.remove(run)
-        self._changed()
-
-    def only(self, members: Collection[str]) -> BaseTurn[R]:
-        """The same without those whose shares leave them out of this step."""
-        turn: BaseTurn[R] = BaseTurn(self.base)
-        turn.runs = [run for run in self.runs if run.job_id in members]
-        turn._changed()
-        return turn
-
-    def _changed(self) -> None:
-        self.mixed = len({run.cost.overridden for run in self.runs}) > 1
-        self._everyone = None
-
-    def everyone(self) -> FusedStep:
-        """A step of all of them, whole; made once per set of residents."""
-        if self._everyone is None:
-            self._everyone = FusedStep(self.base.key, tuple(Entry(r.job_id, r.cost.rows) for r in self.runs))
-        return self._everyone
-
-
-class FuseView(Generic[R]):
-    """What `fuse()` gets for one step (contract: `views.DeviceView`)."""
-
-    __slots__ = ("_turn", "base_model", "device", "device_id", "open", "padded")
-
-    def __init__(self, device: FusedDevice[R], turn: BaseTurn[R]) -> None:
-        self.device = device
-        self.device_id = device.device_id
-        self.base_model = turn.base.key
-        self.padded = device.padded
-        self._turn = turn
-        self.open = True
-
-    def _fresh(self) -> BaseTurn[R]:
-        if not self.open:
-            raise StaleViewError("this device view is over: fuse() has returned")
-        return self._turn
-
-    @property
-    def now_s(self) -> float:
-        self._fresh()
-        return self.device.now_s
-
-    @property
-    def ready(self) -> Sequence[R]:
-        return self._fresh().runs
-
-    @property
-    def n_residents(self) -> int:
-        return len(self._fresh().runs)
-
-    def fits(self, jobs: Iterable[ReadyJob]) -> bool:
-        """Whether these micro-batches, whole, fit by the upper bound at their real lengths."""
-        turn = self._fresh()
-        wanted = {job.job_id for job in jobs}
-        return self.device.fits(turn.base, [run for run in turn.runs if run.job_id in wanted])
-
-    def fits_rows(self, job: ReadyJob, rows: int) -> bool:
-        """Whether the first `rows` rows of this job's next micro-batch fit the device alone, by the upper bound."""
-        turn = self._fresh()
-        return self.device._entries_fit(FusedStep(turn.base.key, (Entry(job.job_id, rows),)), turn.base)
-
-    def everyone(self) -> FusedStep | None:
-        """All residents in one step, or None where that does not fit or one of them is in the middle of a
-        micro-batch.
-        """
-        turn = self._fresh()
-        safe = not (turn.mixed and self.padded)
-        for run in turn.runs:
-            cost = run.cost
-            if run.rows != cost.rows:
-                return None
-            if run.tokens > cost.tokens_q or run.longest > cost.length_q:
-                safe = False
-        if safe or self.device.fits(turn.base, turn.runs):
-            return turn.everyone()
-        return None
-
-    def step(self, jobs: Iterable[ReadyJob]) -> FusedStep:
-        """The fused step of these jobs' whole micro-batches."""
-        self._fresh()
-        return FusedStep(self.base_model, tuple(Entry(job.job_id, job.rows) for job in jobs))
 
 
 class FusedDevice(Generic[R]):
@@ -166,6 +38,7 @@ class FusedDevice(Generic[R]):
         "_seated",
         "_seating",
         "_spent",
+        "debts",
         "device_id",
         "ledger",
         "now_s",
@@ -198,6 +71,8 @@ class FusedDevice(Generic[R]):
         """None where every resident has a whole seat."""
         self._spent: dict[str, float] = {}
         """Processes: seconds had per share (fair queueing: the least goes next)."""
+        self.debts: dict[str, float] = {}
+        """Processes that load: seconds of it left, alone. Loading takes turns like steps do: the others go on."""
 
     def add(self, run: R) -> None:
         """The job takes part from the next step on."""
@@ -212,7 +87,7 @@ class FusedDevice(Generic[R]):
         self.seats = sum([run.job.share for run in self.runs.values()])
         self._seating = None
         if self.phi is None and any(run.job.share < 1.0 for run in self.runs.values()):
-            runs = sorted(self.runs.values(), key=_place)
+            runs = sorted(self.runs.values(), key=place)
             self._seated = [run.job_id for run in runs]
             self._seating = seating([run.job.share for run in runs])
 
@@ -231,6 +106,7 @@ class FusedDevice(Generic[R]):
         if not turn.runs:
             del self.turns[self._turn_of(run)]
         self._spent.pop(job_id, None)
+        self.debts.pop(job_id, None)
         self.reseat()
         return run
 
@@ -249,6 +125,25 @@ class FusedDevice(Generic[R]):
             if turn.runs:  # no round is without any
                 return turn
 
+    def load(self) -> float | None:
+        """Seconds that the process whose turn it is loads for, a step's worth at most; None where it has loaded."""
+        spent = self._spent
+        if self.phi is None or not spent:
+            return None
+        job_id = min(spent, key=spent.__getitem__)
+        debt = self.debts.get(job_id)
+        if debt is None:
+            return None
+        run = self.runs[job_id]
+        part = min(debt, run.cost.solo_step_s)
+        if part < debt:
+            self.debts[job_id] = debt - part
+        else:
+            del self.debts[job_id]
+        seconds = part / phi_at(self.phi, self.seats)
+        spent[job_id] += seconds / run.job.share
+        return seconds
+
     def next_step(self) -> FusedStep:
         """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
         turn = self._turn()
@@ -258,7 +153,8 @@ class FusedDevice(Generic[R]):
             step = self.policy.fuse(view)
         except PolicyError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             raise PolicyError(f"policy {name}: fuse() raised {type(error).__name__}: {error}") from error
         finally:
             view.open = False

@@ -89,7 +89,11 @@ class Intake:
         known = self._references.get(spec.ref_gpu)
         if known is None:
             known = self._references[spec.ref_gpu] = CostModel(
-                load_device(spec.ref_gpu), fusion=model.fusion, copies=model.copies, ideal=model.ideal
+                load_device(spec.ref_gpu),
+                fusion=model.fusion,
+                copies=model.copies,
+                ideal=model.ideal,
+                folder=model.folder,
             )
         return known.job_cost(spec)
 

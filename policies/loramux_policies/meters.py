@@ -71,6 +71,10 @@ class Meters:
         self.real_tokens[device_id] -= tokens
         self.computed_tokens[device_id] -= tokens
 
+    def no_steps(self, device_id: int, steps: float) -> None:
+        """So many steps were counted and did not take place, for the same reason."""
+        self.steps[device_id] -= steps
+
     def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
         """The device holds this much from now on."""
         self._memory[device_id] = expected_bytes
@@ -87,6 +91,12 @@ class Meters:
         if self.record and (not self._queue_n or self._queue_n[-1] != n_waiting):
             self._queue_t.append(now_s)
             self._queue_n.append(n_waiting)
+
+    def begin_window(self) -> None:
+        """The totals count from now on (every device has just been advanced to now)."""
+        for totals in (self.busy_s, self.real_tokens, self.computed_tokens, self.steps, self.memory_byte_s):
+            totals[:] = [0.0] * len(totals)
+        self.memory_peak[:] = self._memory
 
     def stats(self, capacities: list[float]) -> RunStats:
         """The totals of the run."""

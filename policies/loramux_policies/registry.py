@@ -2,7 +2,8 @@
 
 Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come from `@register`,
 from the
-built-in rules, and from the entry-point group `loramux.policies`; a name used twice is an error.
+built-in rules, and from the entry-point group `loramux.policies`; a name used twice
+is an error for whoever asks for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loramux_policies.errors import let_through
 from loramux_policies.policy import Policy
 from loramux_traces.errors import UsageError
 
@@ -28,11 +30,22 @@ T = TypeVar("T")
 _known: dict[str, type[Policy]] = {}
 _broken: dict[str, str] = {}
 """Rule files and entry points that could not be loaded, with the error."""
+_ambiguous: dict[str, str] = {}
+"""Names that an entry point claims beside another policy: nobody is meant until the user says who."""
 _loaded = False
 
 
 class DuplicatePolicyError(ValueError):
     """Two classes claim one name."""
+
+    name = ""
+
+
+def _duplicate(name: str, *classes: type[Policy]) -> DuplicatePolicyError:
+    ways = " or ".join(f"{cls.__module__}:{cls.__qualname__}" for cls in classes)
+    error = DuplicatePolicyError(f"two policies are called {name!r}: say which, {ways}")
+    error.name = name
+    return error
 
 
 def register(name: str) -> Callable[[P], P]:
@@ -40,9 +53,8 @@ def register(name: str) -> Callable[[P], P]:
 
     def put(cls: P) -> P:
         taken = _known.get(name)
-        same = taken is not None and (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
-        if taken is not None and not same:
-            raise DuplicatePolicyError(f"two policies are called {name!r}: {taken.__qualname__} and {cls.__qualname__}")
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise _duplicate(name, taken, cls)
         cls.name = name
         _known[name] = cls
         return cls
@@ -51,9 +63,9 @@ def register(name: str) -> Callable[[P], P]:
 
 
 def names() -> list[str]:
-    """Names of all registered policies, sorted."""
+    """Names of all registered policies, sorted; not those that two of them claim."""
     _load_all()
-    return sorted(_known)
+    return sorted(_known.keys() - _ambiguous.keys())
 
 
 def broken() -> dict[str, str]:
@@ -69,6 +81,8 @@ def find(name: str) -> type[Policy]:
     if ":" in name:
         return _from_module(name)
     _load_all()
+    if name in _ambiguous:
+        raise UsageError(f"policy {name!r}: {_ambiguous[name]}")
     if name not in _known:
         if name in _broken:
             raise UsageError(f"policy {name!r} could not be loaded: {_broken[name]}")
@@ -87,7 +101,10 @@ def create(text: str) -> Policy:
         cls_name, _, tail = tail.partition(":")
         head = f"{head}:{cls_name}"
     cls = find(head)
-    given = dict(_pair(part, text) for part in tail.split(",") if part)
+    pairs = [_pair(part, text) for part in tail.split(",") if part]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise UsageError(f"policy {text!r}: a parameter is given twice")
     known = parameters(cls)
     values = {}
     for key, value in given.items():
@@ -99,6 +116,9 @@ def create(text: str) -> Policy:
         policy = cls(**values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"policy {text!r}: {error}") from error
+    except BaseException as error:
+        let_through(error)
+        raise UsageError(f"policy {text!r}: __init__ raised {type(error).__name__}: {error}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"{head} is not a loramux Policy")
     if not policy.name:
@@ -131,7 +151,8 @@ def load_file(path: str | Path) -> list[str]:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
+        let_through(error)
         raise UsageError(f"policy file {file}: {type(error).__name__}: {error}") from error
     registered = set()
     for value in vars(module).values():
@@ -161,21 +182,22 @@ def _load_point(point: EntryPoint) -> None:
     cls = point.load()
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         raise TypeError(f"entry point {point.value} is not a Policy class")
-    if not cls.__dict__.get("name"):
+    if cls not in _known.values():
         register(point.name)(cls)
+    elif _known.setdefault(point.name, cls) is not cls:
+        raise _duplicate(point.name, _known[point.name], cls)
 
 
 def _guarded(what: str, load: Callable[[T], object], argument: T) -> None:
     """One policy that cannot be loaded must not take the others with it."""
     try:
         load(argument)
-    except DuplicatePolicyError:
-        raise
-    except Exception as error:
+    except DuplicatePolicyError as error:
+        _ambiguous[error.name] = _broken[what] = str(error)
+    except BaseException as error:
         reason: BaseException | None = error
         while reason is not None:  # a signal that broke an import off is no fault of the rule
-            if not isinstance(reason, Exception):
-                raise
+            let_through(reason)
             reason = reason.__cause__ or reason.__context__
         where = f" (line {error.lineno} of {error.filename})" if isinstance(error, SyntaxError) else ""
         _broken[what] = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
@@ -185,8 +207,10 @@ def _from_module(name: str) -> type[Policy]:
     module_name, _, cls_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"policy {name}: cannot import {module_name}: {error}") from error
+    except BaseException as error:
+        let_through(error)
+        what = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise UsageError(f"policy {name}: cannot import {module_name}: {what}{error}") from error
     cls: Any = getattr(module, cls_name, None)
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         raise UsageError(f"policy {name}: {module_name} has no Policy class {cls_name}")

@@ -13,7 +13,7 @@ from typing import Final
 from sortedcontainers import SortedKeyList
 
 from loramux_policies.backend import Backend
-from loramux_policies.errors import PolicyError
+from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.fleet import Fleet
 from loramux_policies.job import DONE, RUNNING, WAITING, Job
 from loramux_policies.ledger import Ledger
@@ -172,7 +172,8 @@ class Scheduler:
             raise PolicyError(f"policy {name} at {view._now_s:.3f} s: {error}") from error
         except LoramuxError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             raise PolicyError(f"policy {name} at {view._now_s:.3f} s raised {type(error).__name__}: {error}") from error
         finally:
             view.close()
@@ -310,7 +311,8 @@ class Scheduler:
     def _put(self, job: Job) -> None:
         try:
             self.queue.add(job)
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             what = f"the order of {job.job_id} raised {type(error).__name__}: {error}"
             raise PolicyError(f"policy {self.policy.name} at {self.backend.now_s:.3f} s: {what}") from error
 

@@ -120,7 +120,12 @@ class ReadyJob(Protocol):
 
     @property
     def p_stop(self) -> float:
-        """Predicted probability in [0, 1] that it stops early soon; only ever reorders."""
+        """Predicted probability in [0, 1] that it stops early soon; only ever reorders.
+
+        Simulated: (steps done / predicted end)^4 from 20 optimizer steps on, where the predicted end is the true one
+        times a lognormal factor (see `loramux_simulator.predictions`), early stop or not.
+        0 where no job of the trace stops early.
+        """
 
     @property
     def longest(self) -> int:
@@ -133,6 +138,20 @@ class ReadyJob(Protocol):
     @property
     def lengths(self) -> tuple[int, ...]:
         """Row lengths of its next micro-batch."""
+
+
+class ReadyView(NamedTuple):
+    """A `ReadyJob` as it is before one step, and nothing more: the loop's own record stays out of reach."""
+
+    job_id: str
+    submit_s: float
+    priority: int
+    rows: int
+    waited: int
+    p_stop: float
+    longest: int
+    tokens: int
+    lengths: tuple[int, ...]
 
 
 class DeviceView(Protocol):

@@ -64,7 +64,7 @@ class CostModel:
 
     `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`, micro-batch = batch.
     `rates`: an aggregate-rate curve that replaces the fused step (None: fused steps; with separate copies the device's
-    own curve of parallel processes).
+    own curve of parallel processes). `folder`: where relative paths of models start (the trace's).
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class CostModel:
         ideal: bool = False,
         rates: SpeedupCurve | None = None,
         implementation: Implementation | None = None,
+        folder: str = "",
     ) -> None:
         self.device = device
+        self.folder = folder
         self.fusion: Fusion = fusion
         self.copies: Copies = copies
         self.ideal = ideal
@@ -210,7 +212,7 @@ class CostModel:
         return base
 
     def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
-        shape = load_shape(spec.base_model)
+        shape = load_shape(spec.base_model, self.folder)
         device, implementation, ideal = self.device, self.implementation, self.ideal
         adapter: AdapterCost = adapter_cost(
             shape,

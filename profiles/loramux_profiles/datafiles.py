@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
+from loramux_traces.documents import whole_number
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
 
 MAX_BYTES: Final = 16 << 20
@@ -47,7 +48,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise fail(f"must be at most {MAX_BYTES >> 20} MiB")
     try:
-        result = json.loads(data.decode("utf-8-sig"), parse_constant=no_constant)
+        result = json.loads(data.decode("utf-8-sig"), parse_constant=no_constant, parse_int=whole_number)
     except json.JSONDecodeError as error:
         raise fail(f"must be JSON: {error.msg}", error.lineno) from error
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -65,5 +66,5 @@ def unknown(kind: str, name: str, known: list[str], more: str = "") -> UsageErro
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name is meant as a path: it has a separator or ends with .json."""
-    return "/" in name or "\\" in name or name.endswith(".json")
+    """Whether a name is meant as a path: it has a separator, is `.` or `..`, or ends with .json."""
+    return name in (".", "..") or "/" in name or "\\" in name or name.endswith(".json")

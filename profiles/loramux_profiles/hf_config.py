@@ -57,8 +57,8 @@ class _Reader:
         return default
 
 
-def shape_from_config(path: Path | str) -> ModelShape:
-    """The shape of a local Hugging Face config.json, or of the folder that holds it; its name is the path as given.
+def shape_from_config(path: Path | str, name: str | None = None) -> ModelShape:
+    """The shape of a local Hugging Face config.json, or of the folder that holds it, called `name` or else as the path.
 
     Knows the key names of Llama-like models, ChatGLM (`num_layers`, `ffn_hidden_size`, `multi_query_group_num`,
     `kv_channels`, `padded_vocab_size`) and GPT-2, and a nested `text_config`. Raises InvalidInputError naming every bad
@@ -67,7 +67,7 @@ def shape_from_config(path: Path | str) -> ModelShape:
     file = Path(path)
     if file.is_dir():
         file = file / "config.json"
-    return shape_from_dict(read_json(file), str(path), file)
+    return shape_from_dict(read_json(file), name or str(path), file)
 
 
 def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> ModelShape:

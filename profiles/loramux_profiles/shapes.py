@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown
@@ -138,9 +139,10 @@ def register_shape(shape: ModelShape) -> None:
 
 
 @lru_cache(maxsize=512)
-def load_shape(name_or_path: str) -> ModelShape:
+def load_shape(name_or_path: str, folder: str = "") -> ModelShape:
     """A shipped shape by name (or Hugging Face id), or the shape of a local config.json or of the folder it is in.
 
+    A relative path starts at `folder` (empty: the working folder); the shape is called by the path as given.
     Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError for a bad config.json.
     """
     if name_or_path in _REGISTERED:
@@ -152,5 +154,5 @@ def load_shape(name_or_path: str) -> ModelShape:
     if looks_like_path(name_or_path):
         from loramux_profiles.hf_config import shape_from_config
 
-        return shape_from_config(name_or_path)
+        return shape_from_config(Path(folder) / name_or_path, name_or_path)
     raise unknown("base_model", name_or_path, list(shapes), ", or the path of a Hugging Face config.json")

@@ -29,6 +29,7 @@ from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices
 from loramux_simulator.options import SimOptions
 from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
+from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
 from loramux_simulator.step_engine import StepEngine
@@ -114,9 +115,9 @@ def _policy(policy: Policy | type[Policy] | str) -> Policy:
 def _trace(trace: Trace | str | Path) -> Trace:
     if isinstance(trace, Trace):
         return trace
-    from loramux_traces.reader import read_trace
+    from loramux_profiles.checked import read_checked
 
-    return read_trace(trace)
+    return read_checked(trace)
 
 
 def _unseen(on_plan: OnPlan) -> OnPlan:
@@ -164,17 +165,26 @@ class _Run:
         self.type_of = [types.index(profile) for profile in profiles]
         self.curve: SpeedupCurve | None = None if options.speedup_curve is None else load_curve(options.speedup_curve)
         self.models = [
-            CostModel(profile, fusion=options.fusion, copies=policy.copies, ideal=options.ideal, rates=self.curve)
+            CostModel(
+                profile,
+                fusion=options.fusion,
+                copies=policy.copies,
+                ideal=options.ideal,
+                rates=self.curve,
+                folder=trace.folder,
+            )
             for profile in types
         ]
         self.sigmas = [log1p(model.upper_margin) / QUANTILE_99 for model in self.models]
         self.worst = [exp(4.0 * sigma) for sigma in self.sigmas]
+        self.predictions = Predictions(specs, options, oracle=policy.oracle)
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
         self.recorder = Recorder(specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline)
         self.progress = progress
         self.ended = 0
+        self.decided_warm = 0
         seats = float("inf") if options.max_resident is None else float(options.max_resident)
         self.ledgers = [
             Ledger(
@@ -201,7 +211,7 @@ class _Run:
             [self.type_of.count(i) for i in range(len(types))],
             oracle=policy.oracle,
             unschedulable=self.recorder.unschedulable,
-            predict=self._blurred if options.prediction_error > 0.0 and not options.ideal else None,
+            predict=self.predictions.steps if options.prediction_error > 0.0 and not options.ideal else None,
         )
 
     # -- parts
@@ -224,6 +234,7 @@ class _Run:
                 actual=None if options.ideal else self._actual_bytes,
                 charges=not options.ideal,
                 sorted_rows=options.row_order == "sorted",
+                stops=self.predictions.end_steps,
             )
         return RateEngine(
             self.type_of,
@@ -248,13 +259,14 @@ class _Run:
         fused = FusedPace(options.fusion)
         if policy.max_fused is None and type(policy).fuse is Policy.fuse:
             return fused
-        roll = RollOut(policy, lambda i: self.loop.fleet[i], options.seed, padded=options.fusion == "padded")
+        roll = RollOut(
+            policy,
+            lambda i: self.loop.fleet[i],
+            options.seed,
+            padded=options.fusion == "padded",
+            stops=self.predictions.end_steps,
+        )
         return WindowPace(roll, fused)
-
-    def _blurred(self, spec: JobSpec, declared: float) -> float:
-        """Predicted steps: the declared ones times a lognormal factor, one draw per job."""
-        error = NormalDist().inv_cdf(uniform(self.options.seed, spec.job_id, "prediction"))
-        return declared * exp(self.options.prediction_error * error)
 
     def _sigma(self, device_id: int) -> float:
         """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""
@@ -294,6 +306,9 @@ class _Run:
     def play(self) -> RunResult:
         """Run and sum up."""
         arrivals: Iterator[Job] = self.intake.jobs(self.specs)
+        warm = int(self.options.warmup * len(self.specs))
+        if warm:
+            self.engine.at(self.specs[warm].submit_s, self._begin_window)
         with _rare_collections():
             self.engine.run(self.loop, arrivals)
         if self.progress is not None:
@@ -301,13 +316,13 @@ class _Run:
         self._check_nobody_starved()
         jobs = self.recorder.table()
         stats = self.meters.stats([ledger.capacity for ledger in self.ledgers])
-        stats.decisions = self.loop.decisions
+        stats.decisions = self.loop.decisions - self.decided_warm
         stats.notes = [*self.notes, *self._rate_notes()]
         counted = jobs
-        if self.options.warmup > 0.0 and len(jobs):
-            first = int(self.options.warmup * len(self.specs))
-            kept = {spec.job_id for spec in self.specs[first:]}
-            counted = jobs[jobs["job_id"].isin(kept)]
+        if warm:
+            counted = jobs[jobs["job_id"].isin({spec.job_id for spec in self.specs[warm:]})]
+            ended = float(jobs["finish_time"].max())
+            stats.window_s = max(0.0, ended - self.specs[warm].submit_s) if ended == ended else 0.0
         summary = summarise(counted, stats)
         devices = [
             {
@@ -334,6 +349,12 @@ class _Run:
             origin=weakest_origin(self.types),
             hopeless=self.intake.hopeless,
         )
+
+    def _begin_window(self, _: Any) -> None:
+        """The warm-up is over: what devices did until now is not in the statistics."""
+        self.engine.settle()
+        self.meters.begin_window()
+        self.decided_warm = self.loop.decisions
 
     def _check_nobody_starved(self) -> None:
         waiting = list(self.loop.queue)

@@ -19,6 +19,12 @@ MOST_FRUITLESS: Final = 300_000
 """Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time
 pass, or find nothing running, count IDLE_WEIGHT times."""
 IDLE_WEIGHT: Final = 100
+LOOK_EVERY: Final = 500
+"""Calls of place() without a job arriving or ending after which the service given meanwhile is looked at."""
+LEAST_SERVICE: Final = 1e-6
+"""Solo-seconds per second: less is none. A policy that pauses jobs and gives none BARREN_LOOKS times in a row is stuck:
+every pause and resume costs more than it lets them run in between."""
+BARREN_LOOKS: Final = 4
 
 
 class Call(simpy.Event):
@@ -52,6 +58,10 @@ class Clock:
         self._progress: tuple[Job | None, int] = (None, -1)
         self._fruitless = 0
         self._decided_s = -1.0
+        self._look_at = 0
+        self._barren = 0
+        self._looked: tuple[float, float, int] = (0.0, 0.0, 0)
+        """Time, service and pauses of the active jobs at the last look."""
 
     @property
     def now_s(self) -> float:
@@ -127,11 +137,32 @@ class Clock:
         active = len(loop.active)
         if self._next_job is not self._progress[0] or active != self._progress[1]:
             self._progress, self._fruitless = (self._next_job, active), 0
+            self._look_at = self._barren = 0
         moving = now_s > self._decided_s and (loop.running or self._next_job is not None)
         self._decided_s = now_s
         self._fruitless += 1 if moving else IDLE_WEIGHT
-        if self._fruitless > MOST_FRUITLESS:
+        if loop.decisions >= self._look_at:
+            self._look(now_s)
+        if self._fruitless > MOST_FRUITLESS or self._barren > BARREN_LOOKS:
             raise PolicyError(
                 f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job "
                 f"arrives, starts for good or ends ({len(loop.queue)} wait, {len(loop.running)} run)"
             )
+
+    def _look(self, now_s: float) -> None:
+        """Whether the active jobs, the same ones since the last look, have got anything for their pauses."""
+        loop = self.loop
+        first, self._look_at = self._look_at == 0, loop.decisions + LOOK_EVERY
+        if first:  # most streaks end before the next look: nothing is added up for them
+            self._looked = now_s, -1.0, 0
+            return
+        for job in loop.running.values():
+            loop.backend.sync(job)
+        service_s = sum([job.attained_s for job in loop.active.values()])
+        pauses = sum([job.preemptions for job in loop.active.values()])
+        then_s, served_s, paused = self._looked
+        self._looked = now_s, service_s, pauses
+        if served_s < 0.0 or service_s - served_s > LEAST_SERVICE * (now_s - then_s):
+            self._barren = 0
+        elif pauses > paused:
+            self._barren += 1

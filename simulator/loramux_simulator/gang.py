@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from loramux_policies.meters import Meters
 from loramux_simulator.virtual_time import Run
 
 
 class GangRun:
     """A gang's own progress; it has no tag on any one device's virtual clock."""
 
-    __slots__ = ("counted", "devices", "from_s", "moved", "per_unit", "rate", "run", "timer", "watches")
+    __slots__ = ("devices", "from_s", "moved", "per_unit", "rate", "run", "seen", "timer", "watches")
 
     def __init__(self, run: Run, devices: tuple[int, ...]) -> None:
         self.run = run
@@ -20,10 +23,10 @@ class GangRun:
         self.from_s = 0.0
         """The rate holds from then on."""
         self.timer = 0
-        self.counted: dict[int, float] = {}
-        """Micro-steps that each device's meter has counted for it, at that device's own pace."""
         self.moved = 0.0
         """Micro-steps it has really moved, loading included."""
+        self.seen: dict[int, float] = {}
+        """As far as it had moved when each device's meter last went on."""
         self.watches: list[float] = []
         """Micro-steps left at which a review is due."""
 
@@ -48,13 +51,12 @@ class GangRun:
         self.rate = rate
         self.from_s = max(now_s, ready_s)
 
-    def count(self, device_id: int, units: float) -> None:
-        """A device's virtual clock, and with it its meter, has gone on."""
-        self.counted[device_id] = self.counted.get(device_id, 0.0) + units * self.per_unit.get(device_id, 0.0)
-
-    def lag(self, device_id: int) -> float:
-        """Micro-steps that a device's meter has counted and that its slower companions did not let it do."""
-        return self.counted.get(device_id, 0.0) - self.moved
+    def lag(self, device_id: int, units: float, now_s: float) -> float:
+        """Micro-steps that a device's meter counts for these units and that slower companions did not let it do."""
+        self.sync(now_s)
+        moved = self.moved - self.seen.get(device_id, 0.0)
+        self.seen[device_id] = self.moved
+        return units * self.per_unit.get(device_id, 0.0) - moved
 
     def watch(self, micro: float) -> None:
         """A review is due so many micro-steps from now."""
@@ -73,3 +75,29 @@ class GangRun:
         """When it will have done so many micro-steps more, at the present rate (before it has one: its rate alone)."""
         rate = self.rate or 1.0 / self.run.cost.solo_step_s
         return max(now_s, self.from_s) + (self.run.debt_micro + micro) / rate
+
+
+def count_off(
+    device_id: int,
+    units: float,
+    now_s: float,
+    gangs: Mapping[str, GangRun],
+    runs: Mapping[str, Run],
+    steps_apart: bool,
+    meters: Meters,
+) -> None:
+    """The meter counts gangs at the device's own pace: take off what slower companions did not let them do."""
+    idle: dict[str, float] = {}
+    for gang in gangs.values():
+        cost = gang.run.cost
+        lag = gang.lag(device_id, units, now_s)
+        meters.no_tokens(device_id, lag * cost.real_tokens)
+        if steps_apart:
+            meters.no_steps(device_id, lag)
+        elif pace := gang.per_unit.get(device_id, 0.0):
+            idle[cost.base.key] = min(lag / pace, idle.get(cost.base.key, lag / pace))
+    # a fused step takes place all the same where anybody of its base is in it
+    for job_id, run in runs.items():
+        if job_id not in gangs:
+            idle.pop(run.cost.base.key, None)
+    meters.no_steps(device_id, sum(idle.values()))

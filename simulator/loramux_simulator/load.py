@@ -14,7 +14,7 @@ from loramux_traces.job import Trace
 
 def offered_load(trace: Trace, devices: Sequence[DeviceProfile], *, fusion: Fusion = "packed") -> float:
     """Sum of the jobs' solo device-seconds over (devices x span of the arrivals). UsageError where the span is zero."""
-    model = CostModel(devices[0], fusion=fusion)
+    model = CostModel(devices[0], fusion=fusion, folder=trace.folder)
     references = {devices[0].name: model}
     total_s = 0.0
     for spec in trace.jobs:
@@ -22,7 +22,7 @@ def offered_load(trace: Trace, devices: Sequence[DeviceProfile], *, fusion: Fusi
         reference = model
         if spec.duration_s is not None and spec.ref_gpu is not None:
             if spec.ref_gpu not in references:
-                references[spec.ref_gpu] = CostModel(load_device(spec.ref_gpu), fusion=fusion)
+                references[spec.ref_gpu] = CostModel(load_device(spec.ref_gpu), fusion=fusion, folder=trace.folder)
             reference = references[spec.ref_gpu]
         total_s += declared_micro_steps(spec, cost, reference.job_cost(spec)) * cost.solo_step_s * spec.num_gpus
     span_s = trace.jobs[-1].submit_s - trace.jobs[0].submit_s if len(trace) else 0.0

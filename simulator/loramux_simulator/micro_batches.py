@@ -25,7 +25,10 @@ def _epoch_micro(job: Job, cost: JobCost) -> int:
 
 
 class ReadyRun:
-    """A resident in step fidelity: its next micro-batch and how long it has waited (contract: `views.ReadyJob`)."""
+    """A resident in step fidelity: its next micro-batch and how long it has waited (contract: `fused_device.StepRun`).
+
+    `stop_steps`: where early-stop prediction expects its end, in optimizer steps (None: it expects nothing).
+    """
 
     __slots__ = (
         "_block",
@@ -34,6 +37,7 @@ class ReadyRun:
         "_longest",
         "_offset",
         "_position",
+        "_rows",
         "_seed",
         "_squares",
         "_tokens",
@@ -53,7 +57,9 @@ class ReadyRun:
         "waited",
     )
 
-    def __init__(self, job: Job, cost: JobCost, seed: int, *, sorted_rows: bool = False) -> None:
+    def __init__(
+        self, job: Job, cost: JobCost, seed: int, *, sorted_rows: bool = False, stop_steps: float | None = None
+    ) -> None:
         self.job = job
         self.job_id = job.job_id
         self.submit_s = job.spec.submit_s
@@ -62,7 +68,7 @@ class ReadyRun:
         self.waited = 0
         self.done_micro = job.done_steps * cost.accumulation
         self.target_micro = job.true_steps * cost.accumulation
-        self.stop_micro = None if job.spec.stop_step is None else job.spec.stop_step * cost.accumulation
+        self.stop_micro = None if stop_steps is None else stop_steps * cost.accumulation
         self.tokens_done = 0.0
         """Not yet credited to the job."""
         self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
@@ -85,6 +91,7 @@ class ReadyRun:
         self._tokens: list[int] = self._block.sum(axis=1).tolist()
         self._squares: list[int] = np.square(self._block).sum(axis=1).tolist()
         self._position = 0
+        self._rows: list[tuple[int, ...]] | None = None
 
     def _longest_first(self, draws: Floats) -> Ints:
         """The block's rows of epochs sorted by length: row i of n comes from the i-th n-quantile class, descending."""
@@ -111,12 +118,14 @@ class ReadyRun:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Row lengths of its next micro-batch (of what is left of it, after a halved one)."""
-        row: list[int] = self._block[self._position].tolist()
-        return tuple(row[self._offset :])
+        if self._rows is None:  # not all policies look, and only those pay
+            self._rows = [tuple(row) for row in self._block.tolist()]
+        row = self._rows[self._position]
+        return row[self._offset :] if self._offset else row
 
     @property
     def p_stop(self) -> float:
-        """Modelled: a job that will stop early looks likelier to, the nearer it is; nothing before 20 optimizer
+        """Modelled: a job looks likelier to stop, the nearer it is to its predicted end; nothing before 20 optimizer
         steps.
         """
         if self.stop_micro is None or self.done_micro < PREDICTION_POINTS * self.cost.accumulation:

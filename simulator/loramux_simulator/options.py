@@ -29,14 +29,16 @@ class SimOptions:
     """Replaces the step-time model by an aggregate rate: none, free, linear:SLOPE,MAX, or a CSV file n,phi."""
     seed: int = 0
     prediction_error: float = 0.0
-    """Sigma of the lognormal factor on every job's predicted length."""
+    """Sigma of the lognormal factor on every job's predicted length. It also adds to that of early-stop predictions
+    (`predictions.EARLY_STOP_SIGMA`): theirs is the root of the sum of both squares."""
     multi_gpu: MultiGpu = "gang"
     """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
     row_order: RowOrder = "shuffled"
     """`sorted`: every epoch takes the job's rows longest first, as ASPEN's released MinPad requires ("must sort"), so
     that rows of like length share a micro-batch. Step fidelity only."""
     warmup: float = 0.0
-    """Share of the jobs, by submission, left out of the statistics."""
+    """Share of the jobs, by submission, left out of the statistics. What devices do (tokens, busy share, memory, steps,
+    decisions) counts from the submission of the first job that is left, for whichever job they do it."""
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("packed", "padded"))

@@ -32,6 +32,8 @@ class Pace(Protocol):
 
     varies: bool
     """Whether `per_unit` of a run depends on its peers (all are then rebased when residents come or go)."""
+    steps_apart: bool
+    """Whether every run makes steps of its own, in place of fused ones."""
 
     def speed(self, runs: Collection[Run]) -> Speed: ...
     def per_unit(self, run: Run) -> float: ...
@@ -43,6 +45,7 @@ class FusedPace:
     """
 
     varies = False
+    steps_apart = False
 
     def __init__(self, fusion: Fusion) -> None:
         self._fusion: Fusion = fusion
@@ -121,6 +124,7 @@ class CurvePace:
     """
 
     varies = False
+    steps_apart = True
 
     def __init__(self, phi: Callable[[int], float]) -> None:
         self._phi = phi
@@ -182,6 +186,7 @@ class WindowPace:
     """A policy that leaves residents out of steps: fractions and step times from a seeded 256-step roll-out, cached."""
 
     varies = True
+    steps_apart = False
 
     def __init__(self, roll: Callable[[Sequence[Run]], Rolled | None], whole: Pace) -> None:
         self._roll = roll

@@ -11,7 +11,7 @@ from loramux_policies.meters import IDLE, Meters, Speed
 from loramux_policies.scheduler import Scheduler
 from loramux_simulator.board import Board
 from loramux_simulator.clock import Clock
-from loramux_simulator.gang import GangRun
+from loramux_simulator.gang import GangRun, count_off
 from loramux_simulator.paces import Pace
 from loramux_simulator.virtual_time import Run, VirtualClock
 
@@ -82,6 +82,14 @@ class RateEngine:
         """Run the whole trace."""
         self._loop = loop
         self._clock.run(loop, arrivals, self._flush)
+        self.settle()
+
+    def at(self, t_s: float, call: Callable[[Any], None]) -> None:
+        """Call back at that time."""
+        self._clock.at(t_s, call)
+
+    def settle(self) -> None:
+        """Bring every device's totals up to now."""
         for device in self.devices:
             self._touch(device)
 
@@ -249,9 +257,9 @@ class RateEngine:
         if now_s != device.seen_s:  # an event looks at its device three times
             device.seen_s = now_s
             gone = device.clock.advance(now_s)
-            if gone and device.gangs:
-                for gang in device.gangs.values():
-                    gang.count(device.device_id, gone)
+            if device.gangs:
+                pace = self._paces[device.type_index]
+                count_off(device.device_id, gone, now_s, device.gangs, device.runs, pace.steps_apart, self._meters)
             self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
@@ -367,8 +375,6 @@ class RateEngine:
         run.epoch += 1
         if gang is not None:
             gang.timer += 1
-            for device_id in gang.devices:
-                self._meters.no_tokens(device_id, gang.lag(device_id) * run.cost.real_tokens)
         elif self._board is not None:
             self._board.remove(run)
         run.job.run = None

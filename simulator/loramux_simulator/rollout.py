@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from loramux_policies.fused_device import FusedDevice
+from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
 from loramux_profiles.work import JobCost
@@ -22,11 +23,20 @@ CACHE_SIZE: Final = 20_000
 class RollOut:
     """Plays `fuse()` on residents of the same costs and priorities as the device's (called by `WindowPace`)."""
 
-    def __init__(self, policy: Policy, ledger_of: Callable[[int], Ledger], seed: int, *, padded: bool) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        ledger_of: Callable[[int], Ledger],
+        seed: int,
+        *,
+        padded: bool,
+        stops: Callable[[Job], float | None] = lambda _: None,
+    ) -> None:
         self._policy = policy
         self._ledger_of = ledger_of
         self._seed = seed
         self._padded = padded
+        self._stops = stops
         self._known: dict[tuple[tuple[JobCost, int, float], ...], Rolled] = {}
 
     def __call__(self, runs: Sequence[Run]) -> Rolled | None:
@@ -48,7 +58,9 @@ class RollOut:
     def _play(self, runs: Sequence[Run]) -> Rolled:
         device: FusedDevice[ReadyRun] = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
         device.ledger = self._ledger_of(device.device_id)
-        players = {run.job.job_id: ReadyRun(run.job, run.cost, self._seed) for run in runs}
+        players = {
+            run.job.job_id: ReadyRun(run.job, run.cost, self._seed, stop_steps=self._stops(run.job)) for run in runs
+        }
         for player in players.values():
             device.add(player)
         for _ in range(WARM_UP):

@@ -13,6 +13,7 @@ from loramux_policies.job import Job
 from loramux_policies.meters import IDLE, Meters
 from loramux_policies.policy import Policy
 from loramux_policies.scheduler import Scheduler
+from loramux_policies.shares import phi_at
 from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
 from loramux_simulator.micro_batches import ReadyRun
@@ -66,6 +67,7 @@ class StepEngine:
         actual: Callable[[Job, float], float] | None = None,
         charges: bool = True,
         sorted_rows: bool = False,
+        stops: Callable[[Job], float | None] = lambda _: None,
     ) -> None:
         self._clock = Clock()
         self.devices = [
@@ -78,6 +80,8 @@ class StepEngine:
         """(newest job, expected dynamic bytes) -> actual dynamic bytes of a step."""
         self._charges = charges
         self._sorted_rows = sorted_rows
+        self._stops = stops
+        """Where early-stop prediction expects a job's end."""
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
@@ -93,6 +97,15 @@ class StepEngine:
         self._loop = loop
         self._clock.run(loop, arrivals, self._wake)
 
+    def at(self, t_s: float, call: Callable[[Any], None]) -> None:
+        """Call back at that time."""
+        self._clock.at(t_s, call)
+
+    def settle(self) -> None:
+        """Bring every device's totals up to now; a step counts where it began."""
+        for device in self.devices:
+            self._account(device)
+
     # -- what the loop asks for
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
@@ -100,7 +113,7 @@ class StepEngine:
         device = self.devices[devices[0]]
         cost = job.cost_on(device.type_index)
         self._account(device)
-        run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows)
+        run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows, stop_steps=self._stops(job))
         where, ends_s = self._in_step.get(job.job_id, (device, 0.0))  # kept: it may be paused again before then
         done = run.done_micro >= run.target_micro - STEP_SLACK
         if done or (ends_s > self.now_s and where is not device):
@@ -111,8 +124,11 @@ class StepEngine:
             self._woken[devices[0]] = None
         if self._charges and not done:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
-            separate = device.fused.phi is not None  # every process loads a copy of its own
-            if not cost.overridden and (separate or cost.base.key not in device.bases):
+            if device.fused.phi is not None and not cost.overridden:  # a process of its own loads a copy of its own
+                if seconds + cost.base.load_s > 0.0:
+                    device.fused.debts[job.job_id] = seconds + cost.base.load_s
+                seconds = 0.0
+            elif not cost.overridden and cost.base.key not in device.bases:
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
             self._stall(device, seconds)
@@ -150,11 +166,12 @@ class StepEngine:
         self._watched.pop(job.job_id, None)
         if job.job_id in device.held:
             run = device.held.pop(job.job_id)
+            device.fused.debts.pop(job.job_id, None)
         else:
             run = device.fused.remove(job.job_id)
             self._finish_step(device, run)
         self._credit(run)
-        if self._charges:
+        if self._charges and device.fused.phi is None:
             self._stall(device, run.cost.pause_s)
         job.run = None
         self._memory(device)
@@ -198,8 +215,13 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self.sync(job)
         left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
-        seconds = (device.seconds or cost.solo_step_s) / device.fused.part(job.share)
-        return max(self.now_s, device.stall_until_s) + left * seconds
+        fused = device.fused
+        start_s = max(self.now_s, device.stall_until_s)
+        if fused.phi is not None:
+            seats = max(fused.seats, job.share)
+            own = phi_at(fused.phi, seats) * job.share / seats
+            return start_s + (left * cost.solo_step_s + fused.debts.get(job.job_id, 0.0)) / own
+        return start_s + left * (device.seconds or cost.solo_step_s) / fused.part(job.share)
 
     def review_at(self, t_s: float) -> None:
         """Call `decide` at that time."""
@@ -224,6 +246,12 @@ class StepEngine:
         fused = device.fused
         fused.ledger = self._loop.fleet[fused.device_id]
         fused.now_s = self.now_s
+        loading_s = fused.load() if fused.debts else None
+        if loading_s is not None:
+            device.busy, device.step = True, None
+            device.ends_s = max(self.now_s, device.stall_until_s) + loading_s
+            self._clock.at(device.ends_s, self._loaded, device)
+            return
         step = fused.next_step()
         cost = fused.cost(step)
         device.busy = True
@@ -243,6 +271,13 @@ class StepEngine:
         device.step = step
         self._meters.step(fused.device_id, cost.real_tokens, cost.computed_tokens)
         self._clock.at(device.ends_s, self._end, device)
+
+    def _loaded(self, event: Any) -> None:
+        """A process has had its turn, and loaded in it."""
+        device = event.value
+        device.busy = False
+        if device.fused.runs:
+            self._begin(device)
 
     def _end(self, event: Any) -> None:
         device = event.value

@@ -6,9 +6,11 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Final
 
 import pandas as pd
@@ -53,6 +55,15 @@ class SweepPlan:
     policy_files: tuple[Path, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of `SimOptions` except the seed."""
+
+    def __post_init__(self) -> None:
+        """UsageError for what no run could be made of."""
+        points = self.points()
+        if len(set(points)) < len(points):
+            raise UsageError("a sweep must not name the same policy, load or seed twice")
+        for load in self.loads:
+            if load is not None and not 0.0 < load < float("inf"):
+                raise UsageError(f"load must be above 0, not {load}")
 
     def points(self) -> list[Point]:
         """All runs in the order of the table."""
@@ -108,8 +119,6 @@ def sweep(
     Raises what `simulate` raises, and StateError where `out` holds another sweep.
     """
     points = plan.points()
-    if len(set(points)) < len(points):
-        raise UsageError("a sweep must not name the same policy, load or seed twice")
     sources = plan.sources()
     done, before = _resume(plan, sources, out) if resume and out is not None else ({}, {})
     if out is not None:
@@ -129,6 +138,10 @@ def sweep(
             if out is not None and time.monotonic() - saved > SAVE_EVERY_S:
                 write_results(out / RESULTS, _table(points, done))
                 saved = time.monotonic()
+    except UsageError:
+        if out is not None and not done and not (out / RESULTS).exists():
+            (out / MANIFEST).unlink()  # nothing was run: leave nothing behind
+        raise
     finally:
         if out is not None and done:
             write_results(out / RESULTS, _table(points, done))
@@ -147,7 +160,10 @@ def _run(
 
 
 def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
-    return point, run_point(plan, point)
+    if current_thread() is not main_thread():  # sys.stdout is the whole process's
+        return point, run_point(plan, point)
+    with redirect_stdout(sys.stderr):  # what a policy prints in a worker must not reach the command's stdout
+        return point, run_point(plan, point)
 
 
 def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:

@@ -193,6 +193,7 @@ def test_a_module_class_takes_parameters(cli: Cli, trace: Path) -> None:
         ("CliRaises", "raise KeyError('x')", ("CliRaises", "KeyError")),
         ("CliNothing", "return view.plan()", ("CliNothing", "stalled")),
         ("CliNone", "return None", ("CliNone",)),
+        ("CliLeaves", "raise SystemExit(0)", ("CliLeaves", "SystemExit")),
         ("CliGhost", "p = view.plan(); p.start('ghost', 0); return p", ("CliGhost", "ghost")),
     ],
 )
@@ -208,13 +209,39 @@ def test_a_policy_that_misbehaves_is_named(
         assert word in ran.err
 
 
-@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "def broken(:"])
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "def broken(:", "import sys; sys.exit(0)"])
 def test_a_policy_file_that_is_none(cli: Cli, trace: Path, tmp_path: Path, text: str) -> None:
     file = tmp_path / "nope.py"
     file.write_text(text)
     ran = cli("simulate", "--trace", trace, "--policy-file", file)
     assert ran.code == 2
     assert "nope.py" in ran.err
+
+
+def test_a_policy_whose_init_raises_is_named(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    file = tmp_path / "init.py"
+    body = "raise RuntimeError('no')"
+    file.write_text(
+        FAILING_FILE.format(name="CliInit", body=body).replace("def place(self, view)", "def __init__(self)")
+    )
+    ran = cli("simulate", "--trace", trace, "--policy-file", file, *FAST, "--json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'CliInit': __init__ raised RuntimeError: no" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", [("simulate",), ("sweep", "--workers", "1"), ("sweep", "--workers", "2", "--seeds", "2")]
+)
+def test_what_a_policy_prints_goes_to_stderr(cli: Cli, trace: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    file = tmp_path / "loud.py"
+    body = "print('while placing'); p = view.plan(); [p.start_first(j.job_id) for j in view.waiting(1)]; return p"
+    file.write_text("print('while loading')\n" + FAILING_FILE.format(name="CliLoud", body=body))
+    out = ("--out", tmp_path / "out") if command[0] == "sweep" else ()
+    ran = cli(*command, "--trace", trace, "--policy-file", file, "--devices", "2xl4", "--json", *out)
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["schema_version"] == 1
+    assert "while placing" in ran.err
+    assert "while loading" in ran.err
 
 
 # --- 3 and 4: jobs that end badly
@@ -241,7 +268,7 @@ def test_a_rejected_job_is_no_failure(cli: Cli, trace: Path, tmp_path: Path) -> 
     ran = cli("simulate", "--trace", trace, "--policy-file", file, *FAST, "--json")
     assert ran.code == 0
     run = json.loads(ran.out)["runs"][0]
-    assert (run["completed"], run["unschedulable"]) == (0, 18)
+    assert (run["completed"], run["unschedulable"], run["rejected"]) == (0, 0, 18)
     assert run["turnaround_s"]["mean"] is None
 
 

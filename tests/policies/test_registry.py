@@ -33,9 +33,10 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     known = registry.names()
     monkeypatch.setattr(registry, "_known", {name: registry.find(name) for name in known})
     monkeypatch.setattr(registry, "_broken", {})
+    monkeypatch.setattr(registry, "_ambiguous", {})
     monkeypatch.setattr(registry, "_loaded", False)
     yield
-    Ours.name = ""
+    Ours.name, Fifo.name = "", "fifo"
 
 
 def points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -79,3 +80,34 @@ def test_a_broken_entry_point_breaks_itself_only(afresh: None, monkeypatch: pyte
 def test_duplicates_raise_still(afresh: None) -> None:
     with pytest.raises(ValueError, match="two policies are called 'fifo'"):
         registry.register("fifo")(Fifo)
+
+
+def test_an_entry_point_with_a_name_that_is_taken(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is meant by that name until the user says who; every other policy works."""
+    points(monkeypatch, fifo=f"{__name__}:Ours", ours=f"{__name__}:Fifo")
+    assert registry.create("aspen:k=3").max_fused == 3
+    assert registry.create("loramux_policies.rules.fifo:Fifo").name == "fifo"
+    assert registry.find("ours") is Fifo
+    with pytest.raises(UsageError, match=r"'fifo': two policies are called 'fifo': say which, .*rules\.fifo:Fifo or "):
+        registry.create("fifo")
+    ran = CliRunner().invoke(app, ["policies", "--json"])
+    assert ran.exit_code == 0
+    assert "fifo" not in {row["name"] for row in json.loads(ran.stdout)["policies"]}
+    assert "two policies are called 'fifo'" in ran.stderr
+
+
+def test_an_entry_point_that_exits_breaks_itself_only(
+    afresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points(monkeypatch, leaving="leaving:Thing")
+    assert registry.find("fifo").name == "fifo"
+    assert registry.broken() == {"leaving": "SystemExit: 0"}
+    with pytest.raises(UsageError, match="cannot import leaving: SystemExit: 0"):
+        registry.create("leaving:Thing")
+
+
+def test_a_parameter_given_twice() -> None:
+    with pytest.raises(UsageError, match="a parameter is given twice"):
+        registry.create("aspen:k=4,k=5")

@@ -231,6 +231,46 @@ def test_pausing_and_starting_for_ever(fidelity: str, monkeypatch: pytest.Monkey
         simulate(SINGLE, Villain, devices="1xl4", fidelity=fidelity)
 
 
+@pytest.mark.parametrize("fidelity", ["rate", "step"])
+def test_pauses_that_give_no_service(fidelity: str) -> None:
+    """Time passes and jobs start all the time, but loading takes longer than they are left alone; found out soon."""
+
+    class Villain(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for resident in view.residents(0):
+                plan.pause(resident.job_id)
+            for waiting in view.waiting(1):
+                plan.start_first(waiting.job_id)
+            plan.review_at(view.now_s + 0.1)
+            calls.append(view.now_s)
+            return plan
+
+    calls: list[float] = []
+    rows = trace_of(*(job(f"j{i}", 100.0 * i, base_model="llama-2-7b", method="mixlora") for i in range(4)))
+    with pytest.raises(PolicyError, match="Villain stalled"):
+        simulate(rows, Villain, devices="1xa100-80g", fidelity=fidelity)
+    assert len(calls) < 100_000
+
+
+def test_many_pauses_that_give_little_are_no_stall() -> None:
+    """Thousands of decisions in which somebody is paused, and all get on."""
+
+    class Restless(Policy):
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for resident in view.residents(0):
+                plan.pause(resident.job_id)
+            for waiting in view.waiting(1):
+                plan.start_first(waiting.job_id)
+            plan.review_at(view.now_s + 0.3)
+            return plan
+
+    result = simulate(trace_of(job("a", duration_s=900.0), job("b", duration_s=900.0)), Restless, devices="1xl4")
+    assert result.summary["completed"] == 2
+    assert result.summary["preemptions"] > 5_000
+
+
 def test_tiny_reviews_still_end() -> None:
     """Absurd, but it gets there: the work goes on between the reviews."""
 

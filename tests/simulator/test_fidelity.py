@@ -96,10 +96,24 @@ def test_rolled_out_rates_within_five_percent(policy: str, fusion: str) -> None:
     assert rate == pytest.approx(step, rel=0.05)
 
 
-def test_separate_processes_within_five_percent() -> None:
-    """Loading is a stall of the device in steps and a debt of the process in rates: not the same, but near."""
-    rate, step, _ = means(many_short_steps(), "separate", devices="1xa100-80g")
-    assert rate == pytest.approx(step, rel=0.05)
+@pytest.mark.parametrize("fusion", ["packed", "padded"])
+@pytest.mark.parametrize(
+    "options", [{}, {"ideal": True}, {"max_resident": 2}, {"devices": "1xa100-80g"}, {"devices": "2xl4"}], ids=str
+)
+def test_separate_processes_within_two_percent(options: dict[str, Any], fusion: str) -> None:
+    """A process that loads takes its turns, and nobody else's, in both."""
+    rate, step, _ = means(many_short_steps(), "separate", fusion=fusion, **options)
+    assert rate == pytest.approx(step, rel=0.02)
+
+
+def test_a_loading_process_holds_up_nobody() -> None:
+    """Each job by itself: the first would lose the second's loading (4.5 s) if that stalled the device."""
+    trace = trace_of(
+        job("a", duration_s=40.0, base_model="llama-2-7b", seq_len=60.0),
+        job("b", 30.0, duration_s=40.0, base_model="llama-2-7b", seq_len=200.0),
+    )
+    rate, step = (simulate(trace, "separate", devices="1xa100-80g", fidelity=f).jobs for f in ("rate", "step"))
+    assert step["turnaround_time"].tolist() == pytest.approx(rate["turnaround_time"].tolist(), rel=0.02)
 
 
 def test_rate_fidelity_draws_no_lengths() -> None:
@@ -162,4 +176,4 @@ def test_processes_share_time_not_steps() -> None:
         job("b", duration_s=60.0, base_model="tinyllama-1.1b", seq_len=900.0),
     )
     rate, step = (simulate(trace, "separate", devices="1xa100-80g", fidelity=f).jobs for f in ("rate", "step"))
-    assert step["turnaround_time"].tolist() == pytest.approx(rate["turnaround_time"].tolist(), rel=0.03)
+    assert step["turnaround_time"].tolist() == pytest.approx(rate["turnaround_time"].tolist(), rel=0.02)

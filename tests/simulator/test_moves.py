@@ -10,7 +10,7 @@ from loramux_policies import Policy, start_in_order
 from loramux_policies.views import ClusterView, Plan
 from loramux_simulator import clock, simulate
 
-from .test_corners import Scripted, Windowed, events, turnaround
+from .scripted import Scripted, Windowed, events, turnaround
 from .workloads import job, sized, trace_of
 
 # --- watches -----------------------------------------------------------------------------------------------------------

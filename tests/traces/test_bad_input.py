@@ -37,6 +37,10 @@ def problems_of(path: Path) -> list[Problem]:
         ("submit_s", "-1", "seconds from the start"),
         ("submit_s", "nan", "seconds from the start"),
         ("submit_s", "soon", "seconds from the start"),
+        ("submit_s", "inf", "from 0 to 1e10"),
+        ("submit_s", "1000000000", "not from 1970; this is a calendar time: subtract the first submission"),
+        ("batch_size", "1_6", "a whole number from 1 to 65536"),
+        ("total_steps", "1_0.5", "a finite number"),
         ("submit_s", "2017-10-09 07:01:55", "subtract the first submission"),
         ("submit_s", "1507532515", "subtract the first submission"),
         ("submit_s", "1507532515000", "subtract the first submission"),
@@ -135,6 +139,21 @@ def test_early_epoch_seconds_of_a_whole_file(csv_file: Csv) -> None:
     assert [p.line for p in found] == [2, 3, 4]
 
 
+@pytest.mark.parametrize("value", ["inf", "1e400", "-inf", "nan", "soon"])
+def test_what_is_no_time_at_all_is_no_calendar_time(csv_file: Csv, value: str) -> None:
+    assert "calendar" not in problems_of(csv_file([f"a,{value},llama-7b,lora,8,512,100"]))[0].allowed
+
+
+@pytest.mark.parametrize("text", ['[{{"job_id": "a", "priority": {}}}]', '[{{"job_id": {}}}]'])
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_python_says_nothing_of_huge_numbers(tmp_path: Path, text: str, suffix: str) -> None:
+    path = tmp_path / f"t.{suffix}"
+    path.write_text(text.format("9" * 5000))
+    said = str([str(p) for p in problems_of(path)])
+    assert "digits" not in said or "thousands of digits" in said
+    assert "int_max_str_digits" not in said
+
+
 def test_a_very_long_trace_is_no_calendar(csv_file: Csv) -> None:
     rows = [f"j{i},{i * 1e8},llama-7b,lora,8,512,100" for i in range(20)]
     assert len(read_trace(csv_file(rows))) == 20
@@ -157,14 +176,14 @@ def test_a_very_long_trace_is_no_calendar(csv_file: Csv) -> None:
         ("t.csv.gz", b"not gzip", "cannot be read"),
         ("t.csv.gz", gzip.compress(HEADER.encode() * 99, mtime=0)[:60], "cannot be read"),
         ("t.json", b"", "not JSON"),
-        ("t.json", b"{}", "not JSON"),
+        ("t.json", b"{}", "has no jobs"),
         ("t.json", b"[]", "has no jobs"),
         ("t.json", b"[1]", "must be a mapping"),
         ("t.json", b"[{}", "not JSON"),
         ("t.json", b"[{}] x", "expected the end"),
         ("t.json", b"[" * 100_000, "nested too deeply"),
         ("t.json", b'[{"a": 1, "a": 2}]', "given twice"),
-        ("t.json", b'[{"rank": ' + b"9" * 9999 + b"}]", "not readable"),
+        ("t.json", b'[{"rank": ' + b"9" * 9999 + b"}]", "a whole number from 1 to 4096"),
         ("t.json", b'[{"job_id": true}]', "1 to 64"),
         ("t.json", b'[{"batch_size": true}]', "a whole number"),
         ("t.json", b'[{"submit_s": NaN}]', "seconds from the start"),

@@ -203,7 +203,7 @@ rows = st.builds(
     st.fixed_dictionaries(
         {
             "job_id": ids,
-            "submit_s": st.floats(0, 1e9),
+            "submit_s": st.floats(0, 1e9, exclude_max=True),
             "base_model": st.sampled_from(["llama-7b", "org/model:v1"]),
             "method": st.sampled_from(["lora", "mixlora", "dynmole"]),
             "batch_size": st.integers(4, 65536),

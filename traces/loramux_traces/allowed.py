@@ -16,7 +16,7 @@ FREE_PREFIX: Final = "x_"
 
 _PATTERNS: Final = {
     "job_id": "1 to 64 of A-Z a-z 0-9 _ . - beginning with a letter or digit",
-    "base_model": "1 to 128 of A-Z a-z 0-9 _ . : / + - beginning with a letter, a digit or _, such as llama-7b",
+    "base_model": "a name such as llama-7b or the path of a config.json: 1 to 255 of A-Z a-z 0-9 _ . : / + -",
     "ref_gpu": "1 to 128 of A-Z a-z 0-9 _ . : / + - beginning with a letter, a digit or _, such as a100-80g",
     "length_dist": "1 to 32 of a-z 0-9 _ - beginning with a letter, such as alpaca",
 }

@@ -25,6 +25,11 @@ _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _NOT_A_LIST: Final = "must be a list of jobs, or a mapping with `jobs`"
 
 
+def whole_number(text: str) -> int | float:
+    """Of an integer that Python refuses to read for its length, infinity: no column allows it, and it has a place."""
+    return int(text) if len(text) < 4000 else float(text)
+
+
 class _DuplicateKeyError(ValueError):
     """A JSON object names one key twice; which value was meant is unknown."""
 
@@ -37,7 +42,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=whole_number)
 
 
 def as_row(item: Any) -> dict[str, Any] | None:
@@ -136,6 +141,8 @@ def _say(error: Exception) -> str:
         return "is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg}"
+    if "int_max_str_digits" in str(error):
+        return "a number has thousands of digits"
     return f"not readable: {printable(' '.join(str(error).split()), 200)}"
 
 

@@ -62,6 +62,10 @@ class InvalidInputError(LoramuxError):
         super().__init__("\n".join(lines))
 
 
+class Interrupted(BaseException):
+    """A signal asks the program to end. Code that guards against whatever a plug-in raises must let it through."""
+
+
 class HardwareMissingError(LoramuxError):
     """The command needs hardware that is not here. Exit code 5."""
 

@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$")]
+# A name, or a path: absolute, or beginning with a name, ./ or ../
+Model = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_.:/+-]{0,254}$")]
 # Free text that is only shown: no control or direction-changing characters (it reaches terminals and spreadsheets).
 _HIDDEN = r"\p{Cc}\u{2028}\u{2029}\u{202A}-\u{202E}\u{2066}-\u{2069}"
 Text = Annotated[str, StringConstraints(max_length=256, pattern=rf"^([^\s{_HIDDEN}]([^{_HIDDEN}]*[^\s{_HIDDEN}])?)?$")]
@@ -45,8 +47,9 @@ class JobSpec:
     """Unique name; ties between events at one time go by it."""
     submit_s: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
     """Seconds from the start of the trace (not a calendar time: `read_trace` refuses epoch seconds)."""
-    base_model: Label
-    """Name of a model shape, for example `llama-7b`; jobs of one base can share its copy."""
+    base_model: Model
+    """Name of a model shape, for example `llama-7b`, or the path of a Hugging Face `config.json` or of its folder; a
+    relative one starts at the trace's folder. Jobs that spell it the same share its copy."""
     method: Method
     batch_size: Annotated[int, Field(ge=1, le=65536)]
     """Sequences per optimizer step."""
@@ -136,6 +139,8 @@ class Trace:
     """Where it came from and which columns are modelled, in one line; shown wherever a result is."""
     sha256: str = ""
     """Hash of the canonical content: independent of the order of rows and columns and of the file format."""
+    folder: str = field(default="", compare=False)
+    """Where relative paths in `base_model` start: the folder of the file (empty: the working folder)."""
     columns: tuple[str, ...] = field(default=())
     """The required columns and those in which at least one job differs from the default, in the order of the schema."""
 

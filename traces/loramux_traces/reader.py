@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -19,7 +20,7 @@ from loramux_traces.errors import InvalidInputError, Problem, UsageError, printa
 from loramux_traces.files import open_input, text_lines, whole_text
 from loramux_traces.job import Trace
 from loramux_traces.problems import Problems
-from loramux_traces.rows import JobRows
+from loramux_traces.rows import Check, JobRows
 from loramux_traces.tables import csv_rows, split_comments
 
 #: Called every few thousand rows with the number of rows read so far.
@@ -50,12 +51,18 @@ _FOREIGN: Final = {
 
 
 def read_trace(
-    path: Path | str, *, format: str | None = None, name: str | None = None, progress: Progress | None = None
+    path: Path | str,
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Trace:
     """The jobs of a file, validated, sorted by (submit_s, job_id).
 
     `path` may be `-` for standard input (CSV unless `format` says otherwise). Raises InvalidInputError that lists every
     bad row up to 50, with file, line, column, value and what is allowed; UsageError for an unknown `format`.
+    `check` is asked about every valid row (`loramux_profiles.checked` knows models, devices and lengths).
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
@@ -63,7 +70,7 @@ def read_trace(
     with open_input(path) as (label, stream):
         problems = Problems(label)
         provenance: list[str] = []
-        rows = JobRows(problems)
+        rows = JobRows(problems, check)
         for count, (line, row) in enumerate(_items(kind, stream, problems, provenance), start=1):
             rows.add(line, row)
             if progress is not None and count % _PROGRESS_EVERY == 0:
@@ -73,7 +80,13 @@ def read_trace(
         problems.add(0, "", "", "has no jobs: at least one row is needed")
     problems.raise_if_any()
     trace_name = name or ("stdin" if label == "<stdin>" else Path(label).name.split(".")[0]) or "trace"
-    return build_trace(printable(trace_name), jobs, provenance=printable(" ".join(" ".join(provenance).split())))
+    trace = build_trace(printable(trace_name), jobs, provenance=printable(" ".join(" ".join(provenance).split())))
+    return replace(trace, folder=folder_of(path))
+
+
+def folder_of(path: Path | str) -> str:
+    """Where the relative paths in a trace start: its folder; the working folder for standard input."""
+    return "" if str(path) == "-" else str(Path(path).resolve().parent)
 
 
 def _format_of(path: Path | str) -> str:

@@ -22,7 +22,6 @@ FAILED_POLICY: Final = "FAILED_POLICY"
 FAILED_DIVERGED: Final = "FAILED_DIVERGED"
 UNFINISHED: Final = "UNFINISHED"
 FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, FAILED_DIVERGED, UNFINISHED)
-NEVER_RAN_STATES: Final = (UNSCHEDULABLE, REJECTED)
 
 #: Column -> what it holds. jobs.csv of a run folder has exactly these, in this order, one row a job, sorted by job_id.
 JOB_COLUMNS: Final[dict[str, str]] = {
@@ -67,6 +66,8 @@ def statistics(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float
 class RunStats:
     """Totals that a backend counts while it runs; everything else of a summary comes from the job rows."""
 
+    window_s: float | None = None
+    """Time that the totals below are of; None: from the first submission to the last end of any job that ran."""
     busy_device_s: float = 0.0
     """Device-seconds with at least one active job."""
     n_devices: int = 1
@@ -93,27 +94,36 @@ class RunStats:
 def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
     """The figures of one run, as in the `runs` entries of `simulate --json`; percentiles are over completed jobs.
 
-    `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall` in
-    their name.
+    Two spans of time: `makespan_s` is of these jobs (first submission to the last one completed), `window_s` is of the
+    devices. Tokens, busy share, mean and peak memory, steps and decisions are of everything that the devices did in the
+    window, for whichever job. The two differ where the last job to end failed, and after a warm-up, whose jobs may
+    still run in the window. `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller
+    and have `wall` in their name.
     """
     figures = ["finish_time", "turnaround_time", "waiting_time", "stretch"]
     done = jobs.loc[jobs["final_state"] == COMPLETED, figures]
     first = float(jobs["submission_time"].min()) if len(jobs) else 0.0
     last = float(done["finish_time"].max()) if len(done) else first
     makespan_s = last - first
-    span_device_s = makespan_s * stats.n_devices
+    window_s = stats.window_s
+    if window_s is None:
+        ended = jobs["finish_time"].max() if len(jobs) else first
+        window_s = float(ended) - first if ended == ended else 0.0
+    span_device_s = window_s * stats.n_devices
     return {
         "jobs": len(jobs),
         "completed": len(done),
         "failed": int(jobs["final_state"].isin(FAILED_STATES).sum()),
-        "unschedulable": int(jobs["final_state"].isin(NEVER_RAN_STATES).sum()),
+        "unschedulable": int((jobs["final_state"] == UNSCHEDULABLE).sum()),
+        "rejected": int((jobs["final_state"] == REJECTED).sum()),
         "makespan_s": makespan_s,
+        "window_s": window_s,
         "turnaround_s": statistics(done["turnaround_time"].to_numpy(dtype=np.float64)),
         "waiting_s": statistics(done["waiting_time"].to_numpy(dtype=np.float64)),
         "stretch": statistics(done["stretch"].to_numpy(dtype=np.float64)),
-        "effective_tokens_per_s": stats.real_tokens / makespan_s if makespan_s > 0 else 0.0,
+        "effective_tokens_per_s": stats.real_tokens / window_s if window_s > 0 else 0.0,
         "padding_fraction": 1 - stats.real_tokens / stats.computed_tokens if stats.computed_tokens > 0 else 0.0,
-        "gpu_busy_fraction": min(1.0, stats.busy_device_s / span_device_s) if span_device_s > 0 else 0.0,
+        "gpu_busy_fraction": _share(stats.busy_device_s, span_device_s),
         "memory_mean_bytes": stats.memory_byte_s / span_device_s if span_device_s > 0 else 0.0,
         "memory_peak_bytes": stats.memory_peak_bytes,
         "memory_capacity_bytes": stats.memory_capacity_bytes,
@@ -123,6 +133,12 @@ def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
         "decisions": stats.decisions,
         "notes": list(stats.notes),
     }
+
+
+def _share(part: float, whole: float) -> float:
+    """part / whole; above 1 by rounding only it is 1 (by more, it is an error that must be seen)."""
+    share = part / whole if whole > 0.0 else 0.0
+    return 1.0 if 1.0 < share < 1.0 + 1e-9 else share
 
 
 def empty_timeline() -> dict[str, Any]:

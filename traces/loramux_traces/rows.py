@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from math import inf
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,19 +15,22 @@ from loramux_traces.canonical import COLUMNS
 from loramux_traces.job import JobSpec
 from loramux_traces.problems import Problems
 
+#: What else is wrong with a job, as (column, value, what is allowed): names that only other packages know.
+Check = Callable[[JobSpec], Iterable[tuple[str, object, str]]]
 _VALIDATE: Final = TypeAdapter(JobSpec).validator.validate_python
 _KNOWN: Final = frozenset(COLUMNS)
 
 
-#: Epoch seconds since 2001 exceed this; so may the end of a trace of 31 years, but not after a pause of half of it.
+#: Epoch seconds since 2001 reach this; so may the end of a trace of 31 years, but not after a pause of half of it.
 _EPOCH_S: Final = 1e9
+_NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
 
 
 def _submit_hint(value: object) -> str:
     text = str(value)[:64]
     try:
-        calendar = float(text) > _EPOCH_S
+        calendar = _EPOCH_S <= float(text) < inf
     except ValueError:
         try:
             datetime.fromisoformat(text)
@@ -39,14 +43,20 @@ def _submit_hint(value: object) -> str:
 class JobRows:
     """Collects validated jobs; a bad or repeated row becomes a problem and the reading goes on."""
 
-    def __init__(self, problems: Problems) -> None:
+    def __init__(self, problems: Problems, check: Check | None = None) -> None:
         self.jobs: list[JobSpec] = []
         self._problems = problems
+        self._check = check
         self._lines = array("q")
         self._ids: set[str] = set()
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
         """Validate one row, a mapping of column names to values; absent columns get their defaults."""
+        for column in _NUMBERS & row.keys():  # Python's own notation, which pydantic takes and no other program writes
+            value = row[column]
+            if type(value) is str and "_" in value:
+                self._problems.add(line, column, value, f"allowed: {allowed(column)}")
+                return
         try:
             job: JobSpec = _VALIDATE(row)
         except ValidationError as error:
@@ -56,19 +66,23 @@ class JobRows:
             first = self._lines[next(i for i, other in enumerate(self.jobs) if other.job_id == job.job_id)]
             self._problems.add(line, "job_id", job.job_id, f"every job_id must be used once; line {first} has it too")
             return
+        if self._check is not None:
+            for column, value, rule in self._check(job):
+                self._problems.add(line, column, value, rule)
         self._ids.add(job.job_id)
         self._lines.append(line)
         self.jobs.append(job)
 
     def finish(self) -> list[JobSpec]:
         """The jobs; notes epoch seconds, which only the rows together tell from a very long trace."""
-        if any(job.submit_s > _EPOCH_S for job in self.jobs):
+        if any(job.submit_s >= _EPOCH_S for job in self.jobs):
             before = 0.0
             epoch = False
             for submit_s, line in sorted(zip((job.submit_s for job in self.jobs), self._lines, strict=True)):
                 epoch = epoch or submit_s - before > _EPOCH_S / 2
-                if epoch and submit_s > _EPOCH_S:
-                    self._problems.add(line, "submit_s", submit_s, f"allowed: {allowed('submit_s')}; {_CALENDAR}")
+                if epoch and submit_s >= _EPOCH_S:
+                    said = f"must be seconds from the start of the trace, not from 1970; {_CALENDAR}"
+                    self._problems.add(line, "submit_s", submit_s, said)
                 before = submit_s
         return self.jobs
 

@@ -27,6 +27,7 @@ import pandas as pd
 
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.filesafe import read_csv, read_json_object, write_csv, write_json, write_json_gz, write_jsonl
+from loramux_traces.locking import LOCK
 from loramux_traces.results import JOB_COLUMNS, SCHEMA_VERSION, empty_timeline
 from loramux_traces.tidy import RESULTS_NAME
 
@@ -102,13 +103,15 @@ def run_folder_name(policy: str, seed: int) -> str:
     return f"{slug}-s{seed}"
 
 
-def prepare_folder(path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = ()) -> Path:
+def prepare_folder(
+    path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = (), resuming: str = ""
+) -> Path:
     """Make `path` ready to be written into and return it.
 
     A folder that already holds something is refused, unless `resume` (all is kept) or `force` (loramux's own files
     and those named in `also` are removed, in it and in the runs directly below it; a stranger's files and trained
-    adapters never are). Raises StateError for a folder in use without leave, a symlink, a file, or a place that
-    cannot be written.
+    adapters never are). `resuming`: what the command offers beside --force, for the message. Raises StateError for a
+    folder in use without leave, a symlink, a file, or a place that cannot be written.
     """
     if path.is_symlink():
         raise StateError(f"{path}: is a symlink; give the folder itself")
@@ -116,9 +119,10 @@ def prepare_folder(path: Path, *, force: bool = False, resume: bool = False, als
         raise StateError(f"{path}: is a file, not a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()) and not resume:
+        if any(file.name != LOCK for file in path.iterdir()) and not resume:
             if not force:
-                raise StateError(f"{path}: is not empty; --force replaces an older run, --resume goes on with one")
+                on = f", {resuming}" if resuming else ""
+                raise StateError(f"{path}: is not empty; --force replaces an older run{on}")
             _clear(path, {*_OWN_FILES, *also})
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror})") from error
@@ -205,7 +209,7 @@ def read_run(path: Path) -> Run:
     if not (path / JOBS).is_file():
         raise _not_a_run(path, f"not a run folder (no {JOBS})")
     if not (path / MANIFEST).is_file():
-        raise StateError(f"{path}: the run was not finished (no {MANIFEST}); run it again with --resume or --force")
+        raise StateError(f"{path}: the run was not finished (no {MANIFEST}); run it again with --force")
     manifest = read_json_object(path / MANIFEST)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")

@@ -35,15 +35,6 @@ def _silence() -> Iterator[None]:
         os.close(kept)
 
 
-def linear_program(cost: Floats, rows: Floats, bounds: Floats) -> Floats | None:
-    """argmin cost x with rows x <= bounds and 0 <= x <= 1; None where HiGHS finds no optimum."""
-    from scipy.optimize import linprog
-
-    with _silence():
-        found = linprog(cost, A_ub=rows, b_ub=bounds, bounds=(0.0, 1.0), method="highs")
-    return None if found.x is None else np.asarray(found.x, dtype=float)
-
-
 class Limits:
     """Rows of `sum of value * x[column] <= bound`, few columns a row."""
 

@@ -68,7 +68,7 @@ class Aspen(AspenPriority):
 
     def fuse(self, device: DeviceView) -> FusedStep:
         """Everybody where k and memory allow it; else the choice of `_aspen_step`."""
-        if len(device.ready) <= self.k:
+        if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:
                 return step

@@ -30,7 +30,7 @@ class _Windowed(Policy):
 
     def fuse(self, device: DeviceView) -> FusedStep:
         """Everybody if they are k at most, else the window."""
-        if len(device.ready) <= self.k:
+        if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:
                 return step

@@ -37,7 +37,7 @@ class LoraFusion(Policy):
 
     def fuse(self, device: DeviceView) -> FusedStep:
         """Everybody if they are k at most, else the bin whose turn has come."""
-        if len(device.ready) <= self.k:
+        if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:
                 return step

@@ -1,29 +1,25 @@
-"""Max-min fairness by linear program (Gavel: Narayanan et al., OSDI 2020, sections 4.1 and 5)."""
+"""Max-min fairness (Gavel: Narayanan et al., OSDI 2020, sections 4.1 and 5)."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar
-
-import numpy as np
 
 from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
-from loramux_policies.rules._highs import linear_program
 from loramux_policies.rules._rounds import contenders, deal, next_round_s, start_of_round
 from loramux_policies.views import ClusterView, JobView, Order, Plan
-
-LEFTOVER = 1e-3
-"""Weight of the total beside the minimum: what the worst-off cannot use goes to the others."""
 
 
 @register("max-min")
 class MaxMin(Policy):
-    """Gavel's max-min fairness: a linear program gives each job a share of the time, rounds make it come true.
+    """Gavel's max-min fairness: its program gives each job a share of the time, rounds make it come true.
 
     Each round starts the jobs with the largest ratio of the share the program gives them to the share they have had.
-    `by`: `job`, or `user` (users get equal totals). `round_s`: seconds of a round (Gavel: 360). `cap`: waiting jobs
-    in the program, those with the least service first.
+    `by`: `job`, or `user` (users get equal totals, split equally between a user's jobs). `round_s`: seconds of a round
+    (Gavel: 360). `cap`: waiting jobs in the program, those with the least service first.
     """
 
     preempts: ClassVar[bool] = True
@@ -61,23 +57,31 @@ class MaxMin(Policy):
         """Share of the time for each job: max min over jobs or users, within the cluster's memory and seats.
 
         Devices count as one pool (residents share a base, so a job's speed hardly depends on which device it is on).
+        Every owner's total rises with the same water level, in equal parts for each of the owner's jobs, until all of
+        them run all the time or memory or seats are full: that is the program's lexicographic optimum, and unlike a
+        vertex of it, which gives a user's part to one job of many, it favours no job.
         """
-        n = len(jobs)
-        owners = [job.user if self.by == "user" else job.job_id for job in jobs]
-        row_of = {owner: row for row, owner in enumerate(dict.fromkeys(owners))}
-        least = np.zeros((len(row_of), n + 1))  # z - sum of the owner's shares <= 0
-        least[:, n] = 1.0
-        for column, owner in enumerate(owners):
-            least[row_of[owner], column] = -1.0
+        counts = Counter(self._owner(job) for job in jobs)
+        of_owner = [counts[self._owner(job)] for job in jobs]
         capacity = sum(view.capacity_bytes(device) for device in range(view.n_devices))
-        rows, bounds = [least], [0.0] * len(row_of)
-        if capacity < float("inf"):
-            rows.append(np.array([[job.need_bytes * job.num_gpus / capacity for job in jobs] + [0.0]]))
-            bounds.append(1.0)
-        if view.max_resident < float("inf"):
-            rows.append(np.array([[float(job.num_gpus) for job in jobs] + [0.0]]))
-            bounds.append(view.max_resident * view.n_devices)
-        cost = np.full(n + 1, -LEFTOVER / n)
-        cost[n] = -1.0
-        solution = linear_program(cost, np.vstack(rows), np.array(bounds))
-        return [1.0] * n if solution is None else [float(share) for share in solution[:n]]
+        needs = [(job.need_bytes * job.num_gpus, float(job.num_gpus)) for job in jobs]
+        rooms = (capacity, view.max_resident * view.n_devices)
+        level = min(_level([need[i] for need in needs], of_owner, room) for i, room in enumerate(rooms))
+        return [min(1.0, level / count) for count in of_owner]
+
+    def _owner(self, job: JobView) -> str:
+        return job.user if self.by == "user" else job.job_id
+
+
+def _level(needs: Sequence[float], of_owner: Sequence[int], room: float) -> float:
+    """The highest level at which jobs that get min(1, level / jobs of their owner) need no more room than there is."""
+    filled, slope, at = 0.0, sum(need / count for need, count in zip(needs, of_owner, strict=True)), 0.0
+    for need, count in sorted(zip(needs, of_owner, strict=True), key=lambda item: item[1]):
+        if filled + slope * (count - at) >= room:
+            break
+        filled += slope * (count - at)
+        at = float(count)  # jobs of so many run all the time from here on
+        slope -= need / count
+    else:
+        return at
+    return at + (room - filled) / slope

@@ -1,0 +1,64 @@
+"""One writer per folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from loramux_traces.errors import StateError
+
+LOCK: Final = ".loramux.lock"
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Hold the folder for this process alone; it is made if need be, and removed again where it stays empty.
+
+    Raises StateError, with the owner's pid, while another process holds it. The kernel takes the lock from a process
+    that ends in whatever way, so the file of a killed one locks nobody out.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):  # `prepare_folder` says what is wrong
+        yield
+        return
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(path)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        (path / LOCK).unlink(missing_ok=True)  # before the lock is given up: nobody else has this file open for long
+        os.close(descriptor)
+        for folder in made:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _take(path: Path) -> int:
+    """An open lock file that is locked and still there (its last owner removes it)."""
+    file = path / LOCK
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StateError(
+                f"{path}: process {owner or '?'} is writing into it; wait, or name another folder"
+            ) from None
+        try:
+            if os.stat(file).st_ino == os.fstat(descriptor).st_ino:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
