@@ -111,13 +111,14 @@ def run(model: FusedModel, order: Sequence[int], steps: int, absent: dict[int, r
         active = []
         for index, job in jobs.items():
             away = turn in absent.get(index, ())
-            if away and job.parked is None and job.losses:
+            if away and job.parked is None and 0 < len(job.losses) < steps:
                 job.pause()
             if not away and job.parked is not None:
                 job.resume()
             if not away and len(job.losses) < steps:
                 active.append(job)
-        for job, outcome in zip(active, model.step([job.part() for job in active]), strict=True):
+        outcomes = model.step([job.part() for job in active]) if active else []
+        for job, outcome in zip(active, outcomes, strict=True):
             job.apply(outcome.loss, outcome.aux_loss)
         turn += 1
     return jobs
@@ -136,13 +137,13 @@ def same(one: Job, other: Job) -> bool:
 def scenarios(steps: int) -> dict[str, tuple[list[int], dict[int, range]]]:
     """Name -> (jobs in packed order, when they are away)."""
     every = list(range(len(SPECS)))
+    away = {i: range(2 + i, 2 + i + steps // 3) for i in every[::2]}  # paused in between
+    away |= {i: range(i) for i in every[1::4]}  # join late
     return {
         "all": (every, {}),
-        "reversed": (every[::-1], {}),
+        "reversed, away": (every[::-1], away),
         "some": ([7, 2, 5, 0, 10], {}),
-        "pairs": ([6, 3], {}),
-        "paused": (every, {i: range(2 + i, 2 + i + steps // 3) for i in every[::2]}),
-        "late": (every, {i: range(i) for i in every[1::3]}),
+        "two": ([6, 3], {}),
     }
 
 

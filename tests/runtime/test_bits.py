@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,14 @@ def test_other_sizes_and_recompute() -> None:
 
 def _in_a_process(*arguments: int) -> str:
     command = [sys.executable, "-m", "tests.runtime.bits_run", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT)
+    passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads that spin on a busy machine take minutes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT, env=passive)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_two_threads() -> None:
-    assert _in_a_process(2, 96, 168, 3) == "equal with 2 threads\n"
+    assert _in_a_process(2, 72, 168, 2) == "equal with 2 threads\n"
 
 
 @pytest.mark.slow
