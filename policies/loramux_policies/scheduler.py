@@ -183,7 +183,8 @@ class Scheduler:
     def _apply(self, plan: DeltaPlan) -> None:
         actions = plan.actions
         if actions:
-            self.fleet.adopt(plan.fleet)
+            if plan.fleet is not self.fleet:
+                self.fleet.adopt(plan.fleet)
             for action in actions:
                 self._carry_out(action)
         for t_s in plan.reviews:
