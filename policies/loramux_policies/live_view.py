@@ -14,7 +14,7 @@ from loramux_policies.job import DONE, RUNNING, Job
 from loramux_policies.plan import DeltaPlan
 from loramux_policies.snapshot import ClusterSnapshot, take_snapshot
 from loramux_policies.views import Changes, JobView, Metric, StaleViewError
-from loramux_policies.waiting import WaitingWindow
+from loramux_policies.waiting import CLOSED, WaitingWindow
 
 if TYPE_CHECKING:
     from loramux_policies.scheduler import Scheduler
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 class LiveView:
     """One call's view of the cluster (contract: `views.ClusterView`)."""
 
-    __slots__ = ("_changes", "_loop", "_now_s", "open", "plans", "windows")
+    __slots__ = ("_changes", "_loop", "_news", "_now_s", "open", "plans", "windows")
 
-    def __init__(self, loop: Scheduler, now_s: float, changes: Changes) -> None:
+    def __init__(self, loop: Scheduler, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
         self._loop = loop
         self._now_s = now_s
-        self._changes = changes
+        self._news = news
+        self._changes: Changes | None = None
+        """Made of the news when it is asked for: few policies do."""
         self.open = True
         self.windows: list[WaitingWindow] = []
         self.plans: list[DeltaPlan] = []
@@ -37,9 +39,9 @@ class LiveView:
         """`place()` has returned."""
         self.open = False
         for plan in self.plans:
-            plan.close()
+            plan._closed = True
         for window in self.windows:
-            window.close()
+            window._queue = CLOSED
 
     def _fresh(self) -> Scheduler:
         if not self.open:
@@ -54,11 +56,14 @@ class LiveView:
     @property
     def changes(self) -> Changes:
         self._fresh()
+        if self._changes is None:
+            arrived, finished, paused, devices = self._news
+            self._changes = Changes(tuple(arrived), tuple(finished), tuple(paused), tuple(devices))
         return self._changes
 
     @property
     def n_waiting(self) -> int:
-        return len(self._fresh().queue)
+        return self._loop.queue.count if self.open else len(self._fresh().queue)
 
     @property
     def n_devices(self) -> int:
@@ -70,7 +75,7 @@ class LiveView:
 
     def waiting(self, n: int) -> Sequence[JobView]:
         """The first n waiting jobs in order, lazily."""
-        window = WaitingWindow(self._fresh().queue, n)
+        window = WaitingWindow(self._loop.queue if self.open else self._fresh().queue, n)
         self.windows.append(window)
         return window
 
@@ -170,11 +175,11 @@ class LiveView:
 
     def snapshot(self) -> ClusterSnapshot:
         """A frozen copy that outlives the call."""
-        return take_snapshot(self._fresh(), self._now_s, self._changes)
+        return take_snapshot(self._fresh(), self._now_s, self.changes)
 
     def plan(self) -> DeltaPlan:
         """An empty plan."""
-        loop = self._fresh()
+        loop = self._loop if self.open else self._fresh()
         plan = DeltaPlan(loop.fleet, loop.active, self._now_s)
         self.plans.append(plan)
         return plan

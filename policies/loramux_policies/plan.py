@@ -75,13 +75,10 @@ class DeltaPlan:
         self.now_s = now_s
         self._moved: dict[str, _Seat] = {}
         self._closed = False
+        """Set by its view when `place()` has returned: no action is taken from then on."""
         self.actions: list[Action] = []
         self.reviews: list[float] = []
         self.watches: list[tuple[Job, float]] = []
-
-    def close(self) -> None:
-        """No call is taken from now on: `place()` has returned."""
-        self._closed = True
 
     # -- questions
 

@@ -70,7 +70,7 @@ class Clock:
     def __init__(self) -> None:
         self.env = Environment()
         self.at: Callable[..., None] = self.env.at
-        """Call back with an entry that carries `value`, at t_s (at once where that has passed): at(t_s, call, value)."""
+        """`Environment.at`: call back with an entry that carries `value`."""
         self.loop: Scheduler
         self._decision_due = False
         self._arrivals: Iterator[Job] = iter(())
