@@ -26,7 +26,7 @@ class Fleet:
     3,300 -> 350 ns a decision). A job more never makes room: what a base's weights save its next job they have cost.
     """
 
-    __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_refused", "_since", "_stale", "touched")
+    __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_since", "_stale", "refused", "time", "touched")
 
     def __init__(self, ledgers: Sequence[Ledger]) -> None:
         self._ledgers = list(ledgers)
@@ -43,8 +43,10 @@ class Fleet:
         self._freed: list[int] = []
         """Devices in the order they gave something back."""
         self._since = 0
-        """Times before the first of `_freed`: a time is a number of devices given back, a fork counts on."""
-        self._refused: dict[tuple[JobCost | None, ...], int] = {}
+        """The time at which `_freed` begins."""
+        self.time = 0
+        """How many times a device has given something back; a fork counts on."""
+        self.refused: dict[tuple[JobCost | None, ...], int] = {}
         """Job class -> time at which no device had room for it."""
         self._parent: Fleet | None = None
 
@@ -54,8 +56,8 @@ class Fleet:
         twin._ledgers = self._ledgers.copy()
         twin._index, twin._stale, twin.touched = None, set(), set()
         # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
-        twin._freed, twin._refused = [], {}
-        twin._since = self._since + len(self._freed)
+        twin._freed, twin.refused = [], {}
+        twin._since = twin.time = self.time
         twin._parent = self
         return twin
 
@@ -88,6 +90,7 @@ class Fleet:
         ledger.remove(job, share)
         self._stale.add(device_id)
         self._freed.append(device_id)
+        self.time += 1
 
     def set_share(self, device_id: int, change: float) -> None:
         """Change the seats in use on a device by `change`."""
@@ -101,6 +104,7 @@ class Fleet:
         self._stale.add(device_id)
         if change < 0.0:
             self._freed.append(device_id)
+            self.time += 1
 
     def adopt(self, fork: Fleet) -> None:
         """Become what the fork is."""
@@ -111,11 +115,13 @@ class Fleet:
             self._index, self._keys, self._stale = fork._index, fork._keys, fork._stale
         if fork._freed:
             self._freed += fork._freed
-        if fork._refused:
-            self._refused.update(fork._refused)
+            self.time = fork.time
+        if fork.refused:
+            self.refused.update(fork.refused)
         if len(self._freed) > CHANGES_KEPT:
             self._freed.clear()
-            self._refused.clear()
+            self.refused.clear()
+            self._since = self.time
 
     def _by_key(self) -> list[tuple[float, int]]:
         """The index, up to date."""
@@ -154,7 +160,7 @@ class Fleet:
             self._least_loaded(found, job)
         elif rule != "best-fit":
             raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
-        refused, now = share == 1.0, self._since + len(self._freed)
+        refused, now = share == 1.0, self.time
         ledgers, costs = self._ledgers, job.costs
         for _, device_id in found:
             ledger = ledgers[device_id]
@@ -163,7 +169,7 @@ class Fleet:
                 refused = False
                 yield device_id
         if refused:
-            self._refused[costs] = now
+            self.refused[costs] = now
 
     def first(self, job: Job, rule: Rule) -> int | None:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
@@ -171,6 +177,7 @@ class Fleet:
         recent = self._recent(costs)
         if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
             if not recent:
+                self.refused[costs] = self.time  # a fork has it at hand from now on
                 return None
             ledgers, need = self._ledgers, job.need_min
             room = -1
@@ -185,7 +192,7 @@ class Fleet:
             else:
                 if room >= 0:
                     return room
-                self._refused[costs] = self._since + len(self._freed)
+                self.refused[costs] = self.time
                 return None
         if rule != "least-loaded":
             return next(self.candidates(job, rule), None)
@@ -205,7 +212,7 @@ class Fleet:
                 if cost is not None and ledger.has_room(cost):
                     best = load
         if best is None:
-            self._refused[costs] = self._since + len(self._freed)
+            self.refused[costs] = self.time
             return None
         return best[3]
 
@@ -252,19 +259,16 @@ class Fleet:
         """The devices that gave something back since the class was refused everywhere, with repetitions; None as
         above.
         """
-        freed = self._freed
-        at = self._refused.get(costs)
+        at = self.refused.get(costs)
         if at is not None:
-            start = at - self._since
-            return freed[start:] if len(freed) - start <= len(self._ledgers) else None
+            return self._freed[at - self._since :] if self.time - at <= len(self._ledgers) else None
         parent = self._parent
         if parent is None:
             return None
-        at = parent._refused.get(costs)
-        if at is None or self._since + len(freed) - at > len(self._ledgers):
+        at = parent.refused.get(costs)
+        if at is None or self.time - at > len(self._ledgers):
             return None
-        before = parent._freed[at - parent._since :]
-        return before + freed if freed else before
+        return parent._freed[at - parent._since :] + self._freed
 
     def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> None:
         if len(found) < 2:

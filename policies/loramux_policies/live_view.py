@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from loramux_policies.errors import PlanError
 from loramux_policies.job import DONE, RUNNING, Job
 from loramux_policies.plan import DeltaPlan
+from loramux_policies.ranking import Ranking
 from loramux_policies.snapshot import ClusterSnapshot, take_snapshot
 from loramux_policies.views import Changes, JobView, Metric, StaleViewError
 from loramux_policies.waiting import CLOSED, WaitingWindow
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 class LiveView:
     """One call's view of the cluster (contract: `views.ClusterView`)."""
 
-    __slots__ = ("_changes", "_loop", "_news", "_now_s", "open", "plans", "windows")
+    __slots__ = ("_changes", "_loop", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
 
     def __init__(self, loop: Scheduler, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
         self._loop = loop
@@ -31,6 +30,9 @@ class LiveView:
         self._news = news
         self._changes: Changes | None = None
         """Made of the news when it is asked for: few policies do."""
+        self._rankings: dict[str, Ranking] = {}
+        self._views: dict[str, JobView] = {}
+        """Of the residents that were looked at: while the view is open they stay as they are."""
         self.open = True
         self.windows: list[WaitingWindow] = []
         self.plans: list[DeltaPlan] = []
@@ -84,49 +86,45 @@ class LiveView:
         loop = self._fresh()
         if not 0 <= device_id < len(loop.fleet):
             raise PlanError(f"no device {device_id}; there are {len(loop.fleet)}, from 0")
-        return [loop.current_view(job) for job in loop.fleet[device_id].jobs.values()]
+        return [self._view(job) for job in loop.fleet[device_id].jobs.values()]
+
+    def _view(self, job: Job) -> JobView:
+        view = self._views.get(job.job_id)
+        if view is None:
+            view = self._views[job.job_id] = self._loop.current_view(job)
+        return view
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
         """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not
         enough.
         """
         loop = self._fresh()
-        jobs, attained, remaining = loop.backend.progress()
-        values = attained if metric == "attained_s" else remaining
-        if metric not in ("attained_s", "remaining_s"):
-            raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
-        return self._largest(jobs, values, above)
+        ranking = self._rankings.get(metric)
+        if ranking is None:
+            if metric not in ("attained_s", "remaining_s"):
+                raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
+            jobs, attained, remaining = loop.backend.progress()
+            ranking = self._rankings[metric] = Ranking(jobs, attained if metric == "attained_s" else remaining)
+        return self._largest(ranking, above) if ranking.value(0) > above else iter(())
 
-    def _largest(self, jobs: Sequence[Job | None], values: np.ndarray, above: float) -> Iterator[JobView]:
-        if len(values) == 0:
-            return
-        values = values.copy()
-        best = int(values.argmax())
-        while True:
-            loop = self._fresh()
-            worst = float(values[best])
-            if worst <= above:
+    def _largest(self, ranking: Ranking, above: float) -> Iterator[JobView]:
+        rank = 0
+        while ranking.value(rank) > above:
+            job = ranking.job(rank)
+            if job is None:
                 return
-            values[best] = -np.inf
-            following = int(values.argmax())
-            if values[following] == worst:
-                tied = [best, *np.flatnonzero(values == worst).tolist()]
-                values[best] = worst
-                best = max([(j.spec.submit_s, j.job_id, i) for i in tied if (j := jobs[i])])[2]
-                values[best] = -np.inf
-                following = int(values.argmax())
-            job = jobs[best]
-            assert job is not None
-            best = following
+            rank += 1
             if job.state == RUNNING:
-                yield loop.current_view(job)
+                yield self._view(job)
+                if not self.open:
+                    self._fresh()
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""
         loop = self._fresh()
         mine = loop.queue.key_of(job)
         if loop.policy.order.moves:
-            views = [loop.current_view(r) for r in loop.running.values()]
+            views = [self._view(r) for r in loop.running.values()]
             behind = [(loop.queue.key_of(v), v) for v in views]
             behind = [item for item in behind if item[0] > mine]
             behind.sort(key=lambda item: item[0], reverse=True)
@@ -136,7 +134,7 @@ class LiveView:
             if resident.key <= mine:
                 return
             self._fresh()
-            yield loop.current_view(resident)
+            yield self._view(resident)
 
     def device_of(self, job_id: str) -> int | None:
         """First device of a resident; None for a waiting job."""
@@ -185,7 +183,7 @@ class LiveView:
         return plan
 
     def _job(self, job_id: str) -> Job:
-        job = self._fresh().active.get(job_id)
+        job = (self._loop if self.open else self._fresh()).active.get(job_id)
         if job is None or job.state == DONE:
             raise PlanError(f"no waiting or running job is called {job_id!r}")
         return job

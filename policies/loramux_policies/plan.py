@@ -159,12 +159,14 @@ class DeltaPlan:
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
         """Start a waiting job on the first of its candidates; None where it has none."""
         job = self._jobs.get(job_id) or self._job(job_id)
+        fleet = self.fleet
+        if fleet.refused.get(job.costs) == fleet.time:  # whatever else holds of the job; nine of ten calls of a window
+            return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
             device_id = next(self.candidates(job_id, rule), None)
             if device_id is not None:
                 self.start(job_id, device_id)
             return device_id
-        fleet = self.fleet
         device_id = fleet.first(job, rule)
         if device_id is not None:  # it has just been found to have room: nothing to check again
             if fleet is self._live:
