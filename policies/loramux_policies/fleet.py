@@ -173,48 +173,62 @@ class Fleet:
 
     def first(self, job: Job, rule: Rule) -> int | None:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
-        costs = job.costs
+        costs, ledgers = job.costs, self._ledgers
         recent = self._recent(costs)
         if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
-            if not recent:
-                self.refused[costs] = self.time  # a fork has it at hand from now on
-                return None
-            ledgers, need = self._ledgers, job.need_min
-            room = -1
-            for device_id in recent if len(recent) == 1 else set(recent):
-                ledger = ledgers[device_id]
-                if ledger.indexed >= need:
-                    cost = costs[ledger.type_index]
-                    if cost is not None and ledger.has_room(cost):
-                        if room >= 0:
-                            break
-                        room = device_id
-            else:
-                if room >= 0:
-                    return room
+            room = []
+            if recent:
+                need = job.need_min
+                for device_id in recent if len(recent) == 1 else set(recent):
+                    ledger = ledgers[device_id]
+                    if ledger.indexed >= need:
+                        cost = costs[ledger.type_index]
+                        if cost is not None and ledger.has_room(cost):
+                            room.append(device_id)
+            if not room:
                 self.refused[costs] = self.time
                 return None
-        if rule != "least-loaded":
+            if len(room) == 1:
+                return room[0]
+            found = sorted([(ledgers[d].indexed, d) for d in room])
+        else:
+            index = self._by_key()
+            found = index[bisect_left(index, (job.need_min, -1)) :]
+        if rule == "least-loaded":
+            return self._least_loaded_of(found, costs)
+        if rule != "best-fit":
             return next(self.candidates(job, rule), None)
-        found = self._possible(job, 1.0)
-        return None if found is None else self._least_loaded_of(found, costs)
+        for _, device_id in found:
+            ledger = ledgers[device_id]
+            cost = costs[ledger.type_index]
+            if cost is not None and ledger.has_room(cost):
+                return device_id
+        if found:
+            self.refused[costs] = self.time
+        return None
 
     def _least_loaded_of(self, found: list[tuple[float, int]], costs: tuple[JobCost | None, ...]) -> int | None:
+        """By seats, then whether the base is there, then free memory: most free first, as they have fewest residents,
+        and one look at the seats of the others is enough.
+        """
         ledgers, base = self._ledgers, _base_key(costs)
         best: tuple[float, bool, float, int] | None = None
-        for key, device_id in found:
+        fewest = float("inf")
+        for key, device_id in reversed(found):
             ledger = ledgers[device_id]
-            if best is not None and ledger.seats > best[0]:
+            seats = ledger.seats
+            if seats > fewest:
                 continue
-            load = (ledger.seats, base not in ledger.groups, -key, device_id)
+            load = (seats, base not in ledger.groups, -key, device_id)
             if best is None or load < best:
                 cost = costs[ledger.type_index]
                 if cost is not None and ledger.has_room(cost):
-                    best = load
-        if best is None:
+                    best, fewest = load, seats
+        if best is not None:
+            return best[3]
+        if found:
             self.refused[costs] = self.time
-            return None
-        return best[3]
+        return None
 
     def _possible(self, job: Job, share: float) -> list[tuple[float, int]] | None:
         """Index entries of the devices worth asking, least free first; None where nothing was looked at."""

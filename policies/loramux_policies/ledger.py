@@ -189,10 +189,8 @@ class Ledger:
 
         Cheap necessary conditions first: a seat, and room for what the job adds whatever the others' activations hide.
         """
-        if self.seats + share > self.seats_max + SEAT_SLACK:
-            return False
         own, room = cost.own_bytes, self.capacity - self.used
-        if own > room:
+        if own > room or self.seats + share > self.seats_max + SEAT_SLACK:
             return False
         if not cost.overridden:
             base = cost.base
@@ -200,13 +198,16 @@ class Ledger:
             if group is None and own + base.weights_bytes > room:
                 return False
             if not self.padded and not self.separate:  # `used_with` without the call: the most asked question of a run
-                need = cost.alone_q if group is None else cost.alone_q + group.dynamic
                 context = self.context if self.context > base.context_bytes else base.context_bytes
                 static = self.own + self.weights + own + context
+                need = cost.alone_q
                 if group is None:
                     static += base.weights_bytes
-                scale = self.scale + self.raised if self.jobs else self.scale
-                return static + (self.dynamic if self.dynamic > need else need) * scale <= self.capacity
+                else:
+                    need += group.dynamic
+                if self.dynamic > need:
+                    need = self.dynamic
+                return static + need * (self.scale + self.raised if self.jobs else self.scale) <= self.capacity
         return self.used_with(cost) <= self.capacity
 
     def add(self, job: Job, share: float) -> None:
