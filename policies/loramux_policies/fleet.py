@@ -19,37 +19,46 @@ CHANGES_KEPT: Final = 100_000
 
 
 class Fleet:
-    """Ledgers by device id. `fork()` shares everything until either side writes.
+    """Ledgers by device id. A `fork()` copies a ledger when it writes to it, and the index when it is asked for.
 
-    A job class that no device had room for is looked for again only on the devices that have changed since: the blocked
-    head of a long queue costs one or two looks per event instead of one per device (64 devices: 3,300 -> 350 ns a
-    decision).
+    A job class that no device had room for is looked for again only on the devices that have given something back
+    since: the blocked head of a long queue costs one or two looks per event instead of one per device (64 devices:
+    3,300 -> 350 ns a decision). A job more never makes room: what a base's weights save its next job they have cost.
     """
 
-    __slots__ = ("_changed", "_index", "_ledgers", "_owned", "_parent", "_refused", "touched")
+    __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_since", "_stale", "refused", "time", "touched")
 
     def __init__(self, ledgers: Sequence[Ledger]) -> None:
         self._ledgers = list(ledgers)
-        self._index: list[tuple[float, int]] = []
         for ledger in ledgers:
-            self._enter(ledger)
-        self._owned = True
+            ledger.rekey()
+        self._index: list[tuple[float, int]] | None = sorted([(ledger.indexed, ledger.device_id) for ledger in ledgers])
+        """(key, device), brought up to date when it is read: most decisions get by without it."""
+        self._keys = [ledger.indexed for ledger in ledgers]
+        """Of each device, the key that the index has it under."""
+        self._stale: set[int] = set()
+        """Devices whose key may have changed since."""
         self.touched: set[int] | None = None
         """Devices a fork has copied before writing; None: written in place."""
-        self._changed: list[int] = []
-        """Devices in the order they changed."""
-        self._refused: dict[tuple[JobCost | None, ...], int] = {}
-        """Job class -> length of `_changed` when no device had room for it."""
+        self._freed: list[int] = []
+        """Devices in the order they gave something back."""
+        self._since = 0
+        """The time at which `_freed` begins."""
+        self.time = 0
+        """How many times a device has given something back; a fork counts on."""
+        self.refused: dict[tuple[JobCost | None, ...], int] = {}
+        """Job class -> time at which no device had room for it."""
         self._parent: Fleet | None = None
 
     def fork(self) -> Fleet:
         """A fleet that starts equal to this one; this one must not be written while the fork lives."""
         twin = Fleet.__new__(Fleet)
-        twin._ledgers, twin._index = self._ledgers, self._index
-        twin._owned = False
-        twin.touched = set()
+        twin._ledgers = self._ledgers.copy()
+        twin._index, twin._stale, twin.touched = None, set(), set()
+        # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
+        twin._freed, twin.refused = [], {}
+        twin._since = twin.time = self.time
         twin._parent = self
-        twin._changed, twin._refused = self._changed, self._refused
         return twin
 
     def __len__(self) -> int:
@@ -63,50 +72,76 @@ class Fleet:
 
     def add(self, job: Job, device_id: int, share: float) -> None:
         """Count the job in on a device."""
-        ledger = self._write(device_id)
+        ledger = self._ledgers[device_id]
+        touched = self.touched
+        if touched is not None and device_id not in touched:
+            touched.add(device_id)
+            ledger = self._ledgers[device_id] = ledger.copy()
         ledger.add(job, share)
-        self._enter(ledger)
+        self._stale.add(device_id)
 
     def remove(self, job: Job, device_id: int, share: float) -> None:
         """Count the job out of a device."""
-        ledger = self._write(device_id)
+        ledger = self._ledgers[device_id]
+        touched = self.touched
+        if touched is not None and device_id not in touched:
+            touched.add(device_id)
+            ledger = self._ledgers[device_id] = ledger.copy()
         ledger.remove(job, share)
-        self._enter(ledger)
+        self._stale.add(device_id)
+        self._freed.append(device_id)
+        self.time += 1
 
     def set_share(self, device_id: int, change: float) -> None:
         """Change the seats in use on a device by `change`."""
-        ledger = self._write(device_id)
-        ledger.seats += change
-        self._enter(ledger)
-
-    def _write(self, device_id: int) -> Ledger:
-        if not self._owned:
-            self._ledgers, self._index, self._owned = self._ledgers.copy(), self._index.copy(), True
-            # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
-            self._changed, self._refused = [], {}
-        self._changed.append(device_id)
-        if self.touched is not None and device_id not in self.touched:
-            self._ledgers[device_id] = self._ledgers[device_id].copy()
-            self.touched.add(device_id)
         ledger = self._ledgers[device_id]
-        del self._index[bisect_left(self._index, (ledger.indexed, device_id))]
-        return ledger
-
-    def _enter(self, ledger: Ledger) -> None:
-        ledger.indexed = ledger.index_key
-        insort(self._index, (ledger.indexed, ledger.device_id))
+        touched = self.touched
+        if touched is not None and device_id not in touched:
+            touched.add(device_id)
+            ledger = self._ledgers[device_id] = ledger.copy()
+        ledger.seats += change
+        ledger.rekey()
+        self._stale.add(device_id)
+        if change < 0.0:
+            self._freed.append(device_id)
+            self.time += 1
 
     def adopt(self, fork: Fleet) -> None:
         """Become what the fork is."""
-        self._ledgers, self._index = fork._ledgers, fork._index
-        if fork._changed is not self._changed:
-            before = len(self._changed)
-            self._changed.extend(fork._changed)
-            for job_class, length in fork._refused.items():
-                self._refused[job_class] = before + length
-        if len(self._changed) > CHANGES_KEPT:
-            self._changed.clear()
-            self._refused.clear()
+        self._ledgers = fork._ledgers
+        if fork._index is None:
+            self._stale |= fork._stale
+        else:
+            self._index, self._keys, self._stale = fork._index, fork._keys, fork._stale
+        if fork._freed:
+            self._freed += fork._freed
+            self.time = fork.time
+        if fork.refused:
+            self.refused.update(fork.refused)
+        if len(self._freed) > CHANGES_KEPT:
+            self._freed.clear()
+            self.refused.clear()
+            self._since = self.time
+
+    def _by_key(self) -> list[tuple[float, int]]:
+        """The index, up to date."""
+        index = self._index
+        if index is None:
+            parent = self._parent
+            assert parent is not None
+            index = self._index = parent._by_key().copy()
+            self._keys = parent._keys.copy()
+        stale = self._stale
+        if stale:
+            keys, ledgers = self._keys, self._ledgers
+            for device_id in stale:
+                key = ledgers[device_id].indexed
+                if key != keys[device_id]:
+                    del index[bisect_left(index, (keys[device_id], device_id))]
+                    insort(index, (key, device_id))
+                    keys[device_id] = key
+            stale.clear()
+        return index
 
     def candidates(self, job: Job, rule: Rule, share: float = 1.0) -> Iterator[int]:
         """Devices with room for one share of the job, by the rule.
@@ -125,7 +160,7 @@ class Fleet:
             self._least_loaded(found, job)
         elif rule != "best-fit":
             raise ValueError(f"unknown rule {rule!r}; known: best-fit, worst-fit, first-fit, least-loaded")
-        refused = share == 1.0
+        refused, now = share == 1.0, self.time
         ledgers, costs = self._ledgers, job.costs
         for _, device_id in found:
             ledger = ledgers[device_id]
@@ -134,57 +169,70 @@ class Fleet:
                 refused = False
                 yield device_id
         if refused:
-            self._refused[costs] = len(self._changed)
+            self.refused[costs] = now
 
     def first(self, job: Job, rule: Rule) -> int | None:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
-        costs, changed = job.costs, self._changed
-        since = self._refused.get(costs)
-        if since is None:
-            recent = self._recent(costs)
-        elif since == len(changed):
-            return None
-        else:
-            recent = changed[since:] if len(changed) - since <= len(self._ledgers) else None
+        costs, ledgers = job.costs, self._ledgers
+        recent = self._recent(costs)
         if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
-            ledgers, need = self._ledgers, job.need_min
             room = []
-            for device_id in set(recent) if len(recent) > 1 else recent:
-                ledger = ledgers[device_id]
-                if ledger.indexed >= need:
-                    cost = costs[ledger.type_index]
-                    if cost is not None and ledger.has_room(cost):
-                        room.append(device_id)
+            if recent:
+                need = job.need_min
+                for device_id in recent if len(recent) == 1 else set(recent):
+                    ledger = ledgers[device_id]
+                    if ledger.indexed >= need:
+                        cost = costs[ledger.type_index]
+                        if cost is not None and ledger.has_room(cost):
+                            room.append(device_id)
             if not room:
-                self._refused[costs] = len(self._changed)
+                self.refused[costs] = self.time
                 return None
             if len(room) == 1:
                 return room[0]
-        if rule != "least-loaded":
+            found = sorted([(ledgers[d].indexed, d) for d in room])
+        else:
+            index = self._by_key()
+            found = index[bisect_left(index, (job.need_min, -1)) :]
+        if rule == "least-loaded":
+            return self._least_loaded_of(found, costs)
+        if rule != "best-fit":
             return next(self.candidates(job, rule), None)
-        found = self._possible(job, 1.0)
-        return None if found is None else self._least_loaded_of(found, costs)
+        for _, device_id in found:
+            ledger = ledgers[device_id]
+            cost = costs[ledger.type_index]
+            if cost is not None and ledger.has_room(cost):
+                return device_id
+        if found:
+            self.refused[costs] = self.time
+        return None
 
     def _least_loaded_of(self, found: list[tuple[float, int]], costs: tuple[JobCost | None, ...]) -> int | None:
+        """By seats, then whether the base is there, then free memory: most free first, as they have fewest residents,
+        and one look at the seats of the others is enough.
+        """
         ledgers, base = self._ledgers, _base_key(costs)
         best: tuple[float, bool, float, int] | None = None
-        for key, device_id in found:
+        fewest = float("inf")
+        for key, device_id in reversed(found):
             ledger = ledgers[device_id]
-            if best is not None and ledger.seats > best[0]:
+            seats = ledger.seats
+            if seats > fewest:
                 continue
-            load = (ledger.seats, base not in ledger.groups, -key, device_id)
+            load = (seats, base not in ledger.groups, -key, device_id)
             if best is None or load < best:
                 cost = costs[ledger.type_index]
                 if cost is not None and ledger.has_room(cost):
-                    best = load
-        if best is None:
-            self._refused[costs] = len(self._changed)
-            return None
-        return best[3]
+                    best, fewest = load, seats
+        if best is not None:
+            return best[3]
+        if found:
+            self.refused[costs] = self.time
+        return None
 
     def _possible(self, job: Job, share: float) -> list[tuple[float, int]] | None:
         """Index entries of the devices worth asking, least free first; None where nothing was looked at."""
-        index = self._index
+        index = self._by_key()
         if not index or index[-1][0] < job.need_min:
             return None
         found = self._worth_a_look(job) if share == 1.0 else None
@@ -207,11 +255,11 @@ class Fleet:
         return possible
 
     def still_refuses(self, job: Job) -> bool:
-        """Whether no device had room for the job's class and none has changed since."""
-        return self._refused.get(job.costs) == len(self._changed)
+        """Whether no device had room for the job's class and none has given anything back since."""
+        return self._recent(job.costs) == []
 
     def _worth_a_look(self, job: Job) -> list[tuple[float, int]] | None:
-        """Index entries of the devices that changed since this job's class was refused everywhere.
+        """Index entries of the devices that gave something back since this job's class was refused everywhere.
 
         None: it never was, or so long ago that the whole index is the shorter list.
         """
@@ -222,18 +270,19 @@ class Fleet:
         return sorted([(ledgers[d].indexed, d) for d in set(recent) if ledgers[d].indexed >= need])
 
     def _recent(self, costs: tuple[JobCost | None, ...]) -> list[int] | None:
-        """The devices that changed since the class was refused everywhere, with repetitions; None as above."""
-        changed, most = self._changed, len(self._ledgers)
-        since = self._refused.get(costs)
-        if since is not None:
-            return None if len(changed) - since > most else changed[since:]
+        """The devices that gave something back since the class was refused everywhere, with repetitions; None as
+        above.
+        """
+        at = self.refused.get(costs)
+        if at is not None:
+            return self._freed[at - self._since :] if self.time - at <= len(self._ledgers) else None
         parent = self._parent
-        if parent is None or changed is parent._changed:
+        if parent is None:
             return None
-        start = parent._refused.get(costs)  # a fork that has been written
-        if start is None or len(parent._changed) - start + len(changed) > most:
+        at = parent.refused.get(costs)
+        if at is None or self.time - at > len(self._ledgers):
             return None
-        return parent._changed[start:] + changed
+        return parent._freed[at - parent._since :] + self._freed
 
     def _least_loaded(self, found: list[tuple[float, int]], job: Job) -> None:
         if len(found) < 2:

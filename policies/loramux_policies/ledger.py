@@ -42,11 +42,8 @@ class Group:
         )
         return twin
 
-    def add(self, cost: JobCost, sign: int, padded: bool) -> None:
-        self.jobs += sign
-        self.dynamic += sign * cost.dynamic_q
-        if not padded:
-            return
+    def add_padded(self, cost: JobCost, sign: int) -> None:
+        """The parts that are multiplied by the common length."""
         self.by_token += sign * cost.rows * cost.token_bytes
         self.by_square += sign * cost.rows * cost.square_bytes
         self.by_row += sign * cost.rows * cost.row_bytes
@@ -114,7 +111,7 @@ class Ledger:
         self.used = 0.0
         self.expected = 0.0
         self.indexed = 0.0
-        """Key under which the fleet's index has this device."""
+        """Key of this device in the fleet's index (`rekey`)."""
 
     def copy(self) -> Ledger:
         """An independent ledger of the same jobs (the jobs themselves are shared)."""
@@ -126,7 +123,9 @@ class Ledger:
         twin.weights, twin.context, twin.dynamic = self.weights, self.context, self.dynamic
         twin.used, twin.expected, twin.indexed = self.used, self.expected, self.indexed
         twin.jobs = self.jobs.copy()
-        twin.groups = {key: group.copy() for key, group in self.groups.items()}
+        twin.groups = groups = {}
+        for key, group in self.groups.items():  # a comprehension is a call of its own: a fifth of this copy
+            groups[key] = group.copy()
         return twin
 
     @property
@@ -134,13 +133,17 @@ class Ledger:
         """Bytes left by the upper bound; -1 where no seat is left, so that one index serves both."""
         return self.capacity - self.used if self.seats_max - self.seats > SEAT_SLACK else -1.0
 
-    @property
-    def index_key(self) -> float:
-        """An upper limit of what a newcomer may need: beside another base's activations its own may hide."""
+    def rekey(self) -> None:
+        """The index key: an upper limit of what a newcomer may need, as beside another base's activations its own may
+        hide.
+        """
         if self.seats_max - self.seats <= SEAT_SLACK:
-            return -1.0
+            self.indexed = -1.0
+            return
         free = self.capacity - self.used
-        return free + self.dynamic * self.factor(2) if len(self.groups) > 1 and free >= 0 else free
+        if len(self.groups) > 1 and free >= 0:
+            free += self.dynamic * (self.scale + self.raised)
+        self.indexed = free
 
     def factor(self, n_jobs: int) -> float:
         """Upper bound of the activations over their expected value for so many residents."""
@@ -172,7 +175,7 @@ class Ledger:
     def _padded_with(group: Group | None, cost: JobCost) -> float:
         if group is None:
             alone = Group(cost.base)
-            alone.add(cost, 1, True)
+            alone.add_padded(cost, 1)
             return alone.padded_bytes(cost.length_q, alone.by_token, alone.by_square, alone.by_row)
         return group.padded_bytes(
             max(group.longest, cost.length_q),
@@ -186,10 +189,8 @@ class Ledger:
 
         Cheap necessary conditions first: a seat, and room for what the job adds whatever the others' activations hide.
         """
-        if self.seats + share > self.seats_max + SEAT_SLACK:
-            return False
         own, room = cost.own_bytes, self.capacity - self.used
-        if own > room:
+        if own > room or self.seats + share > self.seats_max + SEAT_SLACK:
             return False
         if not cost.overridden:
             base = cost.base
@@ -197,30 +198,37 @@ class Ledger:
             if group is None and own + base.weights_bytes > room:
                 return False
             if not self.padded and not self.separate:  # `used_with` without the call: the most asked question of a run
-                need = cost.alone_q if group is None else cost.alone_q + group.dynamic
                 context = self.context if self.context > base.context_bytes else base.context_bytes
                 static = self.own + self.weights + own + context
+                need = cost.alone_q
                 if group is None:
                     static += base.weights_bytes
-                scale = self.scale + self.raised if self.jobs else self.scale
-                return static + (self.dynamic if self.dynamic > need else need) * scale <= self.capacity
+                else:
+                    need += group.dynamic
+                if self.dynamic > need:
+                    need = self.dynamic
+                return static + need * (self.scale + self.raised if self.jobs else self.scale) <= self.capacity
         return self.used_with(cost) <= self.capacity
 
     def add(self, job: Job, share: float) -> None:
         """Count the job in, whether or not it fits."""
         self.jobs[job.job_id] = job
         self.seats += share
-        cost = job.cost_on(self.type_index)
+        cost = job.costs[self.type_index]
+        assert cost is not None, f"{job.job_id} never fits device type {self.type_index}"
         self.own += cost.own_bytes
         if not cost.overridden:
-            key = cost.base.key
-            group = self.groups.get(key)
+            base = cost.base
+            group = self.groups.get(base.key)
             if group is None:
-                group = self.groups[key] = Group(cost.base)
-                self.weights += cost.base.weights_bytes
-            group.add(cost, 1, self.padded)
+                group = self.groups[base.key] = Group(base)
+                self.weights += base.weights_bytes
+            group.jobs += 1
+            group.dynamic += cost.dynamic_q
             if cost.length_q > group.longest:
                 group.longest = cost.length_q
+            if self.padded:
+                group.add_padded(cost, 1)
         self._total()
 
     def remove(self, job: Job, share: float) -> None:
@@ -229,13 +237,18 @@ class Ledger:
         if not self.jobs:  # an empty device starts from exact zeros: rounding does not pile up over a long run
             self.groups.clear()
             self.seats = self.own = self.weights = self.context = self.dynamic = self.used = self.expected = 0.0
+            self.rekey()
             return
         self.seats -= share
-        cost = job.cost_on(self.type_index)
+        cost = job.costs[self.type_index]
+        assert cost is not None
         self.own -= cost.own_bytes
         if not cost.overridden:
             group = self.groups[cost.base.key]
-            group.add(cost, -1, self.padded)
+            group.jobs -= 1
+            group.dynamic -= cost.dynamic_q
+            if self.padded:
+                group.add_padded(cost, -1)
             if group.jobs == 0:
                 del self.groups[cost.base.key]
                 self.weights -= cost.base.weights_bytes
@@ -250,29 +263,38 @@ class Ledger:
         return [job.cost_on(self.type_index) for job in self.jobs.values()]
 
     def _total(self) -> None:
+        """`used`, `expected` and the index key. Nearly always packed and of one base: written out for that, without a
+        call.
+        """
+        dynamic = 0.0
         if self.separate:
-            self._total_separate()
-            return
-        context = dynamic = 0.0
-        for group in self.groups.values():
-            if group.base.context_bytes > context:
-                context = group.base.context_bytes
-            if self.padded:
-                own = group.padded_bytes(group.longest, group.by_token, group.by_square, group.by_row)
-            else:
-                own = group.base.dynamic_bytes + group.dynamic
-            if own > dynamic:
-                dynamic = own
-        self.context, self.dynamic = context, dynamic
-        static = self.own + self.weights + context
-        self.expected = static + dynamic
-        self.used = static + dynamic * self.factor(len(self.jobs))
-
-    def _total_separate(self) -> None:
-        static, dynamic = self.own, 0.0
-        for group in self.groups.values():
-            static += group.jobs * (group.base.weights_bytes + group.base.context_bytes)
-            dynamic += group.jobs * group.base.dynamic_bytes + group.dynamic
+            static = self.own
+            for group in self.groups.values():
+                static += group.jobs * (group.base.weights_bytes + group.base.context_bytes)
+                dynamic += group.jobs * group.base.dynamic_bytes + group.dynamic
+        else:
+            context = 0.0
+            padded = self.padded
+            for group in self.groups.values():
+                base = group.base
+                if base.context_bytes > context:
+                    context = base.context_bytes
+                if padded:
+                    own = group.padded_bytes(group.longest, group.by_token, group.by_square, group.by_row)
+                else:
+                    own = base.dynamic_bytes + group.dynamic
+                if own > dynamic:
+                    dynamic = own
+            self.context = context
+            static = self.own + self.weights + context
         self.dynamic = dynamic
         self.expected = static + dynamic
-        self.used = static + dynamic * self.factor(len(self.jobs))
+        raised = self.scale + self.raised
+        used = self.used = static + dynamic * (raised if len(self.jobs) > 1 else self.scale)
+        if self.seats_max - self.seats <= SEAT_SLACK:  # `rekey`, in place
+            self.indexed = -1.0
+            return
+        free = self.capacity - used
+        if len(self.groups) > 1 and free >= 0:
+            free += dynamic * raised
+        self.indexed = free

@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from loramux_policies.errors import PlanError
 from loramux_policies.job import DONE, RUNNING, Job
 from loramux_policies.plan import DeltaPlan
+from loramux_policies.ranking import Ranking
 from loramux_policies.snapshot import ClusterSnapshot, take_snapshot
 from loramux_policies.views import Changes, JobView, Metric, StaleViewError
-from loramux_policies.waiting import WaitingWindow
+from loramux_policies.waiting import CLOSED, WaitingWindow
 
 if TYPE_CHECKING:
     from loramux_policies.scheduler import Scheduler
@@ -23,12 +22,17 @@ if TYPE_CHECKING:
 class LiveView:
     """One call's view of the cluster (contract: `views.ClusterView`)."""
 
-    __slots__ = ("_changes", "_loop", "_now_s", "open", "plans", "windows")
+    __slots__ = ("_changes", "_loop", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
 
-    def __init__(self, loop: Scheduler, now_s: float, changes: Changes) -> None:
+    def __init__(self, loop: Scheduler, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
         self._loop = loop
         self._now_s = now_s
-        self._changes = changes
+        self._news = news
+        self._changes: Changes | None = None
+        """Made of the news when it is asked for: few policies do."""
+        self._rankings: dict[str, Ranking] = {}
+        self._views: dict[str, JobView] = {}
+        """Of the residents that were looked at: while the view is open they stay as they are."""
         self.open = True
         self.windows: list[WaitingWindow] = []
         self.plans: list[DeltaPlan] = []
@@ -37,9 +41,9 @@ class LiveView:
         """`place()` has returned."""
         self.open = False
         for plan in self.plans:
-            plan.close()
+            plan._closed = True
         for window in self.windows:
-            window.close()
+            window._queue = CLOSED
 
     def _fresh(self) -> Scheduler:
         if not self.open:
@@ -54,11 +58,14 @@ class LiveView:
     @property
     def changes(self) -> Changes:
         self._fresh()
+        if self._changes is None:
+            arrived, finished, paused, devices = self._news
+            self._changes = Changes(tuple(arrived), tuple(finished), tuple(paused), tuple(devices))
         return self._changes
 
     @property
     def n_waiting(self) -> int:
-        return len(self._fresh().queue)
+        return self._loop.queue.count if self.open else len(self._fresh().queue)
 
     @property
     def n_devices(self) -> int:
@@ -70,7 +77,7 @@ class LiveView:
 
     def waiting(self, n: int) -> Sequence[JobView]:
         """The first n waiting jobs in order, lazily."""
-        window = WaitingWindow(self._fresh().queue, n)
+        window = WaitingWindow(self._loop.queue if self.open else self._fresh().queue, n)
         self.windows.append(window)
         return window
 
@@ -79,49 +86,45 @@ class LiveView:
         loop = self._fresh()
         if not 0 <= device_id < len(loop.fleet):
             raise PlanError(f"no device {device_id}; there are {len(loop.fleet)}, from 0")
-        return [loop.current_view(job) for job in loop.fleet[device_id].jobs.values()]
+        return [self._view(job) for job in loop.fleet[device_id].jobs.values()]
+
+    def _view(self, job: Job) -> JobView:
+        view = self._views.get(job.job_id)
+        if view is None:
+            view = self._views[job.job_id] = self._loop.current_view(job)
+        return view
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
         """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not
         enough.
         """
         loop = self._fresh()
-        jobs, attained, remaining = loop.backend.progress()
-        values = attained if metric == "attained_s" else remaining
-        if metric not in ("attained_s", "remaining_s"):
-            raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
-        return self._largest(jobs, values, above)
+        ranking = self._rankings.get(metric)
+        if ranking is None:
+            if metric not in ("attained_s", "remaining_s"):
+                raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
+            jobs, attained, remaining = loop.backend.progress()
+            ranking = self._rankings[metric] = Ranking(jobs, attained if metric == "attained_s" else remaining)
+        return self._largest(ranking, above) if ranking.value(0) > above else iter(())
 
-    def _largest(self, jobs: Sequence[Job | None], values: np.ndarray, above: float) -> Iterator[JobView]:
-        if len(values) == 0:
-            return
-        values = values.copy()
-        best = int(values.argmax())
-        while True:
-            loop = self._fresh()
-            worst = float(values[best])
-            if worst <= above:
+    def _largest(self, ranking: Ranking, above: float) -> Iterator[JobView]:
+        rank = 0
+        while ranking.value(rank) > above:
+            job = ranking.job(rank)
+            if job is None:
                 return
-            values[best] = -np.inf
-            following = int(values.argmax())
-            if values[following] == worst:
-                tied = [best, *np.flatnonzero(values == worst).tolist()]
-                values[best] = worst
-                best = max([(j.spec.submit_s, j.job_id, i) for i in tied if (j := jobs[i])])[2]
-                values[best] = -np.inf
-                following = int(values.argmax())
-            job = jobs[best]
-            assert job is not None
-            best = following
+            rank += 1
             if job.state == RUNNING:
-                yield loop.current_view(job)
+                yield self._view(job)
+                if not self.open:
+                    self._fresh()
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""
         loop = self._fresh()
         mine = loop.queue.key_of(job)
         if loop.policy.order.moves:
-            views = [loop.current_view(r) for r in loop.running.values()]
+            views = [self._view(r) for r in loop.running.values()]
             behind = [(loop.queue.key_of(v), v) for v in views]
             behind = [item for item in behind if item[0] > mine]
             behind.sort(key=lambda item: item[0], reverse=True)
@@ -131,7 +134,7 @@ class LiveView:
             if resident.key <= mine:
                 return
             self._fresh()
-            yield loop.current_view(resident)
+            yield self._view(resident)
 
     def device_of(self, job_id: str) -> int | None:
         """First device of a resident; None for a waiting job."""
@@ -170,17 +173,17 @@ class LiveView:
 
     def snapshot(self) -> ClusterSnapshot:
         """A frozen copy that outlives the call."""
-        return take_snapshot(self._fresh(), self._now_s, self._changes)
+        return take_snapshot(self._fresh(), self._now_s, self.changes)
 
     def plan(self) -> DeltaPlan:
         """An empty plan."""
-        loop = self._fresh()
+        loop = self._loop if self.open else self._fresh()
         plan = DeltaPlan(loop.fleet, loop.active, self._now_s)
         self.plans.append(plan)
         return plan
 
     def _job(self, job_id: str) -> Job:
-        job = self._fresh().active.get(job_id)
+        job = (self._loop if self.open else self._fresh()).active.get(job_id)
         if job is None or job.state == DONE:
             raise PlanError(f"no waiting or running job is called {job_id!r}")
         return job

@@ -41,6 +41,8 @@ class Meters:
         self._sample_residents = array("l")
         self._queue_t = array("d")
         self._queue_n = array("l")
+        self._queued = -1
+        """The last sample of the queue."""
 
     def advance(self, device_id: int, now_s: float, units: float, speed: Speed, residents: int) -> None:
         """Account for the time since the device was last advanced, `units` of virtual time among it."""
@@ -51,9 +53,10 @@ class Meters:
                 self.busy_s[device_id] += elapsed
                 self.memory_byte_s[device_id] += elapsed * self._memory[device_id]
         if units > 0.0:
-            self.real_tokens[device_id] += units * speed.real_per_unit
-            self.computed_tokens[device_id] += units * speed.computed_per_unit
-            self.steps[device_id] += units * speed.steps_per_unit
+            _, real, computed, steps = speed
+            self.real_tokens[device_id] += units * real
+            self.computed_tokens[device_id] += units * computed
+            self.steps[device_id] += units * steps
 
     def step(self, device_id: int, real_tokens: float, computed_tokens: float) -> None:
         """Account for one fused step."""
@@ -88,7 +91,8 @@ class Meters:
 
     def queue(self, now_s: float, n_waiting: int) -> None:
         """So many jobs wait from now on."""
-        if self.record and (not self._queue_n or self._queue_n[-1] != n_waiting):
+        if n_waiting != self._queued and self.record:
+            self._queued = n_waiting
             self._queue_t.append(now_s)
             self._queue_n.append(n_waiting)
 

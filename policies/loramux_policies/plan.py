@@ -57,11 +57,10 @@ class DeltaPlan:
     """Actions in the order they were asked for; what is not named stays as it is (contract: `views.Plan`)."""
 
     __slots__ = (
-        "_base",
         "_closed",
         "_jobs",
+        "_live",
         "_moved",
-        "_place_at_most",
         "actions",
         "fleet",
         "now_s",
@@ -70,18 +69,16 @@ class DeltaPlan:
     )
 
     def __init__(self, fleet: Fleet, jobs: Mapping[str, Job], now_s: float) -> None:
-        self.fleet = fleet.fork()
+        self.fleet = self._live = fleet
+        """As this plan leaves it: the loop's own until the first action, a fork of it from then on."""
         self._jobs = jobs
         self.now_s = now_s
         self._moved: dict[str, _Seat] = {}
         self._closed = False
+        """Set by its view when `place()` has returned: no action is taken from then on."""
         self.actions: list[Action] = []
         self.reviews: list[float] = []
         self.watches: list[tuple[Job, float]] = []
-
-    def close(self) -> None:
-        """No call is taken from now on: `place()` has returned."""
-        self._closed = True
 
     # -- questions
 
@@ -147,13 +144,15 @@ class DeltaPlan:
                 )
             if self.fleet[device_id].seats + share - old_share > self.fleet[device_id].seats_max + 1e-9:
                 raise PlanError(f"no seat on device {device_id} for a share of {share} of {job_id}")
+            fleet = self._written()
             for device in devices:
-                self.fleet.set_share(device, share - old_share)
+                fleet.set_share(device, share - old_share)
             self.actions.append(Share(job, share))
         else:
             devices = self._room(job, device_id, share)
+            fleet = self._written()
             for device in devices:
-                self.fleet.add(job, device, share)
+                fleet.add(job, device, share)
             self.actions.append(Start(job, devices, share))
         self._moved[job_id] = _Seat(devices, share)
 
@@ -161,6 +160,8 @@ class DeltaPlan:
         """Start a waiting job on the first of its candidates; None where it has none."""
         job = self._jobs.get(job_id) or self._job(job_id)
         fleet = self.fleet
+        if fleet.refused.get(job.costs) == fleet.time:  # whatever else holds of the job; nine of ten calls of a window
+            return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
             device_id = next(self.candidates(job_id, rule), None)
             if device_id is not None:
@@ -168,10 +169,13 @@ class DeltaPlan:
             return device_id
         device_id = fleet.first(job, rule)
         if device_id is not None:  # it has just been found to have room: nothing to check again
+            if fleet is self._live:
+                fleet = self.fleet = fleet.fork()
             fleet.add(job, device_id, 1.0)
             devices = (device_id,)
-            self.actions.append(Start(job, devices, 1.0))
-            self._moved[job_id] = _Seat(devices, 1.0)
+            # Start(...) is a Python call around this, and one is made per job
+            self.actions.append(tuple.__new__(Start, (job, devices, 1.0)))
+            self._moved[job_id] = tuple.__new__(_Seat, (devices, 1.0))
         return device_id
 
     def pause(self, job_id: str) -> None:
@@ -181,8 +185,9 @@ class DeltaPlan:
         seat = self._seat(job)
         if not seat.devices:
             raise PlanError(f"{job_id} is not running: nothing to pause")
+        fleet = self._written()
         for device in seat.devices:
-            self.fleet.remove(job, device, seat.share)
+            fleet.remove(job, device, seat.share)
         self.actions.append(Pause(job))
         self._moved[job_id] = _Seat((), 1.0)
 
@@ -211,6 +216,12 @@ class DeltaPlan:
         self.watches.append((job, attained_s))
 
     # -- checks
+
+    def _written(self) -> Fleet:
+        """The fleet of this plan alone."""
+        if self.fleet is self._live:
+            self.fleet = self._live.fork()
+        return self.fleet
 
     def _open(self) -> None:
         if self._closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from loramux_policies.packing import fuse_all
-from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Plan
+from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Plan, first_come
 
 
 class Policy:
@@ -19,7 +19,7 @@ class Policy:
     """
 
     name: ClassVar[str] = ""
-    order: Order = Order(key=lambda job: ())
+    order: Order = Order(key=first_come)
     """Default: first come, first served."""
     preempts: ClassVar[bool] = False
     """Whether `place()` ever pauses a job; shown by `loramux policies`."""

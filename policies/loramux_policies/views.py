@@ -74,6 +74,11 @@ class Changes(NamedTuple):
     """Devices on which a job ended or was evicted."""
 
 
+def first_come(job: JobView) -> tuple[Any, ...]:
+    """The order of submission; by this very function the queue knows that it needs no view to place a job."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """How the waiting queue is kept: by `key`, smallest first, then submission, then job id.

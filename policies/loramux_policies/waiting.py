@@ -9,7 +9,7 @@ from typing import Any, overload
 from sortedcontainers import SortedList
 
 from loramux_policies.job import Job
-from loramux_policies.views import JobView, Order, StaleViewError
+from loramux_policies.views import JobView, Order, StaleViewError, first_come
 
 
 class WaitingQueue:
@@ -17,15 +17,16 @@ class WaitingQueue:
     matters.
     """
 
-    __slots__ = ("_line", "_order")
+    __slots__ = ("_line", "_order", "count")
 
     def __init__(self, order: Order) -> None:
         self._order = order.key
+        self.count = 0
         self._line: SortedList[tuple[Any, ...]] = SortedList()
         """Keys with their job behind them: compared in C, where a list sorted by a key function took twice as long."""
 
     def __len__(self) -> int:
-        return len(self._line)
+        return self.count
 
     def __iter__(self) -> Iterator[Job]:
         for entry in self._line:
@@ -40,19 +41,23 @@ class WaitingQueue:
         return (self._order(view), view.submit_s, view.job_id)
 
     def add(self, job: Job) -> None:
-        """Enqueue by the job's current view."""
-        key = job.key = self.key_of(job.view)
-        self._line.add((*key, job))
+        """Enqueue by the job's current view (first come, first served needs none, and so makes none)."""
+        order = () if self._order is first_come else self._order(job.view)
+        submit_s, job_id = job.spec.submit_s, job.job_id
+        job.key = (order, submit_s, job_id)
+        self._line.add((order, submit_s, job_id, job))
+        self.count += 1
 
     def remove(self, job: Job) -> None:
         """Dequeue."""
         self._line.remove((*job.key, job))
+        self.count -= 1
 
     def rebuild(self, order: Order) -> None:
         """Keep the queue in another order from now on (a policy was swapped)."""
         jobs = list(self)
         self._order = order.key
-        self._line = SortedList()
+        self._line, self.count = SortedList(), 0
         for job in jobs:
             self.add(job)
 
@@ -70,11 +75,14 @@ class _Closed:
         return int(self.length)
 
 
-_CLOSED: Any = _Closed()
+CLOSED: Any = _Closed()
 
 
 class WaitingWindow(Sequence[JobView]):
-    """The first `n` waiting jobs, read lazily; `read` says how far, and so which arrivals could change the answer."""
+    """The first `n` waiting jobs, read lazily; `read` says how far, and so which arrivals could change the answer.
+
+    Its view sets `_queue` to CLOSED when `place()` has returned.
+    """
 
     __slots__ = ("_n", "_queue", "exhausted", "last", "read")
 
@@ -87,10 +95,6 @@ class WaitingWindow(Sequence[JobView]):
         self.exhausted = False
         """The policy saw the end of the queue: any arrival is news."""
 
-    def close(self) -> None:
-        """`place()` has returned."""
-        self._queue = _CLOSED
-
     def __iter__(self) -> Iterator[JobView]:
         position = 0
         queue = self._queue
@@ -100,8 +104,9 @@ class WaitingWindow(Sequence[JobView]):
             job: Job = entry[3]
             position += 1
             if position > self.read:
-                self.read, self.last = position, job
-            yield job.view
+                self.read = position
+                self.last = job
+            yield job.seen or job.view
         if position >= len(self._queue) or position < self._n:
             self.exhausted = True
 

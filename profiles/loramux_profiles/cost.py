@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from loramux_profiles import memory, steptime
 from loramux_profiles.adapters import AdapterCost, adapter_cost
@@ -59,6 +59,23 @@ class _Class:
     misfit: DoesNotFit | None
 
 
+class _Parts(NamedTuple):
+    """The constants of a class that neither its rows nor their lengths change."""
+
+    base: BaseCost
+    own_bytes: int
+    state_bytes: int
+    token_bytes: float
+    square_bytes: float
+    row_bytes: float
+    token_s: float
+    square_s: float
+    optimizer_s: float
+    method_floor_s: float
+    load_s: float
+    pause_s: float
+
+
 class CostModel:
     """Costs of jobs on one device type. Deterministic; equal jobs get the same JobCost object.
 
@@ -91,6 +108,7 @@ class CostModel:
         self._classes: dict[tuple[Any, ...], _Class] = {}
         self._costs: dict[tuple[Any, ...], JobCost] = {}
         self._bases: dict[tuple[str, str], BaseCost] = {}
+        self._parts: dict[tuple[Any, ...], _Parts] = {}
         self._key = _key_dropout if self.implementation.stored_dropout else _key
 
     # -- one job
@@ -211,7 +229,14 @@ class CostModel:
             )
         return base
 
-    def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
+    def _parts_of(self, spec: JobSpec, progress: float | None) -> _Parts:
+        """What all sizes and lengths of an adapter on a base have in common: one in ten classes has new ones."""
+        dtype, recompute, dropout = spec.dtype, spec.recompute, spec.dropout > 0
+        adapted = (spec.base_model, spec.method, spec.rank, spec.experts, spec.top_k, spec.target_modules)
+        key = (*adapted, dtype, recompute, dropout, progress)
+        known = self._parts.get(key)
+        if known is not None:
+            return known
         shape = load_shape(spec.base_model, self.folder)
         device, implementation, ideal = self.device, self.implementation, self.ideal
         adapter: AdapterCost = adapter_cost(
@@ -224,9 +249,38 @@ class CostModel:
             expert_path=implementation.expert_path,
             progress=progress,
         )
+        token_bytes = memory.token_bytes(
+            shape,
+            adapter,
+            dtype=dtype,
+            recompute=recompute,
+            dropout=dropout,
+            scale=device.activation_scale,
+            implementation=implementation,
+        )
+        state = memory.STATE_BYTES * adapter.params
+        parts = _Parts(
+            base=self._base(shape, dtype),
+            own_bytes=0 if ideal else memory.own_bytes(adapter.params, dtype),
+            state_bytes=0 if ideal else state,
+            token_bytes=0.0 if ideal else token_bytes,
+            square_bytes=0.0 if ideal else memory.square_bytes(shape, implementation),
+            row_bytes=0.0 if ideal else float(device.row_bytes),
+            token_s=steptime.token_s(shape, adapter, device, dtype=dtype, recompute=recompute),
+            square_s=steptime.square_s(shape, device, dtype=dtype, recompute=recompute),
+            optimizer_s=device.c2 * adapter.params,
+            method_floor_s=steptime.method_floor_s(shape, adapter, device),
+            load_s=0.0 if ideal else device.join_s + 4 * adapter.params / device.host_bandwidth,
+            pause_s=0.0 if ideal else state / device.host_bandwidth,
+        )
+        self._parts[key] = parts
+        return parts
+
+    def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
+        parts = self._parts_of(spec, progress)
         lengths = self._lengths(spec)
         length_q = int(lengths.quantile(ADMISSION_QUANTILE ** (1 / rows)))
-        if not ideal and spec.mem_bytes is None:
+        if not self.ideal and spec.mem_bytes is None:
             # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no device at all, however
             # often it is tried again. So it is the maximum length that the job trains with, in draws and in rates.
             lengths = lengths.cut(length_q)
@@ -236,20 +290,9 @@ class CostModel:
         else:
             tokens_q = memory.round_up(lengths.sum_quantile(rows, ADMISSION_QUANTILE))
             squares_q = float(tokens_q) * length_q  # no row is longer than length_q
-        token_bytes = memory.token_bytes(
-            shape,
-            adapter,
-            dtype=spec.dtype,
-            recompute=spec.recompute,
-            dropout=spec.dropout > 0,
-            scale=device.activation_scale,
-            implementation=implementation,
-        )
-        dtype, recompute = spec.dtype, spec.recompute
-        state = memory.STATE_BYTES * adapter.params
         accumulation = spec.batch_size / rows
         return JobCost(
-            base=self._base(shape, dtype),
+            base=parts.base,
             method=spec.method if spec.target_modules == "all-linear" else f"{spec.method}:{spec.target_modules}",
             rows=rows,
             accumulation=accumulation,
@@ -257,19 +300,19 @@ class CostModel:
             length_q=length_q,
             tokens_q=float(tokens_q),
             squares_q=squares_q,
-            own_bytes=0 if ideal else memory.own_bytes(adapter.params, dtype),
-            state_bytes=0 if ideal else state,
-            token_bytes=0.0 if ideal else token_bytes,
-            square_bytes=0.0 if ideal else memory.square_bytes(shape, implementation),
-            row_bytes=0.0 if ideal else float(device.row_bytes),
+            own_bytes=parts.own_bytes,
+            state_bytes=parts.state_bytes,
+            token_bytes=parts.token_bytes,
+            square_bytes=parts.square_bytes,
+            row_bytes=parts.row_bytes,
             overridden=False,
-            token_s=steptime.token_s(shape, adapter, device, dtype=dtype, recompute=recompute),
-            square_s=steptime.square_s(shape, device, dtype=dtype, recompute=recompute),
-            step_s=device.c2 * adapter.params / accumulation,
-            method_floor_s=steptime.method_floor_s(shape, adapter, device),
+            token_s=parts.token_s,
+            square_s=parts.square_s,
+            step_s=parts.optimizer_s / accumulation,
+            method_floor_s=parts.method_floor_s,
             solo_step_s=0.0,
-            load_s=0.0 if ideal else device.join_s + 4 * adapter.params / device.host_bandwidth,
-            pause_s=0.0 if ideal else state / device.host_bandwidth,
+            load_s=parts.load_s,
+            pause_s=parts.pause_s,
             real_tokens=rows * lengths.mean,
         )
 

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import count
 from math import ceil, log, sqrt
+from sys import modules
 from typing import Final
 
 import numpy as np
 
 from loramux_profiles.length_table import MAX_TABLE, STRATA, Floats, Ints, LengthDist, Moments, moments
+from loramux_profiles.normal import cdf as normal_cdf
 from loramux_profiles.roots import root
 from loramux_traces.errors import UsageError
 
@@ -54,7 +57,15 @@ class Shape:
     longest: float
 
 
+_PLAIN_CALLS: Final = 60
+"""Of the normal CDF without scipy, which takes 0.4 ms where scipy's takes 0.06, but not 0.1 s to import."""
+_calls: Final = count()
+
+
 def _phi(x: Floats) -> Floats:
+    """The normal CDF: the same to the last digit either way."""
+    if "scipy.special" not in modules and next(_calls) < _PLAIN_CALLS:
+        return normal_cdf(x)
     from scipy.special import ndtr
 
     result: Floats = ndtr(x)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import exp, log1p
 from pathlib import Path
 from statistics import NormalDist
@@ -181,7 +182,9 @@ class _Run:
         self.meters = Meters(len(profiles), record=timeline)
         self.timeline = timeline
         self.engine = self._engine()
-        self.recorder = Recorder(specs, lambda: self.engine.now_s, self.type_of, events=events, segments=timeline)
+        self.recorder = Recorder(
+            specs, partial(getattr, self.engine, "now_s"), self.type_of, events=events, segments=timeline
+        )
         self.progress = progress
         self.ended = 0
         self.decided_warm = 0
@@ -292,13 +295,13 @@ class _Run:
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         if event == "arrive":
-            self.meters.queue(self.engine.now_s, len(self.loop.queue))
+            self.meters.queue(self.engine.now_s, self.loop.queue.count)
             if self.recorder.events is None:
                 return
         self.recorder.hear(event, job, devices, detail)
-        if event in ("finish", "fail", "reject"):
+        if self.progress is not None and event in ("finish", "fail", "reject"):
             self.ended += 1
-            if self.progress is not None and self.ended % 256 == 0:
+            if self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))
 
     # -- the run

@@ -58,6 +58,7 @@ class RateEngine:
         charges: bool = True,
     ) -> None:
         self._clock = Clock()
+        self._env = self._clock.env
         self.devices = [RateDevice(i, type_index) for i, type_index in enumerate(device_types)]
         self._paces = [pace(type_index) for type_index in range(max(device_types) + 1)]
         self._meters = meters
@@ -76,7 +77,7 @@ class RateEngine:
 
     @property
     def now_s(self) -> float:
-        return self._clock.env.now
+        return self._env.now
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
         """Run the whole trace."""
@@ -86,7 +87,7 @@ class RateEngine:
 
     def at(self, t_s: float, call: Callable[[Any], None]) -> None:
         """Call back at that time."""
-        self._clock.at(t_s, call)
+        self._clock.at(t_s, call, None)
 
     def settle(self) -> None:
         """Bring every device's totals up to now."""
@@ -97,36 +98,45 @@ class RateEngine:
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
         """Load the job; it moves once its device has copied its state in."""
-        first = self.devices[devices[0]]
-        run = Run(job, job.cost_on(first.type_index))
-        job.run = run
-        board = self._board
+        if len(devices) > 1:
+            self._start_gang(job, devices)
+            return
+        device_id = devices[0]
+        device = self.devices[device_id]
+        run = job.run = Run(job, job.cost_on(device.type_index))
+        if device.seen_s != self._env.now:
+            self._touch(device)
+        device.runs[job.job_id] = run
+        if self._charges:
+            self._charge_load(device, run)
+        self._dirty[device_id] = True
+        run.start_tag = device.clock.virtual
+        pace = self._paces[device.type_index]
+        if not pace.varies:
+            run.set_speed(pace.per_unit(run))
+            device.clock.push_end(run)
+        if self._board is not None:
+            self._board.set_clock(device_id, device.clock)
+            self._board.add(run, device_id)
+
+    def _start_gang(self, job: Job, devices: tuple[int, ...]) -> None:
+        run = Run(job, job.cost_on(self.devices[devices[0]].type_index))
+        gang = job.run = GangRun(run, devices)
         for device_id in devices:
             device = self.devices[device_id]
             self._touch(device)
             device.runs[job.job_id] = run
             if self._charges:
                 self._charge_load(device, run)
-            if board is not None:
-                board.set_clock(device_id, device.clock)
+            if self._board is not None:
+                self._board.set_clock(device_id, device.clock)
             self._dirty[device_id] = True
-        if len(devices) > 1:
-            gang = GangRun(run, devices)
-            run.debt_micro /= len(devices)  # its processes load at the same time
-            for device_id in devices:
-                self.devices[device_id].gangs[job.job_id] = gang
-            job.run = gang
-            return
-        run.start_tag = first.clock.virtual
-        pace = self._paces[first.type_index]
-        if not pace.varies:
-            run.set_speed(pace.per_unit(run))
-            first.clock.push_end(run)
-        if board is not None:
-            board.add(run, first.device_id)
+        run.debt_micro /= len(devices)  # its processes load at the same time
+        for device_id in devices:
+            self.devices[device_id].gangs[job.job_id] = gang
 
     def _charge_load(self, device: RateDevice, run: Run) -> None:
-        cost, now_s = run.cost, self.now_s
+        cost, now_s = run.cost, self._env.now
         seconds = cost.load_s if run.job.done_steps == 0.0 else cost.pause_s
         if cost.overridden:
             device.clock.stall(now_s, seconds)
@@ -190,7 +200,7 @@ class RateEngine:
         if isinstance(run, GangRun):
             run.sync(self.now_s)
             return
-        now_s = self._clock.env.now
+        now_s = self._env.now
         if run.synced_s == now_s:  # a decision looks at the same few residents again and again
             return
         run.synced_s = now_s
@@ -253,10 +263,14 @@ class RateEngine:
 
     def _touch(self, device: RateDevice) -> None:
         """Account for the time since the device was last looked at."""
-        now_s = self._clock.env.now
+        now_s = self._env.now
         if now_s != device.seen_s:  # an event looks at its device three times
             device.seen_s = now_s
-            gone = device.clock.advance(now_s)
+            clock, gone = device.clock, 0.0
+            if now_s > clock.at_s:  # `advance`, without the call
+                gone = clock.rate * (now_s - clock.at_s)
+                clock.virtual += gone
+                clock.at_s = now_s
             if device.gangs:
                 pace = self._paces[device.type_index]
                 count_off(device.device_id, gone, now_s, device.gangs, device.runs, pace.steps_apart, self._meters)
@@ -264,7 +278,7 @@ class RateEngine:
 
     def _flush(self) -> None:
         """After a decision: new speeds and timers for every device it changed."""
-        now_s = self._clock.env.now
+        now_s = self._env.now
         while self._dirty:
             dirty, self._dirty = self._dirty, {}
             for device_id, changed in dirty.items():
@@ -272,50 +286,47 @@ class RateEngine:
                     self._reschedule(self.devices[device_id], now_s)
                 else:
                     self._set_timer(self.devices[device_id])
-        self._meters.queue(now_s, len(self._loop.queue))
+        self._meters.queue(now_s, self._loop.queue.count)
 
     def _reschedule(self, device: RateDevice, now_s: float) -> None:
-        clock = device.clock
-        ledger = self._loop.fleet[device.device_id]
-        self._meters.memory(device.device_id, now_s, ledger.expected, len(device.runs))
-        if not device.runs:
+        clock, runs, board = device.clock, device.runs, self._board
+        device_id = device.device_id
+        self._meters.memory(device_id, now_s, self._loop.fleet[device_id].expected, len(runs))
+        if not runs:
             device.timer += 1
             device.speed = IDLE
             clock.reset()
-            if self._board is not None:
-                self._board.set_clock(device.device_id, clock)
+            if board is not None:
+                board.set_clock(device_id, clock)
             return
         pace = self._paces[device.type_index]
-        speed = device.speed = pace.speed(device.runs.values())
+        speed = device.speed = pace.speed(runs.values())
         if pace.varies:
-            for run in device.runs.values():
+            for run in runs.values():
                 if run.job.job_id not in device.gangs:
                     self._rebase(device, run, pace.per_unit(run))
-        clock.rate = speed.rate
-        if self._board is not None:
-            self._board.set_clock(device.device_id, clock)
+        clock.rate = speed[0]
+        if board is not None:
+            board.set_clock(device_id, clock)
         if device.gangs:
             for gang in device.gangs.values():
-                gang.per_unit[device.device_id] = pace.per_unit(gang.run)
+                gang.per_unit[device_id] = pace.per_unit(gang.run)
                 self._schedule_gang(gang)
         self._set_timer(device)
         if self._ooms is not None:
-            self._check_memory(device)
+            newest = next(reversed(runs.values())).job
+            need_bytes = self._ooms(newest, device_id)
+            if need_bytes and newest.run is not None and newest.first_start_s >= 0:
+                at_s = now_s + newest.cost_on(device.type_index).solo_step_s
+                have_bytes = self._loop.fleet[device_id].capacity
+                self._clock.at(at_s, self._out_of_memory, (newest, newest.run, need_bytes, have_bytes))
 
     def _set_timer(self, device: RateDevice) -> None:
-        device.timer += 1
-        tag = device.clock.next_tag()
+        timer = device.timer = device.timer + 1
+        clock = device.clock
+        tag = clock.next_tag()
         if tag is not None:
-            self._clock.at(device.clock.due_s(tag), self._reached, (device, device.timer, tag))
-
-    def _check_memory(self, device: RateDevice) -> None:
-        newest = next(reversed(device.runs.values())).job
-        assert self._ooms is not None
-        need_bytes = self._ooms(newest, device.device_id)
-        if need_bytes and newest.run is not None and newest.first_start_s >= 0:
-            at_s = self.now_s + newest.cost_on(device.type_index).solo_step_s
-            have_bytes = self._loop.fleet[device.device_id].capacity
-            self._clock.at(at_s, self._out_of_memory, (newest, newest.run, need_bytes, have_bytes))
+            self._clock.at(clock.due_s(tag), self._reached, (device, timer, tag))
 
     def _out_of_memory(self, event: Any) -> None:
         job, run, need_bytes, have_bytes = event.value
@@ -327,9 +338,11 @@ class RateEngine:
         device, timer, tag = event.value
         if timer != device.timer:
             return
-        self._touch(device)
+        now_s = self._env.now
+        if device.seen_s != now_s:
+            self._touch(device)
         changed = bool(device.gangs) or self._paces[device.type_index].varies
-        for run, is_end in device.clock.reach(tag, self._clock.env.now):
+        for run, is_end in device.clock.reach(tag, now_s):
             if is_end:
                 changed = True
                 self._finish(run)
@@ -357,7 +370,8 @@ class RateEngine:
         job.done_steps = job.true_steps
         for device_id in job.devices:
             device = self.devices[device_id]
-            self._touch(device)
+            if device.seen_s != self._env.now:
+                self._touch(device)
             self._take_off(device, run)
         self._retire(run, gang)
         self._loop.finish(job)

@@ -99,7 +99,7 @@ class StepEngine:
 
     def at(self, t_s: float, call: Callable[[Any], None]) -> None:
         """Call back at that time."""
-        self._clock.at(t_s, call)
+        self._clock.at(t_s, call, None)
 
     def settle(self) -> None:
         """Bring every device's totals up to now; a step counts where it began."""
