@@ -214,8 +214,9 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
          gain("ours", simulated), ", ".join(simulated)),
         ("turnaround", -0.24, change("published", ADAPTIVE, "turnaround_h", M4, M2),
          change("ours", ADAPTIVE, "turnaround_h", M4, M1_SORTED), "theirs M4 against M2, ours against M1 (both sort)"),
-        ("waiting (what the 24% is)", -0.24, change("published", ADAPTIVE, "waiting_h", M4, M2),
-         change("ours", ADAPTIVE, "waiting_h", M4, M1_SORTED), "the same; our M4 admits all 8 jobs at once"),
+        ("waiting (what the 24% is)", -0.24, change("published", ADAPTIVE, "waiting_h", M4, M2), float("nan"),
+         f"ours: {HOUR_S * value('ours', ADAPTIVE, M4, 'waiting_h'):,.1f} s against "
+         f"{HOUR_S * value('ours', ADAPTIVE, M1_SORTED, 'waiting_h'):,.0f} s, for our M4 admits all 8 jobs at once"),
         ("end-to-end latency", -0.12, change("published", ADAPTIVE, "latency_h", M4, M2),
          change("ours", ADAPTIVE, "latency_h", M4, M1_SORTED), "as turnaround"),
     ]  # fmt: skip

@@ -25,7 +25,7 @@ Devices = Annotated[
 ]
 DeviceProfile = Annotated[
     Path | None,
-    typer.Option(help="A device profile file instead of a shipped device: one device, or --devices times it."),
+    typer.Option(help="Device profile (a JSON file) to simulate instead; --devices N then says how many (default: 1)."),
 ]
 Fusion = Annotated[str, typer.Option(help="packed (no padding) or padded (rows as long as the longest of the step).")]
 Fidelity = Annotated[str, typer.Option(help="rate (large traces) or step (every fused step with its real lengths).")]

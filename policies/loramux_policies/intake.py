@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from loramux_policies.job import Job
 from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
 from loramux_profiles.devices import load_device
-from loramux_profiles.work import JobCost
+from loramux_profiles.work import ADMISSION_QUANTILE, JobCost
 from loramux_traces.job import JobSpec
 
 
@@ -118,9 +118,13 @@ class Intake:
         for model, count in zip(self._models, self._devices_of_type, strict=True):
             found = model.micro_batch(spec)
             if isinstance(found, DoesNotFit):
+                cost = model.job_cost(spec)
+                have = f"{model.device.name} has {found.have_bytes}"
+                if cost.overridden:
+                    return f"its mem_bytes are {found.need_bytes}, {have}"
                 return (
-                    f"one row needs {found.need_bytes} bytes, {model.device.name} has {found.have_bytes} "
-                    "(smaller rank, shorter sequences, recompute, or a larger device)"
+                    f"one row of {cost.length_q} tokens (the {ADMISSION_QUANTILE} quantile of its lengths) needs "
+                    f"{found.need_bytes} bytes, {have} (smaller rank, shorter sequences, recompute, or a larger device)"
                 )
             if count < spec.num_gpus:
                 return f"needs {spec.num_gpus} devices of one type at once, the run has {count} {model.device.name}"

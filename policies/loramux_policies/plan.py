@@ -142,6 +142,8 @@ class DeltaPlan:
                 raise PlanError(
                     f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id}"
                 )
+            if share == old_share:  # it is there already: nothing to do
+                return
             if self.fleet[device_id].seats + share - old_share > self.fleet[device_id].seats_max + 1e-9:
                 raise PlanError(f"no seat on device {device_id} for a share of {share} of {job_id}")
             fleet = self._written()

@@ -208,7 +208,8 @@ class Plan(Protocol):
         """Ids on the device, as this plan leaves it."""
 
     def start(self, job_id: str, device_id: int, share: float = 1.0) -> None:
-        """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit.
+        """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit, or is on
+        another device. A job that is on the device with that share already, by this plan or before it, stays as it is.
 
         `share`: the part of a seat that the job takes (--max-resident counts seats), and so its part of the device.
         Fused, a job with share s is in the share s of the steps: whole seats are in all of them, the others take

@@ -16,7 +16,8 @@ from loramux_policies.job import Job
 from loramux_policies.scheduler import Scheduler
 
 TIME_SLACK = 1e-12
-"""Relative: two events closer than this are one batch (delays are rounded when they are added to the clock)."""
+"""Relative: two events closer than this are one batch (delays are rounded when they are added to the clock). At 1e7 s
+that is 10 us: jobs of a millisecond that arrive closer than that count as simultaneous, which can reorder them."""
 MOST_FRUITLESS: Final = 300_000
 """Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time
 pass, or find nothing running, count IDLE_WEIGHT times."""

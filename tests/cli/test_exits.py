@@ -286,6 +286,12 @@ def test_failed_jobs_exit_3(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "FAILED_OOM" in ran.err
 
 
+def test_what_fits_nowhere_is_said_with_the_row(cli: Cli, tmp_path: Path) -> None:
+    rows = ("a,0,llama-2-7b,lora,4,512,50,0",)
+    ran = cli("simulate", "--trace", write_trace(tmp_path / "t.csv", rows), "--policy", "fifo", "--devices", "1xl4")
+    assert "one row of 2097 tokens (the 0.999 quantile of its lengths) needs " in ran.err
+
+
 # --- 6: folders
 # ----------------------------------------------------------------------------------------------------------
 

@@ -231,6 +231,22 @@ def test_pausing_and_starting_for_ever(fidelity: str, monkeypatch: pytest.Monkey
         simulate(SINGLE, Villain, devices="1xl4", fidelity=fidelity)
 
 
+def test_starting_where_it_is_changes_nothing() -> None:
+    """Twice in one plan, or again in a later one: no event, and nothing of it in the results."""
+
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = starting(view)
+        for job_id in plan.residents(0):
+            if job_id != "wide":  # a gang of both devices
+                plan.start(job_id, 0)
+                plan.start(job_id, 0)
+        return plan
+
+    plain, again = (play(way, ideal=True, events=True) for way in (lambda _, view: starting(view), place))
+    assert again.events == plain.events
+    assert again.jobs.equals(plain.jobs)
+
+
 @pytest.mark.parametrize("fidelity", ["rate", "step"])
 def test_pauses_that_give_no_service(fidelity: str) -> None:
     """Time passes and jobs start all the time, but loading takes longer than they are left alone; found out soon."""

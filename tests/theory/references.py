@@ -165,6 +165,10 @@ def las(arrival_s: Input, size_s: Input) -> Array:
 
     Jobs of one level form a group. A stack holds the groups, the lowest level on top; the top group rises until one of
     its jobs ends, it reaches the group below and joins it, or a new job arrives at level 0.
+
+    In floats. Where sizes and arrivals lie on a lattice, a group may reach the one below, or end a job, at the very time
+    of an arrival, and rounding decides which came first; a job's turnaround may then differ by its last share of a tie
+    from that of another exact implementation. Sizes drawn from a density never meet so.
     """
     arrival, size = _floats(arrival_s), _floats(size_s)
     n = len(arrival)

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from loramux_analysis.load import Results
@@ -46,6 +47,8 @@ def draw(results: Results) -> list[Drawing]:
     tables = [run_over_time(run, edges).assign(policy=label, seed=run.seed) for label, run in runs.items()]
     data = pd.concat(tables, ignore_index=True)[["policy", "seed", "t_s", *(name for name, _ in _PANELS)]]
     colour = colours(results.policies)
+    # policies often do the same for hours: gaps that grow from line to line show those that lie under another
+    line = {name: "-" if not i else (0.7 * i, (4.0, 0.9 * i)) for i, name in enumerate(results.policies)}
     shown = results.policies[: len(PALETTE)]  # more lines than that nobody can follow
     scale, unit = time_unit(float(edges[-1]))
     with styled():
@@ -59,12 +62,15 @@ def draw(results: Results) -> list[Drawing]:
                 axes.plot(
                     part["t_s"] / scale, part[column], color=colour[str(name)] if told_apart else "#cccccc",
                     label=short(str(name)) if told_apart else "_", linewidth=1.4 if told_apart else 0.7,
+                    linestyle=line[str(name)] if told_apart else "-",
                     zorder=2.5 if told_apart else 2,
                 )  # fmt: skip
             axes.set_title(label[0].upper() + label[1:])
             axes.set_ylabel("jobs" if column == "waiting_jobs" else "%")
             axes.set_ylim(bottom=0, top=None if column == "waiting_jobs" else 105)
             plain_numbers(axes, "y")
+            if column == "waiting_jobs":
+                axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "memory_percent":
                 axes.axhline(100, color=LIMIT, linestyle="--", linewidth=1)
         axes.set_xlim(edges[0] / scale, edges[-1] / scale)

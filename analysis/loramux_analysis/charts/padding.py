@@ -10,6 +10,8 @@ from loramux_analysis.load import Results
 from loramux_analysis.metrics import figure
 from loramux_analysis.style import INK, Drawing, NothingToDrawError, new_figure, short, styled
 
+ROUNDING_ONLY = 0.01
+"""Packed steps are rounded up to a few tokens; less waste than this is that, and no chart."""
 _REAL, _PAD = "#56B4E9", "#D55E00"
 
 
@@ -19,6 +21,8 @@ def draw(results: Results) -> list[Drawing]:
     table = results.table if load is None else results.at_load(load)
     if "padding_fraction" not in table.columns or not table["padding_fraction"].notna().any():
         raise NothingToDrawError("no run has a padding_fraction")
+    if float(table["padding_fraction"].max()) < ROUNDING_ONLY:
+        raise NothingToDrawError("the runs are packed: they pad nothing but the rounding of a step's length")
     names = [name for name in results.policies if name in set(table["policy"])]
     found = [interval(results, table, name, figure("padding_fraction")) for name in names]
     data = pd.DataFrame(

@@ -45,9 +45,11 @@ class AspenPriority(Policy):
 class Aspen(AspenPriority):
     """ASPEN, adaptive: a step fuses up to k residents, starved first, then by class, with the least padding.
 
-    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). `candidates`: percent of the order
-    that a step's classes choose from (the authors' top-k). `budget_tokens`: what packed steps aim at (0: k times the
-    mean micro-batch).
+    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). With the default everybody on a device
+    is in every step, as under `aspen-priority`: there is something to choose from only where residents exceed k, which
+    costs rate fidelity a roll-out for every change of a device's residents (20 times slower where memory holds many).
+    `candidates`: percent of the order that a step's classes choose from (the authors' top-k). `budget_tokens`: what
+    packed steps aim at (0: k times the mean micro-batch).
     `window`: how many waiting jobs may be blocked before admission gives up.
     """
 
