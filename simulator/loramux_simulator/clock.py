@@ -77,7 +77,9 @@ class Clock:
         self._next_job: Job | None = None
         self._on_decided: Callable[[], None] = lambda: None
         self._reviews: set[float] = set()
-        self._progress: tuple[Job | None, int] = (None, -1)
+        self._seen_job: Job | None = None
+        """The next job and the number of jobs at the last decision, by which progress is told."""
+        self._seen_active = -1
         self._fruitless = 0
         self._decided_s = -1.0
 
@@ -139,8 +141,8 @@ class Clock:
         self._decision_due = False
         loop, now_s = self.loop, self.env.now
         active = len(loop.active)
-        if active != self._progress[1] or self._next_job is not self._progress[0]:
-            self._progress, self._fruitless = (self._next_job, active), 0
+        if active != self._seen_active or self._next_job is not self._seen_job:
+            self._seen_job, self._seen_active, self._fruitless = self._next_job, active, 0
         moving = now_s > self._decided_s and (loop.running or self._next_job is not None)
         self._decided_s = now_s
         self._fruitless += 1 if moving else IDLE_WEIGHT
