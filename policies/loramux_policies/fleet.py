@@ -54,7 +54,8 @@ class Fleet:
         """A fleet that starts equal to this one; this one must not be written while the fork lives."""
         twin = Fleet.__new__(Fleet)
         twin._ledgers = self._ledgers.copy()
-        twin._index, twin._stale, twin.touched = None, set(), set()
+        twin._index = None
+        twin._stale = twin.touched = set()  # one set until the index is brought up to date
         # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
         twin._freed, twin.refused = [], {}
         twin._since = twin.time = self.time
@@ -140,7 +141,7 @@ class Fleet:
                     del index[bisect_left(index, (keys[device_id], device_id))]
                     insort(index, (key, device_id))
                     keys[device_id] = key
-            stale.clear()
+            self._stale = set()
         return index
 
     def candidates(self, job: Job, rule: Rule, share: float = 1.0) -> Iterator[int]:

@@ -46,7 +46,8 @@ class Intake:
 
     def job(self, index: int, spec: JobSpec) -> Job | None:
         """One job, or None (and a report) where it fits no device of the run."""
-        priced = tuple([model.job_cost(spec) for model in self._models])
+        models = self._models
+        priced = (models[0].job_cost(spec),) if len(models) == 1 else tuple([model.job_cost(spec) for model in models])
         fitting = self._fitting.get(priced) if spec.num_gpus == 1 else None
         if fitting is None:
             costs = tuple([self._if_fits(*pair, spec) for pair in zip(self._models, priced, strict=True)])
@@ -61,10 +62,11 @@ class Intake:
             if spec.num_gpus == 1:
                 self._fitting[priced] = fitting
         costs, need_min, need_bytes = fitting
-        cost, model = costs[0], self._models[0]
+        cost, model = costs[0], models[0]
         if cost is None:
-            cost, model = next((c, m) for c, m in zip(costs, self._models, strict=True) if c is not None)
-        declared = declared_micro_steps(spec, cost, self._reference(spec, model, priced[0])) / cost.accumulation
+            cost, model = next((c, m) for c, m in zip(costs, models, strict=True) if c is not None)
+        reference = None if spec.duration_s is None else self._reference(spec, model, priced[0])
+        declared = declared_micro_steps(spec, cost, reference) / cost.accumulation
         predicted = declared
         if self._oracle and spec.stop_step is not None:
             declared = predicted = min(declared, spec.stop_step)
@@ -80,10 +82,8 @@ class Intake:
             misfit = self._misfits[cost] = found if isinstance(found, DoesNotFit) else None
         return cost if misfit is None else None
 
-    def _reference(self, spec: JobSpec, model: CostModel, first: JobCost) -> JobCost | None:
+    def _reference(self, spec: JobSpec, model: CostModel, first: JobCost) -> JobCost:
         """Cost on the device that `duration_s` refers to: ref_gpu, or the first device of the run."""
-        if spec.duration_s is None:
-            return None
         if spec.ref_gpu is None or spec.ref_gpu == self._models[0].device.name:
             return first
         known = self._references.get(spec.ref_gpu)

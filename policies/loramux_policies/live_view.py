@@ -30,8 +30,8 @@ class LiveView:
         self._news = news
         self._changes: Changes | None = None
         """Made of the news when it is asked for: few policies do."""
-        self._rankings: dict[str, Ranking] = {}
-        self._views: dict[str, JobView] = {}
+        self._rankings: dict[str, Ranking] | None = None
+        self._views: dict[str, JobView] | None = None
         """Of the residents that were looked at: while the view is open they stay as they are."""
         self.open = True
         self.windows: list[WaitingWindow] = []
@@ -89,9 +89,12 @@ class LiveView:
         return [self._view(job) for job in loop.fleet[device_id].jobs.values()]
 
     def _view(self, job: Job) -> JobView:
-        view = self._views.get(job.job_id)
+        views = self._views
+        if views is None:
+            views = self._views = {}
+        view = views.get(job.job_id)
         if view is None:
-            view = self._views[job.job_id] = self._loop.current_view(job)
+            view = views[job.job_id] = self._loop.current_view(job)
         return view
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
@@ -99,12 +102,15 @@ class LiveView:
         enough.
         """
         loop = self._fresh()
-        ranking = self._rankings.get(metric)
+        rankings = self._rankings
+        if rankings is None:
+            rankings = self._rankings = {}
+        ranking = rankings.get(metric)
         if ranking is None:
             if metric not in ("attained_s", "remaining_s"):
                 raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
             jobs, attained, remaining = loop.backend.progress()
-            ranking = self._rankings[metric] = Ranking(jobs, attained if metric == "attained_s" else remaining)
+            ranking = rankings[metric] = Ranking(jobs, attained if metric == "attained_s" else remaining)
         return self._largest(ranking, above) if ranking.value(0) > above else iter(())
 
     def _largest(self, ranking: Ranking, above: float) -> Iterator[JobView]:

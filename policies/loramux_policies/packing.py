@@ -10,8 +10,9 @@ from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, Jo
 def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Rule = "least-loaded") -> None:
     """Start waiting jobs in their order, passing over at most `window - 1` that do not fit (1: a strict head)."""
     blocked = 0
+    start_first = plan.start_first
     for job in view.waiting(view.n_waiting):
-        if plan.start_first(job.job_id, rule) is None:
+        if start_first(job.job_id, rule) is None:
             blocked += 1
             if blocked >= window:
                 return

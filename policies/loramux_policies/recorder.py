@@ -73,10 +73,10 @@ class Recorder:
         if event == "start" or event == "resume":
             if self._segments:
                 self._open[index] = now_s
-            name = self._device_names.get(devices)
-            if name is None:
-                name = self._device_names[devices] = "+".join(map(str, devices))
-            self._devices[index] = name
+            try:
+                self._devices[index] = self._device_names[devices]
+            except KeyError:
+                self._devices[index] = self._device_names[devices] = "+".join(map(str, devices))
         elif event in _LEAVES:
             if self._segments:
                 start_s = self._open.pop(index)
@@ -116,7 +116,8 @@ class Recorder:
         if job.first_start_s >= 0:
             self._start_s[index] = job.first_start_s
             self._finish_s[index] = now_s
-            self._paused_s[index] = job.paused_s
+            if job.paused_s:  # columns are zero where nothing is said
+                self._paused_s[index] = job.paused_s
         cost = job.cost_on(self._type_of_device[devices[0]]) if devices else next(c for c in job.costs if c is not None)
         self._solo_s[index] = job.true_steps * cost.accumulation * cost.solo_step_s
         self._steps[index] = job.done_steps
@@ -126,8 +127,10 @@ class Recorder:
             tokens = job.done_steps * cost.accumulation * cost.real_tokens * job.spec.num_gpus
         self._tokens[index] = tokens
         self._service_s[index] = job.attained_s
-        self._preemptions[index] = job.preemptions
-        self._ooms[index] = job.oom_events
+        if job.preemptions:
+            self._preemptions[index] = job.preemptions
+        if job.oom_events:
+            self._ooms[index] = job.oom_events
 
     def log(self) -> list[dict[str, Any]] | None:
         """The events in order of time (jobs that never fit are found when the job before them arrives)."""

@@ -157,16 +157,19 @@ class Scheduler:
             view = LiveView(self, self.backend.now_s, (self._arrived, self._finished, self._paused, self._freed))
             self._arrived, self._finished, self._paused, self._freed = [], [], [], []
             plan = self._ask(view)
-            if plan.actions:
+            actions = plan.actions
+            if actions:
                 if plan.fleet is not self.fleet:
                     self.fleet.adopt(plan.fleet)
-                for action in plan.actions:
+                for action in actions:
                     self._carry_out(action)
-            for t_s in plan.reviews:
-                self.backend.review_at(t_s)
-            for job, attained_s in plan.watches:
-                if job.state == RUNNING:
-                    self.backend.review_when(job, attained_s)
+            if plan.reviews:
+                for t_s in plan.reviews:
+                    self.backend.review_at(t_s)
+            if plan.watches:
+                for job, attained_s in plan.watches:
+                    if job.state == RUNNING:
+                        self.backend.review_when(job, attained_s)
             if not self._set_barrier(view, plan):
                 return
 
@@ -203,7 +206,9 @@ class Scheduler:
                 job.paused_s += self.backend.now_s - job.last_stop_s
             else:
                 job.first_start_s = self.backend.now_s
-            job.state, job.devices, job.share = RUNNING, devices, share
+            job.state = RUNNING
+            job.devices = devices
+            job.share = share
             self.running[job.job_id] = job
             if self._sorted is not None:
                 self._sorted.add(job)
@@ -233,10 +238,12 @@ class Scheduler:
             if window.exhausted:
                 self._barrier = None
                 return False
-            if window.last is not None and (last is None or window.last.key > last.key):
-                last = window.last
-            cut = cut or window.read == window._n
-        self._barrier = last.key if last is not None else None
+            furthest = window.last
+            if furthest is not None and (last is None or furthest.key > last.key):
+                last = furthest
+            if window.read == window._n:
+                cut = True
+        self._barrier = None if last is None else last.key
         if cut and self.queue.count > 0:
             self._due = any(isinstance(action, Start) for action in plan.actions)
         else:

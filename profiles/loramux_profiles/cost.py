@@ -324,10 +324,10 @@ def declared_micro_steps(spec: JobSpec, cost: JobCost, reference: JobCost | None
     on the reference device, whose cost is `reference` (None: this one). There n * solo_step_s = duration_s to rounding
     (1e-15).
     """
-    steps = spec.steps
-    if steps is not None:
-        return steps * cost.accumulation
     if spec.duration_s is None:
+        steps = spec.steps
+        if steps is not None:
+            return steps * cost.accumulation
         raise ValueError(f"{spec.job_id}: neither steps nor a duration")
     on = cost if reference is None else reference
     micro = spec.duration_s / on.solo_step_s

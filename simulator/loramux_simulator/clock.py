@@ -84,12 +84,14 @@ class Clock:
         self._next_job: Job | None = None
         self._on_decided: Callable[[], None] = lambda: None
         self._reviews: set[float] = set()
-        self._progress: tuple[Job | None, int] = (None, -1)
+        self._seen_job: Job | None = None
+        """The next job and the number of jobs at the last decision, by which progress is told."""
+        self._seen_active = -1
         self._fruitless = 0
         self._decided_s = -1.0
         self._look_at = 0
         self._barren = 0
-        self._looked: tuple[float, float, int] = (0.0, 0.0, 0)
+        self._looked: tuple[float, float, int] | None = None
         """Time, service and pauses of the active jobs at the last look."""
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job], on_decided: Callable[[], None]) -> None:
@@ -150,9 +152,9 @@ class Clock:
         self._decision_due = False
         loop, now_s = self.loop, self.env.now
         active = len(loop.active)
-        if active != self._progress[1] or self._next_job is not self._progress[0]:
-            self._progress, self._fruitless = (self._next_job, active), 0
-            self._look_at = self._barren = 0
+        if active != self._seen_active or self._next_job is not self._seen_job:
+            self._seen_job, self._seen_active, self._fruitless = self._next_job, active, 0
+            self._look_at, self._barren, self._looked = loop.decisions + LOOK_EVERY, 0, None
         moving = now_s > self._decided_s and (loop.running or self._next_job is not None)
         self._decided_s = now_s
         self._fruitless += 1 if moving else IDLE_WEIGHT
@@ -169,17 +171,13 @@ class Clock:
     def _look(self, now_s: float) -> None:
         """Whether the active jobs, the same ones since the last look, have got anything for their pauses."""
         loop = self.loop
-        first, self._look_at = self._look_at == 0, loop.decisions + LOOK_EVERY
-        if first:  # most streaks end before the next look: nothing is added up for them
-            self._looked = now_s, -1.0, 0
-            return
+        self._look_at = loop.decisions + LOOK_EVERY
         for job in loop.running.values():
             loop.backend.sync(job)
         service_s = sum([job.attained_s for job in loop.active.values()])
         pauses = sum([job.preemptions for job in loop.active.values()])
-        then_s, served_s, paused = self._looked
-        self._looked = now_s, service_s, pauses
-        if served_s < 0.0 or service_s - served_s > LEAST_SERVICE * (now_s - then_s):
+        before, self._looked = self._looked, (now_s, service_s, pauses)
+        if before is None or service_s - before[1] > LEAST_SERVICE * (now_s - before[0]):
             self._barren = 0
-        elif pauses > paused:
+        elif pauses > before[2]:
             self._barren += 1

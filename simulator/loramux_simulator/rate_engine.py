@@ -342,18 +342,22 @@ class RateEngine:
         if device.seen_s != now_s:
             self._touch(device)
         changed = bool(device.gangs) or self._paces[device.type_index].varies
+        loop = self._loop
         for run, is_end in device.clock.reach(tag, now_s):
             if is_end:
                 changed = True
                 self._finish(run)
             else:
                 run.watches = [micro for micro in run.watches if run.tag_of(micro) > tag]
-                self._loop.review()
+                loop.review()
         if changed:
             self._dirty[device.device_id] = True
         else:
             self._dirty.setdefault(device.device_id, False)
-        self._after_event()
+        if loop.due:
+            self._clock.request_decision()
+        else:
+            self._flush()
 
     def _after_event(self) -> None:
         if self._loop.due:
@@ -368,9 +372,10 @@ class RateEngine:
             gang.sync(self.now_s)
         job.attained_s += (job.true_steps - job.done_steps) * cost.accumulation * cost.solo_step_s
         job.done_steps = job.true_steps
+        now_s = self._env.now
         for device_id in job.devices:
             device = self.devices[device_id]
-            if device.seen_s != self._env.now:
+            if device.seen_s != now_s:
                 self._touch(device)
             self._take_off(device, run)
         self._retire(run, gang)
@@ -379,10 +384,13 @@ class RateEngine:
     def _take_off(self, device: RateDevice, run: Run) -> None:
         job_id = run.job.job_id
         del device.runs[job_id]
-        device.gangs.pop(job_id, None)
-        key = run.cost.base.key
-        if key in device.bases and not run.cost.overridden:
-            device.bases[key] -= 1
+        if device.gangs:
+            device.gangs.pop(job_id, None)
+        cost, bases = run.cost, device.bases
+        if bases and not cost.overridden:
+            key = cost.base.key
+            if key in bases:
+                bases[key] -= 1
         self._dirty[device.device_id] = True
 
     def _retire(self, run: Run, gang: GangRun | None) -> None:

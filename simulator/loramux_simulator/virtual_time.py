@@ -110,7 +110,7 @@ class VirtualClock:
 
     def stall(self, now_s: float, seconds: float) -> None:
         """Nothing moves for that long (loading, copying)."""
-        self.at_s = max(self.at_s, now_s) + seconds
+        self.at_s = (now_s if now_s > self.at_s else self.at_s) + seconds
 
     def reset(self) -> None:
         """Start from zero on an empty device, so that tags keep their precision over a long run."""
@@ -140,16 +140,19 @@ class VirtualClock:
         """Real time of a tag at the present rate."""
         if self.rate <= 0.0:
             return float("inf")
-        return self.at_s + max(0.0, tag - self.virtual) / self.rate
+        ahead = tag - self.virtual
+        return self.at_s + ahead / self.rate if ahead > 0.0 else self.at_s
 
     def reach(self, tag: float, now_s: float) -> list[tuple[Run, bool]]:
         """Set the clock to the tag its timer was for, and take every tag up to it: (run, whether it is its end)."""
         if self.virtual < tag:
             self.virtual = tag
-        self.at_s = max(self.at_s, now_s)
+        if now_s > self.at_s:
+            self.at_s = now_s
+        tags, virtual = self.tags, self.virtual
         reached: list[tuple[Run, bool]] = []
-        while self.tags and self.tags[0][0] <= self.virtual:
-            _, _, _, epoch, run, is_end = heappop(self.tags)
+        while tags and tags[0][0] <= virtual:
+            _, _, _, epoch, run, is_end = heappop(tags)
             if epoch == run.epoch:
                 reached.append((run, is_end))
         return reached

@@ -47,8 +47,9 @@ def preempt_in_order(
     started: list[JobView] = []
     blocked = 0
     spent = False
+    start_first = plan.start_first
     for job in view.waiting(view.n_waiting):
-        if plan.start_first(job.job_id, "least-loaded") is not None:
+        if start_first(job.job_id, "least-loaded") is not None:
             started.append(job)
             continue
         if not spent and job.num_gpus == 1:
