@@ -25,7 +25,7 @@ def _slices(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | 
     sizes = [*(b - a for a, b in layout.sequences), rest]
     parts = []
     grouped = q.shape[1] != k.shape[1]
-    pieces = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
+    pieces = zip(*(torch.split(x, sizes, 2) for x in (q, k, v)), strict=True)
     for size, (one_q, one_k, one_v) in zip(sizes[:-1], pieces, strict=False):
         mask = None
         if window is not None and size > window:

@@ -29,6 +29,7 @@ from loramux_runtime.adapters.lora.config import LoraConfig
 from loramux_runtime.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.base_model import build_base, shape_config
 from loramux_runtime.context import running_step
+from loramux_runtime.kernels import dropout
 from loramux_runtime.model import FusedModel
 from loramux_runtime.packing import MicroBatch, Part
 
@@ -80,14 +81,17 @@ def measure(
         state = tracker.live - weights
     ids = np.zeros(rows[1], dtype=np.int64)
     parts = [
-        Part(adapter=a, batch=MicroBatch(tokens=(ids,) * rows[0], labels=(ids,) * rows[0], samples=tuple(range(rows[0]))))
+        Part(
+            adapter=a, batch=MicroBatch(tokens=(ids,) * rows[0], labels=(ids,) * rows[0], samples=tuple(range(rows[0])))
+        )
         for a in adapters
     ]
     layout = model.layout(parts)
     for group in layout.groups:
         _ = group.job_of_row  # made on the host: its shape depends on data, which fake tensors do not have
     tracker.restart()
-    with mode, tracker:
+    blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK_DEVICE)  # the fake device is called "cpu"
+    with mode, tracker, blocks:
         with running_step(layout) as context:
             losses, aux = model._losses(layout, context)
             torch.autograd.backward(losses.sum() + sum(a.sum() for a in aux if a is not None))
@@ -138,7 +142,9 @@ def check() -> None:
     small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
     for method in METHODS:
         peaks = [measure("llama-7b", method, 3, (2, 40), recompute=False, fake=fake, **small) for fake in (True, False)]
-        print(f"{method:10} fake {peaks[0].total:12,}  real {peaks[1].total:12,}  {peaks[0].total / peaks[1].total:.4f}")
+        print(
+            f"{method:10} fake {peaks[0].total:12,}  real {peaks[1].total:12,}  {peaks[0].total / peaks[1].total:.4f}"
+        )
 
 
 def main() -> None:
