@@ -57,12 +57,13 @@ def train_command(
 
     _need_torch()
     from loramux_policies.registry import create
+    from loramux_runtime.devices import choose_device
     from loramux_runtime.jobs_file import read_jobs_file
     from loramux_runtime.train import TrainRun, open_base
 
     running.load_policies([policy], policy_file)
     file = read_jobs_file(jobs)
-    where = _device(device)
+    where = choose_device(device)
     profile = _profile(where, device_profile, memory)
     with running.hold(out):
         if not force:  # with it, nothing is removed before every job has been checked
@@ -124,32 +125,13 @@ def _need_torch() -> None:
         raise UsageError(f"training needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
 
-def _device(name: str) -> Any:
-    import torch
-
-    from loramux_traces.errors import HardwareMissingError, UsageError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise HardwareMissingError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def _profile(device: Any, name: str | None, memory: str | None) -> Any:
-    import torch
-
     from loramux_profiles.devices import load_device
+    from loramux_runtime.devices import card_name
     from loramux_traces.errors import UsageError
 
     if name is None and device.type == "cuda":
-        card = torch.cuda.get_device_name(device)
+        card = card_name(device)
         name = next((profile for part, profile in CARDS if part in card), None)
         if name is None:
             raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from loramux_traces.documents import whole_number
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
+from loramux_traces.wholes import whole_number
 
 MAX_BYTES: Final = 16 << 20
 """A profile or configuration larger than this is not one."""

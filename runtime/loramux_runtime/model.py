@@ -16,6 +16,7 @@ from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel
 from loramux_runtime.context import StepContext, running_step
 from loramux_runtime.kernels.loss import CHUNK_ROWS, chunked_cross_entropy
+from loramux_runtime.kernels.norm import freeze_norms
 from loramux_runtime.kernels.score import predicted
 from loramux_runtime.packing import MicroBatch, Part, StepLayout, build_layout
 
@@ -204,4 +205,5 @@ def _adapt(base: BaseModel) -> list[StepLayer]:
                 setattr(attention, site.name, AdaptedLinear(getattr(attention, site.name), index, site.name))
         layer.mlp = AdaptedMlp(layer.mlp, index, base.act)
         layers[index] = StepLayer(layer)
+    freeze_norms(base.hf.model)
     return list(layers)

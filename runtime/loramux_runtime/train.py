@@ -26,6 +26,7 @@ from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
 from loramux_runtime.data import JobData, load_data, load_tokenizer
+from loramux_runtime.devices import card_name
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.job_specs import job_spec, register_base
@@ -173,7 +174,7 @@ class TrainRun:
             events=self.recorder.log() or [],
             training=self.training_log,
             steps=self.steps,
-            device=_device_name(self.model.base.device),
+            device=card_name(self.model.base.device),
             stopped_by=stopped[0] if stopped else None,
             hopeless=self.intake.hopeless,
             scores=self.scores,
@@ -252,10 +253,6 @@ def _stop_on_signal(executor: Executor) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def mean_step_error(steps: Sequence[tuple[float, float]]) -> float | None:

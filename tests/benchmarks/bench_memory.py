@@ -29,6 +29,7 @@ from loramux_runtime.adapters.lora.config import LoraConfig
 from loramux_runtime.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.base_model import build_base, shape_config
 from loramux_runtime.context import running_step
+from loramux_runtime.kernels import dropout
 from loramux_runtime.model import FusedModel
 from loramux_runtime.packing import MicroBatch, Part
 
@@ -89,7 +90,8 @@ def measure(
     for group in layout.groups:
         _ = group.job_of_row  # made on the host: its shape depends on data, which fake tensors do not have
     tracker.restart()
-    with mode, tracker:
+    blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK_DEVICE)  # the fake device is called "cpu"
+    with mode, tracker, blocks:
         with running_step(layout) as context:
             losses, aux = model._losses(layout, context)
             torch.autograd.backward(losses.sum() + sum(a.sum() for a in aux if a is not None))

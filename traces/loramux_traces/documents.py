@@ -16,6 +16,7 @@ from yaml.reader import ReaderError
 from loramux_traces.allowed import FREE_PREFIX
 from loramux_traces.errors import printable
 from loramux_traces.problems import Problems
+from loramux_traces.wholes import whole_number
 
 Items = Iterator[tuple[int, Any]]
 _TEXT_COLUMNS: Final = frozenset(
@@ -23,11 +24,6 @@ _TEXT_COLUMNS: Final = frozenset(
 )
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _NOT_A_LIST: Final = "must be a list of jobs, or a mapping with `jobs`"
-
-
-def whole_number(text: str) -> int | float:
-    """Of an integer that Python refuses to read for its length, infinity: no column allows it, and it has a place."""
-    return int(text) if len(text) < 4000 else float(text)
 
 
 class _DuplicateKeyError(ValueError):

@@ -100,6 +100,10 @@ _BLOCK: Final = 1 << 17
 at 2^16 for the number of calls, 5 at 2^20 for the memory."""
 
 
+_BLOCK_DEVICE: Final = 1 << 24
+"""The same on a device, where only the memory of the words matters: 128 MiB at most, few launches."""
+
+
 @dataclass(frozen=True, slots=True)
 class DropKey:
     """The masks of one site for a range of rows. The factor 1 / (1 - p) is applied to the narrow side, after A x."""
@@ -145,12 +149,12 @@ class DropKey:
     def _blocks(self, channels: int, width: int) -> Iterator[tuple[int, int, Tensor]]:
         """Row ranges with their masks, as words of `width` bytes."""
         n, device = len(self.rows), self.rows.device
-        step = n if device.type != "cpu" else max(1, _BLOCK // channels)
+        step = max(1, (_BLOCK if device.type == "cpu" else _BLOCK_DEVICE) // channels)
         rows, last = row_hashes(self.rows, self.site), self.limit - 1
         keys = _channel_keys((channels + 1) // 2, device)
         words = torch.empty(min(step, n), channels, dtype=torch.int32, device=device)
         scratch = torch.empty(2, min(step, n), len(keys), dtype=torch.int32, device=device)
-        for a in range(0, n, max(1, step)):
+        for a in range(0, n, step):
             b = min(n, a + step)
             own = last if len(last) == 1 else last[a:b]
             keep = keep_words(rows[a:b], keys, own, words[: b - a], scratch[:, : b - a])

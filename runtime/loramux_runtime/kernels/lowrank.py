@@ -88,22 +88,36 @@ class LowRank:
         used = weights.shape[1] * self.rank
         out = torch.empty_like(narrow, memory_format=torch.contiguous_format)
         out[:, used:] = 0
-        torch.mul(
-            narrow[:, :used].view(len(narrow), -1, self.rank), factor, out=out[:, :used].view(len(out), -1, self.rank)
-        )
+        torch.mul(self._by_expert(narrow[:, :used]), factor, out=self._by_expert(out[:, :used]))
         return out
 
     def weight_grad(self, d_v: Tensor, u: Tensor, weights: Tensor) -> Tensor:
         """Gradient of the routing weights [rows, experts]."""
         product = (d_v.to(weights.dtype) * u)[:, : weights.shape[1] * self.rank]
-        total: Tensor = product.view(len(product), -1, self.rank).sum(2) * self.scale
-        return total
+        return self._by_expert(product).sum(2) * self.scale
+
+    def _by_expert(self, columns: Tensor) -> Tensor:
+        return columns.view(len(columns), -1, self.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What an input can be made from again: kept for the backward pass in its place."""
+
+    tensors: tuple[Tensor, ...]
+    make: Callable[..., Tensor]
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, frozen: Frozen | None, updates: Sequence[LowRank], *weights: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        anchor: Tensor,
+        frozen: Frozen | None,
+        updates: Sequence[LowRank],
+        source: Source | None,
+        *weights: Tensor | None,
     ) -> Tensor:
         y = frozen.forward(x) if frozen is not None else x.new_zeros(x.shape[0], updates[0].b.shape[1])
         narrow = []
@@ -111,20 +125,25 @@ class _AdaptedLinear(torch.autograd.Function):
             u = grouped_narrow(update.inputs(x), update.a, update.offs)
             grouped_add_(y[update.start : update.end], update.scaled(u, w), update.b.transpose(1, 2), update.offs)
             narrow.append(u)
-        ctx.save_for_backward(x, *narrow, *weights)
-        ctx.frozen, ctx.updates = frozen, updates
+        kept = (x,) if source is None else tuple(tensor.detach() for tensor in source.tensors)
+        kept = kept if updates else ()  # only the gradients of updates need the input
+        ctx.save_for_backward(*narrow, *weights, *kept)
+        ctx.frozen, ctx.updates, ctx.make, ctx.shape = frozen, updates, source and source.make, x.shape
         return y
 
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = outs
         updates: Sequence[LowRank] = ctx.updates
-        x, *rest = ctx.saved_tensors
-        narrow, weights = rest[: len(updates)], rest[len(updates) :]
-        wanted = ctx.needs_input_grad[0]
+        n = len(updates)
+        saved = ctx.saved_tensors
+        narrow, weights, kept = saved[:n], saved[n : 2 * n], saved[2 * n :]
         d_x = None
-        if wanted:
-            d_x = torch.zeros_like(x) if ctx.frozen is None else ctx.frozen.backward(grad)
+        if ctx.needs_input_grad[0]:
+            d_x = grad.new_zeros(ctx.shape) if ctx.frozen is None else ctx.frozen.backward(grad)
+        if not updates:
+            return d_x, None, None, None, None
+        x = kept[0] if ctx.make is None else ctx.make(*kept)
         d_weights: list[Tensor | None] = []
         for update, u, w in zip(updates, narrow, weights, strict=True):
             rows = slice(update.start, update.end)
@@ -141,17 +160,22 @@ class _AdaptedLinear(torch.autograd.Function):
                 dropped = update.drop.apply_and_add(x[rows], grouped_rows(d_u, update.a, update.offs), d_x[rows])
             update.add_grads(grouped_outer(d_u, dropped, update.offs), d_b)
             d_weights.append(None if w is None else update.weight_grad(d_v, u, w))
-        return (d_x, None, None, None, *d_weights)
+        return (d_x, None, None, None, None, *d_weights)
 
 
 def adapted_linear(
-    x: Tensor, anchor: Tensor, frozen: Frozen | None, updates: Sequence[LowRank], weights: Sequence[Tensor | None]
+    x: Tensor,
+    anchor: Tensor,
+    frozen: Frozen | None,
+    updates: Sequence[LowRank],
+    weights: Sequence[Tensor | None],
+    source: Source | None = None,
 ) -> Tensor:
     """x [T, n_in] -> [T, n_out]; parameter gradients go to `add_grads`, not through autograd.
 
     `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x needs none.
     `frozen`: None for the updates alone. `weights`: for each update its routing weights
-    [rows, experts] (differentiable) or None.
+    [rows, experts] (differentiable) or None. `source`: keep this instead of x.
     """
-    result: Tensor = _AdaptedLinear.apply(x, anchor, frozen, updates, *weights)  # type: ignore[no-untyped-call]
+    result: Tensor = _AdaptedLinear.apply(x, anchor, frozen, updates, source, *weights)  # type: ignore[no-untyped-call]
     return result

@@ -156,7 +156,7 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
         ("a.jsonl", b'{"text": "' + b"x" * (1 << 20) + b'"}', "a line may have at most"),
         ("a.json", b'[{"text": "' + b"x" * (MAX_TEXT + 1) + b'"}]', "may have at most 1048576 characters"),
         ("a.jsonl", b"[" * 100_000, "nested too deeply"),
-        ("a.jsonl", b'{"text": 1' + b"0" * 5000 + b"}", "not readable"),
+        ("a.jsonl", b'{"text": 1' + b"0" * 5000 + b"}", "must be text"),
         ("a.jsonl.gz", b"\x1f\x8b junk", "cannot be read"),
         ("a.txt", b"text", "the name must end with one of .jsonl"),
     ],
