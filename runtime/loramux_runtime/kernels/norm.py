@@ -48,4 +48,5 @@ def freeze_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child).__name__.endswith("RMSNorm") and hasattr(child, "variance_epsilon"):
-                setattr(module, name, FrozenRmsNorm(child.weight.detach(), child.variance_epsilon))
+                own: Any = child
+                setattr(module, name, FrozenRmsNorm(own.weight.detach(), own.variance_epsilon))
