@@ -77,22 +77,25 @@ def describe(rows: Rows) -> str:
 
 
 def bench_peft(repeats: int) -> list[Lines]:
-    """8 mixed LoRA jobs, ranks 8 and 16."""
+    """8 mixed LoRA jobs, ranks 8 and 16; labels on answers only (the default of instruction data) and everywhere."""
     found = []
     base = build()
     state = {name: value.clone() for name, value in base.hf.state_dict().items()}
     rows = mixed_rows(EIGHT_JOBS)
-    for dropout in (0.05, 0.0):
+    for dropout, answers in ((0.05, True), (0.05, False), (0.0, True), (0.0, False)):
         jobs = [("lora", LoraConfig(rank=r, alpha=2 * r, dropout=dropout)) for r in (8, 16) * (len(EIGHT_JOBS) // 2)]
         runners = {
-            "peft 0.21, padded": timed(Peft(state, jobs, rows, "padded")),
-            "peft 0.21, packed": timed(Peft(state, jobs, rows, "packed")),
-            "loramux": timed(Fused(base, jobs, rows)),
-            "loramux, exact=False": timed(Fused(base, jobs, rows, exact=False)),
+            "peft 0.21, padded": timed(Peft(state, jobs, rows, "padded", answers)),
+            "peft 0.21, packed": timed(Peft(state, jobs, rows, "packed", answers)),
+            "loramux": timed(Fused(base, jobs, rows, answers=answers)),
+            "loramux, exact=False": timed(Fused(base, jobs, rows, exact=False, answers=answers)),
         }
+        learned = "answers (half of each row)" if answers else "every token"
         times = interleave(runners, repeats)
         lines = figures(times, "peft 0.21, padded", real_tokens(rows))
-        found.append(show(f"LoRA, dropout {dropout}: {describe(rows)}", lines, "speed", "1.5x PEFT padded"))
+        found.append(
+            show(f"LoRA, dropout {dropout}, {learned} learned: {describe(rows)}", lines, "speed", "1.5x PEFT padded")
+        )
     return found
 
 

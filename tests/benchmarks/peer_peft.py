@@ -6,9 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from runtime_work import LR, Rows, config
-
-IGNORED = -100
+from runtime_work import IGNORED, LR, Rows, config, labels_of
 
 
 class Peft:
@@ -24,6 +22,7 @@ class Peft:
         jobs: list[tuple[str, Any]],
         rows: Rows,
         form: Literal["padded", "packed"],
+        answers: bool = False,
     ) -> None:
         import peft
         from transformers import AutoModelForCausalLM
@@ -50,18 +49,19 @@ class Peft:
             self.model.set_adapter(f"job-{i}")
             own = [p for name, p in self.model.named_parameters() if f".job-{i}." in name]
             self.optimizers.append(torch.optim.AdamW(own, lr=LR, fused=True))
-        self.batches = [self._batch(job) for job in rows]
+        self.batches = [self._batch(job, answers) for job in rows]
 
-    def _batch(self, job: list[np.ndarray[Any, np.dtype[np.int64]]]) -> dict[str, torch.Tensor]:
+    def _batch(self, job: list[np.ndarray[Any, np.dtype[np.int64]]], answers: bool) -> dict[str, torch.Tensor]:
         rows = [torch.from_numpy(row) for row in job]
+        learned = [torch.from_numpy(labels_of(row, answers)) for row in job]
         pad = torch.nn.utils.rnn.pad_sequence
         if self.form == "padded":
             return {
                 "input_ids": pad(rows, batch_first=True),
                 "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
-                "labels": pad(rows, batch_first=True, padding_value=IGNORED),
+                "labels": pad(learned, batch_first=True, padding_value=IGNORED),
             }
-        labels = [torch.cat([torch.tensor([IGNORED]), row[1:]]) for row in rows]
+        labels = [torch.cat([torch.tensor([IGNORED]), row[1:]]) for row in learned]
         return {
             "input_ids": torch.cat(rows).unsqueeze(0),
             "position_ids": torch.cat([torch.arange(len(row)) for row in rows]).unsqueeze(0),

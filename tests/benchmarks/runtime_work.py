@@ -33,6 +33,7 @@ SHAPE: Final = {
 }
 """8 heads of 64: the head size that every peer's attention takes."""
 LR: Final = 1e-4
+IGNORED: Final = -100
 
 Rows = list[list[np.ndarray[Any, np.dtype[np.int64]]]]
 """By job, its micro-batch: one array of token ids per row."""
@@ -66,6 +67,14 @@ def padded_tokens(rows: Rows, together: bool) -> int:
     return sum(len(job) * (max(longest) if together else own) for job, own in zip(rows, longest, strict=True))
 
 
+def labels_of(row: np.ndarray[Any, np.dtype[np.int64]], answers: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Every token is learned, or only an answer: the row's second half."""
+    labels = row.copy()
+    if answers:
+        labels[: len(row) // 2] = IGNORED
+    return labels
+
+
 class Fused:
     """loramux on these jobs: a fused step and each job's AdamW, one call a step."""
 
@@ -76,24 +85,25 @@ class Fused:
         rows: Rows,
         *,
         exact: bool = True,
-        recompute: bool = False,
+        answers: bool = False,
     ) -> None:
-        self.model = FusedModel(base, exact=exact, recompute=recompute)
+        self.model = FusedModel(base, exact=exact)
         self.rows = rows
+        self.labels = [[labels_of(row, answers) for row in job] for job in rows]
         self.adapters = [self.model.new_adapter(f"job-{i}", *job, seed=i) for i, job in enumerate(jobs)]
         self.optimizers = [adamw(adapter) for adapter in self.adapters]
         self.steps = 0
 
     def parts(self) -> list[Part]:
-        """The step's micro-batches: every token but the first of a row is learned."""
+        """The step's micro-batches."""
         return [
             Part(
                 adapter=adapter,
                 batch=MicroBatch(
-                    tokens=tuple(rows), labels=tuple(rows), samples=tuple(range(len(rows))), step=self.steps
+                    tokens=tuple(rows), labels=tuple(labels), samples=tuple(range(len(rows))), step=self.steps
                 ),
             )
-            for adapter, rows in zip(self.adapters, self.rows, strict=True)
+            for adapter, rows, labels in zip(self.adapters, self.rows, self.labels, strict=True)
         ]
 
     def __call__(self) -> None:

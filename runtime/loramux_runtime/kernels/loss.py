@@ -40,14 +40,17 @@ class _ChunkedLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=wide, device=hidden.device)
             for a in range(start, end, chunk):
                 b = min(end, a + chunk)
-                x = hidden[rows.index[a:b]]
+                x = hidden.index_select(0, rows.index[a:b])
                 logits = torch.nn.functional.linear(x, head, bias).to(wide)
                 target = rows.target[a:b].unsqueeze(1)
-                norm = torch.logsumexp(logits, 1, keepdim=True)
-                total = total + (norm - logits.gather(1, target)).sum()
-                logits = logits.sub_(norm).exp_()  # probabilities, then their gradient, in place
-                logits.scatter_add_(1, target, torch.full_like(norm, -1.0))
-                grad[a:b] = (logits * weight).to(x.dtype) @ head
+                # One exponential per logit, in place (logsumexp and then the softmax take two, and a copy)
+                logits -= logits.amax(1, keepdim=True)
+                own = logits.gather(1, target)
+                norm = logits.exp_().sum(1, keepdim=True)
+                total = total + (norm.log() - own).sum()
+                logits *= weight / norm
+                logits.scatter_add_(1, target, torch.full_like(norm, -weight))
+                torch.mm(logits.to(x.dtype), head, out=grad[a:b])
             losses.append(total * weight)
             start = end
         ctx.save_for_backward(grad)
@@ -62,7 +65,7 @@ class _ChunkedLoss(torch.autograd.Function):
         scales = torch.cat([outs[0][j : j + 1].expand(b - a) for j, (a, b) in enumerate(_ranges(rows.bounds))]).to(
             grad.dtype
         )
-        full[rows.index] = grad * scales.unsqueeze(1)
+        full.index_copy_(0, rows.index, grad * scales.unsqueeze(1))
         return full, None, None, None, None
 
 
