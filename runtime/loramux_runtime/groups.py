@@ -56,7 +56,7 @@ class JobGroup:
         self.sizes = [s.end - s.start for s in segments]
         self.slices = tuple((s.start - self.start, s.end - self.start) for s in segments)
         """Each job's rows within the group."""
-        self.offs = torch.tensor([end for _, end in self.slices], dtype=torch.int32, device=self.device)
+        self.offs = self.put([end for _, end in self.slices], torch.int32)
         self.dropout_rows = dropout_rows[self.start : self.end]
         self._stacks: dict[str, Tensor] = {}
         self._columns: dict[tuple[object, ...], Tensor] = {}
@@ -81,14 +81,20 @@ class JobGroup:
             training=self.training,
         )
 
+    def put(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """Host numbers as a tensor on the device, without waiting for it (`torch.tensor(device=...)` waits)."""
+        return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
+
     def sizes_column(self, dtype: torch.dtype) -> Tensor:
         """[jobs, 1]: each job's tokens."""
-        return torch.tensor(self.sizes, dtype=dtype, device=self.device).unsqueeze(1)
+        return self.put(self.sizes, dtype).unsqueeze(1)
 
     @cached_property
     def job_of_row(self) -> Tensor:
         """[n_rows] int64: index of the row's job within the group."""
-        return torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(self.device)
+        return (
+            torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(self.device, non_blocking=True)
+        )
 
     def stack(self, key: str) -> Tensor:
         """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
@@ -120,7 +126,7 @@ class JobGroup:
                 column = column[:1]
             else:
                 column = column.repeat_interleave(torch.tensor(self.sizes), 0)
-            column = self._columns[key] = column.to(self.device)
+            column = self._columns[key] = column.to(self.device, non_blocking=True)
         return column
 
     def drop_key(self, rates: Sequence[float], layer: int, projection: str) -> DropKey | None:

@@ -158,7 +158,7 @@ class FusedModel:
         for group in layout.groups:
             value = group.method.auxiliary(group, context.stats)
             if value is not None:
-                value = value * torch.tensor(group.shares, dtype=value.dtype, device=value.device)
+                value = value * group.put(group.shares, value.dtype)
             aux.append(value)
         return losses, aux
 

@@ -30,9 +30,10 @@ def draw(results: Results, baseline: str | None = None) -> list[Drawing]:
         raise NothingToDrawError("needs two policies that ran the same jobs")
     with styled():
         over = sorted(set(data["over"]) - {""})
-        foot = (
-            f". Whiskers: 95% bootstrap interval over {', '.join(over)}; grey: it holds zero" if over else ". One pair"
-        )
+        foot = ". One pair"
+        if over:
+            foot = f". Whiskers: 95% bootstrap interval over {', '.join(over)}; grey: it holds zero"
+            foot += ", or there is none (one run of each)" if data["percent_low"].isna().any() else ""
         title = f"Change against {short(base)} on the same jobs"
         title += f", load {load:g}" if load is not None and len(results.loads) > 1 else ""
         fig = new_figure(9.6, 1.6 + 2 * (0.6 + 0.31 * len(others)), title, results.about() + foot)

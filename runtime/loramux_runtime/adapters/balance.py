@@ -41,4 +41,4 @@ def balance_loss(group: JobGroup, stats: RouterStats, coefs: Sequence[float]) ->
         loss = (mean[:, :experts] * mean[:, experts:]).sum(1) * (experts * count / routers)
         total = loss if total is None else total + loss
     assert total is not None
-    return total * torch.tensor(coefs, dtype=total.dtype, device=total.device)
+    return total * group.put(coefs, total.dtype)

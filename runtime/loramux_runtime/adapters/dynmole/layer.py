@@ -87,8 +87,8 @@ class DynMole(Plugin):
         mean = sums / (routers * group.sizes_column(sums.dtype))
         balance = (mean[:, :experts] * mean[:, experts : 2 * experts]).sum(1) * experts
         configs = [adapter.config for adapter in group.adapters]
-        dyn = torch.tensor([c.router_dyn_loss_coef for c in configs], dtype=sums.dtype, device=sums.device)
-        aux = torch.tensor([c.router_aux_loss_coef for c in configs], dtype=sums.dtype, device=sums.device)
+        dyn = group.put([c.router_dyn_loss_coef for c in configs], sums.dtype)
+        aux = group.put([c.router_aux_loss_coef for c in configs], sums.dtype)
         return dyn * mean[:, 2 * experts] + aux * balance
 
     def active_experts(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
