@@ -44,6 +44,9 @@ def train_command(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
     as_json: o.AsJson = False,
@@ -57,7 +60,7 @@ def train_command(
 
     _need_torch()
     from loramux_policies.registry import create
-    from loramux_runtime.devices import choose_device
+    from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.jobs_file import read_jobs_file
     from loramux_runtime.train import TrainRun, open_base
 
@@ -71,6 +74,7 @@ def train_command(
         if not quiet:
             typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
         base = open_base(file.base, where)
+        set_threads(threads, base.sites.hidden)
         with _progress(file, quiet=quiet) as tell, running.prints_aside():
             run = TrainRun(
                 file,

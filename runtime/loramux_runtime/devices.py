@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
 from loramux_traces.errors import HardwareMissingError, UsageError
@@ -20,6 +22,18 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise HardwareMissingError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+SMALL_HIDDEN: Final = 512
+"""Below it a step's products are too small to share: two threads beside other work took twenty times as long."""
+
+
+def set_threads(threads: int | None, hidden: int) -> None:
+    """CPU threads of torch: as asked for, else one for a small model and torch's own choice for a large one."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif hidden < SMALL_HIDDEN:
+        torch.set_num_threads(1)
 
 
 def card_name(device: torch.device) -> str:
