@@ -219,6 +219,7 @@ class FusedDevice(Generic[R]):
         runs = self.runs
         real = computed = 0
         work = squared = fixed = dynamic = 0.0
+        charged = False
         floors: dict[str, float] = {}
         base: BaseCost | None = None
         if self.padded:
@@ -246,6 +247,7 @@ class FusedDevice(Generic[R]):
             fixed += cost.step_s
             floors[cost.method] = cost.method_floor_s
             if not cost.overridden:
+                charged = True
                 dynamic += cost.token_bytes * tokens + cost.square_bytes * squares + cost.row_bytes * rows
         assert base is not None
         rounded = -(-computed // ROUNDING) * ROUNDING
@@ -255,7 +257,7 @@ class FusedDevice(Generic[R]):
         seconds = (busy if busy > floor else floor) + fixed
         if self.phi is not None:
             seconds /= phi_at(self.phi, self.seats)
-        return StepCost(seconds, rounded, real, base.dynamic_bytes + dynamic)
+        return StepCost(seconds, rounded, real, base.dynamic_bytes + dynamic if charged else 0.0)
 
     def advance(self, step: FusedStep) -> None:
         """The step has run: its jobs move on, the others have waited one step more."""
