@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,15 @@ main()
 """
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads beside other tests took over four minutes
+
+
 def command(out: Path) -> list[str]:
     return [sys.executable, "-c", BLOCKED, str(out), "--device", "cpu", "--tiny", "--parts", "ceilings", "methods"]
 
 
 def suite(out: Path) -> list[dict[str, object]]:
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=240, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
@@ -44,7 +48,7 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
     # a run that was killed in the middle of a line goes on with what is missing
     kept = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:20] + "\n")
-    again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=240, env=ONE_THREAD)
     assert again.returncode == 0, again.stderr
     found = Store(tmp_path / "results.jsonl").rows
     assert [row["key"] for row in found] == [*keys[:-1], f"environment {len(keys) - 1}", keys[-1]]
