@@ -16,6 +16,7 @@ from loramux_policies.meters import IDLE, Meters
 from loramux_policies.policy import Policy
 from loramux_policies.scheduler import Scheduler
 from loramux_policies.views import FusedStep
+from loramux_profiles.work import ROUNDING
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.live_run import LiveRun
 from loramux_runtime.memory import MemoryMeter
@@ -89,12 +90,7 @@ class Executor:
 
     def stop(self, job: Job) -> None:
         """Copy the job's state to the host; partial gradients, moments and the data cursor are kept."""
-        self._account()
-        self.sync(job)
-        run = self.fused.remove(job.job_id)
-        run.training.optimizer.to("cpu")
-        self._watched.pop(job.job_id, None)
-        job.run = None
+        self._leave(job).training.optimizer.to("cpu")
         self._note_memory()
 
     def sync(self, job: Job) -> None:
@@ -188,7 +184,7 @@ class Executor:
         seconds = self.now_s - began_s
         self._seconds = seconds if self._seconds == 0.0 else 0.9 * self._seconds + 0.1 * seconds
         tokens = sum(part.batch.n_tokens for part in parts)
-        self._meters.step(0, tokens, -(-tokens // 8) * 8)
+        self._meters.step(0, tokens, -(-tokens // ROUNDING) * ROUNDING)
         if self._on_step is not None:
             self._on_step(step, seconds, predicted_s)
         for entry in step.entries:
@@ -216,12 +212,13 @@ class Executor:
             self._on_end(job, training)
         del self._training[job.job_id]
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Job) -> LiveRun:
+        """Take the job off the device's books, its figures up to date."""
         self._account()
         self.sync(job)
-        self.fused.remove(job.job_id)
         self._watched.pop(job.job_id, None)
         job.run = None
+        return self.fused.remove(job.job_id)
 
     def _recover(self, step: FusedStep) -> None:
         """Nothing of the step counts: its jobs begin their optimizer step again (the same rows, so the same bits), and

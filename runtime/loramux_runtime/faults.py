@@ -9,7 +9,7 @@ Fault = Callable[[str, dict[str, object]], None]
 
 
 class FaultPlan:
-    """Faults by the point they happen at. Points: `step` (job_ids), `evaluate` (job_id), `save` (job_id)."""
+    """Faults by the point they happen at. Points: `step` (job_ids), before it runs."""
 
     def __init__(self, **faults: Fault) -> None:
         self._faults = faults

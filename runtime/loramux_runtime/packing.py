@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loramux_profiles.work import ROUNDING
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.groups import JobGroup, Segment, group_by_structure
 from loramux_runtime.kernels.dropout import row_keys
 from loramux_runtime.kernels.loss import LossRows
 
-ROUNDING: Final = 8
-"""The packed row is filled up to a multiple; the rest belongs to no job, no sequence and no statistic."""
 IGNORED: Final = -100
 """Label of a token that is not learned (Hugging Face's)."""
 
@@ -126,7 +125,7 @@ def build_layout(
         bounds.append(sum(map(len, index)))
         weights.append(1.0 / max(1, batch.n_labels if batch.window_labels is None else batch.window_labels))
         segments.append(Segment(start, at))
-    width = -(-at // ROUNDING) * ROUNDING
+    width = -(-at // ROUNDING) * ROUNDING  # the rest belongs to no job, no sequence and no statistic
     rest = width - at
     pad = np.zeros(rest, dtype=np.int64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,13 +102,12 @@ class TrainRun:
     ) -> None:
         if policy.copies == "separate":
             raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
-        self._file, self._adapters_dir, self._faults = file, adapters_dir, faults
+        self._adapters_dir = adapters_dir
         self.model = FusedModel(base, recompute=recompute)
         self.training_log: list[dict[str, Any]] = []
         self._log = log
         self.steps: list[tuple[float, float]] = []
         self._on_step = on_step
-        self.notes: list[str] = []
         self.unsaved: list[str] = []
         """Jobs whose adapter could not be written, and why."""
         for job in file.jobs:
@@ -118,12 +117,11 @@ class TrainRun:
             job.id: load_data(job.data, tokenizer, seed=job.seed, vocab_size=base.vocab, base=file.folder)
             for job in file.jobs
         }
-        self.notes += [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
+        self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         label = register_base(base)
-        by_id = {job.id: job for job in file.jobs}
         specs = [job_spec(job, self.data[job.id], label, base, recompute) for job in file.jobs]
         self.specs: list[JobSpec] = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))
-        self._configs = by_id
+        self._configs = {job.id: job for job in file.jobs}
         self._training: dict[str, TrainingJob] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         cost = CostModel(profile)
@@ -253,9 +251,3 @@ def _stop_on_signal(executor: Executor) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def mean_step_error(steps: Sequence[tuple[float, float]]) -> float | None:
-    """Mean of |predicted - measured| / measured over fused steps; None without any."""
-    errors = [abs(predicted - measured) / measured for measured, predicted in steps if measured > 0]
-    return sum(errors) / len(errors) if errors else None
