@@ -1,0 +1,1 @@
+"""Measuring the real fused step: live storages, step times, and the points that models are fitted to."""
