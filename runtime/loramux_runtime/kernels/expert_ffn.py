@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.kernels.experts import ExpertPair, Slots
-from loramux_runtime.kernels.gated import activate, activate_backward
+from loramux_runtime.kernels.gated import activate, activate_backward_
 from loramux_runtime.kernels.grouped import grouped_add_, grouped_narrow, grouped_outer, grouped_rows
 
 Pairs = tuple[ExpertPair | None, ExpertPair | None, ExpertPair | None]
@@ -92,7 +92,7 @@ class _ExpertFfn(torch.autograd.Function):
         if pairs[2] is not None:
             d_w += _down_backward(outs[1], a, d_a, u, factor, pairs[2], slots)
         del a
-        d_g = activate_backward(ctx.act, h.mul_(d_a), g)
+        d_g = activate_backward_(ctx.act, h.mul_(d_a), g)
         d_h = s.mul_(d_a)
         del d_a, g, h
         d_x = torch.zeros_like(x)
