@@ -108,7 +108,7 @@ class _ExpertFfn(torch.autograd.Function):
 def _down_backward(
     grad: Tensor, a: Tensor, d_a: Tensor, u: Tensor, factor: Tensor, pair: ExpertPair, slots: Slots
 ) -> Tensor:
-    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w's."""
+    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w's. `a` is spoilt."""
     d_v = slots.pick(grouped_narrow(grad, pair.b.transpose(2, 3).flatten(1, 2), slots.job_offs))
     scaled = d_v * pair.scale
     d_u = (scaled * factor).to(u.dtype)
@@ -120,7 +120,7 @@ def _down_backward(
         dropped = a
         grouped_add_(d_a, d_u, wide, slots.offs)
     else:
-        dropped = pair.drop.at(slots.tokens).apply_and_add(a, grouped_rows(d_u, wide, slots.offs), d_a)
+        dropped = pair.drop.at(slots.tokens).apply_and_add(a, grouped_rows(d_u, wide, slots.offs), d_a, a)
     pair.add_grads(grouped_outer(d_u, dropped, slots.offs).view_as(pair.a), d_b)
     return (scaled * u).sum(1).to(factor.dtype)
 
