@@ -59,8 +59,8 @@ class Layer:
 
     saved: int
     """Kept from the forward to the backward pass."""
-    inputs: int
-    """Part of it that recomputation keeps: the layer's input."""
+    recomputed: int
+    """Kept with recomputation: the layer's input, and the slots of experts, which the graph holds on to."""
     rise: int
     """Most bytes in its backward pass above what the layers up to it have saved, the stream's gradient included."""
 
@@ -131,15 +131,20 @@ def routed(groups: Sequence[Group], name: str) -> bool:
     return any(name in g.plan.updates and g.plan.updates[name].experts for g in groups)
 
 
+def block_slots(group: Group) -> int:
+    """Where MixLoRA's slots are: five numbers each."""
+    assert group.plan.block is not None
+    return 5 * up(group.tokens * group.plan.block.top_k * INDEX)
+
+
 def block_saved(setting: Setting, group: Group) -> int:
     """MixLoRA's block: its router, its slots, and A x of every slot for three projections."""
     block = group.plan.block
     assert block is not None
     tokens, slots = group.tokens, group.tokens * block.top_k
     router = up(tokens * block.experts * WIDE) + up(slots * WIDE) + up(slots * INDEX) + up(tokens * WIDE)
-    order = 5 * up(slots * INDEX) + up(slots * WIDE)
     narrow = 3 * up(slots * block.width * setting.element)
-    return router + order + narrow
+    return router + block_slots(group) + up(slots * WIDE) + narrow
 
 
 def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
@@ -188,8 +193,6 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     points: list[int] = []
     level = saved + hidden  # the stream's gradient
     down = linear["down"]
-    if blocks:
-        level += hidden  # the gradient of what the blocks add after the down-projection
     made = wide if source and any_update(groups, "down") else 0
     points.append(
         level + wide + made + update_backward(setting, groups, "down", down.n_in, down.n_out, owned=bool(made))
@@ -237,4 +240,5 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     points.append(level + heads)
     level += heads - attended
     points.append(level + up(width * max(q, kv) * e) * 3)
-    return Layer(saved=saved, inputs=hidden, rise=max(points) - saved)
+    recomputed = hidden + sum(block_slots(g) for g in blocks)
+    return Layer(saved=saved, recomputed=recomputed, rise=max(points) - saved)
