@@ -47,6 +47,10 @@ def train_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
     ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux_policies.replay."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
     as_json: o.AsJson = False,
@@ -85,6 +89,7 @@ def train_command(
                 recompute=recompute,
                 max_resident=float("inf") if max_resident is None else float(max_resident),
                 log=tell,
+                record=record,
             )
             if force:
                 prepare_folder(out, force=True, also=("training.jsonl",))
