@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ from loramux_runtime.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.adapters.lora.config import LoraConfig
 from loramux_runtime.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.base_model import BaseModel
+from loramux_runtime.memory import keep_freed_memory
 
 HERE = Path(__file__).parent
 EIGHT_JOBS = (48, 64, 96, 128, 160, 224, 288, 336)
 """Typical row lengths: rows of 0.6 to 1.4 times that, in all about 5,400 tokens."""
 FOUR_JOBS = (48, 80, 128, 192)
 MOE_PEFT = "/tmp/moepeft/bin/python"
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""What `keep_freed_memory` sets in this process (for us and for PEFT), for the peer in its own."""
 Lines = dict[str, Any]
 
 
@@ -120,7 +124,13 @@ def moe_peft_runner(python: str, base: BaseModel, job: dict[str, Any], rows: Row
             "pad": SHAPE["pad_token_id"],
         }
         Path(folder, "work.json").write_text(json.dumps(work))
-        environment = {**os.environ, "MOE_PEFT_EXECUTOR_TYPE": "CPU", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        environment = {
+            **os.environ,
+            "MOE_PEFT_EXECUTOR_TYPE": "CPU",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": "",
+            **ALLOCATOR,
+        }
         process = subprocess.Popen(
             [python, str(HERE / "peer_moe_peft.py"), f"{folder}/work.json"],
             stdin=subprocess.PIPE,
@@ -233,6 +243,30 @@ def bench_methods(repeats: int) -> list[Lines]:
     return found
 
 
+def commit() -> str:
+    """The commit that is measured, and whether files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def processor() -> str:
+    """The processor as Linux names it."""
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        return "unknown"
+    return names[0].partition(":")[2].strip() if names else "unknown"
+
+
 def main() -> None:
     """Run the chosen parts and write what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -242,6 +276,7 @@ def main() -> None:
     parser.add_argument("--moe-peft", default=os.environ.get("LORAMUX_MOE_PEFT", MOE_PEFT))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    kept = keep_freed_memory()
     bench: dict[str, Callable[[], list[Lines]]] = {
         "peft": lambda: bench_peft(options.repeats),
         "moe-peft": lambda: bench_moe_peft(options.repeats, options.moe_peft),
@@ -254,8 +289,12 @@ def main() -> None:
     result: dict[str, Any] = {
         "measured": "CPU-seconds of one thread, shared machine: compare within a table only",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        "commit": commit(),
+        "machine": f"{processor()}, {platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "load_at_start": os.getloadavg()[0],
+        "repeats": options.repeats,
+        "keep_freed_memory": kept,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
         "python": sys.version.split()[0],
         "shape": SHAPE,
         "tables": [table for part in options.parts for table in bench[part]()],
