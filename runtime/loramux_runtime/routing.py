@@ -75,7 +75,7 @@ def _wide(x: Tensor, router: Router) -> Tensor:
 
 
 def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(x, gate logits in fp32 [rows of the group, experts] by router) of x [N, n_in]; gates' gradients go to their slabs.
+    """(x, gate logits in fp32 [rows of the group, experts]) of x [N, n_in]; gates' gradients go to their slabs.
 
     Hand the x that comes back to ONE operation that makes its input's gradient itself: the routers' is added to that
     tensor, in place. x itself is kept for the backward pass, not its fp32 copy.
