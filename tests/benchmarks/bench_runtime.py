@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -80,9 +80,8 @@ def describe(rows: Rows) -> str:
     )
 
 
-def bench_peft(repeats: int) -> list[Lines]:
+def bench_peft(repeats: int) -> Iterator[Lines]:
     """8 mixed LoRA jobs, ranks 8 and 16; labels on answers only (the default of instruction data) and everywhere."""
-    found = []
     base = build()
     state = {name: value.clone() for name, value in base.hf.state_dict().items()}
     rows = mixed_rows(EIGHT_JOBS)
@@ -97,10 +96,7 @@ def bench_peft(repeats: int) -> list[Lines]:
         learned = "answers (half of each row)" if answers else "every token"
         times = interleave(runners, repeats)
         lines = figures(times, "peft 0.21, padded", real_tokens(rows))
-        found.append(
-            show(f"LoRA, dropout {dropout}, {learned} learned: {describe(rows)}", lines, "speed", "1.5x PEFT padded")
-        )
-    return found
+        yield show(f"LoRA, dropout {dropout}, {learned} learned: {describe(rows)}", lines, "speed", "1.5x PEFT padded")
 
 
 @contextmanager
@@ -162,12 +158,11 @@ def moe_peft_runner(python: str, base: BaseModel, job: dict[str, Any], rows: Row
             process.wait()
 
 
-def bench_moe_peft(repeats: int, python: str) -> list[Lines]:
+def bench_moe_peft(repeats: int, python: str) -> Iterator[Lines]:
     """4 MixLoRA jobs (8 experts, 2 chosen, rank 8 everywhere)."""
     if not Path(python).exists():
         print(f"\nmoe-peft: skipped, no Python at {python} (peer_moe_peft.py says how to set the peer up)")
-        return []
-    found = []
+        return
     for title, rows in (
         ("mixed lengths", mixed_rows(FOUR_JOBS)),
         ("equal lengths, no pads", mixed_rows((128,) * 4, spread=0.0)),
@@ -187,8 +182,7 @@ def bench_moe_peft(repeats: int, python: str) -> list[Lines]:
             runners = {"moe-peft 2.0.2": peer, "loramux": timed(Fused(base, [job] * 4, rows))}
             times = interleave(runners, repeats)
         lines = figures(times, "moe-peft 2.0.2", real_tokens(rows))
-        found.append(show(f"MixLoRA, {title}: {describe(rows)}", lines, "speed", "3x moe-peft"))
-    return found
+        yield show(f"MixLoRA, {title}: {describe(rows)}", lines, "speed", "3x moe-peft")
 
 
 def equal_pairs(dropout: float) -> list[tuple[str, str, tuple[str, Any], tuple[str, Any]]]:
@@ -219,9 +213,8 @@ def equal_pairs(dropout: float) -> list[tuple[str, str, tuple[str, Any], tuple[s
     ]
 
 
-def bench_methods(repeats: int) -> list[Lines]:
+def bench_methods(repeats: int) -> Iterator[Lines]:
     """4 jobs of one method, of 4 rows each."""
-    found = []
     base = build()
     for exact in (True, False):
         for dropout in (0.05, 0.0):
@@ -239,8 +232,7 @@ def bench_methods(repeats: int) -> list[Lines]:
                         f"{sizes[0]:,} and {sizes[1]:,}"
                     )
                     lines = figures(times, next(iter(runners)), real_tokens(rows), cost=True)
-                    found.append(show(title, lines, "step time", goal))
-    return found
+                    yield show(title, lines, "step time", goal)
 
 
 def commit() -> str:
@@ -277,11 +269,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = keep_freed_memory()
-    bench: dict[str, Callable[[], list[Lines]]] = {
+    bench: dict[str, Callable[[], Iterable[Lines]]] = {
         "peft": lambda: bench_peft(options.repeats),
         "moe-peft": lambda: bench_moe_peft(options.repeats, options.moe_peft),
         "methods": lambda: bench_methods(options.repeats),
-        "profile": lambda: [profile_step(name) for name in ("lora", "mixlora", "dynmole")],
+        "profile": lambda: map(profile_step, ("lora", "mixlora", "dynmole")),
     }
     unknown = set(options.parts) - set(bench)
     if unknown:
@@ -297,10 +289,14 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
         "python": sys.version.split()[0],
         "shape": SHAPE,
-        "tables": [table for part in options.parts for table in bench[part]()],
+        "parts": options.parts,
+        "tables": [],
     }
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for part in options.parts:
+        for table in bench[part]():
+            result["tables"].append(table)
+            if options.json:  # after every table: a run may take half an hour
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
