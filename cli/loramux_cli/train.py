@@ -66,6 +66,7 @@ def train_command(
     from loramux_policies.registry import create
     from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.jobs_file import read_jobs_file
+    from loramux_runtime.memory import keep_freed_memory
     from loramux_runtime.train import TrainRun, open_base
 
     running.load_policies([policy], policy_file)
@@ -79,6 +80,8 @@ def train_command(
             typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
         base = open_base(file.base, where)
         set_threads(threads, base.sites.hidden)
+        if where.type == "cpu":
+            keep_freed_memory()
         with _progress(file, quiet=quiet) as tell, running.prints_aside():
             run = TrainRun(
                 file,
