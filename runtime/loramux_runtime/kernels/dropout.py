@@ -129,12 +129,13 @@ class DropKey:
             torch.bitwise_and(x[a:b].view(words.dtype), words, out=out[a:b].view(words.dtype))
         return out
 
-    def apply_and_add(self, x: Tensor, back: Tensor, into: Tensor) -> Tensor:
+    def apply_and_add(self, x: Tensor, back: Tensor, into: Tensor, out: Tensor | None = None) -> Tensor:
         """x with dropped elements zero, and the same mask on `back` [N, channels], which is added to `into`.
 
-        The backward pass needs both; the mask is made once. `back` is overwritten.
+        The backward pass needs both; the mask is made once. `back` is overwritten; `out` may be x.
         """
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        if out is None:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for a, b, words in self._blocks(x.shape[1], x.element_size()):
             torch.bitwise_and(x[a:b].view(words.dtype), words, out=out[a:b].view(words.dtype))
             back[a:b].view(words.dtype).bitwise_and_(words)

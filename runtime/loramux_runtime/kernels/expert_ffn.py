@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.kernels.experts import ExpertPair, Slots
-from loramux_runtime.kernels.gated import activate, activate_backward
+from loramux_runtime.kernels.gated import activate, activate_backward_
 from loramux_runtime.kernels.grouped import grouped_add_, grouped_narrow, grouped_outer, grouped_rows
 
 Pairs = tuple[ExpertPair | None, ExpertPair | None, ExpertPair | None]
@@ -92,7 +92,7 @@ class _ExpertFfn(torch.autograd.Function):
         if pairs[2] is not None:
             d_w += _down_backward(outs[1], a, d_a, u, factor, pairs[2], slots)
         del a
-        d_g = activate_backward(ctx.act, h.mul_(d_a), g)
+        d_g = activate_backward_(ctx.act, h.mul_(d_a), g)
         d_h = s.mul_(d_a)
         del d_a, g, h
         d_x = torch.zeros_like(x)
@@ -108,7 +108,7 @@ class _ExpertFfn(torch.autograd.Function):
 def _down_backward(
     grad: Tensor, a: Tensor, d_a: Tensor, u: Tensor, factor: Tensor, pair: ExpertPair, slots: Slots
 ) -> Tensor:
-    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w's."""
+    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w's. `a` is spoilt."""
     d_v = slots.pick(grouped_narrow(grad, pair.b.transpose(2, 3).flatten(1, 2), slots.job_offs))
     scaled = d_v * pair.scale
     d_u = (scaled * factor).to(u.dtype)
@@ -120,7 +120,7 @@ def _down_backward(
         dropped = a
         grouped_add_(d_a, d_u, wide, slots.offs)
     else:
-        dropped = pair.drop.at(slots.tokens).apply_and_add(a, grouped_rows(d_u, wide, slots.offs), d_a)
+        dropped = pair.drop.at(slots.tokens).apply_and_add(a, grouped_rows(d_u, wide, slots.offs), d_a, a)
     pair.add_grads(grouped_outer(d_u, dropped, slots.offs).view_as(pair.a), d_b)
     return (scaled * u).sum(1).to(factor.dtype)
 

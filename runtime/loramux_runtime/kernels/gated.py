@@ -12,21 +12,27 @@ ACTIVATIONS: Final = ("silu", "gelu", "gelu_pytorch_tanh", "gelu_new")
 Slices = tuple[tuple[int, int], ...]
 
 
-def activate(name: str, x: Tensor) -> Tensor:
-    """An activation by its Hugging Face name (`hidden_act`)."""
+def activate(name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """An activation by its Hugging Face name (`hidden_act`); `out` is filled if given."""
+    ops: Any = torch.ops.aten
+    result: Tensor
     if name == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+        result = F.silu(x) if out is None else ops.silu.out(x, out=out)
+    else:
+        kind = "none" if name == "gelu" else "tanh"
+        result = F.gelu(x, approximate=kind) if out is None else ops.gelu.out(x, approximate=kind, out=out)
+    return result
 
 
-def activate_backward(name: str, grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `activate` at x."""
+def activate_backward_(name: str, grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of `activate` at x, in the place of `grad`."""
     ops: Any = torch.ops.aten
     back: Tensor
     if name == "silu":
-        back = ops.silu_backward(grad, x)
+        back = ops.silu_backward.grad_input(grad, x, grad_input=grad)
     else:
-        back = ops.gelu_backward(grad, x, approximate="none" if name == "gelu" else "tanh")
+        kind = "none" if name == "gelu" else "tanh"
+        back = ops.gelu_backward.grad_input(grad, x, approximate=kind, grad_input=grad)
     return back
 
 
@@ -37,7 +43,7 @@ class _Gated(torch.autograd.Function):
         ctx.act, ctx.slices = act, slices
         out = torch.empty_like(up)
         for a, b in slices:
-            torch.mul(activate(act, gate[a:b]), up[a:b], out=out[a:b])
+            activate(act, gate[a:b], out[a:b]).mul_(up[a:b])
         for a, b in _gaps(slices, len(out)):
             out[a:b] = 0
         return out
@@ -48,8 +54,10 @@ class _Gated(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         for a, b in ctx.slices:
-            torch.mul(grad[a:b], activate(ctx.act, gate[a:b]), out=d_up[a:b])
-            d_gate[a:b] = activate_backward(ctx.act, grad[a:b] * up[a:b], gate[a:b])
+            # In place: this is where a step's memory peaks, and a temporary is as wide as the FFN
+            activate(ctx.act, gate[a:b], d_up[a:b]).mul_(grad[a:b])
+            torch.mul(grad[a:b], up[a:b], out=d_gate[a:b])
+            activate_backward_(ctx.act, d_gate[a:b], gate[a:b])
         for a, b in _gaps(ctx.slices, len(gate)):
             d_gate[a:b] = 0
             d_up[a:b] = 0

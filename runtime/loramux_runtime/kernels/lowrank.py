@@ -157,7 +157,10 @@ class _AdaptedLinear(torch.autograd.Function):
                 dropped = x[rows]
                 grouped_add_(d_x[rows], d_u, update.a, update.offs)
             else:
-                dropped = update.drop.apply_and_add(x[rows], grouped_rows(d_u, update.a, update.offs), d_x[rows])
+                own = None if ctx.make is None else x[rows]  # made again here, and nobody else's
+                back = grouped_rows(d_u, update.a, update.offs)
+                dropped = update.drop.apply_and_add(x[rows], back, d_x[rows], own)
+                del back
             update.add_grads(grouped_outer(d_u, dropped, update.offs), d_b)
             d_weights.append(None if w is None else update.weight_grad(d_v, u, w))
         return (d_x, None, None, None, None, *d_weights)
