@@ -2,17 +2,19 @@
 
 A machine is shared, clocks change, a library is updated: the shape of a fitted model stays, its scale drifts. The
 factor is a least-squares estimate of log(observed / predicted) that forgets; the margin follows adaptive conformal
-inference (Gibbs and Candes, NeurIPS 2021): every step above the bound raises it, every step below lowers it a little, so that the
-share above tends to alpha whatever the drift.
+inference (Gibbs and Candes, NeurIPS 2021): every step above the bound raises it, every step below lowers it a little,
+so that the share above tends to alpha whatever the drift.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from loramux_profiles.bounds import ALPHA
+from loramux_profiles.step_point import StepPoint
 
 FORGETTING: Final = 0.98
 """Weight of a step's observation after the next one: about the last 50 steps count."""
@@ -44,54 +46,67 @@ class LogRatio:
         self._weight = self.forgetting * self._weight + 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class OnlineRefit:
-    """Factors on step seconds and dynamic bytes, and the bytes' margin, from the executor's own steps."""
+    """Corrected predictions of steps, and the bound on their bytes, from the executor's own steps."""
 
+    fitted_s: Callable[[StepPoint], float]
+    """Seconds of a step by the fitted time model."""
+    fitted_bytes: Callable[[StepPoint], float]
+    """Its dynamic bytes by the fitted memory model."""
     margin: float
     """Of the fit: the bound is (1 + margin) times the prediction."""
     alpha: float = ALPHA
     rate: float = 0.01
-    """How far one step above the bound raises the margin (as a log), times 1 - alpha."""
-    seconds: LogRatio = field(default_factory=LogRatio)
-    bytes: LogRatio = field(default_factory=LogRatio)
+    """How far (as a log) a step above the bound raises the margin at least, times 1 - alpha; one below lowers it by
+    alpha times this."""
+    time_ratio: LogRatio = field(default_factory=LogRatio)
+    bytes_ratio: LogRatio = field(default_factory=LogRatio)
     steps: int = 0
     above: int = 0
     """Steps above the bound as it was when they ran."""
+    _lasting: float = field(init=False)
+    """Log of one plus the margin that the share above the bound asks for; never below the fit's own."""
+    _shift: float = field(init=False, default=0.0)
+    """What steps above the bound have added until the factor follows, or the step is forgotten as a freak."""
 
     def __post_init__(self) -> None:
         if self.margin < 0 or not 0 < self.alpha < 1:
             raise ValueError(f"margin {self.margin!r} and alpha {self.alpha!r} make no bound")
+        self._lasting = math.log1p(self.margin)
 
-    def time(self, predicted_s: float) -> float:
-        """A prediction of seconds, corrected."""
-        return predicted_s * self.seconds.factor
+    def seconds(self, point: StepPoint) -> float:
+        """Of a step."""
+        return self.fitted_s(point) * self.time_ratio.factor
 
-    def dynamic(self, predicted_bytes: float) -> float:
-        """A prediction of dynamic bytes, corrected."""
-        return predicted_bytes * self.bytes.factor
+    def dynamic_bytes(self, point: StepPoint) -> float:
+        """Expected, of a step."""
+        return self.fitted_bytes(point) * self.bytes_ratio.factor
 
-    def bound(self, predicted_bytes: float) -> float:
-        """The upper bound on them."""
-        return self.dynamic(predicted_bytes) * (1.0 + self.margin)
+    def bound_bytes(self, point: StepPoint) -> float:
+        """What its dynamic bytes stay below but for a share of alpha."""
+        return self.dynamic_bytes(point) * (1.0 + self.margin_now)
 
-    def see(
-        self,
-        *,
-        predicted_s: float | None = None,
-        observed_s: float | None = None,
-        predicted_bytes: float | None = None,
-        observed_bytes: float | None = None,
-    ) -> None:
-        """One step: what the fitted models said of it, uncorrected, and what was observed (None: not measured)."""
-        if predicted_s is not None and observed_s is not None:
-            self.seconds.see(observed_s, predicted_s)
-        if predicted_bytes is not None and observed_bytes is not None and predicted_bytes > 0:
-            self.steps += 1
-            exceeded = observed_bytes > self.bound(predicted_bytes)
-            self.above += exceeded
-            move = self.rate * ((1.0 if exceeded else 0.0) - self.alpha)
-            if exceeded:  # never again by the same step: memory that overflows stops jobs
-                move = max(move, math.log(observed_bytes / self.bound(predicted_bytes)))
-            self.margin = max(0.0, math.expm1(math.log1p(self.margin) + move))
-            self.bytes.see(observed_bytes, predicted_bytes)
+    @property
+    def margin_now(self) -> float:
+        """The margin as steps have moved it."""
+        return math.expm1(self._lasting + self._shift)
+
+    def see(self, point: StepPoint, *, seconds: float | None = None, dynamic_bytes: float | None = None) -> None:
+        """One step as it was observed (None: not measured)."""
+        if seconds is not None:
+            self.time_ratio.see(seconds, self.fitted_s(point))
+        if dynamic_bytes is None or dynamic_bytes <= 0:
+            return
+        bound = self.bound_bytes(point)
+        exceeded = dynamic_bytes > bound > 0
+        self.steps += 1
+        self.above += int(exceeded)
+        before = self.bytes_ratio.factor
+        self.bytes_ratio.see(dynamic_bytes, self.fitted_bytes(point))
+        followed = max(0.0, math.log(self.bytes_ratio.factor / before))
+        self._shift = max(0.0, self.bytes_ratio.forgetting * self._shift - followed)
+        move = self.rate * (float(exceeded) - self.alpha)
+        self._lasting = max(math.log1p(self.margin), self._lasting + move)
+        if exceeded:  # never again by the same step: memory that overflows stops jobs
+            self._shift += max(0.0, math.log(dynamic_bytes / self.bound_bytes(point)))

@@ -118,10 +118,9 @@ class Point(_Part):
     @classmethod
     def _is_a_step(cls, step: dict[str, Any]) -> dict[str, Any]:
         try:
-            StepPoint.from_dict(step)
+            return StepPoint.from_dict(step).to_dict()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no step: {str(error)[:100]}") from error
-        return step
 
     @cached_property
     def point(self) -> StepPoint:
