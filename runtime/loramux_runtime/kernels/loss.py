@@ -51,6 +51,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits *= weight / norm
                 logits.scatter_add_(1, target, torch.full_like(norm, -weight))
                 torch.mm(logits.to(x.dtype), head, out=grad[a:b])
+                del logits  # else the next chunk's are made beside them
             losses.append(total * weight)
             start = end
         ctx.save_for_backward(grad)

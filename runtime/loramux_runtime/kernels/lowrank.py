@@ -163,6 +163,7 @@ class _AdaptedLinear(torch.autograd.Function):
                 del back
             update.add_grads(grouped_outer(d_u, dropped, update.offs), d_b)
             d_weights.append(None if w is None else update.weight_grad(d_v, u, w))
+            del dropped, d_v, d_u, d_b  # else the next group's are made beside them
         return (d_x, None, None, None, None, *d_weights)
 
 

@@ -1,0 +1,86 @@
+"""The peak of a fused step by formula: a walk over its allocations instead of a run. No torch.
+
+The peak is the highest of a few candidates: the loss with its chunk of logits, the loss's and the final norm's backward
+pass, the backward pass of the last layer of each kind (below it everything that a layer adds has been freed), and the
+optimizers, which run when the activations are gone. O(jobs x linears).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from loramux_profiles.shapes import ModelShape
+from loramux_profiles.step_plan.structure import LayerPlan, layer_plans, stored_params
+from loramux_profiles.step_plan.walk import INDEX, WIDE, Group, Layer, Setting, layer, up
+from loramux_profiles.step_point import JobPoint, StepPoint
+from loramux_profiles.work import ROUNDING
+
+LOSS_CHUNK: Final = 512
+"""Rows of logits at a time (`kernels.loss`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """Dynamic bytes of a step at each moment that may be its peak."""
+
+    moments: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The highest of them."""
+        return max(self.moments.values())
+
+
+def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact: bool = True) -> StepPlan:
+    """The plan of a step. `dtype` fp32 or bf16; `exact`: every job is a group of its own (the runtime's CPU mode)."""
+    element = 4 if dtype == "fp32" else 2
+    tokens = point.tokens
+    width = -(-tokens // ROUNDING) * ROUNDING
+    setting = Setting(shape=shape, width=width, element=element)
+    plans = [layer_plans(shape, job.adapter) for job in point.jobs]
+    layers = [_layer(setting, point.jobs, [p[i] for p in plans], i == 0) for i in range(shape.layers)]
+    hidden, row = up(width * shape.hidden * element), up(width * WIDE)
+    labels = sum(job.labels for job in point.jobs)
+    always = 2 * up(width * INDEX) + row + 2 * up(labels * INDEX) + 2 * up(width * shape.head_dim * element)
+    always += sum(up(job.tokens * INDEX) for job in point.jobs if job.adapter.method == "mixlora")
+    kept = sum(la.inputs if point.recompute else la.saved for la in layers)
+    final = hidden + row
+    grad = up(labels * shape.hidden * element)
+    chunk = max(_chunk(shape, job, element) for job in point.jobs)
+    moments = {
+        "loss": always + kept + final + hidden + grad + chunk,
+        "loss backward": always + kept + final + hidden + 2 * grad,
+        "norm backward": always + kept + final + 4 * hidden,
+    }
+    # AdamW's square root of the second moment, and that over the bias correction
+    moments["optimizer"] = max(2 * up(stored_params(shape, job.adapter) * WIDE) for job in point.jobs)
+    below = 0
+    for i, la in enumerate(layers):
+        saved = la.inputs if point.recompute else la.saved
+        level = always + below + la.saved + la.rise
+        if point.recompute and i == 0:
+            level += la.inputs  # elsewhere the first norm has kept it
+        key = f"layer {i}"
+        moments[key] = level
+        below += saved
+    return StepPlan(moments=moments)
+
+
+def _layer(setting: Setting, jobs: Sequence[JobPoint], plans: Sequence[LayerPlan], first: bool) -> Layer:
+    pairs = sorted(zip(jobs, plans, strict=True), key=lambda pair: pair[1].block is not None)
+    groups = [Group(jobs=(job,), tokens=job.tokens, plan=plan) for job, plan in pairs]
+    return layer(setting, groups, first=first)
+
+
+def _chunk(shape: ModelShape, job: JobPoint, element: int) -> int:
+    rows = min(LOSS_CHUNK, job.labels)
+    logits = up(rows * shape.vocab * WIDE)
+    copy = up(rows * shape.vocab * element) if element != WIDE else 0
+    return up(rows * shape.hidden * element) + logits + copy
+
+
+def plan_bytes(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact: bool = True) -> float:
+    """Dynamic bytes of the step's peak: everything but weights, adapters, gradients and optimizer state."""
+    return float(step_plan(shape, point, dtype=dtype, exact=exact).peak)

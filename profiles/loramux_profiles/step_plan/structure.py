@@ -1,0 +1,104 @@
+"""What of each job's adapter a fused step allocates by: stored widths of its low-rank updates, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from loramux_profiles.shapes import ModelShape
+from loramux_profiles.step_point import AdapterPoint
+
+RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
+FFN: Final = ("gate", "up", "down")
+
+
+def rank_bucket(rank: int) -> int:
+    """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
+
+    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of one bucket share a
+    grouped GEMM.
+    """
+    for width in RANK_BUCKETS:
+        if rank <= width:
+            return width
+    return -(-rank // 64) * 64
+
+
+def multiple_of_8(width: int) -> int:
+    """Smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
+    return -(-width // 8) * 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """A low-rank update of one linear."""
+
+    width: int
+    """Columns of A x as stored: the rank, or experts times the rank, padded."""
+    experts: int = 0
+    """Of the linear's own router; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """MixLoRA's block between the frozen projections of the FFN."""
+
+    experts: int
+    top_k: int
+    width: int
+    """Of one expert, padded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """One job in one layer."""
+
+    updates: dict[str, Update]
+    """By short name of the linear (q, k, v, o, gate, up, down)."""
+    block: Experts | None = None
+
+
+@lru_cache(maxsize=4096)
+def layer_plans(shape: ModelShape, adapter: AdapterPoint) -> tuple[LayerPlan, ...]:
+    """The plan of every layer; layers that are alike share one object. ValueError where the experts do not fit."""
+    if adapter.method in ("lora", "mixlora"):
+        width = rank_bucket(adapter.rank)
+        names = [t.name for t in shape.targets(adapter.targets)]
+        block = None
+        if adapter.method == "mixlora":
+            names = [name for name in names if name not in FFN]
+            assert isinstance(adapter.experts, int)
+            block = Experts(experts=adapter.experts, top_k=adapter.top_k, width=multiple_of_8(adapter.rank))
+        one = LayerPlan(updates={name: Update(width=width) for name in names}, block=block)
+        return (one,) * shape.layers
+    counts = (adapter.experts,) if isinstance(adapter.experts, int) else adapter.experts
+    if len(counts) > shape.layers:
+        raise ValueError(f"{len(counts)} groups of experts for {shape.layers} layers")
+    kinds = {
+        experts: LayerPlan(
+            updates={
+                t.name: Update(width=multiple_of_8(experts * adapter.rank), experts=experts)
+                for t in shape.targets(adapter.targets)
+            }
+        )
+        for experts in counts
+    }
+    return tuple(kinds[counts[layer * len(counts) // shape.layers]] for layer in range(shape.layers))
+
+
+def stored_params(shape: ModelShape, adapter: AdapterPoint) -> int:
+    """Elements of the adapter's flat buffer, padding of ranks included (that of alignment, below 0.1%, left out)."""
+    linears = {t.name: t for t in shape.linears}
+    total = 0
+    for plan in layer_plans(shape, adapter):
+        for name, update in plan.updates.items():
+            t = linears[name]
+            total += update.width * (t.n_in + t.n_out) + update.experts * t.n_in + (t.n_out if adapter.dora else 0)
+        if plan.block is not None:
+            block = plan.block
+            pair = block.width * (shape.hidden + shape.ffn)
+            total += block.experts * (3 * pair + shape.hidden)
+            if adapter.dora:
+                total += block.experts * (2 * shape.ffn + shape.hidden)
+    return total

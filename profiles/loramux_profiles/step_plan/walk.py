@@ -1,0 +1,240 @@
+"""The allocation plan of one layer of a fused step: what its forward pass keeps, and how high its backward pass rises.
+
+Every term is an allocation of the runtime, named by the tensor it is; sizes in bytes. Written down from the runtime's
+code and held against its tracked storages, real and fake (tests/runtime/test_step_plan.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from loramux_profiles.shapes import ModelShape
+from loramux_profiles.step_plan.structure import LayerPlan
+from loramux_profiles.step_point import JobPoint
+
+ALLOCATION: Final = 512
+"""Every allocation is a multiple of this (CUDA's caching allocator; counted so on CPU too)."""
+MASK_BLOCK: Final = 1 << 17
+"""Elements whose dropout mask is made at a time on CPU (`kernels.dropout`)."""
+WIDE: Final = 4
+"""Bytes of fp32: statistics, routers, losses."""
+INDEX: Final = 8
+
+
+def up(size: float) -> int:
+    """Bytes of one allocation."""
+    return -int(-size // ALLOCATION) * ALLOCATION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is the same for all layers of a step."""
+
+    shape: ModelShape
+    width: int
+    """Tokens of the step, rounded up to a multiple of 8."""
+    element: int
+    """Bytes of an activation: 4 or 2."""
+    mask_block: int = MASK_BLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Jobs that share grouped GEMMs; in exact mode one job."""
+
+    jobs: tuple[JobPoint, ...]
+    tokens: int
+    plan: LayerPlan
+
+    @property
+    def dropout(self) -> bool:
+        return any(job.adapter.dropout for job in self.jobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Bytes of one layer."""
+
+    saved: int
+    """Kept from the forward to the backward pass."""
+    inputs: int
+    """Part of it that recomputation keeps: the layer's input."""
+    rise: int
+    """Most bytes in its backward pass above what the layers up to it have saved, the stream's gradient included."""
+
+
+def mask_scratch(setting: Setting, tokens: int, channels: int) -> int:
+    """Words of a block of masks and the hashes that they are made of."""
+    rows = min(tokens, max(1, setting.mask_block // channels))
+    half = (channels + 1) // 2
+    return up(tokens * WIDE) + up(rows * channels * WIDE) + up(2 * rows * half * WIDE)
+
+
+def router_saved(method: str, tokens: int, experts: int, top_k: int) -> int:
+    """What one router of a plug-in method keeps: probabilities, and what its choice is made of."""
+    wide = up(tokens * experts * WIDE)
+    if method == "loramoe":
+        return wide
+    if method == "mola":
+        return 2 * wide + up(tokens * top_k * WIDE) + up(tokens * top_k * INDEX) + up(tokens * WIDE)
+    return 5 * wide  # DynMoLE: p, p + eps, its clamp, the mask, their product
+
+
+def update_saved(setting: Setting, groups: Sequence[Group], name: str) -> int:
+    """A x of every update of a linear, and its router's tensors."""
+    total = 0
+    for group in groups:
+        update = group.plan.updates.get(name)
+        if update is None:
+            continue
+        total += up(group.tokens * update.width * setting.element)
+        if update.experts:
+            adapter = group.jobs[0].adapter
+            total += router_saved(adapter.method, group.tokens, update.experts, adapter.top_k)
+    return total
+
+
+def update_backward(
+    setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int, *, owned: bool, first: bool = False
+) -> int:
+    """Most bytes that the updates of a linear need in its backward pass, group by group, beside its gradient's."""
+    most, e = 0, setting.element
+    for group in groups:
+        update = group.plan.updates.get(name)
+        if update is None:
+            continue
+        tokens, jobs = group.tokens, len(group.jobs)
+        narrow = up(tokens * update.width * e)
+        d_b = up(jobs * update.width * n_out * e)
+        d_a = up(jobs * update.width * n_in * e)
+        need = 2 * narrow + d_b
+        if update.experts:
+            need += up(tokens * update.experts * WIDE)
+        wide = up(tokens * n_in * e)
+        if group.dropout:
+            most_here = (0 if owned else wide) + max(mask_scratch(setting, tokens, n_in) + (0 if first else wide), d_a)
+        elif jobs > 1 and not first:
+            most_here = max(wide, d_a)
+        else:
+            most_here = d_a
+        most = max(most, need + most_here)
+    return most
+
+
+def any_update(groups: Sequence[Group], name: str) -> bool:
+    return any(name in group.plan.updates for group in groups)
+
+
+def routed(groups: Sequence[Group], name: str) -> bool:
+    return any(name in g.plan.updates and g.plan.updates[name].experts for g in groups)
+
+
+def block_saved(setting: Setting, group: Group) -> int:
+    """MixLoRA's block: its router, its slots, and A x of every slot for three projections."""
+    block = group.plan.block
+    assert block is not None
+    tokens, slots = group.tokens, group.tokens * block.top_k
+    router = up(tokens * block.experts * WIDE) + up(slots * WIDE) + up(slots * INDEX) + up(tokens * WIDE)
+    order = 5 * up(slots * INDEX) + up(slots * WIDE)
+    narrow = 3 * up(slots * block.width * setting.element)
+    return router + order + narrow
+
+
+def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
+    """(most bytes inside the block's backward pass, bytes of the gradients that it leaves)."""
+    block = group.plan.block
+    assert block is not None
+    shape, e = setting.shape, setting.element
+    tokens, slots = group.tokens, group.tokens * block.top_k
+    wide, narrow = up(slots * shape.ffn * e), up(slots * block.width * e)
+    spread = up(tokens * block.experts * block.width * e)
+    d_b = up(len(group.jobs) * block.experts * block.width * shape.hidden * e)
+    small = up(slots * WIDE) + 3 * narrow + spread + d_b
+    inside = small + (mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0)
+    most = 6 * wide + inside
+    left = 2 * up(tokens * shape.ffn * e) + up(tokens * shape.hidden * e)
+    return most, left
+
+
+def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
+    """One layer; `first`: its input needs no gradient."""
+    shape, e, width = setting.shape, setting.element, setting.width
+    d, f, q, kv = shape.hidden, shape.ffn, shape.q_dim, shape.kv_dim
+    hidden, wide = up(width * d * e), up(width * f * e)
+    row = up(width * WIDE)
+    blocks = [g for g in groups if g.plan.block is not None]
+    linear = {t.name: t for t in shape.linears}
+
+    # forward: what is kept
+    u = {name: update_saved(setting, groups, name) for name in linear}
+    norm_1 = 0 if first else hidden + row
+    x_1 = hidden if any(any_update(groups, n) for n in "qkv") else 0
+    lengths = [n for g in groups for job in g.jobs for n in job.lengths]
+    heads = up(width * q * e) + 2 * up(width * kv * e)
+    attended = sum(up(n * q * e) + up(n * shape.heads * WIDE) for n in lengths)
+    gathered = up(width * q * e) if any_update(groups, "o") else 0
+    norm_2 = hidden + row
+    x_2 = hidden if blocks or any_update(groups, "gate") or any_update(groups, "up") else 0
+    gates = 2 * wide
+    source = not blocks and not routed(groups, "down")
+    a = wide if any_update(groups, "down") and not source else 0
+    block_bytes = sum(block_saved(setting, g) for g in blocks)
+    attention = norm_1 + x_1 + u["q"] + u["k"] + u["v"] + heads + attended + gathered + u["o"]
+    saved = attention + norm_2 + x_2 + gates + u["gate"] + u["up"] + u["down"] + a + block_bytes
+
+    # backward, from the layer's output on; `level` is what is alive above the layers below
+    points: list[int] = []
+    level = saved + hidden  # the stream's gradient
+    down = linear["down"]
+    if blocks:
+        level += hidden  # the gradient of what the blocks add after the down-projection
+    made = wide if source and any_update(groups, "down") else 0
+    points.append(
+        level + wide + made + update_backward(setting, groups, "down", down.n_in, down.n_out, owned=bool(made))
+    )
+    level += wide - u["down"]
+    if routed(groups, "down"):
+        level -= a
+        points.append(level + 2 * wide)
+    else:
+        level -= a
+    if blocks:
+        left = 0
+        for group in reversed(blocks):
+            most, gradients = block_backward(setting, group)
+            points.append(level + left + most)
+            left += gradients
+            level -= block_saved(setting, group)
+        rest = sum(g.tokens for g in groups if g.plan.block is None)
+        own = 2 * up(rest * f * e)
+        points.append(level + left + own)
+        level += left + own - wide  # the gradient of the down-projection's input
+        points.append(level + wide)
+        level = level - left - own + 2 * wide + hidden
+    else:
+        level += 2 * wide
+        points.append(level)
+        level -= wide  # the gradient of the gated product
+    level -= gates
+    inner = 0
+    for name in ("up", "gate"):
+        t = linear[name]
+        need = update_backward(setting, groups, name, t.n_in, t.n_out, owned=False)
+        points.append(level + hidden + need)
+        level += hidden - wide - u[name] - inner
+        if routed(groups, name):
+            points.append(level + 2 * hidden)
+        inner = hidden
+    level -= x_2
+    points.append(level + 3 * hidden)  # the second norm
+    level = attention + hidden
+    o = linear["o"]
+    need = update_backward(setting, groups, "o", o.n_in, o.n_out, owned=False)
+    points.append(level + up(width * q * e) + need)
+    level += up(width * q * e) - gathered - u["o"]
+    points.append(level + heads)
+    level += heads - attended
+    points.append(level + up(width * max(q, kv) * e) * 3)
+    return Layer(saved=saved, inputs=hidden, rise=max(points) - saved)
