@@ -6,9 +6,11 @@ was written is refused.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
@@ -37,17 +39,19 @@ class Journal:
             raise StateError(
                 f"{path}: left of a run that was broken off; --resume goes on with it, --force begins anew"
             )
-        try:
-            if there and resume:
-                kept = self._read(identity)
-                self._file: IO[bytes] = path.open("r+b")
+        with ExitStack() as opened:  # closed again where anything is wrong with it
+            try:
+                self._file: IO[bytes] = opened.enter_context(path.open("a+b"))
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kept = self._read(identity) if resume else 0
                 self._file.truncate(kept)
-                self._file.seek(kept)
-            else:
-                self._file = path.open("wb")
+            except BlockingIOError as error:
+                raise StateError(f"{path}: another run is writing it") from error
+            except OSError as error:
+                raise StateError(f"{path}: cannot be written ({error.strerror})") from error
+            if not kept:
                 self.write({"identity": identity})
-        except OSError as error:
-            raise StateError(f"{path}: cannot be written ({error.strerror})") from error
+            self._opened = opened.pop_all()
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line and have it on the disk."""
@@ -70,25 +74,20 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        self._opened.close()
 
     def _read(self, identity: dict[str, Any]) -> int:
-        """Fill in `found`; the number of bytes that are whole."""
-        data = self.path.read_bytes()
+        """Fill in `found`; the number of bytes that are whole lines."""
+        self._file.seek(0)
+        data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        lines = data[:whole].splitlines()
-        if not lines:
-            self.write_first(identity)
-            return self.path.stat().st_size
-        self._check(identity, self._parsed(lines[0], 1))
-        for number, line in enumerate(lines[1:], 2):
-            self._take(self._parsed(line, number), number)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            parsed = self._parsed(line, number)
+            if number == 1:
+                self._check(identity, parsed)
+            else:
+                self._take(parsed, number)
         return whole
-
-    def write_first(self, identity: dict[str, Any]) -> None:
-        """Begin anew: not even the first line was whole."""
-        with self.path.open("wb") as file:
-            file.write(json.dumps({"identity": identity}, separators=(",", ":")).encode() + b"\n")
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:

@@ -42,7 +42,7 @@ class Measured:
         if self.samples:
             low, high = min(self.samples), max(self.samples)
             found["time"] = {"samples": self.samples, "median": self.median_s, "spread": (high - low) / self.median_s}
-        if self.active_experts is not None and any(a is not None for a in self.active_experts):
+        if self.active_experts is not None:
             found["active_experts"] = self.active_experts
         return found
 
@@ -145,7 +145,8 @@ class Timed:
         self._step.model.recompute = self._recompute  # the steps of a block share the model
         outcomes = self._step.model.step(self._step.parts)
         self._step.optimize()
-        self.measured.active_experts = [outcome.active_experts for outcome in outcomes]
+        active = [outcome.active_experts for outcome in outcomes]
+        self.measured.active_experts = active if any(one is not None for one in active) else None
 
 
 def measure_block(
