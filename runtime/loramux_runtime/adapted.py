@@ -57,8 +57,14 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor, source: Source | None = None) -> Tensor:
         """[1, T, n_in] -> [1, T, n_out]; `source`: what x can be made from again in the backward pass."""
+        # squeeze is a view both ways; x[0] has a gradient of zeros filled in and copied over
+        return self.rows(x.squeeze(0), source).unsqueeze(0)
+
+    def rows(self, rows: Tensor, source: Source | None = None) -> Tensor:
+        """The same without the batch dimension; the result is no view, so that adding to it in place copies nothing in
+        the backward pass.
+        """
         context = current_step()
-        rows = x.squeeze(0)  # a view both ways; x[0] has a gradient of zeros filled in and copied over
         updates: list[LowRank] = []
         decomposed: list[JobGroup] = []
         routed: list[tuple[int, JobGroup, LinearPlan]] = []
@@ -82,7 +88,7 @@ class AdaptedLinear(nn.Module):
         y = adapted_linear(rows, context.anchor, frozen, updates, weights, None if routers else source)
         for group in decomposed:
             y = self._dora(context, group, rows, y)
-        return y.unsqueeze(0)
+        return y
 
     def _dora(self, context: StepContext, group: JobGroup, rows: Tensor, y: Tensor) -> Tensor:
         """Job by job: norms and magnitudes are each job's own."""
@@ -119,21 +125,24 @@ class AdaptedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1, T, d] -> [1, T, d]."""
+        return self._rows(x.squeeze(0)).unsqueeze(0)
+
+    def _rows(self, x: Tensor) -> Tensor:
         context = current_step()
         layout = context.layout
         if self.fused:
-            gate, up = self._project("gate_up_proj", x).squeeze(0).chunk(2, dim=-1)
+            gate, up = self._project("gate_up_proj", x).chunk(2, dim=-1)
         else:
-            gate, up = self._project("gate_proj", x).squeeze(0), self._project("up_proj", x).squeeze(0)
+            gate, up = self._project("gate_proj", x), self._project("up_proj", x)
         groups = [group for group in layout.groups if group.method.has_block]
         if not groups:
             # Its input is made again in the backward pass from gate and up, which `gated` keeps anyway: 13% less memory
             # per token and layer (LLaMA-7B, LoRA), 0.6% of a CPU step
             again = Source(tensors=(gate, up), make=partial(gated, act=self.act, slices=layout.slices))
-            return self._project("down_proj", gated(gate, up, self.act, layout.slices).unsqueeze(0), again)
+            return self._project("down_proj", gated(gate, up, self.act, layout.slices), again)
         # Split, not sliced: the pieces' gradients are put together once, a slice's is filled up with zeros to full size
         sizes = [groups[0].start, *(group.n_rows for group in groups), layout.width - groups[-1].end]
-        hidden, gates, ups = (torch.split(rows, sizes) for rows in (x.squeeze(0), gate, up))
+        hidden, gates, ups = (torch.split(rows, sizes) for rows in (x, gate, up))
         parts = [gated(gates[0], ups[0], self.act, _until(layout.slices, sizes[0]))] if sizes[0] else []
         starts: list[int] = []
         deltas: list[Tensor] = []
@@ -156,8 +165,7 @@ class AdaptedMlp(nn.Module):
                 starts.append(group.start)
                 deltas.append(delta)
         parts.append(gate.new_zeros(sizes[-1], gate.shape[1]))
-        y = self._project("down_proj", torch.cat(parts).unsqueeze(0)).squeeze(0)
-        return add_rows(y, starts, deltas).unsqueeze(0)
+        return add_rows(self._project("down_proj", torch.cat(parts)), starts, deltas)
 
     def weight(self, name: str) -> Tensor:
         """Frozen weight of gate_proj, up_proj or down_proj."""
@@ -166,8 +174,9 @@ class AdaptedMlp(nn.Module):
         return self._weight(name)
 
     def _project(self, name: str, x: Tensor, source: Source | None = None) -> Tensor:
-        y: Tensor = self.linears[name](x, source)
-        return y
+        module = self.linears[name]
+        assert isinstance(module, AdaptedLinear)
+        return module.rows(x, source)
 
     def _weight(self, name: str) -> Tensor:
         module = self.linears[name]

@@ -52,6 +52,10 @@ class Group:
     def dropout(self) -> bool:
         return any(job.adapter.dropout for job in self.jobs)
 
+    @property
+    def dora(self) -> bool:
+        return self.jobs[0].adapter.dora
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
@@ -59,8 +63,8 @@ class Layer:
 
     saved: int
     """Kept from the forward to the backward pass."""
-    inputs: int
-    """Part of it that recomputation keeps: the layer's input."""
+    recomputed: int
+    """Kept with recomputation: the layer's input, and the slots of experts, which the graph holds on to."""
     rise: int
     """Most bytes in its backward pass above what the layers up to it have saved, the stream's gradient included."""
 
@@ -103,7 +107,7 @@ def update_backward(
     most, e = 0, setting.element
     for group in groups:
         update = group.plan.updates.get(name)
-        if update is None:
+        if update is None or group.dora:
             continue
         tokens, jobs = group.tokens, len(group.jobs)
         narrow = up(tokens * update.width * e)
@@ -123,6 +127,31 @@ def update_backward(
     return most
 
 
+def dora_saved(setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int) -> int:
+    """What DoRA keeps of a linear, job by job: both its outputs, its masks as bools, and what its magnitudes scale by."""
+    total = 0
+    for group in groups:
+        if group.dora and name in group.plan.updates:
+            for job in group.jobs:
+                outputs = 2 * up(job.tokens * n_out * setting.element)
+                masks = up(job.tokens * n_in) if job.adapter.dropout else 0
+                total += outputs + masks + 3 * up(n_out * WIDE)
+    return total
+
+
+def dora_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int) -> int:
+    """Most bytes in DoRA's backward pass on a linear; 0 without any."""
+    jobs = [(g, job) for g in groups if g.dora and name in g.plan.updates for job in g.jobs]
+    most, e = 0, setting.element
+    for group, job in jobs:
+        width = group.plan.updates[name].width
+        need = 2 * up(job.tokens * width * e) + up(width * n_out * e) + up(job.tokens * n_out * e)
+        wide = up(job.tokens * n_in * e)
+        need += 4 * wide + mask_scratch(setting, job.tokens, n_in) if job.adapter.dropout else 2 * wide
+        most = max(most, need)
+    return most + (up(setting.width * n_in * e) if len(jobs) > 1 else 0)
+
+
 def any_update(groups: Sequence[Group], name: str) -> bool:
     return any(name in group.plan.updates for group in groups)
 
@@ -131,15 +160,20 @@ def routed(groups: Sequence[Group], name: str) -> bool:
     return any(name in g.plan.updates and g.plan.updates[name].experts for g in groups)
 
 
+def block_slots(group: Group) -> int:
+    """Where MixLoRA's slots are: five numbers each."""
+    assert group.plan.block is not None
+    return 5 * up(group.tokens * group.plan.block.top_k * INDEX)
+
+
 def block_saved(setting: Setting, group: Group) -> int:
     """MixLoRA's block: its router, its slots, and A x of every slot for three projections."""
     block = group.plan.block
     assert block is not None
     tokens, slots = group.tokens, group.tokens * block.top_k
     router = up(tokens * block.experts * WIDE) + up(slots * WIDE) + up(slots * INDEX) + up(tokens * WIDE)
-    order = 5 * up(slots * INDEX) + up(slots * WIDE)
     narrow = 3 * up(slots * block.width * setting.element)
-    return router + order + narrow
+    return router + block_slots(group) + up(slots * WIDE) + narrow
 
 
 def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
@@ -168,7 +202,13 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     linear = {t.name: t for t in shape.linears}
 
     # forward: what is kept
-    u = {name: update_saved(setting, groups, name) for name in linear}
+    u = {
+        name: update_saved(setting, groups, name) + dora_saved(setting, groups, name, t.n_in, t.n_out)
+        for name, t in linear.items()
+    }
+    has_dora = {
+        name: dora_backward(setting, groups, name, t.n_in, t.n_out) for name, t in linear.items()
+    }
     norm_1 = 0 if first else hidden + row
     x_1 = hidden if any(any_update(groups, n) for n in "qkv") else 0
     lengths = [n for g in groups for job in g.jobs for n in job.lengths]
@@ -179,7 +219,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     x_2 = hidden if blocks or any_update(groups, "gate") or any_update(groups, "up") else 0
     gates = 2 * wide
     source = not blocks and not routed(groups, "down")
-    a = wide if any_update(groups, "down") and not source else 0
+    a = wide if any_update(groups, "down") and (not source or has_dora["down"]) else 0
     block_bytes = sum(block_saved(setting, g) for g in blocks)
     attention = norm_1 + x_1 + u["q"] + u["k"] + u["v"] + heads + attended + gathered + u["o"]
     saved = attention + norm_2 + x_2 + gates + u["gate"] + u["up"] + u["down"] + a + block_bytes
@@ -188,13 +228,17 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     points: list[int] = []
     level = saved + hidden  # the stream's gradient
     down = linear["down"]
-    if blocks:
-        level += hidden  # the gradient of what the blocks add after the down-projection
-    made = wide if source and any_update(groups, "down") else 0
+    if has_dora["down"]:
+        points.append(level + has_dora["down"])
+        level += wide  # the gradient of the down-projection's input, from DoRA's jobs
+    made = wide if source and any("down" in g.plan.updates and not g.dora for g in groups) else 0
     points.append(
         level + wide + made + update_backward(setting, groups, "down", down.n_in, down.n_out, owned=bool(made))
     )
     level += wide - u["down"]
+    if has_dora["down"]:
+        points.append(level + wide)
+        level -= wide
     if routed(groups, "down"):
         level -= a
         points.append(level + 2 * wide)
@@ -222,7 +266,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     for name in ("up", "gate"):
         t = linear[name]
         need = update_backward(setting, groups, name, t.n_in, t.n_out, owned=False)
-        points.append(level + hidden + need)
+        points.append(level + max(has_dora[name], hidden + need + (hidden if has_dora[name] else 0)))
         level += hidden - wide - u[name] - inner
         if routed(groups, name):
             points.append(level + 2 * hidden)
@@ -237,4 +281,5 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     points.append(level + heads)
     level += heads - attended
     points.append(level + up(width * max(q, kv) * e) * 3)
-    return Layer(saved=saved, inputs=hidden, rise=max(points) - saved)
+    recomputed = hidden + sum(block_slots(g) for g in blocks)
+    return Layer(saved=saved, recomputed=recomputed, rise=max(points) - saved)
