@@ -117,7 +117,7 @@ def _draw(folder: Path, file: Path, record: ProfileRecord, *, quiet: bool) -> No
     assert fit is not None
     series: dict[str, tuple[list[float], list[float], str]] = {}
     if fit.time is not None:
-        medians = [p.time.median for p in record.timed if p.time is not None]
+        medians = [record.even_s(p.time) for p in record.timed if p.time is not None]
         series["time"] = (medians, list(fit.time.residuals), "measured seconds of a step")
     if fit.memory is not None:
         peaks = [float(p.memory.dynamic or 0) for p in record.peaks]

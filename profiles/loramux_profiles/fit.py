@@ -56,11 +56,11 @@ def step_matrix(shape: ModelShape, points: Sequence[StepPoint], *, exact: bool) 
 
 
 def fit_time(record: ProfileRecord, device: DeviceProfile | None) -> TimeFit:
-    """Step times from the medians of the repeats."""
+    """Step times from the medians of the repeats, at one speed of the machine."""
     shape = record.model.shape
     timed = record.timed
     points = [p.point for p in timed]
-    actual = np.asarray([p.time.median for p in timed if p.time is not None])
+    actual = np.asarray([record.even_s(p.time) for p in timed if p.time is not None])
     features = step_matrix(shape, points, exact=record.exact)
     found = relative_nnls(features, actual)
     held_out = cross_validated(features, actual, FOLDS)

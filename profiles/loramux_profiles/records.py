@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -103,6 +104,8 @@ class Time(_Part):
     median: Seconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """(largest - smallest) / median."""
+    anchor: Seconds | None = None
+    """Of a reference step that was timed in turn with it: how fast the machine was then."""
 
 
 class Point(_Part):
@@ -175,6 +178,18 @@ class ProfileRecord(_Part):
     def timed(self) -> list[Point]:
         """Points with times."""
         return [p for p in self.points if p.time is not None]
+
+    @cached_property
+    def anchor_s(self) -> float | None:
+        """Median seconds of the reference step: the speed that `even_s` brings every time to."""
+        anchors = [p.time.anchor for p in self.timed if p.time is not None and p.time.anchor is not None]
+        return statistics.median(anchors) if anchors else None
+
+    def even_s(self, time: Time) -> float:
+        """A median at the speed that the machine had in the middle of the run."""
+        return (
+            time.median if time.anchor is None or self.anchor_s is None else time.median * self.anchor_s / time.anchor
+        )
 
     @property
     def peaks(self) -> list[Point]:

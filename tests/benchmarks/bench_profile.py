@@ -21,6 +21,7 @@ import torch
 
 from loramux_profiles.devices import load_device
 from loramux_profiles.fit import time_model
+from loramux_profiles.online import LogRatio
 from loramux_profiles.records import ProfileRecord, read_record
 from loramux_profiles.regression import errors, relative_nnls
 from loramux_profiles.rivals import FORMS, form_features, prior_bytes, prior_seconds
@@ -113,8 +114,8 @@ def measure(record: ProfileRecord, points: Sequence[StepPoint], path: Path, *, r
 def fitted_form(name: str, record: ProfileRecord, what: str) -> Predict:
     """A rival's form, fitted to the profile's own steps."""
     shape = record.model.shape
-    if what == "time":
-        rows = [(p.point, p.time.median) for p in record.timed if p.time is not None]
+    if what != "memory":
+        rows = [(p.point, record.even_s(p.time)) for p in record.timed if p.time is not None]
     else:
         rows = [(p.point, float(p.memory.dynamic or 0)) for p in record.peaks]
     features = form_features(name, shape, [point for point, _ in rows])
@@ -127,7 +128,7 @@ def models(record: ProfileRecord, what: str) -> dict[str, Predict]:
     shape, dtype = record.model.shape, record.model.dtype
     device = load_device(record.device.name)
     found: dict[str, Predict] = {}
-    if what == "time":
+    if what != "memory":
         found["ours"] = time_model(record).seconds
         found["prior"] = lambda point: prior_seconds(shape, device, dtype, point)
     else:
@@ -154,7 +155,11 @@ def report(record: ProfileRecord, found: Sequence[Measured]) -> dict[str, Any]:
     medians = np.asarray([one.median_s for one in found])
     spread = [float(np.mean(np.abs(np.asarray(one.samples) / one.median_s - 1))) for one in found]
     result: dict[str, Any] = {"schema_version": 1, "points": len(found), "goals": GOALS, "repeats": np.mean(spread)}
-    for what, actual in (("memory", peaks), ("time", medians)):
+    assert record.anchor_s is not None
+    even = np.asarray([one.median_s * record.anchor_s / (one.anchor_s or record.anchor_s) for one in found])
+    result["online"] = online(record, points, medians)
+    result["machine"] = float(np.median([one.anchor_s or 0.0 for one in found]) / record.anchor_s)
+    for what, actual in (("memory", peaks), ("time", medians), ("even", even)):
         result[what] = {
             name: errors(actual, np.asarray([predict(point) for point in points])).to_dict()
             for name, predict in models(record, what).items()
@@ -172,6 +177,20 @@ def report(record: ProfileRecord, found: Sequence[Measured]) -> dict[str, Any]:
         }
     result["time_by_kind"] = by_kind(points, medians, time_model(record).seconds)
     return result
+
+
+def online(record: ProfileRecord, points: Sequence[StepPoint], actual: Floats) -> dict[str, float]:
+    """Errors of our step times where each block's are corrected by what the steps of earlier blocks took."""
+    ratio = LogRatio()
+    model = time_model(record)
+    predicted = np.asarray([model.seconds(point) for point in points])
+    corrected = np.zeros(len(points))
+    for start in range(0, len(points), BLOCK):
+        block = slice(start, start + BLOCK)
+        corrected[block] = predicted[block] * ratio.factor
+        for seconds, expected in zip(actual[block], predicted[block], strict=True):
+            ratio.see(float(seconds), float(expected))
+    return errors(actual, corrected).to_dict()
 
 
 def by_kind(points: Sequence[StepPoint], actual: Floats, predict: Predict) -> dict[str, float]:
@@ -202,10 +221,20 @@ def markdown(result: dict[str, Any], record: ProfileRecord) -> str:
         "| | mean error | median | worst under | worst over |",
         "|---|---:|---:|---:|---:|",
     ]
-    for what, title in (("memory", "memory, dynamic part"), ("time", "step time")):
+    titles = {"memory": "memory, dynamic part", "time": "step time", "even": "step time at the profile's machine speed"}
+    for what, title in titles.items():
         for name, e in result[what].items():
             cells = (e["mape"], e["median"], e["worst_under"], e["worst_over"])
             lines.append(f"| {title}, {NAMES[name]} | " + " | ".join(f"{cell:.2%}" for cell in cells) + " |")
+    lines.append(
+        "| step time, ours with the online refit | "
+        + " | ".join(f"{result['online'][key]:.2%}" for key in ("mape", "median", "worst_under", "worst_over"))
+        + " |"
+    )
+    lines += [
+        "",
+        f"The reference step took {result['machine']:.3f} times as long as during the profile (median over blocks).",
+    ]
     lines += ["", f"Repeats of one step are {result['repeats']:.1%} from their median in the mean."]
     if "bound" in result:
         b = result["bound"]

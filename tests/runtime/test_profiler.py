@@ -133,6 +133,7 @@ def test_a_block_measures_the_real_step(model: FusedModel) -> None:
     assert order == [0, 1, 2, 2, 1, 0, 0, 1, 2]
     for one in block:
         assert len(one.samples) == 3
+        assert one.anchor_s == block[0].anchor_s
         assert one.memory["dynamic"] > 0
         assert one.memory["total"] > model.base.weight_bytes
         assert Measured.from_dict(one.to_dict()) == one
@@ -161,7 +162,8 @@ def test_steps_of_a_block_keep_their_own_recompute(model: FusedModel) -> None:
         patch.setattr("loramux_runtime.profiler.measure.peak", lambda *_: {"dynamic": 1, "state": 1, "total": 2})
         block = [Measured(point=p) for p in mixed]
         measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda o: None)
-    assert seen == [True, False, True, False]
+    anchor = [False, False]
+    assert seen == [*anchor[:1], True, False, *anchor[:1], True, False, *anchor[:1]]
 
 
 def test_a_step_without_memory_is_a_censored_observation(model: FusedModel) -> None:
@@ -240,7 +242,9 @@ def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
         Journal(path, IDENTITY, force=True)
 
 
-@pytest.mark.parametrize("line", ["no json", "[1]", '{"point": 5, "seconds": 1.0, "active": null}', '{"point": 0}'])
+@pytest.mark.parametrize(
+    "line", ["no json", "[1]", '{"point": 5, "seconds": 1.0, "active": null, "anchor": 1.0}', '{"point": 0}']
+)
 def test_a_damaged_journal_is_refused_with_its_line(session: Make, line: str) -> None:
     run = session(most=1)
     run.run(600)

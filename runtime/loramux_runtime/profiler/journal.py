@@ -68,7 +68,8 @@ class Journal:
 
     def sample(self, index: int, measured: Measured) -> None:
         """Its newest time."""
-        self.write({"point": index, "seconds": measured.samples[-1], "active": measured.active_experts})
+        line = {"seconds": measured.samples[-1], "active": measured.active_experts, "anchor": measured.anchor_s}
+        self.write({"point": index, **line})
 
     def __enter__(self) -> Journal:
         return self
@@ -119,6 +120,7 @@ class Journal:
             else:
                 self.found[index].samples.append(float(line["seconds"]))
                 self.found[index].active_experts = line["active"]
+                self.found[index].anchor_s = line["anchor"]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise self._invalid(number) from error
 

@@ -6,11 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from loramux_profiles.step_point import StepPoint
+from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.step import PointStep, measure_peak
 
@@ -25,6 +25,8 @@ class Measured:
     samples: list[float] = field(default_factory=list)
     active_experts: list[float | None] | None = None
     """By job, where a method's routing decides it."""
+    anchor_s: float | None = None
+    """Median seconds of the reference step (`ANCHOR`), timed in turn with it: how fast the machine was."""
 
     @property
     def censored(self) -> bool:
@@ -42,6 +44,8 @@ class Measured:
         if self.samples:
             low, high = min(self.samples), max(self.samples)
             found["time"] = {"samples": self.samples, "median": self.median_s, "spread": (high - low) / self.median_s}
+            if self.anchor_s is not None:
+                found["time"]["anchor"] = self.anchor_s
         if self.active_experts is not None:
             found["active_experts"] = self.active_experts
         return found
@@ -54,6 +58,7 @@ class Measured:
             memory=dict(data["memory"]),
             samples=list(data.get("time", {}).get("samples", ())),
             active_experts=data.get("active_experts"),
+            anchor_s=data.get("time", {}).get("anchor"),
         )
 
 
@@ -125,6 +130,16 @@ def clock(model: FusedModel) -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
+ANCHOR: Final = StepPoint(
+    jobs=(
+        JobPoint(adapter=AdapterPoint(method="lora", rank=16), lengths=(60,), labels=30),
+        JobPoint(adapter=AdapterPoint(method="dynmole", rank=8, experts=4, top_k=2), lengths=(30,), labels=15),
+    )
+)
+"""The reference step of every block. On a shared machine blocks of one run differ by a quarter in speed, the repeats
+within a block by 4%: with it, times of different blocks can be brought to one speed."""
+
+
 class Timed:
     """A step that is kept ready to be timed."""
 
@@ -165,6 +180,7 @@ def measure_block(
     `found` is told of every peak and `sampled` of every time as soon as there is one; they may raise to end early.
     """
     timed: list[Timed] = []
+    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
     for measured in block:
         if not measured.memory:
             measured.memory = peak(model, measured.point, limit_bytes)
@@ -172,11 +188,15 @@ def measure_block(
         ready = None if measured.censored else _ready(model, measured, seed)
         if ready is not None:
             timed.append(ready)
+    anchors: list[float] = []
     for turn in range(repeats):
+        anchors.append(anchor.sample())
         for one in timed[:: -1 if turn % 2 else 1]:
             if len(one.measured.samples) < repeats:
                 one.measured.samples.append(one.sample())
+                one.measured.anchor_s = statistics.median(anchors)
                 sampled(one.measured)
+        anchors.append(anchor.sample())
 
 
 def _ready(model: FusedModel, measured: Measured, seed: int) -> Timed | None:

@@ -125,7 +125,8 @@ class Session:
         if len(timed) < FIRST_FIT:
             return
         features: Floats = np.stack([self._features(one.point) for one in timed])
-        actual = np.asarray([one.median_s for one in timed])
+        anchor = float(np.median([one.anchor_s or 0.0 for one in timed]))
+        actual = np.asarray([one.median_s * anchor / (one.anchor_s or anchor) for one in timed])
         self._fitted = TimeModel(self.shape, tuple(float(c) for c in relative_nnls(features, actual)), self.model.exact)
         self._error = errors(actual, cross_validated(features, actual, 5)).mape
         self._report()
