@@ -172,8 +172,14 @@ def block_saved(setting: Setting, group: Group) -> int:
     assert block is not None
     tokens, slots = group.tokens, group.tokens * block.top_k
     router = up(tokens * block.experts * WIDE) + up(slots * WIDE) + up(slots * INDEX) + up(tokens * WIDE)
-    narrow = 3 * up(slots * block.width * setting.element)
-    return router + block_slots(group) + up(slots * WIDE) + narrow
+    e, shape = setting.element, setting.shape
+    narrow = 3 * up(slots * block.width * e)
+    kept = router + block_slots(group) + up(slots * WIDE) + narrow
+    if group.dora:  # by autograd: of every slot five tensors per projection, and the gated product
+        kept += 11 * up(slots * shape.ffn * e) + 5 * up(slots * shape.hidden * e)
+        if group.dropout:
+            kept += up(slots * shape.ffn) + 2 * up(tokens * shape.hidden)
+    return kept
 
 
 def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
@@ -187,7 +193,7 @@ def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
     d_b = up(len(group.jobs) * block.experts * block.width * shape.hidden * e)
     small = up(slots * WIDE) + 3 * narrow + spread + d_b
     inside = small + (mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0)
-    most = 6 * wide + inside
+    most = (4 * wide + 3 * up(slots * shape.hidden * e) if group.dora else 6 * wide) + inside
     left = 2 * up(tokens * shape.ffn * e) + up(tokens * shape.hidden * e)
     return most, left
 
@@ -217,7 +223,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     gathered = up(width * q * e) if any_update(groups, "o") else 0
     norm_2 = hidden + row
     x_2 = hidden if blocks or any_update(groups, "gate") or any_update(groups, "up") else 0
-    gates = 2 * wide
+    gates = 0 if all(g.plan.block is not None and g.dora for g in groups) else 2 * wide
     source = not blocks and not routed(groups, "down")
     a = wide if any_update(groups, "down") and (not source or has_dora["down"]) else 0
     block_bytes = sum(block_saved(setting, g) for g in blocks)
