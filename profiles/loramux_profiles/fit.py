@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from loramux_profiles.bounds import ALPHA, conformal_margin, points_needed, trusted_tokens
+from loramux_profiles.bounds import ALPHA, conformal_margin, trusted_tokens
 from loramux_profiles.devices import DeviceProfile
 from loramux_profiles.fit_section import FitSection, MemoryFit, TimeFit
 from loramux_profiles.records import ProfileRecord
@@ -87,7 +87,11 @@ def fit_time(record: ProfileRecord, device: DeviceProfile | None) -> TimeFit:
 
 
 def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, alpha: float = ALPHA) -> MemoryFit:
-    """Dynamic bytes from the walk: scale and offset, and the conformal bound from predictions of held-out folds."""
+    """Dynamic bytes from the walk: scale and offset, and the conformal bound from predictions of held-out folds.
+
+    With fewer than 99 points, or steps that ran out of memory unforeseen, the bound is at the level that they support,
+    which the section states, instead of at `alpha`.
+    """
     shape = record.model.shape
     peaks = record.peaks
     points = [p.point for p in peaks]
@@ -95,14 +99,12 @@ def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, 
     features = np.asarray([(float(walk(point)), 1.0) for point in points])
     scale, offset = (float(value) for value in relative_nnls(features, actual))
     held_out = cross_validated(features, actual, FOLDS)
-    scores, predicted = list(actual), list(held_out)
-    for point in _unforeseen(record, lambda p: scale * walk(p) + offset):
-        scores.append(np.inf)
-        predicted.append(scale * walk(point) + offset)
+    unforeseen = _unforeseen(record, lambda p: scale * walk(p) + offset)
+    scores = [*actual, *(np.inf for _ in unforeseen)]
+    predicted = [*held_out, *(scale * walk(point) + offset for point in unforeseen)]
+    # The level that so many points, and so many above any prediction, can support at best
+    alpha = max(alpha, (1 + len(unforeseen)) / (len(scores) + 1))
     margin = conformal_margin(scores, predicted, alpha)
-    if not np.isfinite(margin):
-        more = f"{points_needed(alpha)} points" if len(scores) < points_needed(alpha) else "fewer points out of memory"
-        raise UsageError(f"the profile has {len(actual)} peaks: a bound at {alpha:.0%} needs {more}")
     rivals = _rivals(shape, points, actual)
     if device is not None:
         prior = np.asarray([prior_bytes(shape, device, record.model.dtype, p) for p in points])

@@ -115,18 +115,22 @@ def test_an_out_of_memory_that_was_foreseen_does_not_raise_the_bound() -> None:
 
 
 def test_one_that_was_not_counts_as_above_any_prediction() -> None:
+    found, without = fit_memory(out_of_memory(1.5), walk, None), fit_memory(record(250), walk, None)
+    assert found.margin >= without.margin
+    assert found.alpha == without.alpha == ALPHA
     content = document(110)
     content["points"].append(out_of_memory(1.5).points[-1].model_dump())
-    with pytest.raises(UsageError, match="fewer points out of memory"):
-        fit_memory(ProfileRecord.model_validate(content), walk, None)
-    assert fit_memory(out_of_memory(1.5), walk, None).margin >= fit_memory(record(250), walk, None).margin
+    assert fit_memory(ProfileRecord.model_validate(content), walk, None).alpha == pytest.approx(2 / 112)
+
+
+def test_few_points_support_a_bound_at_a_lower_level_only() -> None:
+    assert fit_memory(record(60), walk, None).alpha == pytest.approx(1 / 61)
+    assert fit_memory(record(99), walk, None).alpha == ALPHA
 
 
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(UsageError, match="needs 20"):
         fit_record(record(5), walk, None, date="2026-01-02")
-    with pytest.raises(UsageError, match="needs 99 points"):
-        fit_record(record(60), walk, None, date="2026-01-02")
 
 
 def test_a_record_without_fit_has_no_time_model() -> None:
