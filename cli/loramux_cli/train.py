@@ -62,7 +62,7 @@ def train_command(
     from loramux_traces.errors import StateError
     from loramux_traces.runfolder import prepare_folder
 
-    _need_torch()
+    need_torch()
     from loramux_policies.registry import create
     from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.jobs_file import read_jobs_file
@@ -127,14 +127,14 @@ def train_command(
             raise typer.Exit(EXIT_FAILED_JOBS)
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
     from importlib.util import find_spec
 
     from loramux_traces.errors import UsageError
 
     missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
     if missing:
-        raise UsageError(f"training needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
+        raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
 
 def _profile(device: Any, name: str | None, memory: str | None) -> Any:
@@ -150,12 +150,12 @@ def _profile(device: Any, name: str | None, memory: str | None) -> Any:
     profile = load_device(name or "cpu")
     if memory is None:
         return profile
-    size = _bytes(memory)
+    size = memory_bytes(memory)
     parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(size), "note": "--memory"})
     return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
 
 
-def _bytes(text: str) -> int:
+def memory_bytes(text: str) -> int:
     import re
 
     from loramux_traces.errors import UsageError

@@ -31,6 +31,7 @@ CHECKPOINTS = {
     "mistral-7b": 7_241_732_096,
     "gemma-2b": 2_506_172_416,
     "smollm2-135m": 134_515_008,
+    "llama-tiny": 7_260_416,  # no checkpoint: what transformers builds
 }
 
 

@@ -1,0 +1,85 @@
+"""The fitted part of a profile record: coefficients with units, how wrong they are, and rivals on the same points."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from loramux_profiles.time_features import FEATURES
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Coefficient(_Part):
+    """One fitted number."""
+
+    value: Positive
+    unit: Annotated[str, StringConstraints(max_length=40)]
+
+
+class ErrorFigures(_Part):
+    """Shares of what was measured; `n` points, each predicted by a fit without it."""
+
+    n: Annotated[int, Field(ge=1)]
+    mape: Positive
+    worst_under: Positive
+    worst_over: Positive
+    median: Positive
+
+
+class TimeFit(_Part):
+    """Step times."""
+
+    coefficients: dict[str, Coefficient]
+    """By feature (`time_features.FEATURES`); absent ones are 0."""
+    cross_validated: ErrorFigures
+    repeats: Positive
+    """Mean distance of a repeat from its median: what no model can predict."""
+    rivals: dict[str, ErrorFigures]
+    """The same points under other models' forms."""
+    residuals: tuple[Finite, ...]
+    """log(measured / predicted) of each timed point, cross-validated."""
+
+    @field_validator("coefficients")
+    @classmethod
+    def _known(cls, coefficients: dict[str, Coefficient]) -> dict[str, Coefficient]:
+        for name, coefficient in coefficients.items():
+            if name not in FEATURES:
+                raise ValueError(f"no feature of the time model is called {name[:40]!r}")
+            if coefficient.unit != FEATURES[name][0]:
+                raise ValueError(f"{name} is in {FEATURES[name][0]}, not in {coefficient.unit!r}")
+        return coefficients
+
+
+class MemoryFit(_Part):
+    """Dynamic bytes of a step: scale * walk + offset, and an upper bound (1 + margin) times that."""
+
+    scale: Positive
+    offset_bytes: Positive
+    margin: Positive
+    """Conformal at `alpha`: a further step exceeds the bound with at most that probability."""
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    cross_validated: ErrorFigures
+    violations: Annotated[int, Field(ge=0)]
+    """Points above the bound."""
+    censored: Annotated[int, Field(ge=0)]
+    """Points that ran out of memory."""
+    trusted_tokens: Positive
+    """Most tokens that the model may be asked about without a trial step."""
+    rivals: dict[str, ErrorFigures]
+    residuals: tuple[Finite, ...]
+
+
+class FitSection(_Part):
+    """What `loramux fit` found."""
+
+    date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
+    folds: Annotated[int, Field(ge=2, le=1000)]
+    time: TimeFit | None = None
+    memory: MemoryFit | None = None

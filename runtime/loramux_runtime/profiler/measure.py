@@ -1,0 +1,213 @@
+"""Measuring one block of steps: the peak of each, then their times in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
+from loramux_runtime.model import FusedModel
+from loramux_runtime.profiler.step import PointStep, measure_peak
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What is known of one point. Bytes and seconds."""
+
+    point: StepPoint
+    memory: dict[str, Any] = field(default_factory=dict)
+    """`dynamic`, `state`, `total` (CUDA: also `allocated`, `reserved`, `context`); or `censored` with `known`."""
+    samples: list[float] = field(default_factory=list)
+    active_experts: list[float | None] | None = None
+    """By job, where a method's routing decides it."""
+    anchor_s: float | None = None
+    """Median seconds of the reference step (`ANCHOR`), timed in turn with it: how fast the machine was."""
+
+    @property
+    def censored(self) -> bool:
+        """Whether it ran out of memory."""
+        return bool(self.memory.get("censored"))
+
+    @property
+    def median_s(self) -> float:
+        """Of the samples."""
+        return statistics.median(self.samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As journal and record hold it."""
+        found: dict[str, Any] = {"step": self.point.to_dict(), "memory": self.memory}
+        if self.samples:
+            low, high = min(self.samples), max(self.samples)
+            found["time"] = {"samples": self.samples, "median": self.median_s, "spread": (high - low) / self.median_s}
+            if self.anchor_s is not None:
+                found["time"]["anchor"] = self.anchor_s
+        if self.active_experts is not None:
+            found["active_experts"] = self.active_experts
+        return found
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Measured:
+        """What `to_dict` gave."""
+        return cls(
+            point=StepPoint.from_dict(data["step"]),
+            memory=dict(data["memory"]),
+            samples=list(data.get("time", {}).get("samples", ())),
+            active_experts=data.get("active_experts"),
+            anchor_s=data.get("time", {}).get("anchor"),
+        )
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a RuntimeError says that memory ran out: CUDA's own class, or the words of the CPU allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def peak(model: FusedModel, point: StepPoint, limit_bytes: float | None) -> dict[str, Any]:
+    """The peak of one step. An out-of-memory is an observation: more than `known` bytes would have been needed."""
+    cuda = model.base.device.type == "cuda"
+    failed = False
+    try:
+        found = _cuda_peak(model, point) if cuda else _cpu_peak(model, point, limit_bytes)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        failed = True
+    if failed:  # outside the except block: the traceback holds the step's tensors
+        known = torch.cuda.get_device_properties(model.base.device).total_memory if cuda else limit_bytes
+        if cuda:
+            torch.cuda.empty_cache()
+        return {"censored": True, "known": int(known or 0)}
+    return found
+
+
+def _cpu_peak(model: FusedModel, point: StepPoint, limit_bytes: float | None) -> dict[str, Any]:
+    peak = measure_peak(model, point, limit_bytes=limit_bytes)
+    return {"dynamic": peak.dynamic, "state": peak.state, "total": peak.total}
+
+
+def _cuda_peak(model: FusedModel, point: StepPoint) -> dict[str, Any]:
+    device = model.base.device
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    step = PointStep(model, point)
+    step.run()  # allocators of libraries make their workspaces here
+    torch.cuda.synchronize(device)
+    state = torch.cuda.memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    step.run()
+    torch.cuda.synchronize(device)
+    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    context = max(0, total - free - torch.cuda.memory_reserved(device))
+    if not allocated:
+        raise RuntimeError(f"{device} says that nothing was allocated: no measurement")
+    return {
+        "dynamic": allocated - before - state,
+        "state": state,
+        "total": reserved + context,
+        "allocated": allocated,
+        "reserved": reserved,
+        "context": context,
+    }
+
+
+def clock(model: FusedModel) -> Callable[[], float]:
+    """Seconds: of the process's CPU on a CPU with one thread (the machine may be shared), else on the wall, with the
+    device waited for."""
+    if model.base.device.type == "cuda":
+
+        def wait() -> float:
+            torch.cuda.synchronize(model.base.device)
+            return time.perf_counter()
+
+        return wait
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+ANCHOR: Final = StepPoint(
+    jobs=(
+        JobPoint(adapter=AdapterPoint(method="lora", rank=16), lengths=(60,), labels=30),
+        JobPoint(adapter=AdapterPoint(method="dynmole", rank=8, experts=4, top_k=2), lengths=(30,), labels=15),
+    )
+)
+"""The reference step of every block. On a shared machine blocks of one run differ by a quarter in speed, the repeats
+within a block by 4%: with it, times of different blocks can be brought to one speed."""
+
+
+class Timed:
+    """A step that is kept ready to be timed."""
+
+    def __init__(self, model: FusedModel, measured: Measured, *, seed: int) -> None:
+        self.measured = measured
+        self._step = PointStep(model, measured.point, seed=seed)
+        self._now = clock(model)
+        self._recompute = measured.point.recompute
+        self._run()  # warm-up
+
+    def sample(self) -> float:
+        """Seconds of one more step."""
+        start = self._now()
+        self._run()
+        return max(1e-6, round(self._now() - start, 6))  # the clocks resolve no less
+
+    def _run(self) -> None:
+        self._step.model.recompute = self._recompute  # the steps of a block share the model
+        outcomes = self._step.model.step(self._step.parts)
+        self._step.optimize()
+        active = [outcome.active_experts for outcome in outcomes]
+        self.measured.active_experts = active if any(one is not None for one in active) else None
+
+
+def measure_block(
+    model: FusedModel,
+    block: Sequence[Measured],
+    *,
+    repeats: int,
+    limit_bytes: float | None,
+    seed: int,
+    found: Callable[[Measured], None],
+    sampled: Callable[[Measured], None],
+) -> None:
+    """Fill in the block's peaks (those that are missing) and its times: one sample of each step in turn, every other
+    round backwards, so that a busy moment of the machine hits all alike, until each has `repeats`.
+
+    `found` is told of every peak and `sampled` of every time as soon as there is one; they may raise to end early.
+    """
+    timed: list[Timed] = []
+    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
+    for measured in block:
+        if not measured.memory:
+            measured.memory = peak(model, measured.point, limit_bytes)
+            found(measured)
+        ready = None if measured.censored else _ready(model, measured, seed)
+        if ready is not None:
+            timed.append(ready)
+    anchors: list[float] = []
+    for turn in range(repeats):
+        anchors.append(anchor.sample())
+        for one in timed[:: -1 if turn % 2 else 1]:
+            if len(one.measured.samples) < repeats:
+                one.measured.samples.append(one.sample())
+                one.measured.anchor_s = statistics.median(anchors)
+                sampled(one.measured)
+        anchors.append(anchor.sample())
+
+
+def _ready(model: FusedModel, measured: Measured, seed: int) -> Timed | None:
+    """The step, warm; None where it fits alone but not beside the block's others: it then has no times."""
+    failed = False
+    try:
+        return Timed(model, measured, seed=seed)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        failed = True
+    if failed and model.base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None

@@ -1,0 +1,170 @@
+"""`loramux profile` and `loramux fit` from the command line: what they leave, what they refuse, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loramux_profiles.records import read_record, write_record
+
+from ..profiles.measured import record
+from .conftest import Cli
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 80,
+}
+SMALL = ("--max-length", "6", "--max-tokens", "30", "--device", "cpu")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def started(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`loramux profile` in a process of its own."""
+    command = [sys.executable, "-m", "loramux_cli.main", "profile", "--shape", str(config), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *SMALL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_lines(path: Path, n: int) -> None:
+    end = time.monotonic() + 100
+    while not path.exists() or path.read_bytes().count(b"\n") < n:
+        assert time.monotonic() < end, f"{path} did not grow"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_and_its_record_is_whole(config: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "tiny.json"
+    journal = tmp_path / "tiny.json.partial.jsonl"
+    with started(config, out, "--points", "500") as process:
+        wait_for_lines(journal, 12)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    before = journal.read_bytes()
+    whole = before[: before.rfind(b"\n") + 1]
+    assert not out.exists()
+    refused = cli("profile", "--shape", str(config), "--out", str(out), *SMALL)
+    assert refused.code == 6
+    assert "--resume" in refused.err
+    with started(config, out, "--resume", "--points", "10") as process:
+        stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    assert "10 steps, 10 timed" in stdout
+    assert not journal.exists()
+    kept = [json.loads(line) for line in whole.splitlines()]
+    points = read_record(out).points
+    samples: dict[int, list[float]] = {}
+    for line in kept[1:]:
+        if "memory" in line:
+            assert points[line["point"]].memory.dynamic == line["memory"]["dynamic"]
+        else:
+            samples.setdefault(line["point"], []).append(line["seconds"])
+    assert samples
+    for index, seen in samples.items():
+        measured = points[index].time
+        assert measured is not None
+        assert list(measured.samples[: len(seen)]) == seen
+
+
+def test_an_interrupt_writes_what_there_is(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.json"
+    with started(config, out, "--points", "500") as process:
+        wait_for_lines(tmp_path / "tiny.json.partial.jsonl", 60)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    found = read_record(out)
+    assert found.timed
+    assert found.transfers is None
+    assert (tmp_path / "tiny.json.partial.jsonl").exists()
+
+
+def test_usage_errors(config: Path, tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "tiny.json"
+    for arguments, code, text in (
+        ((), 2, "--shape NAME or --path FOLDER"),
+        (("--shape", "llama-8"), 2, "did you mean"),
+        (("--shape", str(config), "--budget", "soon"), 2, "--budget 'soon'"),
+        (("--shape", str(config), "--dtype", "int8"), 2, "fp32 or bf16"),
+        (("--shape", str(config), "--device", "cuda"), 5, "CUDA devices"),
+        (("--shape", str(config), "--memory", "much"), 2, "--memory 'much'"),
+    ):
+        ran = cli("profile", *arguments, "--out", str(out))
+        assert (ran.code, text in ran.err) == (code, True), ran.err
+        assert len(ran.err.strip().splitlines()) <= 2
+        assert not out.exists()
+    out.write_text("{}")
+    assert cli("profile", "--shape", str(config), "--out", str(out)).code == 6
+
+
+def test_check_says_what_a_profile_holds_and_refuses_others(tmp_path: Path, cli: Cli) -> None:
+    file = tmp_path / "toy.json"
+    write_record(file, record(5))
+    ran = cli("profile", "--check", str(file))
+    assert (ran.code, "5 steps, 5 timed, 0 out of memory" in ran.out) == (0, True)
+    as_json = json.loads(cli("profile", "--check", str(file), "--json").out)
+    assert as_json["profile"]["points"] == 5
+    text = file.read_text()
+    for bad, what in (
+        (text[:-200], "JSON"),
+        (text.replace('"state":10', '"state":11', 1), "damaged"),
+        ("[]", "object"),
+    ):
+        file.write_text(bad)
+        ran = cli("profile", "--check", str(file))
+        assert (ran.code, what in ran.err, ran.err.count("\n")) == (2, True, 1), ran.err
+    assert cli("profile", "--check", str(tmp_path / "none.json")).code == 2
+
+
+def test_fit_puts_models_into_the_file(tmp_path: Path, cli: Cli) -> None:
+    file = tmp_path / "toy.json"
+    write_record(file, record(120, noise=0.02))
+    ran = cli("fit", str(file), "--plots", str(tmp_path / "plots"))
+    assert ran.code == 0, ran.err
+    assert "step time, ours" in ran.out
+    assert "mLoRA's form" in ran.out
+    assert (tmp_path / "plots" / "toy-time.png").stat().st_size > 1000
+    fit = read_record(file).fit
+    assert fit is not None and fit.time is not None
+    assert fit.time.cross_validated.mape < 0.05
+    before = file.read_bytes()
+    document = json.loads(cli("fit", str(file), "--json").out)
+    assert document["profiles"][0]["fit"]["time"]["cross_validated"]["n"] == 120
+    assert file.read_bytes() == before  # the same points, the same fit
+
+
+def test_fit_changes_no_file_where_one_is_bad(tmp_path: Path, cli: Cli) -> None:
+    good, short = tmp_path / "good.json", tmp_path / "short.json"
+    write_record(good, record(120))
+    before = good.read_bytes()
+    short.write_text("{")
+    assert cli("fit", str(good), str(short)).code == 2
+    assert good.read_bytes() == before
+    write_record(short, record(4))
+    ran = cli("fit", str(short))
+    assert (ran.code, "too few measured steps" in ran.err) == (2, True)
