@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,19 +47,7 @@ class FittedModel:
 
         UsageError where it is not and other models are not allowed.
         """
-        fields = (
-            "hidden",
-            "ffn",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "vocab",
-            "tied_embeddings",
-            "qkv_bias",
-            "gated",
-        )
-        if dtype == self.dtype and all(getattr(shape, f) == getattr(self.shape, f) for f in fields):
+        if dtype == self.dtype and replace(shape, name="", source="") == replace(self.shape, name="", source=""):
             return True
         if self.allow_other:
             return False

@@ -53,7 +53,7 @@ class PlannedMemory:
         return known
 
     def step(self, parts: Iterable[tuple[JobCost, Sequence[int]]]) -> float:
-        """Of a step with these jobs' rows of these lengths. All their tokens count as learned, the most there can be."""
+        """Of a step with these jobs' rows of these lengths. All tokens count as learned, the most there can be."""
         found = list(parts)
         jobs = tuple(_job_point(cost, lengths) for cost, lengths in found)
         return self.point_bytes(StepPoint(jobs=jobs, recompute=any(cost.recompute for cost, _ in found)))

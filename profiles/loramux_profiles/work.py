@@ -22,9 +22,8 @@ from typing import Final
 from loramux_profiles.length_table import LengthDist
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.step_point import AdapterPoint
+from loramux_profiles.widths import ROUNDING as ROUNDING
 
-ROUNDING: Final = 8
-"""Tokens are rounded up to a multiple of this (grouped GEMMs want 16-byte strides)."""
 ADMISSION_QUANTILE: Final = 0.999
 """Length quantile that admission reckons with, and at which a job's rows are truncated (0.07% of the tokens of the
 default shape); `fuse` checks the real lengths."""
