@@ -93,7 +93,9 @@ class JobGroup:
     def job_of_row(self) -> Tensor:
         """[n_rows] int64: index of the row's job within the group."""
         return (
-            torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(self.device, non_blocking=True)
+            torch.arange(len(self.sizes))
+            .repeat_interleave(torch.tensor(self.sizes), output_size=self.n_rows)
+            .to(self.device, non_blocking=True)
         )
 
     def stack(self, key: str) -> Tensor:
@@ -136,7 +138,7 @@ class JobGroup:
             if len(set(values)) == 1:
                 column = column[:1]
             else:
-                column = column.repeat_interleave(torch.tensor(self.sizes), 0)
+                column = column.repeat_interleave(torch.tensor(self.sizes), 0, output_size=self.n_rows)
             column = self._columns[key] = column.to(self.device, non_blocking=True)
         return column
 

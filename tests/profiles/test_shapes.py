@@ -192,4 +192,7 @@ def test_data_is_found_inside_an_installed_package(tmp_path: Path) -> None:
     code = "from loramux_profiles import datafiles, shapes; print(datafiles.data_dir(), len(shapes.shape_names()))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == [str(tmp_path.resolve() / "loramux_profiles" / "data"), "12"]
+    assert done.stdout.split() == [
+        str(tmp_path.resolve() / "loramux_profiles" / "data"),
+        str(len(shapes.shape_names())),
+    ]

@@ -13,7 +13,7 @@ from typing import Final
 
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan.structure import LayerPlan, layer_plans, stored_params
-from loramux_profiles.step_plan.walk import INDEX, WIDE, Group, Layer, Setting, layer, up
+from loramux_profiles.step_plan.walk import DEVICE_MASK_BLOCK, INDEX, MASK_BLOCK, WIDE, Group, Layer, Setting, layer, up
 from loramux_profiles.step_point import JobPoint, StepPoint
 from loramux_profiles.widths import ROUNDING
 
@@ -38,7 +38,8 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     element = 4 if dtype == "fp32" else 2
     tokens = point.tokens
     width = -(-tokens // ROUNDING) * ROUNDING
-    setting = Setting(shape=shape, width=width, element=element)
+    block = MASK_BLOCK if exact else DEVICE_MASK_BLOCK
+    setting = Setting(shape=shape, width=width, element=element, mask_block=block, exact=exact)
     plans = [layer_plans(shape, job.adapter) for job in point.jobs]
     kinds: dict[tuple[int, ...], Layer] = {}
     layers: list[Layer] = []
@@ -51,10 +52,13 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
         if kind not in kinds:
             kinds[kind] = _layer(setting, point.jobs, own, False)
         layers.append(kinds[kind])
+    stored = [stored_params(shape, job.adapter) for job in point.jobs]
     hidden, row = up(width * shape.hidden * element), up(width * WIDE)
     labels = sum(job.labels for job in point.jobs)
     always = 2 * up(width * INDEX) + row + 2 * up(labels * INDEX) + 2 * up(width * shape.head_dim * element)
     always += sum(up(job.tokens * INDEX) for job in point.jobs if job.adapter.method == "mixlora")
+    if element != WIDE or not exact:  # copies in the type that is computed in, jobs of one structure side by side
+        always += sum(up(params * element) for params in stored)
     kept = sum(la.recomputed if point.recompute else la.saved for la in layers)
     final = hidden + row
     grad = up(labels * shape.hidden * element)
@@ -62,10 +66,10 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     moments = {
         "loss": always + kept + final + hidden + grad + chunk,
         "loss backward": always + kept + final + hidden + 2 * grad,
-        "norm backward": always + kept + final + 4 * hidden,
+        "norm backward": always + kept + final + hidden + 3 * up(width * shape.hidden * WIDE),
     }
     # AdamW's square root of the second moment, and that over the bias correction
-    moments["optimizer"] = max(2 * up(stored_params(shape, job.adapter) * WIDE) for job in point.jobs)
+    moments["optimizer"] = max(2 * up(params * WIDE) for params in stored)
     below = 0
     for i, la in enumerate(layers):
         saved = la.recomputed if point.recompute else la.saved
@@ -80,18 +84,27 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
 
 def _layer(setting: Setting, jobs: Sequence[JobPoint], plans: Sequence[LayerPlan], first: bool) -> Layer:
     pairs = sorted(zip(jobs, plans, strict=True), key=_place)
-    groups = [Group(jobs=(job,), tokens=job.tokens, plan=plan) for job, plan in pairs]
-    return layer(setting, groups, first=first)
+    groups: list[list[tuple[JobPoint, LayerPlan]]] = []
+    for pair in pairs:
+        if not setting.exact and groups and _place(groups[-1][0]) == _place(pair):
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+    found = [
+        Group(jobs=tuple(job for job, _ in group), tokens=sum(job.tokens for job, _ in group), plan=group[0][1])
+        for group in groups
+    ]
+    return layer(setting, found, first=first)
 
 
 def _place(pair: tuple[JobPoint, LayerPlan]) -> tuple[bool, str]:
     """Jobs with expert blocks stand last in a packed step, those of one structure together (`packing.build_layout`).
 
-    The order among the others changes no peak.
+    The order of structures among the others changes no peak.
     """
     job, plan = pair
     if plan.block is None:
-        return False, ""
+        return False, repr((job.adapter.method, plan.updates, job.adapter.top_k, job.adapter.dora))
     attention = (0,) if plan.updates else None
     return True, repr((plan.block.width, plan.block.experts, plan.block.top_k, job.adapter.dora, attention))
 

@@ -18,6 +18,7 @@ ALLOCATION: Final = 512
 """Every allocation is a multiple of this (CUDA's caching allocator; counted so on CPU too)."""
 MASK_BLOCK: Final = 1 << 17
 """Elements whose dropout mask is made at a time on CPU (`kernels.dropout`)."""
+DEVICE_MASK_BLOCK: Final = 1 << 24
 WIDE: Final = 4
 """Bytes of fp32: statistics, routers, losses."""
 INDEX: Final = 8
@@ -38,6 +39,7 @@ class Setting:
     element: int
     """Bytes of an activation: 4 or 2."""
     mask_block: int = MASK_BLOCK
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ def mask_scratch(setting: Setting, tokens: int, channels: int) -> int:
     """Words of a block of masks and the hashes that they are made of."""
     rows = min(tokens, max(1, setting.mask_block // channels))
     half = (channels + 1) // 2
-    return up(tokens * WIDE) + up(rows * channels * WIDE) + up(2 * rows * half * WIDE)
+    narrow = up(rows * channels * setting.element) if setting.element != WIDE else 0
+    return up(tokens * WIDE) + up(rows * channels * WIDE) + up(2 * rows * half * WIDE) + narrow
 
 
 def router_saved(method: str, tokens: int, experts: int, top_k: int) -> int:
@@ -114,6 +117,8 @@ def update_backward(
         d_b = up(jobs * update.width * n_out * e)
         d_a = up(jobs * update.width * n_in * e)
         need = 2 * narrow + d_b
+        if jobs > 1 and e != WIDE:  # their gradients in fp32, on the way to each job's own
+            d_a += up(jobs * update.width * n_in * WIDE)
         if update.experts:
             need += up(tokens * update.experts * WIDE)
         wide = up(tokens * n_in * e)
@@ -276,7 +281,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
             points.append(level + 2 * hidden)
         inner = hidden
     level -= x_2
-    points.append(level + 3 * hidden)  # the second norm
+    points.append(level + 3 * up(width * d * WIDE))  # the second norm
     level = attention + hidden
     o = linear["o"]
     need = update_backward(setting, groups, "o", o.n_in, o.n_out, owned=False)
