@@ -47,6 +47,10 @@ def train_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
     ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux_policies.replay."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
     as_json: o.AsJson = False,
@@ -62,6 +66,7 @@ def train_command(
     from loramux_policies.registry import create
     from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.jobs_file import read_jobs_file
+    from loramux_runtime.memory import keep_freed_memory
     from loramux_runtime.train import TrainRun, open_base
 
     running.load_policies([policy], policy_file)
@@ -75,6 +80,8 @@ def train_command(
             typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
         base = open_base(file.base, where)
         set_threads(threads, base.sites.hidden)
+        if where.type == "cpu":
+            keep_freed_memory()
         with _progress(file, quiet=quiet) as tell, running.prints_aside():
             run = TrainRun(
                 file,
@@ -85,6 +92,7 @@ def train_command(
                 recompute=recompute,
                 max_resident=float("inf") if max_resident is None else float(max_resident),
                 log=tell,
+                record=record,
             )
             if force:
                 prepare_folder(out, force=True, also=("training.jsonl",))

@@ -14,6 +14,7 @@ from loramux_policies.policy import Policy
 from loramux_policies.shares import Seating, phi_at, seating
 from loramux_policies.views import FusedStep
 from loramux_profiles.work import ROUNDING, BaseCost
+from loramux_traces.errors import LoramuxError
 
 
 class StepCost(NamedTuple):
@@ -151,7 +152,7 @@ class FusedDevice(Generic[R]):
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except PolicyError:
+        except LoramuxError:  # a PolicyError, or a recorded row that is missing: not the policy's doing
             raise
         except BaseException as error:
             let_through(error)

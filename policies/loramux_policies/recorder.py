@@ -101,6 +101,11 @@ class Recorder:
                 row["detail"] = detail
             self.events.append(row)
 
+    def note(self, row: dict[str, Any]) -> None:
+        """One row of the recorded stream that is no event of the loop (`stream`)."""
+        if self.events is not None:
+            self.events.append(row)
+
     def unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
         """A job that never fits any device of the run."""
         self._state[index] = _STATE_OF_EVENT["unschedulable"]

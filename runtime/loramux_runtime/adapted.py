@@ -81,11 +81,11 @@ class AdaptedLinear(nn.Module):
             updates.append(update)
         weights: list[Tensor | None] = [None] * len(updates)
         routers = [Router(group, plan.router or "", group.start) for _, group, plan in routed]
-        logits = router_logits(rows, context.anchor, routers)
+        same, logits = router_logits(rows, context.anchor, routers)
         for (i, group, plan), own in zip(routed, logits, strict=True):
             weights[i] = group.method.route(group, plan.experts, own, context.stats)
         frozen = Frozen(weight=self.linear.weight, bias=self.linear.bias, slices=context.layout.slices)
-        y = adapted_linear(rows, context.anchor, frozen, updates, weights, None if routers else source)
+        y = adapted_linear(same, context.anchor, frozen, updates, weights, None if routers else source)
         for group in decomposed:
             y = self._dora(context, group, rows, y)
         return y

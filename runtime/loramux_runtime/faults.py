@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from loramux_policies.stream import Stream
+
 Fault = Callable[[str, dict[str, object]], None]
 """Called at a named point with facts about it; may raise what a real fault would raise."""
 
@@ -22,3 +26,17 @@ class FaultPlan:
 
 
 NONE = FaultPlan()
+
+
+def recorded_faults(stream: Stream, then: FaultPlan = NONE) -> FaultPlan:
+    """Runs out of memory in the steps in which the recorded run did; `then` gets its chance in every step before that
+    is known.
+    """
+    failed = iter([moment.out_of_memory for moment in stream.moments if moment.began_s is not None])
+
+    def step(point: str, facts: dict[str, object]) -> None:
+        then.reach(point, **facts)
+        if next(failed, False):
+            raise torch.OutOfMemoryError("recorded")
+
+    return FaultPlan(step=step)

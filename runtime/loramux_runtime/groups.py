@@ -10,6 +10,7 @@ job) and hands gradients back to each job's own buffer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -58,7 +59,6 @@ class JobGroup:
         """Each job's rows within the group."""
         self.offs = self.put([end for _, end in self.slices], torch.int32)
         self.dropout_rows = dropout_rows[self.start : self.end]
-        self._stacks: dict[str, Tensor] = {}
         self._columns: dict[tuple[object, ...], Tensor] = {}
 
     @property
@@ -98,15 +98,25 @@ class JobGroup:
 
     def stack(self, key: str) -> Tensor:
         """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
-        known = self._stacks.get(key)
-        if known is None:
-            views = [adapter.slab.param(key) for adapter in self.adapters]
-            if len(views) == 1:
-                known = views[0].unsqueeze(0).to(self.compute_dtype)
-            else:
-                known = torch.stack(views).to(self.compute_dtype)
-            self._stacks[key] = known
-        return known
+        if len(self.adapters) == 1 and self.adapters[0].slab.params.dtype == self.compute_dtype:
+            return self.adapters[0].slab.param(key).unsqueeze(0)
+        return self._compute_copies[key]
+
+    @cached_property
+    def _compute_copies(self) -> dict[str, Tensor]:
+        """All parameters, key by key with the jobs side by side, in one buffer that one operation fills and casts."""
+        layout = self.adapters[0].slab.layout
+        jobs = len(self.adapters)
+        flat = torch.empty(layout.size * jobs, dtype=self.compute_dtype, device=self.device)
+        copies: dict[str, Tensor] = {}
+        for key, offset in layout.offsets.items():
+            shape = layout.shapes[key]
+            copies[key] = flat[offset * jobs :][: math.prod(shape) * jobs].view(jobs, *shape)
+        torch._foreach_copy_(
+            [copy[j] for copy in copies.values() for j in range(jobs)],
+            [adapter.slab.param(key) for key in copies for adapter in self.adapters],
+        )
+        return copies
 
     def add_grad(self, key: str, grads: Tensor) -> None:
         """Add [jobs, *shape] to the jobs' gradients."""
@@ -114,7 +124,8 @@ class JobGroup:
         if len(slabs) == 1:
             slabs[0].add_(grads[0])
         else:
-            torch._foreach_add_(slabs, list(grads.to(slabs[0].dtype).unbind(0)))
+            wide = grads.to(slabs[0].dtype, memory_format=torch.contiguous_format)  # equal strides: one launch
+            torch._foreach_add_(slabs, list(wide.unbind(0)))
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""

@@ -33,15 +33,15 @@ class Router:
         return every.index_select(0, self._own_cells(len(gates)))
 
     def backward(self, rows: Tensor, grad: Tensor, d_rows: Tensor | None) -> None:
-        """Adds to the gates' gradients; writes that of the rows, where wanted."""
+        """Adds to the gates' gradients, and to that of the rows where wanted."""
         # Job by job: in one product the zeros of one job would meet another's NaN (0 * NaN)
         for (a, b), adapter in zip(self.group.slices, self.group.adapters, strict=True):
             gate = adapter.slab.param(self.key)
             adapter.slab.grad(self.key).addmm_(grad[a:b].t(), rows[a:b])
             if d_rows is not None and d_rows.dtype == grad.dtype:
-                torch.mm(grad[a:b], gate, out=d_rows[a:b])
+                d_rows[a:b].addmm_(grad[a:b], gate)
             elif d_rows is not None:
-                d_rows[a:b] = grad[a:b] @ gate
+                d_rows[a:b] += grad[a:b] @ gate
 
     def _own_cells(self, jobs: int) -> Tensor:
         own = self.group.job_of_row
@@ -53,21 +53,19 @@ class _RouterLogits(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
         ctx.routers = routers
-        return tuple(router.logits(_wide(x, router)) for router in routers)
+        ctx.set_materialize_grads(False)
+        return (x, *(router.logits(_wide(x, router)) for router in routers))
 
     @staticmethod
     def backward(ctx: Any, *outs: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        d_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        at = 0
-        for router, grad in zip(ctx.routers, outs, strict=True):
-            end = router.start + len(grad)
-            if d_x is not None:
-                d_x[at : router.start] = 0
-            router.backward(_wide(x, router), grad, None if d_x is None else d_x[router.start : end])
-            at = end
-        if d_x is not None:
-            d_x[at:] = 0
+        d_x = outs[0]
+        if ctx.needs_input_grad[0] and d_x is None:
+            d_x = torch.zeros_like(x)
+        for router, grad in zip(ctx.routers, outs[1:], strict=True):
+            if grad is not None:
+                own = None if d_x is None else d_x[router.start : router.start + len(grad)]
+                router.backward(_wide(x, router), grad, own)
         return d_x, None, None
 
 
@@ -76,16 +74,16 @@ def _wide(x: Tensor, router: Router) -> Tensor:
     return rows.to(router.group.adapters[0].slab.params.dtype)
 
 
-def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, ...]:
-    """Gate logits in fp32, x [N, n_in] -> [rows of the group, experts] by router; gates' gradients go to their slabs.
+def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(x, gate logits in fp32 [rows of the group, experts]) of x [N, n_in]; gates' gradients go to their slabs.
 
-    One operation for all routers of an input, so that its gradient is made once and not once per group at full size.
-    x itself is kept for the backward pass, not its fp32 copy.
+    Hand the x that comes back to ONE operation that makes its input's gradient itself: the routers' is added to that
+    tensor, in place. x itself is kept for the backward pass, not its fp32 copy.
     """
     if not routers:
-        return ()
-    result: tuple[Tensor, ...] = _RouterLogits.apply(x, anchor, tuple(routers))  # type: ignore[no-untyped-call]
-    return result
+        return x, ()
+    same, *logits = _RouterLogits.apply(x, anchor, tuple(routers))  # type: ignore[no-untyped-call]
+    return same if x.requires_grad else x, tuple(logits)
 
 
 def sum_per_job(values: Tensor, group: JobGroup) -> Tensor:

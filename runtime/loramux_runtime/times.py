@@ -1,31 +1,45 @@
-"""Clocks of a run: the real one, and one that goes by predictions (parity tests, dry runs)."""
+"""Clocks of a run: the real one, one that goes by predictions (tests, dry runs), one that repeats a recorded run."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
 
+from loramux_policies.replay import Moments
+from loramux_policies.stream import Moment, Stream
+
 
 class Times(Protocol):
     """Seconds from the start of the run; never backwards."""
 
     def now_s(self) -> float: ...
+    def step_begins(self) -> None:
+        """A fused step is about to run."""
+
     def step_ends(self, predicted_s: float) -> None:
-        """A fused step has just run."""
+        """It has run, or (0) failed."""
 
     def wait_until(self, t_s: float) -> None:
         """Nothing happens before that time."""
 
 
 class RealTimes:
-    """The monotonic clock: steps of the wall clock change nothing."""
+    """The monotonic clock: steps of the wall clock change nothing. It starts when it is first read: what is prepared
+    before the run is no part of it.
+    """
 
     def __init__(self) -> None:
-        self._start = time.monotonic()
+        self._start: float | None = None
 
     def now_s(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self._start
+        reading = time.monotonic()
+        if self._start is None:
+            self._start = reading
+        return reading - self._start
+
+    def step_begins(self) -> None:
+        """Nothing to do."""
 
     def step_ends(self, predicted_s: float) -> None:
         """Time has passed by itself."""
@@ -45,6 +59,9 @@ class PredictedTimes:
         """Seconds of predicted time."""
         return self._now_s
 
+    def step_begins(self) -> None:
+        """Nothing to do."""
+
     def step_ends(self, predicted_s: float) -> None:
         """Add the step."""
         self._now_s += predicted_s
@@ -52,3 +69,31 @@ class PredictedTimes:
     def wait_until(self, t_s: float) -> None:
         """Jump there."""
         self._now_s = max(self._now_s, t_s)
+
+
+class RecordedTimes:
+    """The instants of a recorded run. LeftTheRecord (a StateError) where the run leaves it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._now_s = stream.begin_s
+        self._moments = Moments(stream)
+        self._step: Moment | None = None
+
+    def now_s(self) -> float:
+        """Seconds since the recorded run began."""
+        return self._now_s
+
+    def step_begins(self) -> None:
+        """On to where the recorded step began."""
+        self._step = self._moments.next("step", self._now_s)
+        assert self._step.began_s is not None
+        self._now_s = self._step.began_s
+
+    def step_ends(self, predicted_s: float) -> None:
+        """On to where it ended."""
+        assert self._step is not None
+        self._now_s = self._step.ended_s
+
+    def wait_until(self, t_s: float) -> None:
+        """On to where the recorded run went on."""
+        self._now_s = self._moments.next("wait", self._now_s).ended_s

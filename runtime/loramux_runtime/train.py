@@ -15,11 +15,11 @@ import torch
 
 from loramux_policies.intake import Intake
 from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
 from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
 from loramux_policies.recorder import Recorder
 from loramux_policies.scheduler import Scheduler
+from loramux_policies.step_backend import ledger_of
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
@@ -83,7 +83,10 @@ def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseMod
 
 
 class TrainRun:
-    """The parts of one run, put together. Load the data and check every job before anything is trained."""
+    """The parts of one run, put together. Load the data and check every job before anything is trained.
+
+    `record`: the events hold every fused step too, so that `loramux_policies.replay` can take the decisions again.
+    """
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class TrainRun:
         max_resident: float = float("inf"),
         log: Log | None = None,
         on_step: OnStep | None = None,
+        record: bool = False,
     ) -> None:
         if policy.copies == "separate":
             raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
@@ -135,17 +139,10 @@ class TrainRun:
             faults=faults,
             on_step=self._stepped,
             on_end=self._ended,
+            note=(lambda row: self.recorder.note(row)) if record else None,
         )
         self.recorder = Recorder(self.specs, lambda: self.executor.now_s, [0], events=True, segments=True)
-        self.ledger = Ledger(
-            0,
-            0,
-            capacity=float(cost.capacity_bytes),
-            margin=cost.upper_margin,
-            padded=False,
-            separate=False,
-            seats_max=max_resident,
-        )
+        self.ledger = ledger_of(cost, max_resident)
         self.loop = Scheduler(
             policy, [self.ledger], self.executor, max_resident=max_resident, listener=self.recorder.hear
         )
@@ -197,7 +194,7 @@ class TrainRun:
         )
 
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
-        row = {"t_s": self.executor.now_s, "job_id": job_id, **record}
+        row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}
         self.training_log.append(row)
         if self._log is not None:
             self._log(row)

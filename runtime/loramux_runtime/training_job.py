@@ -232,5 +232,7 @@ class TrainingJob:
         epoch = len(self._losses) // PREDICT_EVERY
         if self._likelihood[0] != epoch:
             ahead = evaluation.patience * evaluation.every_steps
-            self._likelihood = (epoch, stop_likelihood(self._losses[-500:], ahead, evaluation.min_improvement))
+            # of whole epochs only: what a policy is told does not depend on when anybody asked first
+            seen = self._losses[: epoch * PREDICT_EVERY][-500:]
+            self._likelihood = (epoch, stop_likelihood(seen, ahead, evaluation.min_improvement))
         return self._likelihood[1]

@@ -77,7 +77,7 @@ class StepEngine:
         self._meters = meters
         self._seed = seed
         self._actual = actual
-        """(newest job, expected dynamic bytes) -> actual dynamic bytes of a step."""
+        """(newest job of a step, expected dynamic bytes) -> actual dynamic bytes of the step."""
         self._charges = charges
         self._sorted_rows = sorted_rows
         self._stops = stops
@@ -259,7 +259,8 @@ class StepEngine:
         start_s = max(self.now_s, device.stall_until_s)
         device.ends_s = start_s + cost.seconds
         if self._actual is not None:
-            newest = next(reversed(fused.runs.values())).job
+            names = {entry.job_id for entry in step.entries}
+            newest = next(run for run in reversed(fused.runs.values()) if run.job_id in names).job
             ledger = fused.ledger
             static = ledger.own + ledger.weights + ledger.context
             need_bytes = static + self._actual(newest, cost.dynamic_bytes)

@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ from loramux_runtime.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.adapters.lora.config import LoraConfig
 from loramux_runtime.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.base_model import BaseModel
+from loramux_runtime.memory import keep_freed_memory
 
 HERE = Path(__file__).parent
 EIGHT_JOBS = (48, 64, 96, 128, 160, 224, 288, 336)
 """Typical row lengths: rows of 0.6 to 1.4 times that, in all about 5,400 tokens."""
 FOUR_JOBS = (48, 80, 128, 192)
 MOE_PEFT = "/tmp/moepeft/bin/python"
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""What `keep_freed_memory` sets in this process (for us and for PEFT), for the peer in its own."""
 Lines = dict[str, Any]
 
 
@@ -76,9 +80,8 @@ def describe(rows: Rows) -> str:
     )
 
 
-def bench_peft(repeats: int) -> list[Lines]:
+def bench_peft(repeats: int) -> Iterator[Lines]:
     """8 mixed LoRA jobs, ranks 8 and 16; labels on answers only (the default of instruction data) and everywhere."""
-    found = []
     base = build()
     state = {name: value.clone() for name, value in base.hf.state_dict().items()}
     rows = mixed_rows(EIGHT_JOBS)
@@ -93,10 +96,7 @@ def bench_peft(repeats: int) -> list[Lines]:
         learned = "answers (half of each row)" if answers else "every token"
         times = interleave(runners, repeats)
         lines = figures(times, "peft 0.21, padded", real_tokens(rows))
-        found.append(
-            show(f"LoRA, dropout {dropout}, {learned} learned: {describe(rows)}", lines, "speed", "1.5x PEFT padded")
-        )
-    return found
+        yield show(f"LoRA, dropout {dropout}, {learned} learned: {describe(rows)}", lines, "speed", "1.5x PEFT padded")
 
 
 @contextmanager
@@ -120,7 +120,13 @@ def moe_peft_runner(python: str, base: BaseModel, job: dict[str, Any], rows: Row
             "pad": SHAPE["pad_token_id"],
         }
         Path(folder, "work.json").write_text(json.dumps(work))
-        environment = {**os.environ, "MOE_PEFT_EXECUTOR_TYPE": "CPU", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        environment = {
+            **os.environ,
+            "MOE_PEFT_EXECUTOR_TYPE": "CPU",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": "",
+            **ALLOCATOR,
+        }
         process = subprocess.Popen(
             [python, str(HERE / "peer_moe_peft.py"), f"{folder}/work.json"],
             stdin=subprocess.PIPE,
@@ -152,12 +158,11 @@ def moe_peft_runner(python: str, base: BaseModel, job: dict[str, Any], rows: Row
             process.wait()
 
 
-def bench_moe_peft(repeats: int, python: str) -> list[Lines]:
+def bench_moe_peft(repeats: int, python: str) -> Iterator[Lines]:
     """4 MixLoRA jobs (8 experts, 2 chosen, rank 8 everywhere)."""
     if not Path(python).exists():
         print(f"\nmoe-peft: skipped, no Python at {python} (peer_moe_peft.py says how to set the peer up)")
-        return []
-    found = []
+        return
     for title, rows in (
         ("mixed lengths", mixed_rows(FOUR_JOBS)),
         ("equal lengths, no pads", mixed_rows((128,) * 4, spread=0.0)),
@@ -177,8 +182,7 @@ def bench_moe_peft(repeats: int, python: str) -> list[Lines]:
             runners = {"moe-peft 2.0.2": peer, "loramux": timed(Fused(base, [job] * 4, rows))}
             times = interleave(runners, repeats)
         lines = figures(times, "moe-peft 2.0.2", real_tokens(rows))
-        found.append(show(f"MixLoRA, {title}: {describe(rows)}", lines, "speed", "3x moe-peft"))
-    return found
+        yield show(f"MixLoRA, {title}: {describe(rows)}", lines, "speed", "3x moe-peft")
 
 
 def equal_pairs(dropout: float) -> list[tuple[str, str, tuple[str, Any], tuple[str, Any]]]:
@@ -209,9 +213,8 @@ def equal_pairs(dropout: float) -> list[tuple[str, str, tuple[str, Any], tuple[s
     ]
 
 
-def bench_methods(repeats: int) -> list[Lines]:
+def bench_methods(repeats: int) -> Iterator[Lines]:
     """4 jobs of one method, of 4 rows each."""
-    found = []
     base = build()
     for exact in (True, False):
         for dropout in (0.05, 0.0):
@@ -229,8 +232,31 @@ def bench_methods(repeats: int) -> list[Lines]:
                         f"{sizes[0]:,} and {sizes[1]:,}"
                     )
                     lines = figures(times, next(iter(runners)), real_tokens(rows), cost=True)
-                    found.append(show(title, lines, "step time", goal))
-    return found
+                    yield show(title, lines, "step time", goal)
+
+
+def commit() -> str:
+    """The commit that is measured, and whether files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def processor() -> str:
+    """The processor as Linux names it."""
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        return "unknown"
+    return names[0].partition(":")[2].strip() if names else "unknown"
 
 
 def main() -> None:
@@ -242,11 +268,12 @@ def main() -> None:
     parser.add_argument("--moe-peft", default=os.environ.get("LORAMUX_MOE_PEFT", MOE_PEFT))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench: dict[str, Callable[[], list[Lines]]] = {
+    kept = keep_freed_memory()
+    bench: dict[str, Callable[[], Iterable[Lines]]] = {
         "peft": lambda: bench_peft(options.repeats),
         "moe-peft": lambda: bench_moe_peft(options.repeats, options.moe_peft),
         "methods": lambda: bench_methods(options.repeats),
-        "profile": lambda: [profile_step(name) for name in ("lora", "mixlora", "dynmole")],
+        "profile": lambda: map(profile_step, ("lora", "mixlora", "dynmole")),
     }
     unknown = set(options.parts) - set(bench)
     if unknown:
@@ -254,14 +281,22 @@ def main() -> None:
     result: dict[str, Any] = {
         "measured": "CPU-seconds of one thread, shared machine: compare within a table only",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        "commit": commit(),
+        "machine": f"{processor()}, {platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "load_at_start": os.getloadavg()[0],
+        "repeats": options.repeats,
+        "keep_freed_memory": kept,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
         "python": sys.version.split()[0],
         "shape": SHAPE,
-        "tables": [table for part in options.parts for table in bench[part]()],
+        "parts": options.parts,
+        "tables": [],
     }
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for part in options.parts:
+        for table in bench[part]():
+            result["tables"].append(table)
+            if options.json:  # after every table: a run may take half an hour
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

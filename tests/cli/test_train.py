@@ -63,6 +63,22 @@ def test_it_leaves_a_run_folder_and_adapters(cli: Cli, tmp_path: Path) -> None:
     assert cli("plot", out, "--kind", "gantt").code == 0
 
 
+def test_a_recorded_run_is_replayed_from_its_folder(cli: Cli, tmp_path: Path) -> None:
+    from loramux_policies import create
+    from loramux_policies.replay import replay
+    from loramux_profiles.devices import load_device
+    from loramux_runtime.jobs_file import read_jobs_file
+    from loramux_runtime.train import TrainRun, open_base
+
+    out, jobs = tmp_path / "out", write(tmp_path)
+    assert cli("train", jobs, "--out", out, "--device", "cpu", "--record").code == 0
+    events = list(read_run(out).events())
+    assert sum(event["event"] == "step" for event in events) >= 3
+    file = read_jobs_file(jobs)
+    specs = TrainRun(file, create("aspen"), load_device("cpu"), base=open_base(file.base)).specs
+    assert replay(events, specs, create("aspen"), load_device("cpu")).events == events
+
+
 def test_json_is_one_object(cli: Cli, tmp_path: Path) -> None:
     ran = cli("train", write(tmp_path), "--out", tmp_path / "out", "--device", "cpu", "--json", "--policy", "sjf")
     assert ran.code == 0, ran.err

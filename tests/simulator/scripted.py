@@ -42,6 +42,27 @@ class Scripted(Policy):
         return plan
 
 
+class Restless(Scripted):
+    """Pauses every resident and starts it again at one instant: whenever it is asked, and every `every_s` until
+    `until_s`.
+    """
+
+    name = "restless"
+
+    def __init__(self, every_s: float, until_s: float) -> None:
+        self.every_s, self.until_s = every_s, until_s
+
+    def place(self, view: ClusterView) -> Plan:
+        plan = view.plan()
+        for resident in view.residents(0):
+            plan.pause(resident.job_id)
+            plan.start(resident.job_id, 0)
+        start_in_order(view, plan)
+        if view.now_s < self.until_s:
+            plan.review_at(view.now_s + self.every_s)
+        return plan
+
+
 class Windowed(Scripted):
     """Takes turns, so that its rates come from a roll-out."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from loramux_policies import Policy, start_in_order
-from loramux_policies.views import ClusterView, Plan
+from loramux_policies.views import DeviceView, FusedStep
 from loramux_simulator import api, simulate
 
-from .scripted import FIDELITIES, costs_of, events, turnaround
+from .scripted import FIDELITIES, Restless, Windowed, costs_of, events, turnaround
 from .workloads import GIB, job, sized, trace_of
 
 
@@ -27,21 +26,10 @@ def test_loading_by_hand() -> None:
 def test_both_fidelities_charge_pauses_the_same() -> None:
     """Copies of a state are shorter than a step here; made while a step was under way they cost nothing in steps."""
 
-    class Restless(Policy):
-        def place(self, view: ClusterView) -> Plan:
-            plan = view.plan()
-            for resident in view.residents(0):
-                plan.pause(resident.job_id)
-                plan.start(resident.job_id, 0)
-            start_in_order(view, plan)
-            if view.now_s < 80.0:
-                plan.review_at(view.now_s + 0.5)
-            return plan
-
     trace = sized([60.0], base_model="llama-7b", rank=64, batch_size=8, seq_len=512.0)
     cost = costs_of(trace)[0]
     assert 0.0 < cost.pause_s < cost.solo_step_s
-    ran = {f: simulate(trace, Restless, devices="1xa100-80g", fidelity=f) for f in ("rate", "step")}
+    ran = {f: simulate(trace, Restless(0.5, 80.0), devices="1xa100-80g", fidelity=f) for f in ("rate", "step")}
     for result in ran.values():
         charged = 2.0 * cost.pause_s * result.summary["preemptions"] + cost.load_s - cost.pause_s + cost.base.load_s
         assert charged > 10.0
@@ -109,6 +97,26 @@ def test_each_stay_runs_out_once_at_most(fidelity: str, monkeypatch: pytest.Monk
                 total += 1
                 assert t_s > stays.pop(job_id)  # after at least part of a step of this very stay
     assert total > 2
+
+
+def test_the_newest_of_the_step_is_evicted_not_a_bystander(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a real device: who was not in the step that ran out has not taken the memory."""
+    monkeypatch.setattr(api, "QUANTILE_99", 0.02)
+    steps: list[tuple[float, set[str]]] = []
+
+    class Pairs(Windowed):
+        def fuse(self, device: DeviceView) -> FusedStep:
+            step = device.step(sorted(device.ready, key=lambda run: -run.waited)[:2])
+            steps.append((device.now_s, {entry.job_id for entry in step.entries}))
+            return step
+
+    fields = {"base_model": "tinyllama-1.1b", "batch_size": 8, "micro_batch_size": 4, "seq_len": 100.0}
+    trace = trace_of(*(job(f"j{i}", total_steps=20.0, **fields) for i in range(6)))
+    result = simulate(trace, Pairs(), devices="1xl4", fidelity="step", events=True)
+    evicted = events(result, "oom")
+    assert evicted
+    for t_s, _, job_id in evicted:
+        assert job_id in [names for began_s, names in steps if began_s < t_s][-1]
 
 
 # --- jobs with and without mem_bytes ---

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from loramux_policies import Policy, start_in_order
 from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
 from loramux_simulator import simulate
 
-from .scripted import FIDELITIES, Scripted, Windowed, events, reviews, turnaround
+from .scripted import FIDELITIES, Restless, Scripted, Windowed, events, reviews, turnaround
 from .workloads import job, sized, trace_of
 
 
@@ -84,21 +83,8 @@ def test_a_pause_and_start_at_one_instant_loses_nothing(fidelity: str) -> None:
 def test_a_step_under_way_counts_for_the_paused() -> None:
     """Pausing in the middle of every step must not stop the clock of the work (it did: each pause lost its step)."""
 
-    class Restless(Policy):
-        name = "restless"
-
-        def place(self, view: ClusterView) -> Plan:
-            plan = view.plan()
-            for resident in view.residents(0):
-                plan.pause(resident.job_id)
-                plan.start(resident.job_id, 0)
-            start_in_order(view, plan)
-            if view.now_s < 2.0:
-                plan.review_at(view.now_s + 0.01)
-            return plan
-
     trace = trace_of(job("j0", total_steps=50.0))
-    result = simulate(trace, Restless, devices="1xl4", ideal=True, fidelity="step")
+    result = simulate(trace, Restless(0.01, 2.0), devices="1xl4", ideal=True, fidelity="step")
     plain = simulate(trace, "fifo", devices="1xl4", ideal=True, fidelity="step")
     assert result.summary["preemptions"] > 50
     assert turnaround(result)["j0"] == pytest.approx(turnaround(plain)["j0"], rel=0.05)

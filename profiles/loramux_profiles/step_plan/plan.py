@@ -40,7 +40,17 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     width = -(-tokens // ROUNDING) * ROUNDING
     setting = Setting(shape=shape, width=width, element=element)
     plans = [layer_plans(shape, job.adapter) for job in point.jobs]
-    layers = [_layer(setting, point.jobs, [p[i] for p in plans], i == 0) for i in range(shape.layers)]
+    kinds: dict[tuple[int, ...], Layer] = {}
+    layers: list[Layer] = []
+    for i in range(shape.layers):
+        own = [p[i] for p in plans]
+        kind = tuple(map(id, own))  # layers that are alike share their plans' objects
+        if i == 0:
+            layers.append(_layer(setting, point.jobs, own, True))
+            continue
+        if kind not in kinds:
+            kinds[kind] = _layer(setting, point.jobs, own, False)
+        layers.append(kinds[kind])
     hidden, row = up(width * shape.hidden * element), up(width * WIDE)
     labels = sum(job.labels for job in point.jobs)
     always = 2 * up(width * INDEX) + row + 2 * up(labels * INDEX) + 2 * up(width * shape.head_dim * element)

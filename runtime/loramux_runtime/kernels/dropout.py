@@ -56,7 +56,7 @@ def site_key(layer: int, projection: str) -> int:
 @lru_cache(maxsize=64)
 def _channel_keys(channels: int, device: torch.device) -> Tensor:
     h = _finalise(np.arange(channels, dtype=np.uint32) * np.uint32(0x9E3779B1))
-    return torch.from_numpy(h.view(np.int32).copy()).to(device)
+    return torch.from_numpy(h.view(np.int32).copy()).to(device, non_blocking=True)
 
 
 def threshold(p: float) -> int:

@@ -138,3 +138,16 @@ def test_held_out_rows_are_scored_before_and_after(tmp_path: Path) -> None:
     score = result.scores["a"]
     assert score["after"]["loss"] < score["before"]["loss"]
     assert 0.0 <= score["before"]["token_accuracy"] <= score["after"]["token_accuracy"] <= 1.0
+
+
+def test_an_early_stop_prediction_does_not_depend_on_when_it_is_asked_for(tmp_path: Path) -> None:
+    """A replayed run must be told what the recorded one was, and so must a policy that looks late."""
+    stops = {"every_steps": 1, "patience": 2}
+    run = make_run([job("a", write_rows(tmp_path), data_options={"eval_rows": 4}, evaluation=stops)])
+    early, late = (run._new_training(run._configs["a"]) for _ in range(2))
+    falling = [1.0 / (0.05 * t + 0.5) for t in range(20)]
+    early._losses[:] = falling
+    assert early.p_stop > 0.0
+    for training in (early, late):
+        training._losses[:] = [*falling, 3.0, 2.0, 3.0, 2.0, 3.0]
+    assert early.p_stop == late.p_stop

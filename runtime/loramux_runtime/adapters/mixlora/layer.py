@@ -125,7 +125,7 @@ class MixLora(Method):
         """(rows for the frozen down-projection, what is added after it); see `Method.block`."""
         group, layer = block.group, block.layer
         config: MixLoraConfig = group.config
-        (logits,) = router_logits(block.hidden, block.anchor, [Router(group, f"{layer}.gate", 0)])
+        hidden, (logits,) = router_logits(block.hidden, block.anchor, [Router(group, f"{layer}.gate", 0)])
         p = torch.softmax(logits, 1)
         chosen, weights = top_k_weights(p, config.top_k)
         block.stats.add(group.index, config.num_experts, balance_stats(p, chosen, group))
@@ -133,7 +133,7 @@ class MixLora(Method):
         w = weights.flatten().index_select(0, slots.order)
         pairs = [self._pair(block, name, slots) if name in config.expert_modules else None for name in FFN]
         if not config.use_dora:
-            return expert_ffn(block.hidden, block.gate, block.up, w, slots, (pairs[0], pairs[1], pairs[2]), block.act)
+            return expert_ffn(hidden, block.gate, block.up, w, slots, (pairs[0], pairs[1], pairs[2]), block.act)
         gate = self._dora(block, "gate_proj", block.gate, slots, pairs[0])
         up = self._dora(block, "up_proj", block.up, slots, pairs[1])
         a = gated(gate, up, block.act, ((0, len(gate)),))

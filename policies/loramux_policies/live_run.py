@@ -1,18 +1,44 @@
-"""A resident on a real device, as policies and the device's books see it."""
+"""A resident with real rows, as policies and the device's books see it: training now, or as it was recorded."""
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 from loramux_policies.job import Job
 from loramux_profiles.work import JobCost
-from loramux_runtime.training_job import TrainingJob
 
 
-class LiveRun:
-    """A job's stay (contract: `loramux_policies.fused_device.StepRun`); its next micro-batch has real lengths."""
+class Progress(Protocol):
+    """Where a job is in its data; kept while it is paused."""
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of the optimizer step in progress that are trained on."""
+
+    @property
+    def progress_steps(self) -> float:
+        """Optimizer steps done, the one in progress counted by its rows."""
+
+    @property
+    def p_stop(self) -> float:
+        """How likely it stops early soon."""
+
+    def lengths(self, rows: int) -> tuple[int, ...]:
+        """Tokens of each of the next rows, of the step in progress at most."""
+
+    def rewind(self) -> None:
+        """Back to the first row of the step in progress."""
+
+
+P = TypeVar("P", bound=Progress)
+
+
+class LiveRun(Generic[P]):
+    """A job's stay (contract: `fuse_view.StepRun`); its next micro-batch has real lengths."""
 
     __slots__ = ("_lengths", "cost", "job", "job_id", "priority", "submit_s", "training", "waited")
 
-    def __init__(self, job: Job, cost: JobCost, training: TrainingJob) -> None:
+    def __init__(self, job: Job, cost: JobCost, training: P) -> None:
         self.job = job
         self.job_id = job.job_id
         self.submit_s = job.spec.submit_s
@@ -58,3 +84,8 @@ class LiveRun:
         """The training job has moved on; so does what is next."""
         self.waited = 0
         self._lengths = None
+
+    def rewind(self) -> None:
+        """Nothing of the step in progress counts."""
+        self.training.rewind()
+        self.advance(0)

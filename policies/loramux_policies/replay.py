@@ -1,0 +1,185 @@
+"""Takes a recorded run's decisions again, without a device: the decide-apply loop on a recorded stream.
+
+The policy is asked the same questions at the same instants, so it must answer the same; with another policy, or another
+version of one, the two decision logs show where they part. `on_plan` sees every view and plan on the way
+(`explain.why`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from loramux_policies.intake import Intake
+from loramux_policies.job import Job
+from loramux_policies.live_run import LiveRun
+from loramux_policies.live_view import LiveView
+from loramux_policies.plan import DeltaPlan
+from loramux_policies.policy import Policy
+from loramux_policies.recorder import Recorder
+from loramux_policies.scheduler import Scheduler
+from loramux_policies.step_backend import End, Note, StepBackend, StepTimes, ledger_of
+from loramux_policies.stream import Moment, Story, Stream
+from loramux_policies.views import FusedStep
+from loramux_profiles.cost import CostModel
+from loramux_profiles.devices import DeviceProfile
+from loramux_traces.errors import StateError
+from loramux_traces.job import JobSpec
+
+
+class LeftTheRecord(StateError):
+    """Decisions have led to where the record says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What was decided this time."""
+
+    events: list[dict[str, Any]]
+    """Rows as of the recorded run's events.jsonl."""
+    left: str
+    """Where and how the decisions led away from the record (a row that nobody trained on, a step where the device was
+    empty), which ended the replay; empty where they did not."""
+
+
+class RecordedJob:
+    """A job's data cursor in its recorded rows (contract: `live_run.Progress`)."""
+
+    def __init__(self, job_id: str, batch_size: int, story: Story) -> None:
+        self._job_id, self._batch_size, self._story = job_id, batch_size, story
+        self._rows = 0
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of the optimizer step in progress that are trained on."""
+        return self._rows % self._batch_size
+
+    @property
+    def progress_steps(self) -> float:
+        """Optimizer steps done, the one in progress counted by its rows."""
+        # as the runtime counts: a plain quotient would differ from it in the last bit
+        return self._rows // self._batch_size + self.rows_done / self._batch_size
+
+    @property
+    def p_stop(self) -> float:
+        """As it was recorded after the last step that said so."""
+        return self._story.p_stop.get(self._rows, 0.0)
+
+    def lengths(self, rows: int) -> tuple[int, ...]:
+        """Tokens of the next rows. LeftTheRecord where none were recorded."""
+        count = min(rows, self._batch_size - self.rows_done)
+        found = self._story.lengths[self._rows : self._rows + count]
+        if len(found) < count:
+            raise LeftTheRecord(f"the record does not say how long row {self._rows + len(found)} of {self._job_id} is")
+        return found
+
+    def move(self, rows: int) -> None:
+        """A step with that many of its rows has run."""
+        self._rows += rows
+
+    def rewind(self) -> None:
+        """Back to the first row of the step in progress."""
+        self._rows -= self.rows_done
+
+    @property
+    def end(self) -> End | None:
+        """How the job ends here, where it does."""
+        story = self._story
+        if story.end_rows is None or self._rows < story.end_rows:
+            return None
+        return End("diverge", story.diverged) if story.diverged else End("finish", "")
+
+
+class ReplayBackend(StepBackend[RecordedJob]):
+    """Steps take what they took, fail where they failed, and jobs end where they ended."""
+
+    def __init__(self, policy: Policy, stream: Stream, batch_sizes: Mapping[str, int], note: Note | None) -> None:
+        super().__init__(policy, note=note)
+        self._begin_s, self._stopped = stream.begin_s, stream.stopped
+        self._moments = Moments(stream)
+        nothing = Story(lengths=(), p_stop={})
+        self._jobs = {
+            job_id: RecordedJob(job_id, rows, stream.jobs.get(job_id, nothing)) for job_id, rows in batch_sizes.items()
+        }
+
+    def _begin(self) -> float:
+        return self._begin_s
+
+    def _training_of(self, job: Job) -> RecordedJob:
+        return self._jobs[job.job_id]
+
+    def _train(self, step: FusedStep, predicted_s: float) -> StepTimes:
+        moment = self._moments.next("step", self.now_s)
+        assert moment.began_s is not None
+        if not moment.out_of_memory:
+            for entry in step.entries:
+                self._jobs[entry.job_id].move(entry.rows)
+        self._stopping = self._stopped and self._moments.over
+        return StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory)
+
+    def _wait(self, until_s: float) -> float:
+        moment = self._moments.next("wait", self.now_s)
+        self._stopping = self._stopped and self._moments.over
+        return moment.ended_s
+
+    def _end_of(self, run: LiveRun[RecordedJob]) -> End | None:
+        return run.training.end
+
+
+class Moments:
+    """The moments of a stream one by one."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._moments = stream.moments
+        self._next = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether none is left."""
+        return self._next == len(self._moments)
+
+    def next(self, kind: str, now_s: float) -> Moment:
+        """The next one. LeftTheRecord where it is not of the kind (step or wait) that the run has come to: it has left
+        the record.
+        """
+        if self.over:
+            raise LeftTheRecord(f"at {now_s:.6f} s the record is over, and the run goes on with a {kind}")
+        moment = self._moments[self._next]
+        recorded = "wait" if moment.began_s is None else "step"
+        if recorded != kind:
+            raise LeftTheRecord(f"at {now_s:.6f} s the record goes on with a {recorded}, the run with a {kind}")
+        self._next += 1
+        return moment
+
+
+def replay(
+    events: Iterable[Mapping[str, Any]],
+    specs: Sequence[JobSpec],
+    policy: Policy,
+    profile: DeviceProfile,
+    *,
+    max_resident: float = inf,
+    on_plan: Callable[[LiveView, DeltaPlan], None] | None = None,
+) -> Replay:
+    """A recorded run, decided again; compare `stream.decisions` of both.
+
+    `specs`, `policy`, `profile` and `max_resident` as in the run. StateError where `events` hold no stream.
+    """
+    rows = {spec.job_id: spec.batch_size for spec in specs}
+    ordered = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))
+    stream = Stream.of(events, rows)
+    cost = CostModel(profile)
+    recorder = Recorder(ordered, lambda: backend.now_s, [0], events=True, segments=False)
+    backend = ReplayBackend(policy, stream, rows, recorder.note)
+    ledger = ledger_of(cost, max_resident)
+    loop = Scheduler(policy, [ledger], backend, max_resident=max_resident, listener=recorder.hear, on_plan=on_plan)
+    intake = Intake([cost], [1], oracle=False, unschedulable=recorder.unschedulable)
+    jobs: Iterator[Job] = intake.jobs(ordered)
+    left = ""
+    try:
+        backend.run(loop, jobs)
+    except LeftTheRecord as error:
+        left = str(error)
+    return Replay(events=recorder.log() or [], left=left)

@@ -1,0 +1,167 @@
+"""The recorded stream of a run: what happened to it, apart from what it decided. Enough to take its decisions again.
+
+It is the run's events.jsonl with three more kinds of rows, in the order in which things happened. Times in seconds from
+the start of the run:
+
+    {"t_s", "event": "begin"}    the first instant
+    {"t_s", "event": "wait"}     the device was empty until then
+    {"t_s", "event": "stop"}     the run was ended from outside, with jobs left
+    {"t_s", "event": "step", "began_s", "entries": [[job_id, [tokens of each row]], ...], "p_stop"?, "oom"?}
+                                 a fused step, which ended at t_s: `p_stop` of its jobs after it, where not 0; `oom`
+                                 true where it ran out of memory, so that nothing of it counts
+
+Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from loramux_policies.views import FusedStep
+from loramux_traces.errors import StateError
+
+HAPPENED: Final = frozenset(("begin", "wait", "stop"))
+"""Rows that are no decision and follow from none."""
+
+
+def time_row(event: str, t_s: float) -> dict[str, Any]:
+    """A `begin`, `wait` or `stop` row."""
+    return {"t_s": t_s, "event": event}
+
+
+def step_row(
+    step: FusedStep,
+    lengths: Sequence[Sequence[int]],
+    p_stop: Mapping[str, float],
+    began_s: float,
+    ended_s: float,
+    out_of_memory: bool,
+) -> dict[str, Any]:
+    """A `step` row; `lengths` in the order of the entries."""
+    entries = [[entry.job_id, list(rows)] for entry, rows in zip(step.entries, lengths, strict=True)]
+    row: dict[str, Any] = {"t_s": ended_s, "event": "step", "began_s": began_s, "entries": entries}
+    likely = {job_id: p for job_id, p in p_stop.items() if p}
+    if likely:
+        row["p_stop"] = likely
+    if out_of_memory:
+        row["oom"] = True
+    return row
+
+
+def decisions(events: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """The decision log of a run's events: (time, event, job, devices, detail), for steps (time, "step", ((job, rows),
+    ...)), in order. Two runs decided the same where these are equal.
+    """
+    log: list[tuple[Any, ...]] = []
+    for row in events:
+        event = row["event"]
+        if event == "step":
+            log.append((row["t_s"], event, tuple((job_id, len(rows)) for job_id, rows in row["entries"])))
+        elif event not in HAPPENED:
+            log.append((row["t_s"], event, row["job_id"], tuple(row.get("devices", ())), row.get("detail", "")))
+    return log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What the device did until the instant `ended_s`: a fused step that began at `began_s`, or nothing (None)."""
+
+    ended_s: float
+    began_s: float | None = None
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """One job's part of a stream, by rows trained on since its first."""
+
+    lengths: tuple[int, ...]
+    """Tokens of its rows, in order."""
+    p_stop: Mapping[int, float]
+    """After so many rows; where nothing is said it is 0."""
+    end_rows: int | None = None
+    """Rows after which it ended; None where the run was over before that."""
+    diverged: str = ""
+    """Why, where it ended so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What happened in a run."""
+
+    begin_s: float
+    moments: tuple[Moment, ...]
+    jobs: Mapping[str, Story]
+    stopped: bool = False
+    """Ended from outside after the last moment."""
+
+    @classmethod
+    def of(cls, events: Iterable[Mapping[str, Any]], batch_sizes: Mapping[str, int]) -> Stream:
+        """From the rows of events.jsonl and each job's rows per optimizer step. StateError where they do not hold a
+        stream.
+        """
+        events = list(events)
+        if not any(row.get("event") == "begin" for row in events):
+            raise StateError("the events hold no recorded stream: record the run (loramux train --record)")
+        reader = _Reader(batch_sizes)
+        for number, row in enumerate(events, 1):
+            try:
+                reader.read(row)
+            except (KeyError, TypeError, ValueError) as error:
+                raise StateError(f"event {number} is not one of a recorded run: {error!r}") from error
+        stories = {
+            job_id: Story(
+                lengths=tuple(lengths),
+                p_stop=reader.p_stop.get(job_id, {}),
+                end_rows=reader.ends.get(job_id, (None, ""))[0],
+                diverged=reader.ends.get(job_id, (None, ""))[1],
+            )
+            for job_id, lengths in reader.lengths.items()
+        }
+        return cls(begin_s=reader.begin_s, moments=tuple(reader.moments), jobs=stories, stopped=reader.stopped)
+
+
+class _Reader:
+    """Follows each job's data cursor through the rows."""
+
+    def __init__(self, batch_sizes: Mapping[str, int]) -> None:
+        self._batch_sizes = batch_sizes
+        self.begin_s = 0.0
+        self.stopped = False
+        self.moments: list[Moment] = []
+        self.lengths: dict[str, list[int]] = {}
+        self.p_stop: dict[str, dict[int, float]] = {}
+        self.ends: dict[str, tuple[int, str]] = {}
+        self._rows: dict[str, int] = {}
+
+    def read(self, row: Mapping[str, Any]) -> None:
+        """One row more."""
+        event = row["event"]
+        if event == "begin":
+            self.begin_s = float(row["t_s"])
+        elif event == "wait":
+            self.moments.append(Moment(ended_s=float(row["t_s"])))
+        elif event == "stop":
+            self.stopped = True
+        elif event == "step":
+            self._step(row)
+        elif event == "finish" or event == "diverge":
+            job_id = row["job_id"]
+            self.ends[job_id] = (self._rows[job_id], row["detail"] if event == "diverge" else "")
+
+    def _step(self, row: Mapping[str, Any]) -> None:
+        out_of_memory = bool(row.get("oom"))
+        self.moments.append(
+            Moment(ended_s=float(row["t_s"]), began_s=float(row["began_s"]), out_of_memory=out_of_memory)
+        )
+        likely = row.get("p_stop", {})
+        for job_id, lengths in row["entries"]:
+            at = self._rows.get(job_id, 0)
+            known = self.lengths.setdefault(job_id, [])
+            known[at : at + len(lengths)] = [int(n) for n in lengths]
+            batch = self._batch_sizes[job_id]
+            now = self._rows[job_id] = at // batch * batch if out_of_memory else at + len(lengths)
+            if job_id in likely and not out_of_memory:
+                self.p_stop.setdefault(job_id, {})[now] = float(likely[job_id])
