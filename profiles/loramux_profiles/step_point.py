@@ -80,7 +80,5 @@ class StepPoint:
             adapter = dict(job["adapter"])
             if isinstance(adapter.get("experts"), list):
                 adapter["experts"] = tuple(adapter["experts"])
-            jobs.append(
-                JobPoint(adapter=AdapterPoint(**adapter), lengths=tuple(job["lengths"]), labels=job["labels"])
-            )
+            jobs.append(JobPoint(adapter=AdapterPoint(**adapter), lengths=tuple(job["lengths"]), labels=job["labels"]))
         return cls(jobs=tuple(jobs), recompute=data["recompute"])

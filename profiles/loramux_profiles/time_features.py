@@ -15,6 +15,7 @@ import numpy as np
 
 from loramux_profiles.shapes import ATTENTION, Linear, ModelShape
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
+from loramux_profiles.widths import experts_by_layer, multiple_of_8, rank_bucket
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 JOB_TERMS: Final = ("job", "token", "square", "label", "row")
@@ -55,27 +56,6 @@ FEATURES: Final[dict[str, tuple[str, str]]] = {
     "parameters": ("s/parameter", "trainable parameters with padding: optimizer, gradients, moments"),
 }
 INDEX: Final = {name: i for i, name in enumerate(FEATURES)}
-
-
-RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
-
-
-def rank_bucket(rank: int) -> int:
-    """Width at which the runtime keeps a LoRA pair: the next bucket, then multiples of 64."""
-    return next((width for width in RANK_BUCKETS if rank <= width), -(-rank // 64) * 64)
-
-
-def padded(width: int) -> int:
-    """Rounded up to a multiple of 8."""
-    return -(-width // 8) * 8
-
-
-def experts_by_layer(adapter: AdapterPoint, layers: int) -> list[int]:
-    """Experts of every layer (MoLA may give one number per group of layers)."""
-    if isinstance(adapter.experts, int):
-        return [adapter.experts] * layers
-    groups = len(adapter.experts)
-    return [adapter.experts[layer * groups // layers] for layer in range(layers)]
 
 
 class _Counts:
@@ -154,8 +134,8 @@ def _mixtures(
 ) -> None:
     """Routed linears of MoLA, LoRAMoE and DynMoLE: one pair of rank experts * r, weighted by token and expert."""
     method = adapter.method
-    for experts in experts_by_layer(adapter, shape.layers):
-        width = padded(experts * adapter.rank)
+    for experts in experts_by_layer(adapter.experts, shape.layers):
+        width = multiple_of_8(experts * adapter.rank)
         for t in targets:
             counts.add("pair_calls", job=2 + again)
             _low_rank(counts, t, width, 1, again)
@@ -171,8 +151,8 @@ def _mixtures(
 def _experts(counts: _Counts, shape: ModelShape, adapter: AdapterPoint, again: float) -> None:
     """MixLoRA's FFN: one router a layer, slots of the chosen experts."""
     layers, d, f = shape.layers, shape.hidden, shape.ffn
-    experts = experts_by_layer(adapter, layers)[0]
-    k, width = adapter.top_k, padded(adapter.rank)
+    experts = experts_by_layer(adapter.experts, layers)[0]
+    k, width = adapter.top_k, multiple_of_8(adapter.rank)
     counts.add("block_calls", job=layers * (2 + again))
     counts.add("expert_calls", job=layers * experts * (2 + again))
     counts.add("router_flops", token=2 * layers * experts * d * (3 + again))

@@ -17,26 +17,8 @@ from torch import Tensor
 
 ALIGN: Final = 16
 """Elements: every tensor starts on a multiple, so that bf16 copies keep the 16-byte alignment grouped GEMMs want."""
-RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
 
 Init = Literal["zeros", "ones", "kaiming", "normal"]
-
-
-def rank_bucket(rank: int) -> int:
-    """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
-
-    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of one bucket share a
-    grouped GEMM.
-    """
-    for width in RANK_BUCKETS:
-        if rank <= width:
-            return width
-    return -(-rank // 64) * 64
-
-
-def multiple_of_8(width: int) -> int:
-    """Smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
-    return -(-width // 8) * 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

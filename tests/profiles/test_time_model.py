@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_profiles.time_features import FEATURES, INDEX, experts_by_layer, step_features
+from loramux_profiles.time_features import FEATURES, INDEX, step_features
 from loramux_profiles.time_model import TimeModel
+from loramux_profiles.widths import experts_by_layer
 
 from .measured import SHAPE, random_step, truth
 
@@ -67,7 +68,7 @@ def test_recompute_never_takes_less() -> None:
 
 
 def test_experts_by_group_of_layers() -> None:
-    assert experts_by_layer(AdapterPoint(method="mola", rank=8, experts=(2, 6)), 5) == [2, 2, 2, 6, 6]
+    assert experts_by_layer((2, 6), 5) == (2, 2, 2, 6, 6)
 
 
 def test_bad_coefficients_are_refused() -> None:

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from loramux_profiles.widths import RANK_BUCKETS, multiple_of_8, rank_bucket
 from loramux_runtime.adapters.lora.config import LoraConfig
 from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.slab import ALIGN, RANK_BUCKETS, SlabLayout, multiple_of_8, rank_bucket
+from loramux_runtime.slab import ALIGN, SlabLayout
 
 from .matrix import NAMES, case, fused, shaken
 

@@ -8,26 +8,9 @@ from typing import Final
 
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint
+from loramux_profiles.widths import experts_by_layer, multiple_of_8, rank_bucket
 
-RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
 FFN: Final = ("gate", "up", "down")
-
-
-def rank_bucket(rank: int) -> int:
-    """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
-
-    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of one bucket share a
-    grouped GEMM.
-    """
-    for width in RANK_BUCKETS:
-        if rank <= width:
-            return width
-    return -(-rank // 64) * 64
-
-
-def multiple_of_8(width: int) -> int:
-    """Smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
-    return -(-width // 8) * 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +55,7 @@ def layer_plans(shape: ModelShape, adapter: AdapterPoint) -> tuple[LayerPlan, ..
             block = Experts(experts=adapter.experts, top_k=adapter.top_k, width=multiple_of_8(adapter.rank))
         one = LayerPlan(updates={name: Update(width=width) for name in names}, block=block)
         return (one,) * shape.layers
-    counts = (adapter.experts,) if isinstance(adapter.experts, int) else adapter.experts
-    if len(counts) > shape.layers:
-        raise ValueError(f"{len(counts)} groups of experts for {shape.layers} layers")
+    counts = experts_by_layer(adapter.experts, shape.layers)
     kinds = {
         experts: LayerPlan(
             updates={
@@ -82,9 +63,9 @@ def layer_plans(shape: ModelShape, adapter: AdapterPoint) -> tuple[LayerPlan, ..
                 for t in shape.targets(adapter.targets)
             }
         )
-        for experts in counts
+        for experts in set(counts)
     }
-    return tuple(kinds[counts[layer * len(counts) // shape.layers]] for layer in range(shape.layers))
+    return tuple(kinds[experts] for experts in counts)
 
 
 def stored_params(shape: ModelShape, adapter: AdapterPoint) -> int:

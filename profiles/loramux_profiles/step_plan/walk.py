@@ -128,7 +128,7 @@ def update_backward(
 
 
 def dora_saved(setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int) -> int:
-    """What DoRA keeps of a linear, job by job: both its outputs, its masks as bools, and what its magnitudes scale by."""
+    """What DoRA keeps of a linear, job by job: both outputs, masks as bools, and what its magnitudes scale by."""
     total = 0
     for group in groups:
         if group.dora and name in group.plan.updates:
@@ -212,9 +212,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
         name: update_saved(setting, groups, name) + dora_saved(setting, groups, name, t.n_in, t.n_out)
         for name, t in linear.items()
     }
-    has_dora = {
-        name: dora_backward(setting, groups, name, t.n_in, t.n_out) for name, t in linear.items()
-    }
+    has_dora = {name: dora_backward(setting, groups, name, t.n_in, t.n_out) for name, t in linear.items()}
     norm_1 = 0 if first else hidden + row
     x_1 = hidden if any(any_update(groups, n) for n in "qkv") else 0
     lengths = [n for g in groups for job in g.jobs for n in job.lengths]

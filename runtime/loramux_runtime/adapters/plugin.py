@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from loramux_profiles.widths import multiple_of_8
 from loramux_runtime.adapters.base import BaseSites, LinearPlan, Method, Plans, Site, scale_of
-from loramux_runtime.slab import FilePart, TensorSpec, multiple_of_8
+from loramux_runtime.slab import FilePart, TensorSpec
 
 
 def plugin_specs(prefix: str, key: str, site: Site, rank: int, experts: int) -> list[TensorSpec]:

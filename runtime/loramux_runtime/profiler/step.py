@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.adapters import METHODS
 from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.base_model import BaseModel
-from loramux_runtime.kernels import dropout
 from loramux_runtime.model import FusedModel
 from loramux_runtime.packing import IGNORED, MicroBatch, Part
 from loramux_runtime.profiler.tracker import StorageTracker

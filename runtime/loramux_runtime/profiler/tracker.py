@@ -47,8 +47,8 @@ class StorageTracker(TorchDispatchMode):
         size = -(-storage.nbytes() // ALLOCATION) * ALLOCATION
         if self.limit_bytes is not None and self.live + size > self.limit_bytes:
             raise MemoryLimitError(
-                f"DefaultCPUAllocator: can't allocate memory: {size:,} bytes on top of {self.live:,} exceed the limit of "
-                f"{int(self.limit_bytes):,}"
+                f"DefaultCPUAllocator: can't allocate memory: {size:,} bytes on top of {self.live:,} "
+                f"exceed the limit of {int(self.limit_bytes):,}"
             )
         self._known.add(storage)
         self.live += size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from loramux_profiles.widths import rank_bucket
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.adapters.base import BaseSites, LinearPlan, Method, Plans, Site, scale_of
 from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.slab import FilePart, TensorSpec, rank_bucket
+from loramux_runtime.slab import FilePart, TensorSpec
 
 
 def lora_specs(prefix: str, key: str, site: Site, rank: int, dora: bool) -> list[TensorSpec]:

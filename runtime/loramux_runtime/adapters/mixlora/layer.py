@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from loramux_profiles.widths import multiple_of_8
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.adapters.balance import balance_loss, balance_stats, top_k_weights
 from loramux_runtime.adapters.base import BaseSites, Block, Method, Plans, scale_of
@@ -25,7 +26,7 @@ from loramux_runtime.kernels.expert_ffn import expert_ffn
 from loramux_runtime.kernels.experts import ExpertPair, Slots, combine, make_slots, slot_update, token_update
 from loramux_runtime.kernels.gated import gated
 from loramux_runtime.routing import Router, router_logits
-from loramux_runtime.slab import FilePart, TensorSpec, multiple_of_8
+from loramux_runtime.slab import FilePart, TensorSpec
 from loramux_runtime.stats import RouterStats
 
 _LORA = Lora()

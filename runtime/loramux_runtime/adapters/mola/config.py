@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loramux_profiles.widths import experts_by_layer
 from loramux_runtime.adapters.base import check_lora
 
 
@@ -31,13 +32,8 @@ class MolaConfig:
             raise ValueError(f"top_k must be from 1 to the fewest experts of a layer ({min(counts)}), not {self.top_k}")
 
     def experts_of(self, layer: int, layers: int) -> int:
-        """Experts of a layer; ValueError where the groups do not divide the layers."""
-        if isinstance(self.num_experts, int):
-            return self.num_experts
-        groups = len(self.num_experts)
-        if groups > layers:
-            raise ValueError(f"{groups} groups of experts for {layers} layers")
-        return self.num_experts[layer * groups // layers]
+        """Experts of a layer; ValueError where there are more groups than layers."""
+        return experts_by_layer(self.num_experts, layers)[layer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

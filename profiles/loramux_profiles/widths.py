@@ -1,0 +1,34 @@
+"""How wide the runtime stores low-rank pairs: what grouped GEMMs and cost models both go by."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
+
+
+def rank_bucket(rank: int) -> int:
+    """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
+
+    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of one bucket share a
+    grouped GEMM.
+    """
+    for width in RANK_BUCKETS:
+        if rank <= width:
+            return width
+    return -(-rank // 64) * 64
+
+
+def multiple_of_8(width: int) -> int:
+    """Smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
+    return -(-width // 8) * 8
+
+
+def experts_by_layer(experts: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Experts of every layer, where there may be one number per group of layers (MoLA). ValueError for more groups than
+    layers.
+    """
+    groups = (experts,) if isinstance(experts, int) else experts
+    if len(groups) > layers:
+        raise ValueError(f"{len(groups)} groups of experts for {layers} layers")
+    return tuple(groups[layer * len(groups) // layers] for layer in range(layers))
