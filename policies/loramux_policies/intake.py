@@ -108,7 +108,8 @@ class Intake:
                 need = model.upper_bytes((cost,))
                 alone = alone or need
                 extra = 0.0
-                if not cost.overridden:
+                # Where memory is planned, others' temporaries may cover the job's own
+                if not cost.overridden and cost.base.planned is None:
                     extra = min(cost.dynamic_q * (1 + model.upper_margin), float(cost.base.weights_bytes))
                 least = min(least, cost.own_bytes + extra)
             known = self._needs[costs] = (least, alone)

@@ -18,13 +18,15 @@ SEAT_SLACK: Final = 1e-9
 class Group:
     """The residents of one base model on one device; they fuse, so their activations add up."""
 
-    __slots__ = ("base", "by_row", "by_square", "by_token", "dynamic", "jobs", "longest")
+    __slots__ = ("base", "by_row", "by_square", "by_token", "costs", "dynamic", "jobs", "longest")
 
     def __init__(self, base: BaseCost) -> None:
         self.base = base
         self.jobs = 0
         self.dynamic = 0.0
-        """Packed: sum of the jobs' own dynamic bytes."""
+        """Packed: sum of the jobs' own dynamic bytes, or what the allocation plan says of all of them."""
+        self.costs: tuple[JobCost, ...] = ()
+        """Where the base is planned."""
         self.by_token = 0.0
         """Padded: sum of rows * token_bytes, to be multiplied by the common padded length; likewise the next two."""
         self.by_square = 0.0
@@ -40,7 +42,26 @@ class Group:
             self.by_row,
             self.longest,
         )
+        twin.costs = self.costs
         return twin
+
+    def with_one(self, cost: JobCost) -> float:
+        """Planned dynamic bytes with one job more."""
+        assert self.base.planned is not None
+        return self.base.planned.admitted((*self.costs, cost))
+
+    def change(self, cost: JobCost, sign: int) -> None:
+        """Count a job's dynamic bytes in or out."""
+        planned = self.base.planned
+        if planned is None:
+            self.dynamic += sign * cost.dynamic_q
+            return
+        if sign > 0:
+            self.costs = (*self.costs, cost)
+        else:
+            at = self.costs.index(cost)
+            self.costs = (*self.costs[:at], *self.costs[at + 1 :])
+        self.dynamic = planned.admitted(self.costs)
 
     def add_padded(self, cost: JobCost, sign: int) -> None:
         """The parts that are multiplied by the common length."""
@@ -165,6 +186,8 @@ class Ledger:
             own = self._padded_with(group, cost)
         elif group is None:
             own = cost.alone_q
+        elif base.planned is not None:
+            own = group.with_one(cost)
         else:
             own = cost.alone_q + group.dynamic
         if group is None:
@@ -203,6 +226,8 @@ class Ledger:
                 need = cost.alone_q
                 if group is None:
                     static += base.weights_bytes
+                elif base.planned is not None:
+                    need = group.with_one(cost)
                 else:
                     need += group.dynamic
                 if self.dynamic > need:
@@ -224,7 +249,7 @@ class Ledger:
                 group = self.groups[base.key] = Group(base)
                 self.weights += base.weights_bytes
             group.jobs += 1
-            group.dynamic += cost.dynamic_q
+            group.change(cost, 1)
             if cost.length_q > group.longest:
                 group.longest = cost.length_q
             if self.padded:
@@ -246,7 +271,7 @@ class Ledger:
         if not cost.overridden:
             group = self.groups[cost.base.key]
             group.jobs -= 1
-            group.dynamic -= cost.dynamic_q
+            group.change(cost, -1)
             if self.padded:
                 group.add_padded(cost, -1)
             if group.jobs == 0:

@@ -13,12 +13,17 @@ from loramux_profiles import memory, steptime
 from loramux_profiles.adapters import AdapterCost, adapter_cost
 from loramux_profiles.curves import SpeedupCurve
 from loramux_profiles.devices import DeviceProfile
+from loramux_profiles.fitted import FittedModel, adapter_point
 from loramux_profiles.lengths import LengthDist, is_length_shape, length_dist
 from loramux_profiles.memory import Copies, Fusion, Implementation
+from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.rates import ExpectedStep, expected_step
 from loramux_profiles.shapes import ModelShape, load_shape
+from loramux_profiles.step_plan.structure import stored_params
+from loramux_profiles.step_point import AdapterPoint
 from loramux_profiles.steptime import Ints
 from loramux_profiles.work import ADMISSION_QUANTILE, BaseCost, JobCost
+from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 
 __all__ = ["Copies", "CostModel", "DoesNotFit", "ExpectedStep", "Fusion", "Implementation", "declared_micro_steps"]
@@ -74,6 +79,12 @@ class _Parts(NamedTuple):
     method_floor_s: float
     load_s: float
     pause_s: float
+    row_s: float = 0.0
+    label_s: float = 0.0
+    """Per position that is learned; every token but a row's first counts as one, as nothing says otherwise."""
+    job_s: float = 0.0
+    """Per fused step, however few rows."""
+    adapter: AdapterPoint | None = None
 
 
 class CostModel:
@@ -82,6 +93,9 @@ class CostModel:
     `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`, micro-batch = batch.
     `rates`: an aggregate-rate curve that replaces the fused step (None: fused steps; with separate copies the device's
     own curve of parallel processes). `folder`: where relative paths of models start (the trace's).
+
+    A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that: measured times, and
+    memory by the allocation plan of the packed runtime; UsageError with another fusion.
     """
 
     def __init__(
@@ -102,14 +116,21 @@ class CostModel:
         self.ideal = ideal
         self.rates = device.parallel_curve if rates is None and copies == "separate" else rates
         self.implementation = implementation or Implementation()
-        self.upper_margin = 0.0 if ideal else float(device.memory_margin)
+        self.fitted: FittedModel | None = None if ideal else device.fitted
+        if self.fitted is not None and fusion != "packed":
+            raise UsageError(
+                f"the profile of {self.fitted.name} was measured packed: it knows nothing of {fusion} steps"
+            )
+        margin = device.memory_margin if self.fitted is None else self.fitted.margin
+        self.upper_margin = 0.0 if ideal else float(margin)
         reserved = 0.0 if ideal else device.reserved_bytes
         self.capacity_bytes = int(device.memory_bytes - reserved)
         self._classes: dict[tuple[Any, ...], _Class] = {}
         self._costs: dict[tuple[Any, ...], JobCost] = {}
         self._bases: dict[tuple[str, str], BaseCost] = {}
         self._parts: dict[tuple[Any, ...], _Parts] = {}
-        self._key = _key_dropout if self.implementation.stored_dropout else _key
+        by_dropout = self.implementation.stored_dropout or self.fitted is not None
+        self._key = _key_dropout if by_dropout else _key
 
     # -- one job
 
@@ -212,8 +233,21 @@ class CostModel:
             name = spec.dataset
         return length_dist(spec.seq_len, spec.seq_len_p95, name)
 
-    def _base(self, shape: ModelShape, dtype: str) -> BaseCost:
+    def _base(self, shape: ModelShape, dtype: str, fitted: FittedModel | None = None) -> BaseCost:
         base = self._bases.get((shape.name, dtype))
+        if base is None and fitted is not None:
+            base = self._bases[shape.name, dtype] = BaseCost(
+                key=shape.name if dtype == "bf16" else f"{shape.name}:{dtype}",
+                weights_bytes=shape.weight_bytes(dtype),
+                context_bytes=int(self.device.context_bytes),
+                dynamic_bytes=0.0,
+                floor_s=0.0,
+                read_s=fitted.time.step_s(),
+                load_s=fitted.base_load_s,
+                planned=PlannedMemory(
+                    shape, dtype=dtype, exact=fitted.exact, scale=fitted.scale, offset_bytes=fitted.offset_bytes
+                ),
+            )
         if base is None:
             device, none = self.device, self.ideal
             weights = memory.weight_bytes(shape, dtype, device)
@@ -239,6 +273,9 @@ class CostModel:
             return known
         shape = load_shape(spec.base_model, self.folder)
         device, implementation, ideal = self.device, self.implementation, self.ideal
+        if self.fitted is not None and self.fitted.covers(shape, dtype):
+            parts = self._parts[key] = self._fitted_parts(spec, shape, self.fitted)
+            return parts
         adapter: AdapterCost = adapter_cost(
             shape,
             method=spec.method,
@@ -276,6 +313,32 @@ class CostModel:
         self._parts[key] = parts
         return parts
 
+    def _fitted_parts(self, spec: JobSpec, shape: ModelShape, fitted: FittedModel) -> _Parts:
+        """The same from a fitted record."""
+        adapter = adapter_point(spec)
+        params = stored_params(shape, adapter)
+        times = fitted.time.job(adapter, recompute=spec.recompute)
+        each = fitted.time.named().get("parameters", 0.0)
+        state = memory.STATE_BYTES * params
+        return _Parts(
+            base=self._base(shape, spec.dtype, fitted),
+            own_bytes=state,
+            state_bytes=state,
+            token_bytes=0.0,
+            square_bytes=0.0,
+            row_bytes=0.0,
+            token_s=times.token_s,
+            square_s=times.square_s,
+            optimizer_s=each * params,
+            method_floor_s=0.0,
+            load_s=fitted.join_s + fitted.join_byte_s * state,
+            pause_s=fitted.pause_s + fitted.pause_byte_s * state,
+            row_s=times.row_s,
+            label_s=times.label_s,
+            job_s=times.job_s - each * params + times.shared_s,
+            adapter=adapter,
+        )
+
     def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
         parts = self._parts_of(spec, progress)
         lengths = self._lengths(spec)
@@ -306,14 +369,16 @@ class CostModel:
             square_bytes=parts.square_bytes,
             row_bytes=parts.row_bytes,
             overridden=False,
-            token_s=parts.token_s,
+            token_s=parts.token_s + parts.label_s,
             square_s=parts.square_s,
-            step_s=parts.optimizer_s / accumulation,
+            step_s=parts.optimizer_s / accumulation + parts.job_s + rows * (parts.row_s - parts.label_s),
             method_floor_s=parts.method_floor_s,
             solo_step_s=0.0,
             load_s=parts.load_s,
             pause_s=parts.pause_s,
             real_tokens=rows * lengths.mean,
+            adapter=parts.adapter,
+            recompute=spec.recompute,
         )
 
 

@@ -14,10 +14,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from loramux_profiles.curves import SpeedupCurve, curve_through
 from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown
+from loramux_profiles.fitted import FittedModel, fitted_model
 from loramux_profiles.validation import validate
 from loramux_traces.errors import UsageError
 
@@ -98,6 +107,8 @@ class DeviceProfile(BaseModel):
     description: str = ""
     parameters: dict[str, Parameter]
     parallel: ParallelCurve
+    fitted: Annotated[FittedModel | None, SkipValidation] = Field(default=None, exclude=True, repr=False)
+    """What was measured of one model on it, where the profile is that of a record."""
 
     @model_validator(mode="before")
     @classmethod
@@ -136,7 +147,8 @@ class DeviceProfile(BaseModel):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content: two profiles of one digest predict the same."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        measured = "" if self.fitted is None else self.fitted.digest
+        return hashlib.sha256((self.model_dump_json() + measured).encode()).hexdigest()
 
     @cached_property
     def parallel_curve(self) -> SpeedupCurve:
@@ -156,9 +168,11 @@ def device_names() -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def load_device(name_or_path: str) -> DeviceProfile:
+def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfile:
     """A shipped device by name, or the profile in a file (one that ends in .json or has a separator).
 
+    A file may also be a record that `loramux profile` measured: the device is then the one it names, with the fit for
+    the model that was measured. Jobs on other models are refused unless `allow_other`.
     Raises UsageError for an unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
     """
     known = device_names()
@@ -169,7 +183,22 @@ def load_device(name_or_path: str) -> DeviceProfile:
         path = Path(name_or_path)
     else:
         raise unknown("device", name_or_path, known, ", or the path of a profile")
-    return validate(DeviceProfile, path, read_json(path))
+    document = read_json(path)
+    if document.get("kind") == "profile":
+        return _measured(path, allow_other)
+    return validate(DeviceProfile, path, document)
+
+
+def _measured(path: Path, allow_other: bool) -> DeviceProfile:
+    from loramux_profiles.records import read_record
+
+    record = read_record(path)
+    beside = path.parent / "device.json"
+    device = load_device(str(beside) if beside.is_file() else record.device.name)
+    if device.name != record.device.name:
+        raise UsageError(f"{path}: measured on {record.device.name!r}, beside the profile of {device.name!r}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return device.model_copy(update={"fitted": fitted_model(record, digest, path, allow_other=allow_other)})
 
 
 def parse_devices(text: str) -> tuple[DeviceProfile, ...]:

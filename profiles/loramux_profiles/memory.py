@@ -119,7 +119,7 @@ def set_bytes(jobs: Sequence[JobCost], fusion: Fusion, copies: Copies, margin: f
         for job in charged:
             base = job.base
             total += base.weights_bytes + base.context_bytes
-            total += (base.dynamic_bytes + _job_dynamic(job)) * (1 + margin)
+            total += job.alone_q * (1 + margin)
         return total
     groups: dict[str, list[JobCost]] = {}
     for job in charged:
@@ -136,7 +136,10 @@ def _job_dynamic(job: JobCost) -> float:
 
 
 def _dynamic(group: Sequence[JobCost], fusion: Fusion) -> float:
-    constant = group[0].base.dynamic_bytes
+    base = group[0].base
+    if base.planned is not None:
+        return base.planned.admitted(group)
+    constant = base.dynamic_bytes
     if fusion == "packed":
         return constant + sum(_job_dynamic(job) for job in group)
     length = max(round_up(job.length_q) for job in group)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+ROUNDING: Final = 8
+"""Tokens are rounded up to a multiple of this (grouped GEMMs want 16-byte strides)."""
 RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
 
 

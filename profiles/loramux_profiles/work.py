@@ -5,6 +5,7 @@ The models are linear in these constants, so that a scheduler adds and removes j
 memory of a device  = sum over bases in use (weights_bytes) + context_bytes + sum of own_bytes
                       + max over bases (dynamic)
 dynamic of a base   = dynamic_bytes + sum over its jobs (token_bytes * T_i + square_bytes * Q_i + row_bytes * rows_i)
+                      (with a fitted profile: by the allocation plan of the set, `planned`)
 time of a fused step = max(floor_s + method floors, read_s + sum(token_s * T_i + square_s * Q_i)) + sum(step_s)
                        (packed: plus base.token_s for each token of rounding, inside the max)
 
@@ -19,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from loramux_profiles.length_table import LengthDist
+from loramux_profiles.planned import PlannedMemory
+from loramux_profiles.step_point import AdapterPoint
+from loramux_profiles.widths import ROUNDING as ROUNDING
 
-ROUNDING: Final = 8
-"""Tokens are rounded up to a multiple of this (grouped GEMMs want 16-byte strides)."""
 ADMISSION_QUANTILE: Final = 0.999
 """Length quantile that admission reckons with, and at which a job's rows are truncated (0.07% of the tokens of the
 default shape); `fuse` checks the real lengths."""
@@ -46,6 +48,8 @@ class BaseCost:
     """Time to bring the weights to the device."""
     token_s: float = 0.0
     """Seconds per token without adapters: what a token of the packed rounding costs (it belongs to no job)."""
+    planned: PlannedMemory | None = None
+    """Dynamic bytes of sets and steps by the allocation plan; None: by the linear constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,6 +103,9 @@ class JobCost:
     """Time to move its state out (and the same back in)."""
     real_tokens: float
     """Expected non-pad tokens of one micro-batch: rows * mean length."""
+    adapter: AdapterPoint | None = None
+    """What the plan knows it by; where its base is planned."""
+    recompute: bool = False
     dynamic_q: float = field(init=False)
     """Activations of that micro-batch at the admission quantile, were it alone in the step."""
     alone_q: float = field(init=False)
@@ -106,5 +113,8 @@ class JobCost:
 
     def __post_init__(self) -> None:
         dynamic = self.token_bytes * self.tokens_q + self.square_bytes * self.squares_q + self.row_bytes * self.rows
+        planned = self.base.planned
+        if planned is not None:
+            dynamic = planned.admitted((self,))
         object.__setattr__(self, "dynamic_q", dynamic)
         object.__setattr__(self, "alone_q", self.base.dynamic_bytes + dynamic)

@@ -15,7 +15,7 @@ from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan.structure import LayerPlan, layer_plans, stored_params
 from loramux_profiles.step_plan.walk import INDEX, WIDE, Group, Layer, Setting, layer, up
 from loramux_profiles.step_point import JobPoint, StepPoint
-from loramux_profiles.work import ROUNDING
+from loramux_profiles.widths import ROUNDING
 
 LOSS_CHUNK: Final = 512
 """Rows of logits at a time (`kernels.loss`)."""

@@ -108,7 +108,7 @@ class _ExpertFfn(torch.autograd.Function):
 def _down_backward(
     grad: Tensor, a: Tensor, d_a: Tensor, u: Tensor, factor: Tensor, pair: ExpertPair, slots: Slots
 ) -> Tensor:
-    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w's; spoils `a`."""
+    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w. Spoils `a`."""
     d_v = slots.pick(grouped_narrow(grad, pair.b.transpose(2, 3).flatten(1, 2), slots.job_offs))
     scaled = d_v * pair.scale
     d_u = (scaled * factor).to(u.dtype)

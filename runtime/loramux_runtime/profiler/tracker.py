@@ -18,7 +18,7 @@ class MemoryLimitError(RuntimeError):
     """An allocation would have exceeded the tracker's limit; reads like the CPU allocator's own error."""
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`live` and `peak`: bytes of the storages that operations inside the mode made and that still exist.
 
     On a build without CUDA this is the only measure there is: `torch.cuda.max_memory_allocated()` answers 0. Not
@@ -28,7 +28,7 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(self, limit_bytes: float | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.limit_bytes = limit_bytes
