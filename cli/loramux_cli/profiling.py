@@ -65,11 +65,13 @@ def profile_command(
         raise UsageError("loramux profile needs --shape NAME or --path FOLDER (or --check FILE)")
     budget_s = duration_s(budget)
     target = out or Path(f"{Path(shape or str(path)).name.removesuffix('.json')}.json")
-    if target.exists() and not force:
-        raise StateError(f"{target}: there is a profile already; --force replaces it")
     from loramux_cli.train import need_torch
 
     need_torch()
+    from loramux_runtime.profiler.journal import journal_path
+
+    if target.exists() and not force and not (resume and journal_path(target).exists()):
+        raise StateError(f"{target}: there is a whole profile already; --force replaces it")
     from loramux_profiles.shapes import load_shape
     from loramux_runtime.devices import choose_device, set_threads
 
@@ -99,16 +101,13 @@ def profile_command(
         goal=goal,
         most=points,
     ) as session:
-        reason = "interrupted"
         try:
             with _progress(budget_s, quiet=quiet) as session.tell:
                 reason = session.run(budget_s)
-        finally:  # an interrupt or a fault: what was measured is written, and its journal stays for --resume
-            record = _record(head, session, transfers=reason != "interrupted")
-            if record is not None:
-                from loramux_profiles.records import write_record
-
-                write_record(target, record)
+        except BaseException:  # an interrupt or a fault: what was measured is written, its journal stays for --resume
+            _write(target, _record(head, session))
+            raise
+        record = _write(target, _record(head, session, transfers=True))
         session.journal.path.unlink(missing_ok=True)
     if record is None:
         raise StateError(f"not one step could be measured within {budget}")
@@ -244,9 +243,22 @@ def _session(
         )
 
 
-def _record(head: dict[str, Any], session: Session, *, transfers: bool) -> ProfileRecord | None:
-    """The record of what was measured, fitted where there is enough of it; None where there is nothing."""
+def _write(target: Path, record: ProfileRecord | None) -> ProfileRecord | None:
+    """Write a record, and again with a fit where there is enough for one."""
     from loramux_cli.fitting import fitted
+    from loramux_profiles.records import write_record
+
+    if record is None:
+        return None
+    write_record(target, record)
+    with_fit = fitted(record)
+    if with_fit is not None:
+        write_record(target, with_fit)
+    return with_fit or record
+
+
+def _record(head: dict[str, Any], session: Session, *, transfers: bool = False) -> ProfileRecord | None:
+    """The record of what was measured; None where that is nothing."""
     from loramux_profiles.records import ProfileRecord
     from loramux_runtime.profiler.session import rows_of
     from loramux_runtime.profiler.transfers import measure_transfers
@@ -257,8 +269,7 @@ def _record(head: dict[str, Any], session: Session, *, transfers: bool) -> Profi
     document = {**head, "date": datetime.date.today().isoformat(), "points": rows}
     if transfers:
         document["transfers"] = measure_transfers(session.model)
-    record = ProfileRecord.model_validate(document)
-    return fitted(record) or record
+    return ProfileRecord.model_validate(document)
 
 
 @contextmanager

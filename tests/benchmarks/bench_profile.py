@@ -5,7 +5,7 @@
 Draws random fused steps (mixed methods, ranks, lengths, 1 to 8 jobs, recompute on and off, shares of labels) by a rule of
 its own, measures each one's dynamic bytes and the median of 5 interleaved repeats of its time on this machine, and sets
 the profile's models, mLoRA's form and linear forms (fitted to the PROFILE's steps, like ours) and the unfitted prior
-beside them. Measurements go to steps.jsonl, which a run that was broken off goes on with (--resume).
+beside them. Measurements go to steps.jsonl (not committed), which a run that was broken off goes on with (--resume).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import torch
 
 from loramux_profiles.devices import load_device
@@ -32,7 +33,7 @@ from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.identity import commit, describe_device, versions
 from loramux_runtime.profiler.journal import Journal
 from loramux_runtime.profiler.measure import Measured, measure_block
-from loramux_traces.filesafe import write_json, write_text
+from loramux_traces.filesafe import write_csv, write_json, write_text
 
 BLOCK: Final = 10
 REPEATS: Final = 5
@@ -179,6 +180,29 @@ def report(record: ProfileRecord, found: Sequence[Measured]) -> dict[str, Any]:
     return result
 
 
+def by_step(record: ProfileRecord, found: Sequence[Measured]) -> pd.DataFrame:
+    """A row per step: what was measured and predicted."""
+    seconds = time_model(record).seconds
+    memory = memory_model(record) if record.fit is not None and record.fit.memory is not None else lambda point: None
+    return pd.DataFrame(
+        {
+            "jobs": len(one.point.jobs),
+            "methods": " ".join(job.adapter.method for job in one.point.jobs),
+            "tokens": one.point.tokens,
+            "labels": sum(job.labels for job in one.point.jobs),
+            "recompute": one.point.recompute,
+            "dynamic_bytes": one.memory["dynamic"],
+            "predicted_bytes": memory(one.point),
+            "median_s": one.median_s,
+            "low_s": min(one.samples),
+            "high_s": max(one.samples),
+            "anchor_s": one.anchor_s,
+            "predicted_s": seconds(one.point),
+        }
+        for one in found
+    )
+
+
 def online(record: ProfileRecord, points: Sequence[StepPoint], actual: Floats) -> dict[str, float]:
     """Errors of our step times where each block's are corrected by what the steps of earlier blocks took."""
     ratio = LogRatio()
@@ -264,6 +288,7 @@ def main() -> None:
     result = report(record, found)
     about = {"device": describe_device(torch.device("cpu"), "cpu"), "versions": versions(), "commit": commit()}
     write_json(options.out / "heldout.json", {**result, **about})
+    write_csv(options.out / "heldout.csv", by_step(record, found).round(6))
     text = markdown(result, record)
     write_text(options.out / "heldout.md", text)
     print(text)

@@ -102,6 +102,14 @@ def test_an_interrupt_writes_what_there_is(config: Path, tmp_path: Path) -> None
     assert found.timed
     assert found.transfers is None
     assert (tmp_path / "tiny.json.partial.jsonl").exists()
+    with started(config, out, "--resume", "--points", "1") as process:
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    again = read_record(out)
+    assert [p.step for p in again.points] == [p.step for p in found.points]
+    assert again.timed[: len(found.timed)] == found.timed
+    assert len(again.timed) == len(again.points)
+    assert again.transfers is not None
 
 
 def test_usage_errors(config: Path, tmp_path: Path, cli: Cli) -> None:

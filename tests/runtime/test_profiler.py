@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from loramux_profiles.records import Transfers
 from loramux_profiles.shapes import ModelShape
-from loramux_profiles.step_point import METHODS, StepPoint
+from loramux_profiles.step_point import METHODS, AdapterPoint, JobPoint, StepPoint
 from loramux_profiles.time_features import FEATURES, INDEX, step_features
 from loramux_runtime.base_model import build_base
 from loramux_runtime.model import FusedModel
@@ -24,6 +24,7 @@ from loramux_runtime.profiler.journal import Journal, journal_path
 from loramux_runtime.profiler.measure import Measured, measure_block, peak
 from loramux_runtime.profiler.session import Progress, Session, rows_of
 from loramux_runtime.profiler.step import PointStep
+from loramux_runtime.profiler.tracker import StorageTracker
 from loramux_runtime.profiler.transfers import measure_transfers
 from loramux_traces.errors import InvalidInputError, StateError, UsageError
 
@@ -146,6 +147,27 @@ def test_active_experts_of_a_dynmole_job_are_recorded(model: FusedModel) -> None
     assert one.active_experts is not None
     for job, active in zip(found.jobs, one.active_experts, strict=True):
         assert (active is not None) == (job.adapter.method == "dynmole")
+
+
+def test_the_memory_of_a_dynmole_step_does_not_follow_its_active_experts(model: FusedModel) -> None:
+    """Its experts are computed densely: 2 of 8 active take the bytes of 8 of 8, and the models hold them constant."""
+    adapter = AdapterPoint(method="dynmole", rank=4, experts=8, top_k=2)
+    step = PointStep(model, StepPoint(jobs=(JobPoint(adapter=adapter, lengths=(30, 20), labels=20),)))
+    (slab,) = [one.slab for one in step.adapters]
+    gates = [slab.param(spec.key) for spec in slab.layout.specs if spec.key.endswith(".gate")]
+    seen: list[tuple[float, int]] = []
+    for sharpness in (0.0, 1e4):  # all experts alike; one of them certain
+        for gate in gates:
+            gate.normal_().mul_(sharpness)
+        tracker = StorageTracker()
+        with tracker:
+            (outcome,) = model.step(step.parts)
+        assert outcome.active_experts is not None
+        seen.append((outcome.active_experts, tracker.peak))
+    (many, dense), (few, sharp) = seen
+    assert many == pytest.approx(8.0)
+    assert few < 2.5
+    assert dense == sharp
 
 
 def test_steps_of_a_block_keep_their_own_recompute(model: FusedModel) -> None:
