@@ -194,5 +194,5 @@ def test_data_is_found_inside_an_installed_package(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == [
         str(tmp_path.resolve() / "loramux_profiles" / "data"),
-        str(len(shapes.shape_names())),
+        str(len(shape_names())),
     ]

@@ -1,8 +1,8 @@
 """The peak of a fused step by formula: a walk over its allocations instead of a run. No torch.
 
 The peak is the highest of a few candidates: the loss with its chunk of logits, the loss's and the final norm's backward
-pass, the backward pass of the last layer of each kind (below it everything that a layer adds has been freed), and the
-optimizers, which run when the activations are gone. O(jobs x linears).
+pass, and the backward pass of each layer (whatever a later layer kept has been freed there). Optimizers come when the
+activations are gone, and need nothing. O(jobs x linears).
 """
 
 from __future__ import annotations
@@ -68,8 +68,6 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
         "loss backward": always + kept + final + hidden + 2 * grad,
         "norm backward": always + kept + final + hidden + 3 * up(width * shape.hidden * WIDE),
     }
-    # AdamW's square root of the second moment, and that over the bias correction
-    moments["optimizer"] = max(2 * up(params * WIDE) for params in stored)
     below = 0
     for i, la in enumerate(layers):
         saved = la.recomputed if point.recompute else la.saved

@@ -71,9 +71,8 @@ class PointStep:
             Part(adapter=adapter, batch=micro_batch(job, model.base.vocab, seed=seed + i))
             for i, (adapter, job) in enumerate(zip(self.adapters, point.jobs, strict=True))
         ]
-        fused = model.base.device.type == "cuda"
         self._params = [torch.nn.Parameter(adapter.slab.params) for adapter in self.adapters]
-        self._optimizers = [torch.optim.AdamW([param], lr=1e-4, fused=fused or None) for param in self._params]
+        self._optimizers = [torch.optim.AdamW([param], lr=1e-4, fused=True) for param in self._params]
         for param, adapter in zip(self._params, self.adapters, strict=True):
             param.grad = adapter.slab.grads
         self.optimize()  # makes the moments
