@@ -155,8 +155,9 @@ class DropKey:
         keys = _channel_keys((channels + 1) // 2, device)
         words = torch.empty(min(step, n), channels, dtype=torch.int32, device=device)
         scratch = torch.empty(2, min(step, n), len(keys), dtype=torch.int32, device=device)
+        narrow = words if width == 4 else torch.empty(words.shape, dtype=_WORDS[width], device=device)
         for a in range(0, n, step):
             b = min(n, a + step)
             own = last if len(last) == 1 else last[a:b]
             keep = keep_words(rows[a:b], keys, own, words[: b - a], scratch[:, : b - a])
-            yield a, b, keep if width == 4 else keep.to(_WORDS[width])
+            yield a, b, keep if width == 4 else narrow[: b - a].copy_(keep)

@@ -24,12 +24,12 @@ from loramux_runtime.profiler.tracker import StorageTracker
 
 
 @contextmanager
-def _fakes(tracker: StorageTracker) -> Iterator[None]:
+def _fakes(mode: FakeTensorMode, tracker: StorageTracker) -> Iterator[None]:
     # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it belongs. The fake
     # device is called "cpu", where masks are made in blocks that fit a cache
     stay = patch("transformers.PreTrainedModel.to", lambda model, *_: model)
     blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK_DEVICE)
-    with FakeTensorMode(allow_non_fake_inputs=True), tracker, stay, blocks:
+    with mode, tracker, stay, blocks:
         yield
 
 
@@ -38,7 +38,9 @@ class FakeStep:
 
     def __init__(self, config: Any, *, dtype: FrozenDtype = "bf16", exact: bool = False) -> None:
         self._tracker = StorageTracker()
-        with _fakes(self._tracker):
+        # One for all: a tensor of another mode is taken for a new one, storage and all
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with _fakes(self._mode, self._tracker):
             self._base: BaseModel = build_base(config, dtype=dtype)
             self._model = FusedModel(self._base, exact=exact)
         self._tracker.ignore([*self._base.hf.parameters(), *self._base.hf.buffers()])
@@ -49,11 +51,11 @@ class FakeStep:
         gc.collect()
         tracker = self._tracker
         before = tracker.live
-        with _fakes(tracker):
+        with _fakes(self._mode, tracker):
             step = PointStep(self._model, point)
         state = tracker.live - before
         tracker.restart()
-        with _fakes(tracker):
+        with _fakes(self._mode, tracker):
             step.forward_backward()
             step.optimize()
         return Peak(weights=self.weight_bytes, state=state, dynamic=tracker.peak - before - state)
