@@ -20,9 +20,9 @@ from loramux_profiles.time_features import FEATURES, INDEX, step_features
 from loramux_runtime.base_model import build_base
 from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits, draw
-from loramux_runtime.profiler.journal import Journal, journal_path
+from loramux_runtime.profiler.journal import Journal, journal_path, rows_of
 from loramux_runtime.profiler.measure import Measured, measure_block, peak
-from loramux_runtime.profiler.session import Progress, Session, rows_of
+from loramux_runtime.profiler.session import Progress, Session
 from loramux_runtime.profiler.step import PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
 from loramux_runtime.profiler.transfers import measure_transfers
