@@ -21,7 +21,7 @@ from loramux_runtime.base_model import build_base
 from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits, draw
 from loramux_runtime.profiler.journal import Journal, journal_path, read_journal, rows_of
-from loramux_runtime.profiler.measure import Measured, measure_block, peak, side_by_side
+from loramux_runtime.profiler.measure import Measured, Timed, measure_block, peak, side_by_side
 from loramux_runtime.profiler.session import Progress, Session
 from loramux_runtime.profiler.step import PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
@@ -156,7 +156,24 @@ def test_peaks_are_measured_with_nothing_else_on_the_device(model: FusedModel, m
     monkeypatch.setattr("loramux_runtime.profiler.measure.peak", no_peak)
     block = [Measured(point=point) for point in points(2)]
     measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda one: None)
-    assert order == ["peak", "peak", "ready", "ready", "ready"]  # the reference step is the third
+    assert order == ["ready", "peak", "peak", "ready", "ready", "ready"]  # the first two are the reference step
+
+
+def test_a_step_without_memory_beside_the_others_has_no_times(
+    model: FusedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = [Measured(point=point) for point in points(3)]
+    inner = Timed.sample
+
+    def sample(self: Timed) -> float:
+        if self.measured is block[1] and block[1].samples:
+            raise RuntimeError("can't allocate memory")
+        return inner(self)
+
+    monkeypatch.setattr(Timed, "sample", sample)
+    measure_block(model, block, repeats=3, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda one: None)
+    assert [len(one.samples) for one in block] == [3, 1, 3]
+    assert not block[1].censored
 
 
 def test_steps_that_take_turns_fit_side_by_side() -> None:
@@ -212,8 +229,8 @@ def test_steps_of_a_block_keep_their_own_recompute(model: FusedModel) -> None:
         patch.setattr("loramux_runtime.profiler.measure.peak", lambda *_: {"dynamic": 1, "state": 1, "total": 2})
         block = [Measured(point=p) for p in mixed]
         measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda o: None)
-    anchor = [False, False]
-    assert seen == [*anchor[:1], True, False, *anchor[:1], True, False, *anchor[:1]]
+    anchor = False
+    assert seen == [anchor, anchor, True, False, anchor, True, False, anchor]
 
 
 def test_a_step_without_memory_is_a_censored_observation(model: FusedModel) -> None:

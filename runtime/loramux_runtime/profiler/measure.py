@@ -182,12 +182,14 @@ def measure_block(
 
     `found` is told of every peak and `sampled` of every time as soon as there is one; they may raise to end early.
     """
+    Timed(model, Measured(point=ANCHOR), seed=seed)  # what a model keeps from its first step on is no step's peak
     for measured in block:
         if not measured.memory:
             measured.memory = peak(model, measured.point, limit_bytes)
             found(measured)
+    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
     for group in side_by_side([one for one in block if not one.censored], _room(model)):
-        _time_group(model, group, repeats=repeats, seed=seed, sampled=sampled)
+        _time_group(model, group, anchor, repeats=repeats, seed=seed, sampled=sampled)
 
 
 def side_by_side(block: Sequence[Measured], room: float) -> Iterator[list[Measured]]:
@@ -217,22 +219,40 @@ def _room(model: FusedModel) -> float:
 def _time_group(
     model: FusedModel,
     group: Sequence[Measured],
+    anchor: Timed,
     *,
     repeats: int,
     seed: int,
     sampled: Callable[[Measured], None],
 ) -> None:
-    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
     timed = [ready for one in group if (ready := _ready(model, one, seed)) is not None]
     anchors: list[float] = []
     for turn in range(repeats):
         anchors.append(anchor.sample())
         for one in timed[:: -1 if turn % 2 else 1]:
             if len(one.measured.samples) < repeats:
-                one.measured.samples.append(one.sample())
+                seconds = _sampled(model, one)
+                if seconds is None:
+                    timed.remove(one)
+                    continue
+                one.measured.samples.append(seconds)
                 one.measured.anchor_s = statistics.median(anchors)
                 sampled(one.measured)
         anchors.append(anchor.sample())
+
+
+def _sampled(model: FusedModel, step: Timed) -> float | None:
+    """One time of a step; None where its memory, beside the others', is too scattered after all."""
+    failed = False
+    try:
+        return step.sample()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        failed = True
+    if failed and model.base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def _ready(model: FusedModel, measured: Measured, seed: int) -> Timed | None:
