@@ -51,6 +51,9 @@ def profile_command(
     check: Annotated[
         Path | None, typer.Option(help="Validate a profile that was measured elsewhere, and say what it holds.")
     ] = None,
+    from_journal: Annotated[
+        Path | None, typer.Option(help="Make the profile of the journal that make gpu or a broken-off run left.")
+    ] = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     force: o.Force = False,
@@ -59,10 +62,13 @@ def profile_command(
     if check is not None:
         _check(check, as_json=as_json)
         return
+    if from_journal is not None:
+        _from_journal(from_journal, device_name, out, as_json=as_json, force=force)
+        return
     from loramux_traces.errors import StateError, UsageError
 
     if (shape is None) == (path is None):
-        raise UsageError("loramux profile needs --shape NAME or --path FOLDER (or --check FILE)")
+        raise UsageError("loramux profile needs --shape NAME or --path FOLDER (or --check or --from-journal FILE)")
     budget_s = duration_s(budget)
     target = out or Path(f"{Path(shape or str(path)).name.removesuffix('.json')}.json")
     from loramux_cli.train import need_torch
@@ -133,6 +139,20 @@ def _check(file: Path, *, as_json: bool) -> None:
     _print(read_record(file), as_json=as_json)
 
 
+def _from_journal(file: Path, device_name: str | None, out: Path | None, *, as_json: bool, force: bool) -> None:
+    from loramux_cli.train import need_torch
+    from loramux_traces.errors import StateError
+
+    need_torch()
+    from loramux_cli.from_journal import record_from_journal
+
+    record = record_from_journal(file, device_name)
+    target = out or Path(f"{record.model.name}.json")
+    if target.exists() and not force:
+        raise StateError(f"{target}: there is a whole profile already; --force replaces it")
+    _print(_write(target, record) or record, as_json=as_json)
+
+
 def _print(record: ProfileRecord, *, as_json: bool) -> None:
     from loramux_cli.fitting import fit_table
     from loramux_profiles.fit import summary
@@ -155,17 +175,10 @@ def _print(record: ProfileRecord, *, as_json: bool) -> None:
 
 
 def _device_name(where: Any) -> str:
-    from loramux_cli.train import CARDS
+    from loramux_cli.from_journal import profile_name
     from loramux_runtime.devices import card_name
-    from loramux_traces.errors import UsageError
 
-    if where.type == "cpu":
-        return "cpu"
-    card = card_name(where)
-    name = next((profile for part, profile in CARDS if part in card), None)
-    if name is None:
-        raise UsageError(f"no device profile ships for {card!r}: name one with --device-name")
-    return name
+    return "cpu" if where.type == "cpu" else profile_name(card_name(where))
 
 
 def _limit(memory: str | None, where: Any) -> float | None:
@@ -190,21 +203,10 @@ def _model(shape: str | None, path: Path | None, dtype: Any, where: Any) -> Any:
 def _head(model: Any, shape: Any, dtype: str, where: Any, name: str, seed: int) -> dict[str, Any]:
     """A record without its points."""
     from loramux_profiles.records import Model
-    from loramux_runtime.profiler import identity
+    from loramux_runtime.profiler.identity import describe_run
 
-    device = identity.describe_device(where, name)
-    one_core = device["kind"] == "cpu" and device["threads"] == 1
-    return {
-        "schema_version": 1,
-        "kind": "profile",
-        "device": device,
-        "model": Model.of(shape, dtype).model_dump(),
-        "exact": model.exact,
-        "clock": "process" if one_core else "wall",
-        "versions": identity.versions(),
-        "commit": identity.commit(),
-        "seed": seed,
-    }
+    Model.of(shape, dtype)  # a shape that no record may hold is refused before anything is measured
+    return describe_run(shape, dtype, where, name, exact=model.exact, seed=seed)
 
 
 @contextmanager
@@ -260,7 +262,7 @@ def _write(target: Path, record: ProfileRecord | None) -> ProfileRecord | None:
 def _record(head: dict[str, Any], session: Session, *, transfers: bool = False) -> ProfileRecord | None:
     """The record of what was measured; None where that is nothing."""
     from loramux_profiles.records import ProfileRecord
-    from loramux_runtime.profiler.session import rows_of
+    from loramux_runtime.profiler.journal import rows_of
     from loramux_runtime.profiler.transfers import measure_transfers
 
     rows = rows_of(session.found, session.repeats)

@@ -28,6 +28,7 @@ class Adapter:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.job_id = job_id
         self.method = method
@@ -36,7 +37,7 @@ class Adapter:
         self.plans = method.plans(config, base)
         self.structure = method.structure(config, base)
         self.slab = Slab(SlabLayout(method.specs(config, base)), device=device, dtype=dtype)
-        self.slab.initialise(seed)
+        self.slab.initialise(seed, generator=generator)
 
     @property
     def n_params(self) -> int:

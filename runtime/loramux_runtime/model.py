@@ -81,12 +81,29 @@ class FusedModel:
             layer.recompute = value
 
     def new_adapter(
-        self, job_id: str, method: str, config: Any, *, seed: int = 0, device: torch.device | str | None = None
+        self,
+        job_id: str,
+        method: str,
+        config: Any,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
     ) -> Adapter:
-        """A freshly initialised adapter for this base (None: on its device). ValueError where it does not fit."""
+        """A freshly initialised adapter for this base (None: on its device). ValueError where it does not fit.
+
+        `generator`: of the initial values, instead of one on the CPU from `seed`.
+        """
         master = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         adapter = Adapter(
-            job_id, METHODS[method], config, self.base.sites, seed=seed, device=device or self.base.device, dtype=master
+            job_id,
+            METHODS[method],
+            config,
+            self.base.sites,
+            seed=seed,
+            device=device or self.base.device,
+            dtype=master,
+            generator=generator,
         )
         with torch.no_grad():
             adapter.method.finish_initialisation(adapter, self.base.weight)

@@ -14,7 +14,7 @@ import pytest
 
 from loramux_profiles.records import read_record, write_record
 
-from ..profiles.measured import record
+from ..profiles.measured import document, record
 from .conftest import Cli
 
 CONFIG = {
@@ -147,6 +147,65 @@ def test_check_says_what_a_profile_holds_and_refuses_others(tmp_path: Path, cli:
         ran = cli("profile", "--check", str(file))
         assert (ran.code, what in ran.err, ran.err.count("\n")) == (2, True, 1), ran.err
     assert cli("profile", "--check", str(tmp_path / "none.json")).code == 2
+
+
+def journal_lines(points: int, **device: object) -> list[dict[str, object]]:
+    """What the GPU suite would leave of the made-up device."""
+    made = document(points)
+    rows = made.pop("points")
+    made["device"] |= {"name": ""} | device
+    lines: list[dict[str, object]] = [{"identity": {**made, "seed": 0, "repeats": 5}}, {"note": {"date": "2026-01-03"}}]
+    for i, row in enumerate(rows):
+        lines.append({"point": i, "step": row["step"], "memory": row["memory"]})
+        lines += [{"point": i, "seconds": s, "active": None, "anchor": None} for s in row["time"]["samples"]]
+    return lines
+
+
+def write_journal(path: Path, lines: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_journal_from_elsewhere_becomes_a_profile(tmp_path: Path, cli: Cli) -> None:
+    lines = journal_lines(30, kind="cuda", description="NVIDIA H100 80GB HBM3")
+    journal, out = write_journal(tmp_path / "profile-toy.jsonl", lines), tmp_path / "toy.json"
+    before = journal.read_bytes()
+    ran = cli("profile", "--from-journal", journal, "--out", out)
+    assert (ran.code, "30 steps, 30 timed" in ran.out) == (0, True), ran.err
+    found = read_record(out)
+    assert (found.device.name, found.date, found.transfers) == ("h100-80g", "2026-01-03", None)
+    assert found.fit is not None and found.fit.time is not None
+    assert journal.read_bytes() == before
+    assert cli("profile", "--from-journal", journal, "--out", out).code == 6
+    # cut off in mid-line, as by a kill: all but the last time is there, and the last step counts by its peak
+    journal.write_bytes(before[:-10])
+    ran = cli("profile", "--from-journal", journal, "--out", out, "--force", "--device-name", "mine")
+    assert (ran.code, "30 steps, 29 timed" in ran.out) == (0, True), ran.err
+    assert read_record(out).device.name == "mine"
+
+
+def test_journals_that_are_damaged_or_of_nothing_are_refused(tmp_path: Path, cli: Cli) -> None:
+    good = journal_lines(3)
+    no_model = {"identity": {k: v for k, v in good[0]["identity"].items() if k != "model"}}  # type: ignore[attr-defined]
+    unknown = journal_lines(3, kind="cuda", description="Voodoo 2")
+    out = tmp_path / "toy.json"
+    for lines, what in (
+        ([], "no measured step"),
+        (good[:2], "no measured step"),
+        (good[2:], ":1: "),
+        ([*good[:3], {"point": 2, "seconds": 1.0, "active": None, "anchor": None}], ":4: "),
+        ([*good[:3], {"point": 0, "seconds": 0.0, "active": None, "anchor": None}], ":4: "),
+        ([*good[:2], {**good[2], "memory": {"dynamic": -1, "state": 1, "total": 1}}], "memory.dynamic"),
+        ([good[0], {"note": 5}, *good[2:]], ":2: "),
+        ([good[0], {"note": {"transfers": {}}}, *good[2:]], "damaged"),
+        ([no_model, *good[1:]], "model"),
+        (unknown, "no device profile ships for 'Voodoo 2'"),
+    ):
+        ran = cli("profile", "--from-journal", write_journal(tmp_path / "j.jsonl", lines), "--out", out)
+        assert (ran.code, what in ran.err) == (2, True), (what, ran.err)
+        assert ran.err.count("\n") <= 2
+        assert not out.exists()
+    assert cli("profile", "--from-journal", tmp_path / "none.jsonl", "--out", out).code == 2
 
 
 def test_fit_puts_models_into_the_file(tmp_path: Path, cli: Cli) -> None:

@@ -20,9 +20,9 @@ from loramux_profiles.time_features import FEATURES, INDEX, step_features
 from loramux_runtime.base_model import build_base
 from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits, draw
-from loramux_runtime.profiler.journal import Journal, journal_path
-from loramux_runtime.profiler.measure import Measured, measure_block, peak
-from loramux_runtime.profiler.session import Progress, Session, rows_of
+from loramux_runtime.profiler.journal import Journal, journal_path, read_journal, rows_of
+from loramux_runtime.profiler.measure import Measured, Timed, measure_block, peak, side_by_side
+from loramux_runtime.profiler.session import Progress, Session
 from loramux_runtime.profiler.step import PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
 from loramux_runtime.profiler.transfers import measure_transfers
@@ -140,6 +140,51 @@ def test_a_block_measures_the_real_step(model: FusedModel) -> None:
         assert Measured.from_dict(one.to_dict()) == one
 
 
+def test_peaks_are_measured_with_nothing_else_on_the_device(model: FusedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    inner = PointStep.__init__
+
+    def spy(self: PointStep, *arguments: object, **options: object) -> None:
+        order.append("ready")
+        inner(self, *arguments, **options)  # type: ignore[arg-type]
+
+    def no_peak(*_: object) -> dict[str, int]:
+        order.append("peak")
+        return {"dynamic": 1, "state": 1, "total": 2}
+
+    monkeypatch.setattr(PointStep, "__init__", spy)
+    monkeypatch.setattr("loramux_runtime.profiler.measure.peak", no_peak)
+    block = [Measured(point=point) for point in points(2)]
+    measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda one: None)
+    assert order == ["ready", "peak", "peak", "ready", "ready", "ready"]  # the first two are the reference step
+
+
+def test_a_step_without_memory_beside_the_others_has_no_times(
+    model: FusedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = [Measured(point=point) for point in points(3)]
+    inner = Timed.sample
+
+    def sample(self: Timed) -> float:
+        if self.measured is block[1] and block[1].samples:
+            raise RuntimeError("can't allocate memory")
+        return inner(self)
+
+    monkeypatch.setattr(Timed, "sample", sample)
+    measure_block(model, block, repeats=3, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda one: None)
+    assert [len(one.samples) for one in block] == [3, 1, 3]
+    assert not block[1].censored
+
+
+def test_steps_that_take_turns_fit_side_by_side() -> None:
+    sizes = [(3, 1), (4, 2), (1, 6), (20, 1), (1, 1), (1, 1)]
+    block = [Measured(point=p, memory={"state": s, "dynamic": d}) for p, (s, d) in zip(points(6), sizes, strict=True)]
+    groups = [[block.index(one) for one in group] for group in side_by_side(block, 10)]
+    assert groups == [[0, 1], [2], [3], [4, 5]]
+    assert [len(group) for group in side_by_side(block, float("inf"))] == [6]
+    assert list(side_by_side([], 10)) == []
+
+
 def test_active_experts_of_a_dynmole_job_are_recorded(model: FusedModel) -> None:
     found = next(p for p in draw(LIMITS, seed=3) if {j.adapter.method for j in p.jobs} >= {"dynmole", "lora"})
     one = Measured(point=found)
@@ -184,8 +229,8 @@ def test_steps_of_a_block_keep_their_own_recompute(model: FusedModel) -> None:
         patch.setattr("loramux_runtime.profiler.measure.peak", lambda *_: {"dynamic": 1, "state": 1, "total": 2})
         block = [Measured(point=p) for p in mixed]
         measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda o: None)
-    anchor = [False, False]
-    assert seen == [*anchor[:1], True, False, *anchor[:1], True, False, *anchor[:1]]
+    anchor = False
+    assert seen == [anchor, anchor, True, False, anchor, True, False, anchor]
 
 
 def test_a_step_without_memory_is_a_censored_observation(model: FusedModel) -> None:
@@ -275,6 +320,14 @@ def test_a_damaged_journal_is_refused_with_its_line(session: Make, line: str) ->
     with pytest.raises(InvalidInputError, match=":3:") as caught:
         session(resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_journal_keeps_notes(open_journal: Callable[..., Journal]) -> None:
+    journal = open_journal()
+    journal.note("date", "2026-01-01")
+    journal.note("date", "2026-01-02")
+    assert open_journal(resume=True).notes == {"date": "2026-01-02"}
+    assert read_journal(journal.path).identity == IDENTITY
 
 
 def test_a_journal_whose_first_line_is_torn_begins_anew(session: Make, tmp_path: Path) -> None:

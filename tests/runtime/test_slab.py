@@ -59,6 +59,14 @@ def test_initial_values_are_the_papers() -> None:
     assert all(0.8 < float(g.abs().max()) * math.sqrt(g.shape[1]) <= 1 for g in gates)
 
 
+def test_a_generator_may_be_given() -> None:
+    """As for profiles on a GPU, where it is one of the device."""
+    method, config = case(NAMES[0])
+    given = torch.Generator().manual_seed(5)
+    made = fused().new_adapter("j", method, config, seed=1, generator=given).slab.params
+    assert torch.equal(made, fused().new_adapter("j", method, config, seed=5).slab.params)
+
+
 def test_initial_values_depend_on_the_seed_alone() -> None:
     model = fused()
     one, same = (model.new_adapter(job, *case("mola"), seed=4).slab.params for job in ("a", "b"))

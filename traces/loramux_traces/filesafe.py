@@ -14,17 +14,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from loramux_traces.errors import StateError
 
-#: Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and deprecated the ask).
-_EXACT: Final[dict[str, Any]] = (
-    {} if tuple(int(part) for part in pd.__version__.split(".")[:2]) >= (3, 1) else {"float_precision": "round_trip"}
-)
+if TYPE_CHECKING:  # imported where tables are: the GPU suite writes JSON where there is no pandas
+    import pandas as pd
 
 #: What a spreadsheet takes for the start of a formula (and the escape itself, so that reading is the exact inverse).
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
@@ -47,7 +44,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
         return plain(value.item())
-    if isinstance(value, np.ndarray | pd.Series):
+    if isinstance(value, np.ndarray) or type(value).__name__ == "Series":  # of pandas
         return plain(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -134,6 +131,8 @@ def unguard_cell(text: str) -> str:
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, atomically: text cells guarded, missing values empty, floats as shortest
     repr."""
+    import pandas as pd
+
     columns: dict[str, Any] = {}
     for position, name in enumerate(table.columns):
         column = table.iloc[:, position]
@@ -155,10 +154,15 @@ def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
 
     Only an empty cell is missing: a user called `NA` stays one. Raises StateError when the file is not a table.
     """
+    import pandas as pd
+
+    # Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and deprecated the ask)
+    version = tuple(int(part) for part in pd.__version__.split(".")[:2])
+    exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
     text: dict[Any, Any] = dict.fromkeys(text_columns, str)
     try:
         table: pd.DataFrame = pd.read_csv(
-            path, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8", **_EXACT
+            path, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8", **exact
         )
     except (ValueError, OSError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
         raise StateError(f"{path}: not a readable table ({(str(error).splitlines() or ['?'])[0]})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+
+from loramux_profiles.shapes import ModelShape
 
 PACKAGES: Final = ("torch", "transformers", "loramux")
 
@@ -33,6 +36,26 @@ def describe_device(device: torch.device, name: str) -> dict[str, Any]:
         "description": _processor(),
         "memory_bytes": physical_bytes(),
         "threads": torch.get_num_threads(),
+    }
+
+
+def describe_run(
+    shape: ModelShape, dtype: str, device: torch.device, name: str, *, exact: bool, seed: int
+) -> dict[str, Any]:
+    """A record without its points and its date. `name`: of the device profile."""
+    described = describe_device(device, name)
+    one_core = described["kind"] == "cpu" and described["threads"] == 1
+    fields = [each.name for each in dataclasses.fields(shape) if each.name != "source"]
+    return {
+        "schema_version": 1,
+        "kind": "profile",
+        "device": described,
+        "model": {**{field: getattr(shape, field) for field in fields}, "dtype": dtype},
+        "exact": exact,
+        "clock": "process" if one_core else "wall",
+        "versions": versions(),
+        "commit": commit(),
+        "seed": seed,
     }
 
 

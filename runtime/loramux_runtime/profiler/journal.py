@@ -9,13 +9,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
-from loramux_runtime.profiler.measure import Measured
+from loramux_runtime.model import FusedModel
+from loramux_runtime.profiler.measure import Measured, measure_block
 from loramux_traces.errors import InvalidInputError, Problem, StateError, UsageError
 
 SUFFIX: Final = ".partial.jsonl"
@@ -34,6 +36,7 @@ class Journal:
         UsageError where it is of something else, InvalidInputError where it is damaged."""
         self.path = path
         self.found: list[Measured] = []
+        self.notes: dict[str, Any] = {}
         there = path.exists()
         if there and not (resume or force):
             raise StateError(
@@ -71,6 +74,11 @@ class Journal:
         line = {"seconds": measured.samples[-1], "active": measured.active_experts, "anchor": measured.anchor_s}
         self.write({"point": index, **line})
 
+    def note(self, name: str, value: Any) -> None:
+        """Something that is not of a point (transfers, a date); the newest of a name counts."""
+        self.notes[name] = value
+        self.write({"note": {name: value}})
+
     def __enter__(self) -> Journal:
         return self
 
@@ -81,28 +89,13 @@ class Journal:
         """Fill in `found`; the number of bytes that are whole lines."""
         self._file.seek(0)
         data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            parsed = self._parsed(line, number)
-            if number == 1:
-                self._check(identity, parsed)
-            else:
-                self._take(parsed, number)
-        return whole
+        content = parse_journal(self.path, data)
+        if content.identity is not None:
+            self._check(identity, content.identity)
+        self.found, self.notes = content.found, content.notes
+        return content.whole
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise self._invalid(number)
-        return value
-
-    def _check(self, identity: dict[str, Any], first: dict[str, Any]) -> None:
-        theirs = first.get("identity")
-        if not isinstance(theirs, dict):
-            raise self._invalid(1)
+    def _check(self, identity: dict[str, Any], theirs: dict[str, Any]) -> None:
         for key in identity.keys() | theirs.keys():
             if identity.get(key) != theirs.get(key):
                 raise UsageError(
@@ -110,25 +103,104 @@ class Journal:
                     "--force begins anew"
                 )
 
-    def _take(self, line: dict[str, Any], number: int) -> None:
-        try:
-            index = line["point"]
-            if "step" in line:
-                if index != len(self.found):
-                    raise ValueError(index)
-                self.found.append(Measured.from_dict(line))
-            else:
-                self.found[index].samples.append(float(line["seconds"]))
-                self.found[index].active_experts = line["active"]
-                self.found[index].anchor_s = line["anchor"]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise self._invalid(number) from error
 
-    def _invalid(self, number: int) -> InvalidInputError:
-        what = "not a line that a profiling run wrote; --force begins anew"
-        return InvalidInputError([Problem(file=str(self.path), line=number, column="", value="", allowed=what)])
+@dataclass(slots=True, kw_only=True)
+class Content:
+    """What a journal's whole lines hold."""
+
+    identity: dict[str, Any] | None = None
+    """None: not even the first line is whole."""
+    found: list[Measured] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    whole: int = 0
+    """Bytes of the lines that are whole; a torn last one is left out."""
+
+    def take(self, line: dict[str, Any]) -> None:
+        """One line after the first. An exception that says nothing where it is none."""
+        if "note" in line:
+            self.notes.update(line["note"])
+            return
+        index = line["point"]
+        if "step" in line:
+            if index != len(self.found):
+                raise ValueError(index)
+            self.found.append(Measured.from_dict(line))
+            return
+        if index < 0:
+            raise ValueError(index)
+        if not 0 < line["seconds"] < float("inf"):
+            raise ValueError(line["seconds"])
+        self.found[index].samples.append(float(line["seconds"]))
+        self.found[index].active_experts = line["active"]
+        self.found[index].anchor_s = line["anchor"]
+
+
+def parse_journal(path: Path, data: bytes) -> Content:
+    """The content of a journal. InvalidInputError where a line is damaged."""
+    content = Content(whole=data.rfind(b"\n") + 1)
+    for number, line in enumerate(data[: content.whole].split(b"\n")[:-1], 1):
+        try:
+            parsed = json.loads(line)
+            if number > 1:
+                content.take(parsed)
+            else:
+                content.identity = dict(parsed["identity"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            what = "not a line that a profiling run wrote; --force begins anew"
+            problem = Problem(file=str(path), line=number, column="", value="", allowed=what)
+            raise InvalidInputError([problem]) from error
+    return content
+
+
+def read_journal(path: Path) -> Content:
+    """A journal that is not gone on with; its file is left as it is. UsageError where it cannot be read."""
+    try:
+        return parse_journal(path, path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def unfinished(found: Iterable[Measured], repeats: int) -> list[int]:
     """Indices of points that lack times."""
     return [i for i, one in enumerate(found) if not one.censored and len(one.samples) < repeats]
+
+
+def record_block(
+    journal: Journal,
+    model: FusedModel,
+    block: Sequence[Measured],
+    *,
+    repeats: int,
+    limit_bytes: float | None = None,
+    seed: int = 0,
+    tell: Callable[[Measured], None] = lambda one: None,
+) -> None:
+    """Measure a block (`measure_block`), every finding in the journal before the next; `tell` of each peak and of a
+    point's last time."""
+    numbers = {id(one): i for i, one in enumerate(journal.found)}
+
+    def found(one: Measured) -> None:
+        numbers[id(one)] = len(journal.found)
+        journal.found.append(one)
+        journal.point(numbers[id(one)], one)
+        tell(one)
+
+    def sampled(one: Measured) -> None:
+        journal.sample(numbers[id(one)], one)
+        if len(one.samples) == repeats:
+            tell(one)
+
+    measure_block(model, block, repeats=repeats, limit_bytes=limit_bytes, seed=seed, found=found, sampled=sampled)
+
+
+def rows_of(found: Iterable[Measured], repeats: int) -> list[dict[str, Any]]:
+    """The points of a record: those that are complete, and those that ran out of memory. Times of a point that was
+    broken off are left out, its peak stays."""
+    rows = []
+    for one in found:
+        row = one.to_dict()
+        if len(one.samples) < repeats:
+            row.pop("time", None)
+            row.pop("active_experts", None)
+        rows.append(row)
+    return rows

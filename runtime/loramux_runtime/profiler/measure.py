@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,6 +93,7 @@ def _cpu_peak(model: FusedModel, point: StepPoint, limit_bytes: float | None) ->
 
 def _cuda_peak(model: FusedModel, point: StepPoint) -> dict[str, Any]:
     device = model.base.device
+    gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     step = PointStep(model, point)
@@ -174,29 +176,83 @@ def measure_block(
     found: Callable[[Measured], None],
     sampled: Callable[[Measured], None],
 ) -> None:
-    """Fill in the block's peaks (those that are missing) and its times: one sample of each step in turn, every other
-    round backwards, so that a busy moment of the machine hits all alike, until each has `repeats`.
+    """Fill in the block's peaks (those that are missing), each with the device to itself, and its times: one sample of
+    each step in turn, every other round backwards, so that a busy moment of the machine hits all alike, until each has
+    `repeats`. On a GPU as many of the block's steps take turns as fit side by side.
 
     `found` is told of every peak and `sampled` of every time as soon as there is one; they may raise to end early.
     """
-    timed: list[Timed] = []
-    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
+    Timed(model, Measured(point=ANCHOR), seed=seed)  # what a model keeps from its first step on is no step's peak
     for measured in block:
         if not measured.memory:
             measured.memory = peak(model, measured.point, limit_bytes)
             found(measured)
-        ready = None if measured.censored else _ready(model, measured, seed)
-        if ready is not None:
-            timed.append(ready)
+    anchor = Timed(model, Measured(point=ANCHOR), seed=seed)
+    for group in side_by_side([one for one in block if not one.censored], _room(model)):
+        _time_group(model, group, anchor, repeats=repeats, seed=seed, sampled=sampled)
+
+
+def side_by_side(block: Sequence[Measured], room: float) -> Iterator[list[Measured]]:
+    """The steps in groups whose states, with the largest step's own peak, are at most `room` bytes; one that is larger
+    comes alone."""
+    group: list[Measured] = []
+    for one in block:
+        wider = [*group, one]
+        need = sum(each.memory["state"] for each in wider) + max(each.memory["dynamic"] for each in wider)
+        if group and need > room:
+            yield group
+            wider = [one]
+        group = wider
+    if group:
+        yield group
+
+
+def _room(model: FusedModel) -> float:
+    """Bytes that steps kept ready may take; nine tenths of what is free, for the allocator's fragments."""
+    if model.base.device.type != "cuda":
+        return float("inf")
+    gc.collect()
+    torch.cuda.empty_cache()
+    return 0.9 * torch.cuda.mem_get_info(model.base.device)[0]
+
+
+def _time_group(
+    model: FusedModel,
+    group: Sequence[Measured],
+    anchor: Timed,
+    *,
+    repeats: int,
+    seed: int,
+    sampled: Callable[[Measured], None],
+) -> None:
+    timed = [ready for one in group if (ready := _ready(model, one, seed)) is not None]
     anchors: list[float] = []
     for turn in range(repeats):
         anchors.append(anchor.sample())
         for one in timed[:: -1 if turn % 2 else 1]:
             if len(one.measured.samples) < repeats:
-                one.measured.samples.append(one.sample())
+                seconds = _sampled(model, one)
+                if seconds is None:
+                    timed.remove(one)
+                    continue
+                one.measured.samples.append(seconds)
                 one.measured.anchor_s = statistics.median(anchors)
                 sampled(one.measured)
         anchors.append(anchor.sample())
+
+
+def _sampled(model: FusedModel, step: Timed) -> float | None:
+    """One time of a step; None where its memory, beside the others', is too scattered after all."""
+    failed = False
+    try:
+        return step.sample()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        failed = True
+    if failed and model.base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def _ready(model: FusedModel, measured: Measured, seed: int) -> Timed | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from loramux_profiles.time_features import Floats, step_features
 from loramux_profiles.time_model import TimeModel
 from loramux_runtime.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits
-from loramux_runtime.profiler.journal import Journal, unfinished
-from loramux_runtime.profiler.measure import Measured, measure_block
+from loramux_runtime.profiler.journal import Journal, record_block, unfinished
+from loramux_runtime.profiler.measure import Measured
 
 BLOCK: Final = 8
 """Steps that are kept ready and timed in turn."""
@@ -86,27 +86,14 @@ class Session:
             self._refit()
 
     def _measure(self, block: list[Measured]) -> None:
-        numbers = {id(one): i for i, one in enumerate(self.found)}
-
-        def found(one: Measured) -> None:
-            numbers[id(one)] = len(self.found)
-            self.found.append(one)
-            self.journal.point(numbers[id(one)], one)
-            self._report()
-
-        def sampled(one: Measured) -> None:
-            self.journal.sample(numbers[id(one)], one)
-            if len(one.samples) == self.repeats:
-                self._report()
-
-        measure_block(
+        record_block(
+            self.journal,
             self.model,
             block,
             repeats=self.repeats,
             limit_bytes=self.limit_bytes,
             seed=self.seed,
-            found=found,
-            sampled=sampled,
+            tell=lambda one: self._report(),
         )
 
     def _over(self, budget_s: float) -> str | None:
@@ -150,16 +137,3 @@ class Session:
                 error=self._error,
             )
         )
-
-
-def rows_of(found: list[Measured], repeats: int) -> list[dict[str, Any]]:
-    """The points of a record: those that are complete, and those that ran out of memory. Times of a point that was
-    broken off are left out, its peak stays."""
-    rows = []
-    for one in found:
-        row = one.to_dict()
-        if len(one.samples) < repeats:
-            row.pop("time", None)
-            row.pop("active_experts", None)
-        rows.append(row)
-    return rows

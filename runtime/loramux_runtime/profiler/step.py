@@ -63,8 +63,13 @@ class PointStep:
     def __init__(self, model: FusedModel, point: StepPoint, *, seed: int = 0) -> None:
         self.model, self.point = model, point
         model.recompute = point.recompute
+        # On a GPU the values are made there: on the CPU those of a large point take longer than all of its steps
+        device = model.base.device
+        make = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else None
         self.adapters: list[Adapter] = [
-            model.new_adapter(f"job-{i}", job.adapter.method, adapter_config(job.adapter), seed=seed + i)
+            model.new_adapter(
+                f"job-{i}", job.adapter.method, adapter_config(job.adapter), seed=seed + i, generator=make
+            )
             for i, job in enumerate(point.jobs)
         ]
         self.parts = [

@@ -1,4 +1,8 @@
-"""How long moving things takes: a new job's adapter, one from its file, a pause and a resume, the base's weights."""
+"""How long moving things takes: a new job's adapter, one from its file, a pause and a resume, the base's weights.
+
+Measuring needs torch and numpy only: the GPU suite runs where there is neither pydantic nor SciPy. The lines are fitted
+where there is SciPy.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from loramux_profiles.regression import relative_nnls
 from loramux_profiles.step_point import AdapterPoint
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.adapter_files import load_adapter, save_adapter
-from loramux_runtime.jobs_file import OptimizerConfig, ScheduleConfig
 from loramux_runtime.model import FusedModel
-from loramux_runtime.optim import JobOptimizer
 from loramux_runtime.profiler.step import adapter_config
 
 SIZES: Final = (
@@ -28,15 +29,35 @@ SIZES: Final = (
     AdapterPoint(method="dynmole", rank=32, experts=8, top_k=2),
 )
 """Small to large: what a job keeps differs by a factor of about 100."""
+KINDS: Final = ("join", "adapter_load", "pause", "resume")
 REPEATS: Final = 5
 BASE_SAMPLE: Final = 256 << 20
 """Bytes of weights that are written and read again; the rest goes at the same rate."""
 
 
 def measure_transfers(model: FusedModel) -> dict[str, Any]:
-    """The `transfers` section of a record: wall-clock seconds, fixed and per byte of state (parameters, gradients and
-    moments), for each kind."""
-    adapters = [model.new_adapter(f"t{i}", one.method, adapter_config(one)) for i, one in enumerate(SIZES)]
+    """The `transfers` section of a record."""
+    return fit_transfers(sample_transfers(model))
+
+
+def fit_transfers(samples: dict[str, Any]) -> dict[str, Any]:
+    """The section from what `sample_transfers` gave: seconds of each kind, fixed and per byte of state."""
+    from loramux_profiles.regression import relative_nnls
+
+    section = dict(samples)
+    for kind in KINDS:
+        line = samples[kind]
+        medians = np.asarray([float(np.median(each)) for each in line["samples"]])
+        byte_s, fixed_s = relative_nnls(np.asarray([(float(size), 1.0) for size in line["sizes"]]), medians)
+        section[kind] = {"fixed_s": float(fixed_s), "byte_s": float(byte_s), **line}
+    return section
+
+
+def sample_transfers(
+    model: FusedModel, points: Sequence[AdapterPoint] = SIZES, repeats: int = REPEATS
+) -> dict[str, Any]:
+    """Wall-clock seconds of each kind, by bytes of state (parameters, gradients and moments), and of the base."""
+    adapters = [model.new_adapter(f"t{i}", one.method, adapter_config(one)) for i, one in enumerate(points)]
     pairs = [(adapter, _optimizer(adapter)) for adapter in adapters]
     sizes = [_state_bytes(*pair) for pair in pairs]
     with tempfile.TemporaryDirectory(prefix="loramux-profile-") as name:
@@ -44,27 +65,31 @@ def measure_transfers(model: FusedModel) -> dict[str, Any]:
         for adapter, folder in zip(adapters, folders, strict=True):
             save_adapter(adapter, folder, model.base.name)
         found = {
-            "join": _line(sizes, [_joining(model, point) for point in SIZES], model),
-            "adapter_load": _line(sizes, [_loading(model, folder) for folder in folders], model),
-            "pause": _line(sizes, [_copying(model, *pair, out=True) for pair in pairs], model),
-            "resume": _line(sizes, [_copying(model, *pair, out=False) for pair in pairs], model),
+            "join": _samples(sizes, [_joining(model, point) for point in points], model, repeats),
+            "adapter_load": _samples(sizes, [_loading(model, folder) for folder in folders], model, repeats),
+            "pause": _samples(sizes, [_copying(model, *pair, out=True) for pair in pairs], model, repeats),
+            "resume": _samples(sizes, [_copying(model, *pair, out=False) for pair in pairs], model, repeats),
         }
         base_s = _base_seconds(model, Path(name) / "base.safetensors")
     return {**found, "base_load_s": base_s, "base_bytes": model.base.weight_bytes}
 
 
-def _optimizer(adapter: Adapter) -> JobOptimizer:
-    optimizer = JobOptimizer(adapter.slab, OptimizerConfig(), ScheduleConfig(), 100)
-    optimizer.step(0)  # makes the moments
+def _optimizer(adapter: Adapter) -> torch.optim.AdamW:
+    """As a job's own (`JobOptimizer`, whose configuration needs pydantic): one parameter, two flat moments."""
+    param = torch.nn.Parameter(adapter.slab.params)
+    param.grad = adapter.slab.grads
+    optimizer = torch.optim.AdamW([param], lr=1e-4, fused=True)
+    optimizer.step()  # makes the moments
     return optimizer
 
 
-def _state(adapter: Adapter, optimizer: JobOptimizer) -> list[torch.Tensor]:
-    moments = [tensor for tensor in optimizer.state().values() if tensor.dim() > 0]
+def _state(adapter: Adapter, optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    moments = [value for value in kept if isinstance(value, torch.Tensor) and value.dim() > 0]
     return [adapter.slab.params, adapter.slab.grads, *moments]
 
 
-def _state_bytes(adapter: Adapter, optimizer: JobOptimizer) -> int:
+def _state_bytes(adapter: Adapter, optimizer: torch.optim.AdamW) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _state(adapter, optimizer))
 
 
@@ -76,7 +101,7 @@ def _loading(model: FusedModel, folder: Path) -> Callable[[], object]:
     return lambda: load_adapter(model, folder, "loaded")
 
 
-def _copying(model: FusedModel, adapter: Adapter, optimizer: JobOptimizer, *, out: bool) -> Callable[[], object]:
+def _copying(model: FusedModel, adapter: Adapter, optimizer: torch.optim.AdamW, *, out: bool) -> Callable[[], object]:
     """What a pause copies; on a CPU the runtime copies nothing, and the figure is that of a copy in main memory."""
     tensors = _state(adapter, optimizer)
     if not out:
@@ -85,11 +110,11 @@ def _copying(model: FusedModel, adapter: Adapter, optimizer: JobOptimizer, *, ou
     return lambda: [tensor.to(target, copy=True) for tensor in tensors]
 
 
-def _line(sizes: Sequence[int], actions: Sequence[Callable[[], object]], model: FusedModel) -> dict[str, Any]:
-    samples = [[_seconds(action, model) for _ in range(REPEATS + 1)][1:] for action in actions]
-    medians = np.asarray([float(np.median(each)) for each in samples])
-    byte_s, fixed_s = relative_nnls(np.asarray([(float(size), 1.0) for size in sizes]), medians)
-    return {"fixed_s": float(fixed_s), "byte_s": float(byte_s), "sizes": list(sizes), "samples": samples}
+def _samples(
+    sizes: Sequence[int], actions: Sequence[Callable[[], object]], model: FusedModel, repeats: int
+) -> dict[str, Any]:
+    samples = [[_seconds(action, model) for _ in range(repeats + 1)][1:] for action in actions]
+    return {"sizes": list(sizes), "samples": samples}
 
 
 def _seconds(action: Callable[[], object], model: FusedModel) -> float:

@@ -1,4 +1,4 @@
-"""The GPU suite's script itself, tried on the CPU: without pydantic (the GPU image has none), resumable."""
+"""The GPU suite's script itself, tried on the CPU: with torch, transformers and numpy only, resumable; its profile."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from loramux_profiles.records import read_record
+from loramux_runtime.gpu.points import load_points, shrunk
+from loramux_runtime.gpu.profile import TINY_POINTS
 from loramux_runtime.gpu.store import Store
 
 BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pydantic", "simpy", "typer"):
-            raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Blocker())
+from importlib.machinery import PathFinder
+class Without(PathFinder):  # absent, not forbidden: transformers asks whether SciPy is there
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ("pydantic", "typer", "rich", "scipy", "pandas", "simpy", "pytest"):
+            return None
+        return super().find_spec(name, path, target)
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 from loramux_runtime.gpu.__main__ import main
 main()
 """
@@ -29,7 +35,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads beside other 
 
 
 def command(out: Path) -> list[str]:
-    return [sys.executable, "-c", BLOCKED, str(out), "--device", "cpu", "--tiny", "--parts", "ceilings", "methods"]
+    parts = ("ceilings", "methods", "profile")
+    return [sys.executable, "-c", BLOCKED, str(out), "--device", "cpu", "--tiny", "--parts", *parts]
 
 
 def suite(out: Path) -> list[dict[str, object]]:
@@ -45,13 +52,29 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
     assert all(row["error"] is None for row in rows if "error" in row)
     facts = rows[0]
     assert facts["torch"] and facts["transformers"] and facts["date"]
+    assert keys[-1] == "profile llama-7b complete"
     # a run that was killed in the middle of a line goes on with what is missing
+    journal = tmp_path / "profile-llama-7b.jsonl"
+    whole = journal.read_bytes()
+    assert len(whole.splitlines()) == 1 + 2 + TINY_POINTS * 3  # identity; date and transfers; a peak and two times each
+    journal.write_bytes(whole[: len(whole) * 3 // 4])
     kept = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:20] + "\n")
     again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=240, env=ONE_THREAD)
     assert again.returncode == 0, again.stderr
     found = Store(tmp_path / "results.jsonl").rows
     assert [row["key"] for row in found] == [*keys[:-1], f"environment {len(keys) - 1}", keys[-1]]
+    assert found[-1]["timed"] == found[-1]["points"] == TINY_POINTS
+    # brought back, the journal is a profile
+    out = tmp_path / "tiny.json"
+    arguments = ["profile", "--from-journal", str(journal), "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "loramux_cli.main", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = read_record(out)
+    assert [p.point for p in record.points] == [shrunk(point) for point in load_points()[:TINY_POINTS]]
+    assert (record.device.name, record.model.name, record.model.hidden) == ("cpu", "llama-7b-tiny", 64)
+    assert record.transfers is not None and record.transfers.base_load_s > 0
+    assert record.fit is not None and record.fit.time is not None and record.fit.memory is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
