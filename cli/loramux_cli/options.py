@@ -25,7 +25,14 @@ Devices = Annotated[
 ]
 DeviceProfile = Annotated[
     Path | None,
-    typer.Option(help="Device profile (a JSON file) to simulate instead; --devices N then says how many (default: 1)."),
+    typer.Option(
+        help="Device profile (a JSON file) or what loramux profile measured, to simulate instead; --devices N says "
+        "how many (default: 1)."
+    ),
+]
+AllowOther = Annotated[
+    bool,
+    typer.Option("--allow-other", help="Use a measured profile although jobs are on other models than it is of."),
 ]
 Fusion = Annotated[str, typer.Option(help="packed (no padding) or padded (rows as long as the longest of the step).")]
 Fidelity = Annotated[str, typer.Option(help="rate (large traces) or step (every fused step with its real lengths).")]

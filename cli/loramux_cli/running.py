@@ -62,13 +62,15 @@ def load_trace(path: str | None) -> Trace:
     return read_checked(sample_path() if path is None else path)
 
 
-def load_devices(text: str | None, profile: Path | None, *, sample: bool) -> tuple[DeviceProfile, ...]:
+def load_devices(
+    text: str | None, profile: Path | None, *, sample: bool, allow_other: bool = False
+) -> tuple[DeviceProfile, ...]:
     """Devices of the run. With a profile file, --devices may only say how many of it."""
     from loramux_profiles.devices import MAX_DEVICES, load_device, parse_devices
 
     if profile is None:
         return parse_devices(text if text is not None else SAMPLE_DEVICES if sample else ONE_DEVICE)
-    device = load_device(str(profile) if profile.suffix == ".json" else f"{profile}")
+    device = load_device(str(profile), allow_other=allow_other)
     if text is None:
         return (device,)
     count = text.removesuffix("x") if text.endswith("x") else text

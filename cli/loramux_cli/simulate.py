@@ -36,6 +36,7 @@ def simulate_command(
     policy_file: o.PolicyFile = None,
     devices: o.Devices = None,
     device_profile: o.DeviceProfile = None,
+    allow_other: o.AllowOther = False,
     fusion: o.Fusion = "packed",
     fidelity: o.Fidelity = "rate",
     max_resident: o.MaxResident = None,
@@ -76,7 +77,7 @@ def simulate_command(
     SimOptions(**chosen)
     if plots and out is None:
         raise UsageError("--plots needs --out DIR")
-    profiles = running.load_devices(devices, device_profile, sample=trace is None)
+    profiles = running.load_devices(devices, device_profile, sample=trace is None, allow_other=allow_other)
     jobs = running.load_trace(trace)
     if explain is not None and explain not in {spec.job_id for spec in jobs.jobs}:
         raise UsageError(f"--explain: the trace has no job {explain!r}")

@@ -26,6 +26,7 @@ def sweep_command(
     seeds: o.Seeds = 1,
     devices: o.Devices = None,
     device_profile: o.DeviceProfile = None,
+    allow_other: o.AllowOther = False,
     fusion: o.Fusion = "packed",
     fidelity: o.Fidelity = "rate",
     max_resident: o.MaxResident = None,
@@ -66,7 +67,9 @@ def sweep_command(
     plan = SweepPlan(
         trace=jobs,
         policies=tuple(names),
-        devices=running.load_devices(devices, device_profile, sample=trace is None and generate is None),
+        devices=running.load_devices(
+            devices, device_profile, sample=trace is None and generate is None, allow_other=allow_other
+        ),
         seeds=tuple(range(seeds)),
         loads=tuple(load) if load else (None,),
         policy_files=tuple(policy_file or ()),

@@ -37,6 +37,7 @@ def train_command(
     device_profile: Annotated[
         str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
     ] = None,
+    allow_other: o.AllowOther = False,
     memory: Annotated[
         str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
     ] = None,
@@ -72,7 +73,7 @@ def train_command(
     running.load_policies([policy], policy_file)
     file = read_jobs_file(jobs)
     where = choose_device(device)
-    profile = _profile(where, device_profile, memory)
+    profile = _profile(where, device_profile, memory, allow_other=allow_other)
     with running.hold(out):
         if not force:  # with it, nothing is removed before every job has been checked
             prepare_folder(out)
@@ -114,6 +115,8 @@ def train_command(
                 typer.echo(f"note: {note}", err=True)
             for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
                 typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
+            if result.prediction is not None and result.prediction["steps"]:
+                typer.echo(_predicted(result.prediction), err=True)
             typer.echo(f"adapters and results are in {out}", err=True)
         for problem in run.unsaved:
             typer.echo(f"loramux: {problem}", err=True)
@@ -137,7 +140,7 @@ def need_torch() -> None:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
 
-def _profile(device: Any, name: str | None, memory: str | None) -> Any:
+def _profile(device: Any, name: str | None, memory: str | None, *, allow_other: bool) -> Any:
     from loramux_profiles.devices import load_device
     from loramux_runtime.devices import card_name
     from loramux_traces.errors import UsageError
@@ -147,7 +150,12 @@ def _profile(device: Any, name: str | None, memory: str | None) -> Any:
         name = next((profile for part, profile in CARDS if part in card), None)
         if name is None:
             raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
-    profile = load_device(name or "cpu")
+    profile = load_device(name or "cpu", allow_other=allow_other)
+    fitted = profile.fitted
+    if fitted is not None and fitted.kind != device.type and not allow_other:
+        raise UsageError(
+            f"{name}: measured on {profile.name}, not on {device.type}; --allow-other uses it all the same"
+        )
     if memory is None:
         return profile
     size = memory_bytes(memory)
@@ -169,7 +177,15 @@ def memory_bytes(text: str) -> int:
 
 
 def _entry(policy: str, result: TrainResult) -> dict[str, Any]:
-    return {"policy": policy, "seed": 0, **result.summary, "evaluation": result.scores}
+    return {"policy": policy, "seed": 0, **result.summary, "evaluation": result.scores, "prediction": result.prediction}
+
+
+def _predicted(facts: dict[str, Any]) -> str:
+    text = f"step times were predicted within {facts['time_mape']:.1%} in the mean by the profile"
+    text += f", {facts['time_mape_refitted']:.1%} as refitted on the way (factor {facts['time_factor']:.2f})"
+    if "memory_mape" in facts:
+        text += f"; memory within {facts['memory_mape']:.2%}, {facts['above_bound']} steps above the bound"
+    return text
 
 
 def _write(out: Path, jobs: Path, policy: str, profile: Any, run: TrainRun, result: TrainResult) -> None:

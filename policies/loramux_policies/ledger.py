@@ -283,6 +283,13 @@ class Ledger:
                 )
         self._total()
 
+    def rescale(self, scale: float) -> None:
+        """The bound is from now on this many times the expected dynamic bytes (what out-of-memory events have added
+        stays on top).
+        """
+        self.scale = scale
+        self._total()
+
     def costs(self) -> list[JobCost]:
         """Costs of the residents on this device's type."""
         return [job.cost_on(self.type_index) for job in self.jobs.values()]

@@ -117,7 +117,7 @@ class ReplayBackend(StepBackend[RecordedJob]):
             for entry in step.entries:
                 self._jobs[entry.job_id].move(entry.rows)
         self._stopping = self._stopped and self._moments.over
-        return StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory)
+        return StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory, moment.scale)
 
     def _wait(self, until_s: float) -> float:
         moment = self._moments.next("wait", self.now_s)

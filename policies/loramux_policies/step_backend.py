@@ -49,6 +49,8 @@ class StepTimes(NamedTuple):
     began_s: float
     ended_s: float
     out_of_memory: bool
+    scale: float | None = None
+    """What the bound on dynamic bytes is of their expected value from now on; None: unchanged. (The online refit's.)"""
 
 
 class End(NamedTuple):
@@ -214,9 +216,11 @@ class StepBackend(ABC, Generic[P]):
         self._now_s = times.ended_s
         if not times.out_of_memory:
             fused.advance(step)
+        if times.scale is not None:
+            fused.ledger.rescale(times.scale)
         if self._note is not None and lengths is not None:
             likely = {run.job_id: run.p_stop for run in runs}
-            self._note(step_row(step, lengths, likely, times.began_s, times.ended_s, times.out_of_memory))
+            self._note(step_row(step, lengths, likely, *times))
         if times.out_of_memory:
             self._recover(runs)
             return

@@ -38,6 +38,7 @@ def step_row(
     began_s: float,
     ended_s: float,
     out_of_memory: bool,
+    scale: float | None = None,
 ) -> dict[str, Any]:
     """A `step` row; `lengths` in the order of the entries."""
     entries = [[entry.job_id, list(rows)] for entry, rows in zip(step.entries, lengths, strict=True)]
@@ -47,6 +48,8 @@ def step_row(
         row["p_stop"] = likely
     if out_of_memory:
         row["oom"] = True
+    if scale is not None:
+        row["scale"] = scale
     return row
 
 
@@ -71,6 +74,8 @@ class Moment:
     ended_s: float
     began_s: float | None = None
     out_of_memory: bool = False
+    scale: float | None = None
+    """The bound on dynamic bytes over their expected value from then on, where the online refit moved it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +158,14 @@ class _Reader:
 
     def _step(self, row: Mapping[str, Any]) -> None:
         out_of_memory = bool(row.get("oom"))
+        scale = row.get("scale")
         self.moments.append(
-            Moment(ended_s=float(row["t_s"]), began_s=float(row["began_s"]), out_of_memory=out_of_memory)
+            Moment(
+                ended_s=float(row["t_s"]),
+                began_s=float(row["began_s"]),
+                out_of_memory=out_of_memory,
+                scale=None if scale is None else float(scale),
+            )
         )
         likely = row.get("p_stop", {})
         for job_id, lengths in row["entries"]:

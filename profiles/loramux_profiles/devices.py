@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -144,6 +145,12 @@ class DeviceProfile(BaseModel):
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, whose digest is its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("digest", None)
+        return copy
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content: two profiles of one digest predict the same."""
@@ -171,8 +178,9 @@ def device_names() -> list[str]:
 def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfile:
     """A shipped device by name, or the profile in a file (one that ends in .json or has a separator).
 
-    A file may also be a record that `loramux profile` measured: the device is then the one it names, with the fit for
-    the model that was measured. Jobs on other models are refused unless `allow_other`.
+    A file may also be a record that `loramux profile` measured (those that ship go by `device/model` too): the device
+    is then the one it names, with the fit for the model that was measured. Jobs on other models are refused unless
+    `allow_other`.
     Raises UsageError for an unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
     """
     known = device_names()
@@ -180,7 +188,8 @@ def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfil
     if name in known:
         path = data_dir() / name / "device.json"
     elif looks_like_path(name_or_path):
-        path = Path(name_or_path)
+        shipped = data_dir() / f"{name}.json"
+        path = shipped if "/" in name and shipped.is_file() else Path(name_or_path)
     else:
         raise unknown("device", name_or_path, known, ", or the path of a profile")
     document = read_json(path)

@@ -24,6 +24,8 @@ class FittedModel:
     """Of the model that was measured."""
     shape: ModelShape
     dtype: str
+    kind: str
+    """Of the device: cpu or cuda."""
     exact: bool
     time: TimeModel
     scale: float
@@ -69,6 +71,7 @@ def fitted_model(record: ProfileRecord, digest: str, path: Path | str, *, allow_
         name=record.model.name,
         shape=shape,
         dtype=record.model.dtype,
+        kind=record.device.kind,
         exact=record.exact,
         time=TimeModel.of(shape, coefficients, exact=record.exact),
         scale=fit.memory.scale,

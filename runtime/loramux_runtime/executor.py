@@ -16,6 +16,7 @@ from loramux_profiles.work import ROUNDING
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.memory import MemoryMeter
 from loramux_runtime.model import FusedModel, JobOutcome
+from loramux_runtime.observed import Observer
 from loramux_runtime.packing import Part
 from loramux_runtime.times import RealTimes, Times
 from loramux_runtime.training_job import TrainingJob
@@ -44,6 +45,7 @@ class Executor(StepBackend[TrainingJob]):
         on_step: OnStep | None = None,
         on_end: Callable[[Job, TrainingJob], None] | None = None,
         note: Note | None = None,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__(policy, note=note)
         self.model = model
@@ -54,6 +56,7 @@ class Executor(StepBackend[TrainingJob]):
         self._faults = faults
         self._on_step, self._on_end = on_step, on_end
         self.memory = MemoryMeter(model.base.device)
+        self._observer = observer
 
     @property
     def clock_s(self) -> float:
@@ -86,6 +89,7 @@ class Executor(StepBackend[TrainingJob]):
             for run, entry in zip(runs, step.entries, strict=True)
         ]
         self._times.step_begins()
+        self.memory.step_begins()
         began_s = self._times.now_s()
         outcomes = self._compute(step, parts)
         if outcomes is None:
@@ -94,13 +98,25 @@ class Executor(StepBackend[TrainingJob]):
             return StepTimes(began_s, self._times.now_s(), True)
         for part, outcome in zip(parts, outcomes, strict=True):
             self.fused.runs[outcome.job_id].training.commit(part.batch, outcome, self.model)
+        dynamic_bytes = self.memory.step_bytes()
         self._times.step_ends(predicted_s)
         ended_s = self._times.now_s()
         tokens = sum(part.batch.n_tokens for part in parts)
         self._meters.step(0, tokens, -(-tokens // ROUNDING) * ROUNDING)
         if self._on_step is not None:
             self._on_step(step, ended_s - began_s, predicted_s)
-        return StepTimes(began_s, ended_s, False)
+        return StepTimes(began_s, ended_s, False, self._observe(runs, parts, ended_s - began_s, dynamic_bytes))
+
+    def _observe(
+        self, runs: list[LiveRun[TrainingJob]], parts: list[Part], seconds: float, dynamic_bytes: float | None
+    ) -> float | None:
+        """Hold the step against the fitted profile; the bound's new scale where it has moved."""
+        adapters = [run.cost.adapter for run in runs]
+        if self._observer is None or any(adapter is None for adapter in adapters):
+            return None
+        jobs = [(adapter, part.batch) for adapter, part in zip(adapters, parts, strict=True) if adapter is not None]
+        recompute = self.model.recompute
+        return self._observer.see(jobs, recompute=recompute, seconds=seconds, dynamic_bytes=dynamic_bytes)
 
     def _compute(self, step: FusedStep, parts: list[Part]) -> list[JobOutcome] | None:
         """Forward and backward; None where memory ran out. The error is gone with its traceback, which would pin the

@@ -33,6 +33,9 @@ class MemoryMeter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
+        self._before = 0
+        self._most = 0
+        """Most bytes reserved before the step in progress."""
 
     def peak_bytes(self) -> float | None:
         """Most bytes reserved so far, with the context; None where it is not known."""
@@ -40,7 +43,20 @@ class MemoryMeter:
             return None
         free, total = torch.cuda.mem_get_info(self._device)
         outside = total - free - torch.cuda.memory_reserved(self._device)
-        return float(torch.cuda.max_memory_reserved(self._device) + max(0, outside))
+        return float(max(self._most, torch.cuda.max_memory_reserved(self._device)) + max(0, outside))
+
+    def step_begins(self) -> None:
+        """A fused step follows: its peak is wanted."""
+        if self._device is not None:
+            self._most = max(self._most, torch.cuda.max_memory_reserved(self._device))
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+
+    def step_bytes(self) -> float | None:
+        """Most bytes allocated since `step_begins` on top of those before; None where it is not known."""
+        if self._device is None:
+            return None
+        return float(torch.cuda.max_memory_allocated(self._device) - self._before)
 
     def release(self) -> None:
         """Give cached blocks back after an out-of-memory."""

@@ -32,6 +32,7 @@ from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.job_specs import job_spec, register_base
 from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
 from loramux_runtime.model import FusedModel
+from loramux_runtime.observed import Observer
 from loramux_runtime.times import Times
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError, UsageError
@@ -61,6 +62,8 @@ class TrainResult:
     """Jobs that fit the device at no micro-batch size."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By job: first and last evaluation of the held-out rows."""
+    prediction: dict[str, Any] | None = None
+    """How far the fitted profile was off (`observed.Observer.report`); None where none was given."""
 
 
 def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseModel:
@@ -129,6 +132,7 @@ class TrainRun:
         self._training: dict[str, TrainingJob] = {}
         self.scores: dict[str, dict[str, Any]] = {}
         cost = CostModel(profile)
+        self.observer = None if profile.fitted is None else Observer(profile.fitted)
         self.meters = Meters(1)
         self.executor = Executor(
             self.model,
@@ -139,6 +143,7 @@ class TrainRun:
             faults=faults,
             on_step=self._stepped,
             on_end=self._ended,
+            observer=self.observer,
             note=(lambda row: self.recorder.note(row)) if record else None,
         )
         self.recorder = Recorder(self.specs, lambda: self.executor.now_s, [0], events=True, segments=True)
@@ -173,6 +178,7 @@ class TrainRun:
             stopped_by=stopped[0] if stopped else None,
             hopeless=self.intake.hopeless,
             scores=self.scores,
+            prediction=None if self.observer is None else self.observer.report(),
         )
 
     def _arrivals(self) -> Iterator[Job]:

@@ -389,6 +389,12 @@ def _rare_collections() -> Iterator[None]:
 
 
 def weakest_origin(profiles: Sequence[DeviceProfile]) -> str:
-    """assumed, fitted or measured: the weakest origin among the constants of these devices."""
-    origins = {origin for profile in profiles for origin in profile.origins().values()}
+    """assumed, fitted or measured: the weakest origin among the constants of these devices.
+
+    Where a measured record is all that jobs are costed by, what is left of the device's own is its memory: fitted.
+    """
+    origins: set[str] = set()
+    for profile in profiles:
+        own = profile.fitted is not None and not profile.fitted.allow_other
+        origins |= {"fitted"} if own else set(profile.origins().values())
     return next(origin for origin in ("assumed", "fitted", "measured") if origin in origins)

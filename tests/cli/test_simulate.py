@@ -323,3 +323,21 @@ def test_two_hundred_malformed_files(cli: Cli, place: Path, raw: bytes, name: st
         assert name in ran.err or "base model" in ran.err or "unknown" in ran.err
     else:
         assert json.loads(ran.out)["runs"]
+
+
+def test_a_measured_profile_as_the_device(cli: Cli, tmp_path: Path) -> None:
+    """By the name of one that ships, for its own model; other models only when that is asked for."""
+    trace = tmp_path / "jobs.csv"
+    trace.write_text(
+        "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps,dtype\n"
+        "a,0,llama-tiny,lora,4,60,20,fp32\nb,1,llama-tiny,dynmole,4,60,20,fp32\n"
+    )
+    done = cli("simulate", "--trace", trace, "--device-profile", "cpu/llama-tiny", "--policy", "aspen")
+    assert done.code == 0 and "costs fitted" in done.out
+    refused = cli("simulate", "--device-profile", "cpu/llama-tiny", "--policy", "fifo", "--quiet")
+    assert refused.code == 2 and "the profile is of llama-tiny in fp32, not of" in refused.err
+    trace.write_text(trace.read_text() + "c,2,tinyllama-1.1b,lora,1,60,2,fp32\n")
+    assert cli("simulate", "--trace", trace, "--device-profile", "cpu/llama-tiny", "--policy", "fifo").code == 2
+    options = ("--device-profile", "cpu/llama-tiny", "--policy", "fifo", "--allow-other")
+    allowed = cli("simulate", "--trace", trace, *options)
+    assert allowed.code == 0 and "3/3" in allowed.out and "costs assumed" in allowed.out

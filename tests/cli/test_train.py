@@ -182,3 +182,14 @@ def test_an_adapter_that_cannot_be_written_costs_the_others_nothing(cli: Cli, tm
     ran = cli("train", write(tmp_path), "--out", out, "--device", "cpu")
     assert ran.code == 6 and "No space left" in ran.err
     assert (out / "adapters" / "a").is_dir() and len(read_run(out).jobs) == 2
+
+
+def test_a_measured_profile_says_how_far_it_was_off(cli: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path, base={"shape": "llama-tiny", "dtype": "fp32"})
+    done = cli("train", file, "--device-profile", "cpu/llama-tiny", "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)["runs"][0]["prediction"]
+    assert facts["steps"] > 0 and facts["time_factor"] > 0 and "memory_mape" not in facts
+    assert "step times were predicted within" in done.err
+    other = cli("train", write(tmp_path), "--device-profile", "cpu/llama-tiny", "--out", tmp_path / "no", "--quiet")
+    assert other.code == 2 and "the profile is of llama-tiny in fp32" in other.err

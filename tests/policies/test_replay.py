@@ -114,3 +114,13 @@ def test_rows_that_are_no_events_are_named(broken: dict[str, Any]) -> None:
 def test_events_without_a_stream_are_refused() -> None:
     with pytest.raises(StateError, match="no recorded stream"):
         Stream.of([row(0.0, "arrive", "a")], {"a": 4})
+
+
+def test_a_bound_that_the_refit_moved_is_replayed() -> None:
+    """At 2.6 the device has no room for b beside a; without the row that says so it has."""
+    tight = 80 * 1024**3 / 16e9
+    moved = [{**r, "scale": 40 * tight} if r.get("began_s") == 2.6 else r for r in STORY]
+    assert Stream.of(moved, {"a": 4, "b": 4}).moments[1].scale == 40 * tight
+    events = again(moved)
+    assert next(r for r in events if r.get("began_s") == 2.6)["scale"] == 40 * tight
+    assert not any(r["event"] == "start" and r["job_id"] == "b" and r["t_s"] == 4.0 for r in events)

@@ -13,7 +13,18 @@ from typing import Final
 
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan.structure import LayerPlan, layer_plans, stored_params
-from loramux_profiles.step_plan.walk import DEVICE_MASK_BLOCK, INDEX, MASK_BLOCK, WIDE, Group, Layer, Setting, layer, up
+from loramux_profiles.step_plan.walk import (
+    ALLOCATION,
+    DEVICE_MASK_BLOCK,
+    INDEX,
+    MASK_BLOCK,
+    WIDE,
+    Group,
+    Layer,
+    Setting,
+    layer,
+    up,
+)
 from loramux_profiles.step_point import JobPoint, StepPoint
 from loramux_profiles.widths import ROUNDING
 
@@ -57,6 +68,8 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     labels = sum(job.labels for job in point.jobs)
     always = 2 * up(width * INDEX) + row + 2 * up(labels * INDEX) + 2 * up(width * shape.head_dim * element)
     always += sum(up(job.tokens * INDEX) for job in point.jobs if job.adapter.method == "mixlora")
+    # Offsets, scales and limits of every job's group, its auxiliary loss, and what there is one of
+    always += ALLOCATION * (5 + sum(3 if job.adapter.method == "lora" else 5 for job in point.jobs))
     if element != WIDE or not exact:  # copies in the type that is computed in, jobs of one structure side by side
         always += sum(up(params * element) for params in stored)
     kept = sum(la.recomputed if point.recompute else la.saved for la in layers)

@@ -166,9 +166,9 @@ def routed(groups: Sequence[Group], name: str) -> bool:
 
 
 def block_slots(group: Group) -> int:
-    """Where MixLoRA's slots are: five numbers each."""
+    """Where MixLoRA's slots are, five numbers each, and where each expert's end."""
     assert group.plan.block is not None
-    return 5 * up(group.tokens * group.plan.block.top_k * INDEX)
+    return 5 * up(group.tokens * group.plan.block.top_k * INDEX) + ALLOCATION
 
 
 def block_saved(setting: Setting, group: Group) -> int:

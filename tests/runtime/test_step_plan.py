@@ -1,0 +1,142 @@
+"""The allocation plan against the tracked storages of the real fused step, and of the same on fake tensors."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from loramux_profiles.shapes import ModelShape  # noqa: E402
+from loramux_profiles.step_plan import plan_bytes, step_plan  # noqa: E402
+from loramux_profiles.step_plan.structure import stored_params  # noqa: E402
+from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint  # noqa: E402
+from loramux_runtime.base_model import BaseModel, build_base  # noqa: E402
+from loramux_runtime.model import FusedModel  # noqa: E402
+from loramux_runtime.profiler.fake import FakeStep  # noqa: E402
+from loramux_runtime.profiler.step import PointStep, measure_peak  # noqa: E402
+from loramux_runtime.profiler.tracker import MemoryLimitError, StorageTracker  # noqa: E402
+
+from .random_steps import random_step  # noqa: E402
+
+SHAPES = {
+    "llama": ModelShape(name="llama", hidden=128, ffn=344, layers=2, heads=4, kv_heads=4, head_dim=32, vocab=2000),
+    "grouped queries": ModelShape(
+        name="grouped", hidden=96, ffn=256, layers=4, heads=6, kv_heads=2, head_dim=16, vocab=300
+    ),
+}
+
+
+def config(shape: ModelShape) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        "llama",
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+    )
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def work(request: pytest.FixtureRequest) -> tuple[ModelShape, FusedModel]:
+    shape = SHAPES[request.param]
+    base: BaseModel = build_base(config(shape), dtype="fp32")
+    return shape, FusedModel(base)
+
+
+@pytest.mark.parametrize("methods", [("lora",), ("mixlora",), ("mola", "loramoe", "dynmole"), None])
+def test_the_plan_is_the_tracked_peak(work: tuple[ModelShape, FusedModel], methods: tuple[str, ...] | None) -> None:
+    shape, model = work
+    rng = random.Random(str(methods))
+    for _ in range(5):
+        point = random_step(rng) if methods is None else random_step(rng, methods)
+        measured = measure_peak(model, point).dynamic
+        # What is left: a few hundred bytes of offsets and columns per group, 512 each
+        slack = 0.002 * measured + 16_384
+        assert plan_bytes(shape, point) == pytest.approx(measured, abs=slack), point
+
+
+def test_decomposed_adapters_are_planned_on_the_safe_side(work: tuple[ModelShape, FusedModel]) -> None:
+    shape, model = work
+    for method, experts in (("lora", 1), ("mixlora", 4)):
+        adapter = AdapterPoint(method=method, rank=8, experts=experts, top_k=min(2, experts), dora=True)
+        jobs = tuple(JobPoint(adapter=adapter, lengths=lengths, labels=20) for lengths in ((40, 31), (25,)))
+        measured = measure_peak(model, StepPoint(jobs=jobs)).dynamic
+        assert 0.98 * measured <= plan_bytes(shape, StepPoint(jobs=jobs)) <= 1.15 * measured
+
+
+def test_bf16_and_fused_groups_as_on_a_device() -> None:
+    shape = SHAPES["llama"]
+    fake = FakeStep(config(shape), dtype="bf16")
+    rng = random.Random(5)
+    for _ in range(6):
+        point = random_step(rng, most_jobs=4)
+        point = replace(point, jobs=(*point.jobs, point.jobs[0]))  # two of one structure share their kernels
+        peak = fake.peak(point)
+        planned = plan_bytes(shape, point, dtype="bf16", exact=False)
+        assert planned == pytest.approx(peak.dynamic, abs=0.003 * peak.dynamic + 16_384), point
+
+
+def test_a_fake_step_has_the_bytes_of_a_real_one() -> None:
+    shape = SHAPES["llama"]
+    fake = FakeStep(config(shape), dtype="fp32", exact=True)
+    model = FusedModel(build_base(config(shape), dtype="fp32"))
+    rng = random.Random(2)
+    for _ in range(3):
+        point = random_step(rng, ("lora", "mola"), most_jobs=3)
+        if any(job.adapter.dropout for job in point.jobs):  # masks are made in other blocks there
+            point = replace(
+                point, jobs=tuple(replace(job, adapter=replace(job.adapter, dropout=False)) for job in point.jobs)
+            )
+        real, faked = measure_peak(model, point), fake.peak(point)
+        assert (faked.weights, faked.state) == (real.weights, real.state)
+        assert faked.dynamic == pytest.approx(real.dynamic, rel=0.002, abs=16_384)
+
+
+def test_adapter_states_have_the_planned_size(work: tuple[ModelShape, FusedModel]) -> None:
+    shape, model = work
+    rng = random.Random(3)
+    for _ in range(8):
+        point = random_step(rng, most_jobs=1)
+        adapter = PointStep(model, point).adapters[0]
+        stored = adapter.slab.layout.size
+        assert stored_params(shape, point.jobs[0].adapter) == pytest.approx(stored, rel=0.002, abs=400)
+
+
+def test_moments_name_what_peaks() -> None:
+    shape = replace(SHAPES["llama"], vocab=100_000)
+    adapter = AdapterPoint(method="lora", rank=8)
+    point = StepPoint(jobs=(JobPoint(adapter=adapter, lengths=(64,), labels=63),))
+    plan = step_plan(shape, point)
+    assert plan.peak == plan.moments["loss"]
+    few = step_plan(shape, replace(point, jobs=(JobPoint(adapter=adapter, lengths=(64,), labels=1),)))
+    assert few.peak == few.moments["layer 1"] < plan.peak
+
+
+def test_the_tracker_stops_the_allocation_that_exceeds_its_limit(work: tuple[ModelShape, FusedModel]) -> None:
+    _, model = work
+    point = random_step(random.Random(1))
+    peak = measure_peak(model, point)
+    assert measure_peak(model, point, limit_bytes=peak.total) == peak
+    with pytest.raises(MemoryLimitError, match="can't allocate memory"):
+        measure_peak(model, point, limit_bytes=peak.total - 1)
+    assert measure_peak(model, point) == peak  # and nothing is left behind
+
+
+def test_the_tracker_does_not_count_what_was_there_before() -> None:
+    old = torch.zeros(1000)
+    tracker = StorageTracker()
+    tracker.ignore([old])
+    with tracker:
+        view, new = old.view(10, 100), old + 1
+        assert tracker.live == 4096
+        del new
+    assert (tracker.live, tracker.peak, view.shape) == (0, 4096, (10, 100))
