@@ -94,6 +94,8 @@ class CostModel:
     `rates`: an aggregate-rate curve that replaces the fused step (None: fused steps; with separate copies the device's
     own curve of parallel processes). `folder`: where relative paths of models start (the trace's).
 
+    `planned`: memory by the allocation plan of the packed runtime also where nothing was measured.
+
     A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that: measured times, and
     memory by the allocation plan of the packed runtime; UsageError with another fusion.
     """
@@ -108,8 +110,10 @@ class CostModel:
         rates: SpeedupCurve | None = None,
         implementation: Implementation | None = None,
         folder: str = "",
+        planned: bool = False,
     ) -> None:
         self.device = device
+        self.planned = planned and not ideal
         self.folder = folder
         self.fusion: Fusion = fusion
         self.copies: Copies = copies
@@ -129,7 +133,7 @@ class CostModel:
         self._costs: dict[tuple[Any, ...], JobCost] = {}
         self._bases: dict[tuple[str, str], BaseCost] = {}
         self._parts: dict[tuple[Any, ...], _Parts] = {}
-        by_dropout = self.implementation.stored_dropout or self.fitted is not None
+        by_dropout = self.implementation.stored_dropout or self.fitted is not None or self.planned
         self._key = _key_dropout if by_dropout else _key
 
     # -- one job
@@ -255,11 +259,14 @@ class CostModel:
                 key=shape.name if dtype == "bf16" else f"{shape.name}:{dtype}",
                 weights_bytes=0 if none else weights,
                 context_bytes=0 if none else int(device.context_bytes),
-                dynamic_bytes=0.0 if none else memory.base_dynamic_bytes(shape, device, self.implementation),
+                dynamic_bytes=0.0
+                if none or self.planned
+                else memory.base_dynamic_bytes(shape, device, self.implementation),
                 floor_s=steptime.floor_s(shape, device),
                 read_s=device.weight_passes * weights / device.memory_bandwidth,
                 load_s=0.0 if none else weights / device.disk_bandwidth,
                 token_s=steptime.frozen_token_s(shape, device, dtype),
+                planned=PlannedMemory(shape, dtype=dtype, exact=device.name == "cpu") if self.planned else None,
             )
         return base
 
@@ -310,6 +317,12 @@ class CostModel:
             load_s=0.0 if ideal else device.join_s + 4 * adapter.params / device.host_bandwidth,
             pause_s=0.0 if ideal else state / device.host_bandwidth,
         )
+        if self.planned:
+            point = adapter_point(spec)
+            state = memory.STATE_BYTES * stored_params(shape, point)  # 16-bit copies are part of the plan
+            parts = parts._replace(
+                own_bytes=state, state_bytes=state, token_bytes=0.0, square_bytes=0.0, row_bytes=0.0, adapter=point
+            )
         self._parts[key] = parts
         return parts
 

@@ -52,6 +52,11 @@ class PlannedMemory:
             known = self._known[key] = self.step((cost, _admitted_lengths(cost)) for cost in ordered)
         return known
 
+    def admitted_point(self, costs: Sequence[JobCost]) -> StepPoint:
+        """The step that `admitted` speaks of."""
+        jobs = tuple(_job_point(cost, _admitted_lengths(cost)) for cost in costs)
+        return StepPoint(jobs=jobs, recompute=any(cost.recompute for cost in costs))
+
     def step(self, parts: Iterable[tuple[JobCost, Sequence[int]]]) -> float:
         """Of a step with these jobs' rows of these lengths. All tokens count as learned, the most there can be."""
         found = list(parts)

@@ -10,9 +10,9 @@ import torch
 from loramux_profiles.hf_config import shape_from_dict
 from loramux_profiles.shapes import register_shape
 from loramux_runtime.base_model import BaseModel
-from loramux_runtime.data import JobData, length_stats
+from loramux_runtime.data import JobData, LengthStats, length_stats
 from loramux_runtime.jobs_file import TrainJob
-from loramux_traces.job import JobSpec
+from loramux_traces.job import Dtype, JobSpec
 
 Targets = Literal["all-linear", "attention", "mlp", "qv"]
 
@@ -27,6 +27,12 @@ def register_base(base: BaseModel) -> str:
 
 def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recompute: bool) -> JobSpec:
     """The job as a row of a trace: mean and p95 of its real lengths, its rank and experts, its declared steps."""
+    dtype: Dtype = "bf16" if base.dtype == torch.bfloat16 else "fp32"
+    return spec_of_lengths(job, length_stats(data.train), label, dtype=dtype, recompute=recompute)
+
+
+def spec_of_lengths(job: TrainJob, stats: LengthStats, label: str, *, dtype: Dtype, recompute: bool) -> JobSpec:
+    """The same from the statistics of its lengths."""
     config = job.adapter_config
     experts = getattr(config, "num_experts", None)
     if isinstance(experts, tuple):
@@ -34,7 +40,6 @@ def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recomput
     # a list of linears has no name in a trace: costed as if all were adapted, an upper bound
     targets = getattr(config, "target_modules", None)
     named: Targets = targets if targets in ("attention", "mlp", "qv") else "all-linear"
-    stats = length_stats(data.train)
     top_k = getattr(config, "top_k", getattr(config, "keep_top_k", None))
     return JobSpec(
         job_id=job.id,
@@ -46,7 +51,7 @@ def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recomput
         seq_len=stats.mean,
         seq_len_p95=max(stats.p95, stats.mean),
         total_steps=float(job.steps) if job.steps is not None else None,
-        num_samples=len(data.train) if job.steps is None else None,
+        num_samples=stats.rows if job.steps is None else None,
         epochs=job.epochs,
         user=job.user,
         group=job.group,
@@ -57,7 +62,7 @@ def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recomput
         target_modules=named,
         num_experts=experts,
         top_k=max(1, min(top_k, experts)) if top_k is not None and experts is not None else 1,
-        dtype="bf16" if base.dtype == torch.bfloat16 else "fp32",
+        dtype=dtype,
         recompute=recompute,
         lr=job.optimizer.lr,
         seed=job.seed,

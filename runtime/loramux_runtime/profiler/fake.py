@@ -1,8 +1,8 @@
 """The peak of a fused step without the device, and without the memory: the real step on fake tensors.
 
 Fake tensors have shapes, types and storages but no data, so that a 13B model fits anywhere. The step runs as on CUDA
-(one product for all jobs, groups of jobs, masks in large blocks); attention by sequences, whose tracked bytes are those
-of the CPU kernels.
+(one product for all jobs, groups of jobs, masks in large blocks), or with `exact` as on a CPU; attention by sequences,
+whose tracked bytes are those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loramux_profiles.step_point import StepPoint
@@ -23,13 +24,26 @@ from loramux_runtime.profiler.step import Peak, PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
 
 
+def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+    """`F.grouped_mm` on fake tensors, where torch's own takes bf16 only: its result, rows padded to 16 bytes.
+
+    Called inside our autograd functions, which keep what the backward pass needs themselves.
+    """
+    size = [*(offs.shape if a.dim() == b.dim() == 2 else ()), a.shape[-2], b.shape[-1]]
+    step = max(1, 16 // a.element_size())
+    row = -(-size[-1] // step) * step
+    stride = [size[-2] * row, row, 1][-len(size) :]
+    return torch.empty_strided(size, stride, dtype=a.dtype, device=a.device)
+
+
 @contextmanager
-def _fakes(mode: FakeTensorMode, tracker: StorageTracker) -> Iterator[None]:
+def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool) -> Iterator[None]:
     # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it belongs. The fake
-    # device is called "cpu", where masks are made in blocks that fit a cache
+    # device is called "cpu", where masks are made in blocks that fit a cache: right for exact mode, which is the CPU's
     stay = patch("transformers.PreTrainedModel.to", lambda model, *_: model)
-    blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK_DEVICE)
-    with mode, tracker, stay, blocks:
+    blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK if exact else dropout._BLOCK_DEVICE)
+    products = patch("torch.nn.functional.grouped_mm", _grouped_mm)
+    with mode, tracker, stay, blocks, products:
         yield
 
 
@@ -38,9 +52,10 @@ class FakeStep:
 
     def __init__(self, config: Any, *, dtype: FrozenDtype = "bf16", exact: bool = False) -> None:
         self._tracker = StorageTracker()
+        self._exact = exact
         # One for all: a tensor of another mode is taken for a new one, storage and all
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with _fakes(self._mode, self._tracker):
+        with _fakes(self._mode, self._tracker, exact):
             self._base: BaseModel = build_base(config, dtype=dtype)
             self._model = FusedModel(self._base, exact=exact)
         self._tracker.ignore([*self._base.hf.parameters(), *self._base.hf.buffers()])
@@ -51,11 +66,11 @@ class FakeStep:
         gc.collect()
         tracker = self._tracker
         before = tracker.live
-        with _fakes(self._mode, tracker):
+        with _fakes(self._mode, tracker, self._exact):
             step = PointStep(self._model, point)
         state = tracker.live - before
         tracker.restart()
-        with _fakes(self._mode, tracker):
+        with _fakes(self._mode, tracker, self._exact):
             step.forward_backward()
             step.optimize()
         return Peak(weights=self.weight_bytes, state=state, dynamic=tracker.peak - before - state)

@@ -1,0 +1,415 @@
+"""What to run on a device: largest micro-batch, recompute or not, how many jobs share it, where fusing stops paying.
+
+Memory is the upper bound that admission goes by (`CostModel.upper_bytes`), time the expected fused step. One job means
+as many copies of it as one likes; several mean those jobs. Nothing is trained, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from loramux_profiles.cost import CostModel, DoesNotFit
+from loramux_profiles.devices import DeviceProfile, Origin
+from loramux_profiles.work import JobCost
+from loramux_traces.job import JobSpec
+
+MAX_JOBS: Final = 1024
+"""Copies of one job that are looked at."""
+PAYS: Final = 0.05
+"""More jobs pay where they add more than this share of tokens/s."""
+LOOK_AHEAD: Final = 8
+"""Micro-batches beyond the first that does not fit: rounding to 8 tokens makes short rows' bytes not quite monotone."""
+TIME_CONSTANTS: Final = (
+    *("peak_flops", "memory_bandwidth", "eta_g", "eta_a", "eta_l", "activation_passes", "weight_passes"),
+    *("c0", "c1", "c2"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """One job alone on the device."""
+
+    job_id: str
+    recompute: bool
+    largest: int
+    """Largest micro-batch that fits, at most the batch size; 0: not even one row does."""
+    chosen: int
+    """What training takes where none is asked for: the largest batch_size / 2^i that fits; 0 for none."""
+    own_bytes: int
+    """Adapter, gradients, moments."""
+    need_bytes: int
+    """Upper bound at `largest`, or of one row where none fits."""
+    tokens_per_s: float
+    """At `largest`; 0 where none fits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Jobs that share the device, a micro-batch of each in every step."""
+
+    job_ids: tuple[str, ...]
+    """Of copies of one job: its id as often."""
+    micro_batches: tuple[int, ...]
+    recompute: bool
+    expected_bytes: int
+    upper_bytes: int
+    headroom_bytes: int
+    step_s: float
+    tokens_per_s: float
+    trusted: bool
+    """Whether steps of this size were measured (True where nothing was)."""
+
+    @property
+    def jobs(self) -> int:
+        """How many."""
+        return len(self.job_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """Everything `loramux recommend` says."""
+
+    device: str
+    models: tuple[str, ...]
+    capacity_bytes: int
+    weight_bytes: int
+    """Of all bases."""
+    margin: float
+    memory_origin: Origin
+    time_origin: Origin
+    copies: bool
+    """One job, and copies of it."""
+    alone: tuple[Alone, ...]
+    """Each job without and with recompute."""
+    frontier: tuple[Packing, ...]
+    best: Packing | None
+    """What is advised."""
+    most: dict[bool, int]
+    """Most jobs that share the device, by recompute."""
+    capped: dict[bool, bool]
+    """Whether `most` is where the search ended, not where memory did."""
+    recompute: str
+    """needed, worthwhile, not worthwhile, or impossible (nothing fits)."""
+    never: tuple[str, ...]
+    """Jobs of which not one row fits, not even with recompute."""
+    left_out: tuple[str, ...]
+    """Jobs that fit alone but not beside those of `best`."""
+    notes: tuple[str, ...]
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "device": self.device,
+            "models": list(self.models),
+            "capacity_bytes": self.capacity_bytes,
+            "weight_bytes": self.weight_bytes,
+            "margin": self.margin,
+            "memory_origin": self.memory_origin,
+            "time_origin": self.time_origin,
+            "alone": [
+                {
+                    "job_id": one.job_id,
+                    "recompute": one.recompute,
+                    "largest_micro_batch": one.largest,
+                    "chosen_micro_batch": one.chosen,
+                    "own_bytes": one.own_bytes,
+                    "need_bytes": one.need_bytes,
+                    "tokens_per_s": one.tokens_per_s,
+                }
+                for one in self.alone
+            ],
+            "frontier": [packing_dict(packing) for packing in self.frontier],
+            "best": None if self.best is None else packing_dict(self.best),
+            "most_jobs": {"without_recompute": self.most[False], "with_recompute": self.most[True]},
+            "most_jobs_is_limit_of_search": {
+                "without_recompute": self.capped[False],
+                "with_recompute": self.capped[True],
+            },
+            "recompute": self.recompute,
+            "never_fit": list(self.never),
+            "left_out": list(self.left_out),
+            "notes": list(self.notes),
+            "advice": self.advice,
+        }
+
+
+def packing_dict(packing: Packing) -> dict[str, Any]:
+    """A row of the frontier as JSON holds it."""
+    return {
+        "jobs": packing.jobs,
+        "job_ids": sorted(set(packing.job_ids)),
+        "micro_batches": list(packing.micro_batches),
+        "recompute": packing.recompute,
+        "expected_bytes": packing.expected_bytes,
+        "upper_bytes": packing.upper_bytes,
+        "headroom_bytes": packing.headroom_bytes,
+        "step_s": packing.step_s,
+        "tokens_per_s": packing.tokens_per_s,
+        "trusted": packing.trusted,
+    }
+
+
+def largest_micro_batch(model: CostModel, spec: JobSpec) -> int:
+    """Rows of the largest micro-batch of a job that fits the empty device by the upper bound, at most its batch (or
+    the micro-batch it asks for); 0 where not even one row fits."""
+
+    def fits(rows: int) -> bool:
+        return model.micro_batch(replace(spec, micro_batch_size=rows)) == rows
+
+    return most_that(fits, spec.micro_batch_size or spec.batch_size, LOOK_AHEAD)
+
+
+def most_that(fits: Callable[[int], bool], limit: int, look_ahead: int = 0) -> int:
+    """Largest n from 1 to `limit` that fits, 0 for none; what fits is 1 to n, but for `look_ahead` beyond a gap."""
+    low, high = 0, 1
+    while high <= limit and fits(high):
+        low, high = high, high * 2
+    high = min(high, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    beyond = [n for n in range(low + 2, min(limit, low + look_ahead) + 1) if low and fits(n)]
+    return max(beyond, default=low)
+
+
+def recommend(device: DeviceProfile, specs: Sequence[JobSpec], *, folder: str = "") -> Recommendation:
+    """What to run. `folder`: where relative paths of models start.
+
+    Raises UsageError for an unknown model or one that the device's record does not cover.
+    """
+    model = CostModel(device, planned=True, folder=folder)
+    alone = tuple(_alone(model, replace(spec, recompute=r)) for spec in specs for r in (False, True))
+    copies = len(specs) == 1
+    found = {r: _frontier(model, [replace(spec, recompute=r) for spec in specs]) for r in (False, True)}
+    frontier = tuple(row for r in (False, True) for row in found[r])
+    most = {r: max((row.jobs for row in found[r]), default=0) for r in (False, True)}
+    best_of = {r: _best(found[r], copies) for r in (False, True)}
+    fitting = {r: {one.job_id for one in alone if one.recompute is r and one.largest} for r in (False, True)}
+    never = tuple(spec.job_id for spec in specs if spec.job_id not in fitting[False] | fitting[True])
+    verdict = _verdict(best_of[False], best_of[True], copies, bool(fitting[True] - fitting[False]))
+    best = best_of[verdict in ("needed", "worthwhile")]
+    held = set() if best is None else set(best.job_ids)
+    left_out = tuple(spec.job_id for spec in specs if spec.job_id not in held and spec.job_id not in never)
+    bases = {cost.base.key: cost.base for cost in map(model.job_cost, specs)}
+    constants = device.origins()
+    time_origin: Origin = "fitted" if model.fitted is not None else _weakest([constants[n] for n in TIME_CONSTANTS])
+    result = Recommendation(
+        device=device.name,
+        models=tuple(dict.fromkeys(spec.base_model for spec in specs)),
+        capacity_bytes=model.capacity_bytes,
+        weight_bytes=sum(base.weights_bytes for base in bases.values()),
+        margin=model.upper_margin,
+        memory_origin="fitted" if model.fitted is not None else "assumed",
+        time_origin=time_origin,
+        copies=copies,
+        alone=alone,
+        frontier=frontier,
+        best=best,
+        most=most,
+        capped={r: copies and most[r] == MAX_JOBS for r in (False, True)},
+        recompute=verdict,
+        never=never,
+        left_out=left_out,
+        notes=_notes(model, frontier, specs),
+        advice="",
+    )
+    return replace(result, advice=_advice(result, specs))
+
+
+def _weakest(origins: Sequence[Origin]) -> Origin:
+    order: tuple[Origin, ...] = ("assumed", "fitted", "measured")
+    return min(origins, key=order.index)
+
+
+def _alone(model: CostModel, spec: JobSpec) -> Alone:
+    largest = largest_micro_batch(model, spec)
+    chosen = model.micro_batch(spec)
+    cost = model.job_cost(replace(spec, micro_batch_size=max(1, largest)))
+    return Alone(
+        job_id=spec.job_id,
+        recompute=spec.recompute,
+        largest=largest,
+        chosen=0 if isinstance(chosen, DoesNotFit) else chosen,
+        own_bytes=cost.own_bytes,
+        need_bytes=int(model.upper_bytes((cost,))),
+        tokens_per_s=cost.real_tokens / cost.solo_step_s if largest else 0.0,
+    )
+
+
+def _frontier(model: CostModel, specs: Sequence[JobSpec]) -> list[Packing]:
+    """Packings of jobs of one recompute mode: for every level of micro-batches 1, 2, 4, ... jobs and the most."""
+    rows: list[Packing] = []
+    usable = [(spec, largest) for spec in specs if (largest := largest_micro_batch(model, spec))]
+    for sizes in _levels([(spec.micro_batch_size or spec.batch_size, largest) for spec, largest in usable]):
+        costs = [
+            (spec.job_id, model.job_cost(replace(spec, micro_batch_size=size)))
+            for (spec, _), size in zip(usable, sizes, strict=True)
+        ]
+        rows += _ladder(model, costs * MAX_JOBS if len(specs) == 1 else _lightest_first(model, costs))
+    return rows
+
+
+def _levels(jobs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """Micro-batches to look at, of all jobs at once: the largest that fit alone, then batch / 2^i, down to one row."""
+    if not jobs:
+        return []
+    levels = [tuple(largest for _, largest in jobs)]
+    i = 0
+    while max(levels[-1]) > 1:
+        levels.append(tuple(min(largest, max(1, start >> i)) for start, largest in jobs))
+        i += 1
+    return list(dict.fromkeys(levels))
+
+
+def _lightest_first(model: CostModel, costs: Sequence[tuple[str, JobCost]]) -> list[tuple[str, JobCost]]:
+    return sorted(costs, key=lambda one: (one[1].own_bytes + (1 + model.upper_margin) * one[1].dynamic_q, one[0]))
+
+
+def _ladder(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> list[Packing]:
+    """The first 1, 2, 4, ... of the jobs, and as many as fit (past one that does not, the others are tried too)."""
+
+    def fits(some: Sequence[tuple[str, JobCost]]) -> bool:
+        return model.upper_bytes([cost for _, cost in some]) <= model.capacity_bytes
+
+    most = most_that(lambda n: fits(jobs[:n]), len(jobs))
+    chosen = list(jobs[:most])
+    if len({id(cost) for _, cost in jobs}) > 1:
+        for one in jobs[most + 1 :]:
+            if fits([*chosen, one]):
+                chosen.append(one)
+    counts = {1 << i for i in range(len(chosen).bit_length()) if 1 << i <= len(chosen)} | {len(chosen)}
+    return [_packing(model, chosen[:n]) for n in sorted(counts) if n]
+
+
+def _packing(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> Packing:
+    costs = [cost for _, cost in jobs]
+    groups: dict[str, list[JobCost]] = {}
+    for cost in costs:
+        groups.setdefault(cost.base.key, []).append(cost)
+    seconds = real = 0.0
+    for group in groups.values():  # bases take turns
+        step = model.expected_step(group)
+        seconds += step.seconds
+        real += step.real_tokens
+    upper = model.upper_bytes(costs)
+    largest = max(sum(cost.tokens_q for cost in group) for group in groups.values())
+    return Packing(
+        job_ids=tuple(job_id for job_id, _ in jobs),
+        micro_batches=tuple(cost.rows for cost in costs),
+        recompute=any(cost.recompute for cost in costs),
+        expected_bytes=int(model.expected_bytes(costs)),
+        upper_bytes=int(upper),
+        headroom_bytes=model.capacity_bytes - int(upper),
+        step_s=seconds,
+        tokens_per_s=real / seconds if seconds > 0 else 0.0,
+        trusted=model.fitted is None or largest <= model.fitted.trusted_tokens,
+    )
+
+
+def _best(rows: Sequence[Packing], copies: bool) -> Packing | None:
+    """Of copies: the fewest jobs, then the least memory, within PAYS of the most tokens/s. Of different jobs: the most
+    jobs, then tokens/s. Sizes that were measured go first."""
+    trusted = [row for row in rows if row.trusted] or list(rows)
+    if not trusted:
+        return None
+    if not copies:
+        return max(trusted, key=lambda row: (row.jobs, row.tokens_per_s, -row.upper_bytes))
+    enough = max(row.tokens_per_s for row in trusted) / (1 + PAYS)
+    good = [row for row in trusted if row.tokens_per_s >= enough]
+    return min(good, key=lambda row: (row.jobs, row.upper_bytes))
+
+
+def _verdict(without: Packing | None, with_it: Packing | None, copies: bool, helps_a_job: bool) -> str:
+    if without is None:
+        return "impossible" if with_it is None else "needed"
+    if with_it is None:
+        return "not worthwhile"
+    if not copies and with_it.jobs != without.jobs:
+        if with_it.jobs < without.jobs:
+            return "not worthwhile"
+        return "needed" if helps_a_job else "worthwhile"
+    return "worthwhile" if with_it.tokens_per_s > (1 + PAYS) * without.tokens_per_s else "not worthwhile"
+
+
+def _notes(model: CostModel, frontier: Sequence[Packing], specs: Sequence[JobSpec]) -> tuple[str, ...]:
+    notes = []
+    if model.fitted is None:
+        notes.append(
+            f"nothing was measured on {model.device.name}: memory is the allocation plan of the packed runtime plus "
+            f"{model.upper_margin:.0%} of its dynamic part, times are the prior's"
+        )
+    elif not all(row.trusted for row in frontier):
+        notes.append(
+            f"steps above {model.fitted.trusted_tokens:,.0f} tokens are larger than any that was measured; "
+            "none of them is advised where a smaller one fits"
+        )
+    if any(spec.num_gpus > 1 for spec in specs):
+        notes.append("jobs on several devices are counted as on this one")
+    return tuple(notes)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _times(a: float, b: float) -> str:
+    return f"{a / b:.2f} times"
+
+
+def _plural(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _advice(r: Recommendation, specs: Sequence[JobSpec]) -> str:
+    """One sentence."""
+    best = r.best
+    if best is None:
+        if r.weight_bytes > r.capacity_bytes:
+            return (
+                f"Nothing runs on {r.device}: the weights of {', '.join(r.models)} alone take {_gib(r.weight_bytes)} "
+                f"of {_gib(r.capacity_bytes)}."
+            )
+        need = min(one.need_bytes for one in r.alone)
+        return (
+            f"Nothing runs on {r.device}: one row of a job needs {_gib(need)} even with recompute, "
+            f"of {_gib(r.capacity_bytes)}."
+        )
+    mode = "with recompute" if best.recompute else "without recompute"
+    figures = f"{_gib(best.upper_bytes)} of {_gib(r.capacity_bytes)} at the upper bound, {best.tokens_per_s:,.0f} tokens/s"
+    single = [one for one in r.alone if one.largest and one.recompute is best.recompute]
+    if r.copies:
+        size = f"a micro-batch of {_plural(best.micro_batches[0], 'row')}"
+        more = f"up to {_most(r, best.recompute)} fit"
+        if not best.recompute and r.most[True] > r.most[False]:
+            more += f" ({_most(r, True)} with recompute)"
+        if best.jobs == 1:
+            start = f"Run one job at a time at {size} {mode}: {figures}"
+            tail = f"; {more}, but sharing gains at most {PAYS:.0%}."
+            if r.most[best.recompute] == 1:
+                tail = f"; no second one fits{'' if r.most[True] < 2 else f' ({_most(r, True)} would with recompute)'}."
+        else:
+            gain = _times(best.tokens_per_s, max(one.tokens_per_s for one in single))
+            start = f"Fuse {_plural(best.jobs, 'job')} at {size} each {mode}: {figures}, {gain} one alone"
+            tail = f"; {more}." if r.most[best.recompute] == best.jobs else f"; {more}, but more gain at most {PAYS:.0%}."
+        return start + tail
+    sizes = sorted(set(best.micro_batches))
+    rows = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    who = f"all {best.jobs} jobs" if best.jobs == len(specs) else f"{_plural(best.jobs, 'job')} ({_names(best.job_ids)})"
+    text = f"Run {who} together at micro-batches of {rows} rows {mode}: {figures}"
+    if r.left_out:
+        text += f"; {_names(r.left_out)} must wait, there is no room beside them"
+    if r.never:
+        text += f"; {_names(r.never)} can never run here, not one row fits"
+    return text + "."
+
+
+def _most(r: Recommendation, recompute: bool) -> str:
+    return f"{'more than ' if r.capped[recompute] else ''}{_plural(r.most[recompute], 'job')}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
