@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loramux_profiles.shapes import ModelShape
-from loramux_profiles.step_plan.structure import LayerPlan
+from loramux_profiles.step_plan.structure import FFN, LayerPlan
 from loramux_profiles.step_point import JobPoint
 
 ALLOCATION: Final = 512
@@ -157,6 +157,17 @@ def dora_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: in
     return most + (up(setting.width * n_in * e) if len(jobs) > 1 else 0)
 
 
+def norms_forward(setting: Setting, groups: Sequence[Group]) -> int:
+    """Most bytes while DoRA takes the norms of a frozen weight's rows: its squares, and in bf16 its fp32 copy."""
+    e, shape, most = setting.element, setting.shape, 0
+    for group in groups:
+        if group.dora:
+            names = set(group.plan.updates) | (set(FFN) if group.plan.block is not None else set())
+            size = max((t.size for t in shape.linears if t.name in names), default=0)
+            most = max(most, up(size * WIDE) * (1 if e == WIDE else 2))
+    return most
+
+
 def any_update(groups: Sequence[Group], name: str) -> bool:
     return any(name in group.plan.updates for group in groups)
 
@@ -194,11 +205,15 @@ def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
     shape, e = setting.shape, setting.element
     tokens, slots = group.tokens, group.tokens * block.top_k
     wide, narrow = up(slots * shape.ffn * e), up(slots * block.width * e)
-    spread = up(tokens * block.experts * block.width * e)
-    d_b = up(len(group.jobs) * block.experts * block.width * shape.hidden * e)
-    small = up(slots * WIDE) + 3 * narrow + spread + d_b
-    inside = small + (mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0)
-    most = (4 * wide + 3 * up(slots * shape.hidden * e) if group.dora else 6 * wide) + inside
+    pairs = len(group.jobs) * block.experts * block.width
+    d_a, d_b = up(pairs * shape.ffn * e), up(pairs * shape.hidden * e)
+    if len(group.jobs) > 1 and e != WIDE:  # in fp32, on the way to each job's own
+        d_a += up(pairs * shape.ffn * WIDE)
+    small = up(slots * WIDE) + 3 * narrow + up(tokens * block.experts * block.width * e) + d_b
+    masks = mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0
+    # Adapter-sized gradients beside slot-sized activations: for few tokens they are the larger ones
+    inside = small + max(wide + masks, d_a)
+    most = (3 * wide + 3 * up(slots * shape.hidden * e) if group.dora else 5 * wide) + inside
     left = 2 * up(tokens * shape.ffn * e) + up(tokens * shape.hidden * e)
     return most, left
 
@@ -234,7 +249,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     saved = attention + norm_2 + x_2 + gates + u["gate"] + u["up"] + u["down"] + a + block_bytes
 
     # backward, from the layer's output on; `level` is what is alive above the layers below
-    points: list[int] = []
+    points = [saved + norms_forward(setting, groups)]
     level = saved + hidden  # the stream's gradient
     down = linear["down"]
     if has_dora["down"]:
