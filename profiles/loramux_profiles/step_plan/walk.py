@@ -158,13 +158,20 @@ def dora_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: in
 
 
 def norms_forward(setting: Setting, groups: Sequence[Group]) -> int:
-    """Most bytes while DoRA takes the norms of a frozen weight's rows: its squares, and in bf16 its fp32 copy."""
-    e, shape, most = setting.element, setting.shape, 0
+    """Most bytes while DoRA takes the norms of W + s B A: of W A' for every expert, and W in fp32 where it is not."""
+    shape, most = setting.shape, 0
     for group in groups:
-        if group.dora:
-            names = set(group.plan.updates) | (set(FFN) if group.plan.block is not None else set())
-            size = max((t.size for t in shape.linears if t.name in names), default=0)
-            most = max(most, up(size * WIDE) * (1 if e == WIDE else 2))
+        if not group.dora:
+            continue
+        block = group.plan.block
+        for t in shape.linears:
+            update = group.plan.updates.get(t.name)
+            width = update.width if update is not None else 0
+            if block is not None and t.name in FFN:
+                width = block.experts * block.width
+            if width:
+                copy = up(t.size * WIDE) if setting.element != WIDE else 0
+                most = max(most, copy + 2 * up(width * t.n_out * WIDE))
     return most
 
 

@@ -22,7 +22,7 @@ def leaf(slab: Slab, key: str) -> Tensor:
 def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """|W + s B A| by row: weight [n_out, n_in], a [..., r, n_in], b [..., n_out, r] -> [..., n_out]. No gradient."""
     w, a, b = weight.detach().to(a.dtype), a.detach(), b.detach()
-    square = w.pow(2).sum(1)
+    square = torch.linalg.vector_norm(w, dim=1).square()  # w.pow(2) is as large as the weight
     cross = (b * (w @ a.transpose(-1, -2))).sum(-1)
     own = ((b @ (a @ a.transpose(-1, -2))) * b).sum(-1)
     return (square + 2 * scale * cross + scale * scale * own).clamp_min(0).sqrt()
