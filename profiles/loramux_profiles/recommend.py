@@ -378,7 +378,9 @@ def _advice(r: Recommendation, specs: Sequence[JobSpec]) -> str:
             f"of {_gib(r.capacity_bytes)}."
         )
     mode = "with recompute" if best.recompute else "without recompute"
-    figures = f"{_gib(best.upper_bytes)} of {_gib(r.capacity_bytes)} at the upper bound, {best.tokens_per_s:,.0f} tokens/s"
+    figures = (
+        f"{_gib(best.upper_bytes)} of {_gib(r.capacity_bytes)} at the upper bound, {best.tokens_per_s:,.0f} tokens/s"
+    )
     single = [one for one in r.alone if one.largest and one.recompute is best.recompute]
     if r.copies:
         size = f"a micro-batch of {_plural(best.micro_batches[0], 'row')}"
@@ -393,11 +395,15 @@ def _advice(r: Recommendation, specs: Sequence[JobSpec]) -> str:
         else:
             gain = _times(best.tokens_per_s, max(one.tokens_per_s for one in single))
             start = f"Fuse {_plural(best.jobs, 'job')} at {size} each {mode}: {figures}, {gain} one alone"
-            tail = f"; {more}." if r.most[best.recompute] == best.jobs else f"; {more}, but more gain at most {PAYS:.0%}."
+            tail = (
+                f"; {more}." if r.most[best.recompute] == best.jobs else f"; {more}, but more gain at most {PAYS:.0%}."
+            )
         return start + tail
     sizes = sorted(set(best.micro_batches))
     rows = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    who = f"all {best.jobs} jobs" if best.jobs == len(specs) else f"{_plural(best.jobs, 'job')} ({_names(best.job_ids)})"
+    who = (
+        f"all {best.jobs} jobs" if best.jobs == len(specs) else f"{_plural(best.jobs, 'job')} ({_names(best.job_ids)})"
+    )
     text = f"Run {who} together at micro-batches of {rows} rows {mode}: {figures}"
     if r.left_out:
         text += f"; {_names(r.left_out)} must wait, there is no room beside them"

@@ -198,9 +198,7 @@ def _of_jobs_file(
         notes += [f"{job.id}: {text}" for text in said]
     if base is not None and tokenizer.vocab_size > base.shape.vocab:
         notes.append(f"lengths are those of {tokenizer.name}'s tokens, not of {base.label}'s")
-    return Subjects(
-        specs=tuple(specs), adapters=adapters, base=known, lengths="the jobs' own data", notes=tuple(notes)
-    )
+    return Subjects(specs=tuple(specs), adapters=adapters, base=known, lengths="the jobs' own data", notes=tuple(notes))
 
 
 def _adapter(spec: JobSpec, config: Mapping[str, Any]) -> tuple[AdapterPoint, list[str]]:
@@ -277,6 +275,4 @@ def _outlined(path: str, document: dict[str, Any], base: Base | None, changes: d
         specs.append(spec)
         adapters[spec.job_id], said = _adapter(spec, {"attention": {}, **config})
         notes += [f"{spec.job_id}: {text}" for text in said]
-    return Subjects(
-        specs=tuple(specs), adapters=adapters, base=known, lengths="given by --seq-len", notes=tuple(notes)
-    )
+    return Subjects(specs=tuple(specs), adapters=adapters, base=known, lengths="given by --seq-len", notes=tuple(notes))
