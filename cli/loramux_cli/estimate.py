@@ -22,9 +22,6 @@ Model = Annotated[
 DtypeOption = Annotated[str | None, typer.Option(help="Type of the weights instead of the file's: bf16, fp16, fp32.")]
 SeqLen = Annotated[float | None, typer.Option(min=1, help="Mean tokens per row, instead of what the file or data say.")]
 SeqLenP95 = Annotated[float | None, typer.Option(min=1, help="Tokens that 95% of the rows do not exceed.")]
-AllowOther = Annotated[
-    bool, typer.Option("--allow-other", help="Cost models that a record was not measured with by the device's constants.")
-]
 
 
 def estimate_command(
@@ -43,7 +40,7 @@ def estimate_command(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for finished fake runs. Default: loramux/estimates in XDG_CACHE_HOME.")
     ] = None,
-    allow_other: AllowOther = False,
+    allow_other: o.AllowOther = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -124,7 +121,7 @@ def _table(e: Estimate) -> None:
         counts = (str(job.micro_batch), f"{job.tokens:,}", f"{job.mean_tokens:,}")
         table.add_row(Text(job.job_id), job.method, str(job.rank), *sizes, *counts, *alone)
     console.print(table)
-    typer.echo(f"tokens: of a micro-batch at the .999 quantile of {e.lengths}; mean: of the mean one\n")
+    typer.echo(f"tokens: of a micro-batch at the .999 quantile of its lengths ({e.lengths}); mean: of the mean one\n")
     table = Table(box=None, pad_edge=False)
     for head in ("all jobs in one step", "at the quantile", "at the mean"):
         table.add_column(head, justify="left" if head.startswith("all") else "right", no_wrap=True)

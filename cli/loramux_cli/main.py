@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from loramux_cli import estimate, evaluate, fitting, plot, policies, profiling, trace
+from loramux_cli import estimate, evaluate, fitting, plot, policies, profiling, recommend, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
@@ -34,6 +34,7 @@ app.command("train")(train_module.train_command)
 app.command("profile")(profiling.profile_command)
 app.command("fit")(fitting.fit_command)
 app.command("estimate")(estimate.estimate_command)
+app.command("recommend")(recommend.recommend_command)
 app.command("compare")(plot.compare_command)
 app.command("plot")(plot.plot_command)
 app.command("policies")(policies.policies_command)

@@ -1,0 +1,163 @@
+"""`loramux recommend`: micro-batch, recompute and how many jobs for a device, by the cost model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+from loramux_cli.estimate import EXIT_NEVER_FITS, DtypeOption, SeqLen, SeqLenP95, checked_dtype, gib, lengths
+from loramux_cli.estimate import Device as DeviceOption
+
+if TYPE_CHECKING:
+    from loramux_profiles.devices import DeviceProfile
+    from loramux_profiles.recommend import Recommendation
+    from loramux_traces.job import JobSpec
+
+METHODS = ("lora", "mixlora", "mola", "loramoe", "dynmole")
+MOST_JOBS = 256
+TARGETS = ("all-linear", "attention", "mlp", "qv")
+
+
+def recommend_command(
+    device: DeviceOption,
+    jobs: Annotated[
+        str | None, typer.Argument(help="Several jobs: jobs.yaml, or a trace. Omitted: one job, described by options.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model: a name, or the path of a config.json. Default: the file's.")
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"Of one job: {', '.join(METHODS)}.")] = "lora",
+    rank: Annotated[int, typer.Option(min=1, max=4096)] = 16,
+    experts: Annotated[int | None, typer.Option(min=1, max=1024, help="Default: as the method's paper.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=1024)] = 2,
+    targets: Annotated[str, typer.Option(help=f"Adapted linears: {', '.join(TARGETS)}.")] = "all-linear",
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Rows per optimizer step.")] = 16,
+    seq_len: SeqLen = None,
+    seq_len_p95: SeqLenP95 = None,
+    dtype: DtypeOption = None,
+    allow_other: o.AllowOther = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Largest micro-batch, whether to recompute, how many jobs share the device, and where fusing stops paying."""
+    from loramux_profiles.devices import load_device
+    from loramux_profiles.recommend import recommend
+    from loramux_traces.errors import UsageError
+
+    lengths(seq_len, seq_len_p95)
+    profile = load_device(device, allow_other=allow_other)
+    folder = ""
+    notes: tuple[str, ...] = ()
+    if jobs is None:
+        specs = [
+            _one_job(
+                profile,
+                model,
+                method=method,
+                rank=rank,
+                num_experts=experts,
+                top_k=top_k if method != "lora" else 1,
+                target_modules=targets,
+                batch_size=batch_size,
+                seq_len=seq_len if seq_len is not None else 512.0,
+                seq_len_p95=seq_len_p95,
+                dtype=checked_dtype(dtype),
+            )
+        ]
+    else:
+        from loramux_runtime.profiler.subjects import read_subjects
+
+        found = read_subjects(
+            jobs,
+            model=model,
+            dtype=checked_dtype(dtype),
+            seq_len=seq_len,
+            seq_len_p95=seq_len_p95,
+            tell=lambda text: None if quiet else typer.echo(text, err=True),
+        )
+        specs, folder, notes = list(found.specs), found.folder, found.notes
+        if len(specs) > MOST_JOBS:
+            raise UsageError(f"{jobs}: {len(specs):,} jobs; at most {MOST_JOBS} are looked at together")
+    result = recommend(profile, specs, folder=folder)
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text({"schema_version": 1, **result.to_dict()}, indent=2))
+    else:
+        _tables(result)
+    if not quiet:
+        for note in (*notes, *result.notes):
+            typer.echo(f"note: {note}", err=True)
+    if result.never:
+        what = "not one row fits, not even with recompute"
+        typer.echo(f"loramux: can never run on {result.device}: {', '.join(result.never)} ({what})", err=True)
+        raise typer.Exit(EXIT_NEVER_FITS)
+
+
+def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
+    from pydantic import ValidationError
+
+    from loramux_runtime.profiler.subjects import find_base
+    from loramux_traces.errors import UsageError
+    from loramux_traces.job import JobSpec
+
+    fitted = device.fitted
+    name = model or (fitted.name if fitted is not None else None)
+    if name is None:
+        raise UsageError("give --model NAME (loramux recommend --model llama-7b --device a100-80g), or a jobs file")
+    for option, allowed in (("method", METHODS), ("target_modules", TARGETS)):
+        if fields[option] not in allowed:
+            shown = "targets" if option == "target_modules" else option
+            raise UsageError(f"--{shown} {str(fields[option])[:40]!r}: {', '.join(allowed)}")
+    if fields["dtype"] is None:
+        fields["dtype"] = fitted.dtype if fitted is not None else "bf16"
+    try:
+        return JobSpec(job_id="job", submit_s=0, base_model=find_base(name).label, total_steps=1, **fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(first["msg"].removeprefix("Value error, ")) from error
+
+
+def _tables(r: Recommendation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.width = max(console.width, 100)
+
+    def table(*heads: str) -> Table:
+        made = Table(box=None, pad_edge=False)
+        for head in heads:
+            made.add_column(head, justify="left" if head in ("alone", "jobs together") else "right", no_wrap=True)
+        return made
+
+    typer.echo(
+        f"{', '.join(r.models)} on {r.device}: {gib(r.weight_bytes)} of weights, {gib(r.capacity_bytes)} to use "
+        f"(memory {r.memory_origin}, tokens/s {r.time_origin})\n"
+    )
+    alone = table("alone", "recompute", "largest micro-batch", "own bytes", "needs at most", "tokens/s")
+    for one in r.alone:
+        fits = f"{one.largest} rows" if one.largest else "none fits"
+        speed = f"{one.tokens_per_s:,.0f}" if one.largest else "-"
+        cells = ("yes" if one.recompute else "no", fits, gib(one.own_bytes), gib(one.need_bytes), speed)
+        alone.add_row(Text(one.job_id), *cells)
+    console.print(alone)
+    if not r.frontier:
+        typer.echo(f"\n{r.advice}")
+        return
+    together = table("jobs together", "micro-batch", "recompute", "expected", "at most", "headroom", "tokens/s", "")
+    for row in r.frontier:
+        sizes = sorted(set(row.micro_batches))
+        size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        memory = (gib(row.expected_bytes), gib(row.upper_bytes), gib(row.headroom_bytes))
+        marks = " ".join((["<- advised"] if row is r.best else []) + ([] if row.trusted else ["beyond measured"]))
+        mode = "yes" if row.recompute else "no"
+        together.add_row(f"{row.jobs}", size, mode, *memory, f"{row.tokens_per_s:,.0f}", marks)
+    typer.echo("")
+    console.print(together)
+    most = [f"{'more than ' if r.capped[mode] else ''}{r.most[mode]}" for mode in (False, True)]
+    typer.echo(f"\nat most {most[0]} jobs share the device without recompute, {most[1]} with; recompute: {r.recompute}")
+    typer.echo(r.advice)
