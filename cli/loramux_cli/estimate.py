@@ -145,9 +145,7 @@ def _table(e: Estimate) -> None:
     else:
         verdict = f"fits, {gib(e.capacity_bytes - e.admitted.upper_bytes)} to spare"
     typer.echo(f"\n{e.device} has {gib(e.capacity_bytes)}: {verdict} (estimated)")
-    typer.echo(
-        f"a process per job would take {gib(e.separate_bytes)}: fusing saves {gib(e.saved_bytes)} (estimated, by the plan)"
-    )
+    typer.echo(f"a process per job would take {gib(e.separate_bytes)}: fusing saves {gib(e.saved_bytes)} (estimated)")
 
 
 def _difference(figure: Figure) -> str:
