@@ -55,6 +55,28 @@ def test_simulate_needs_no_torch(fidelity: str, tmp_path: Path) -> None:
     assert [run["completed"] for run in json.loads(done.stdout)["runs"]] == [3, 3, 3]
 
 
+def test_estimates_by_the_plan_need_no_torch(tmp_path: Path) -> None:
+    trace = tmp_path / "jobs.csv"
+    rows = "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps\na,0,llama-7b,lora,8,256,40\n"
+    trace.write_text(rows, encoding="utf-8")
+    done = loramux_without_torch("estimate", str(trace), "--device", "a100-80g", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fits"] is True
+    jobs = ROOT / "runtime" / "examples" / "tiny.yaml"
+    done = loramux_without_torch("estimate", str(jobs), "--device", "l4", "--quick", "--seq-len", "40")
+    assert done.returncode == 0, done.stderr
+    assert "by allocation plan" in done.stdout
+
+
+def test_recommend_needs_no_torch() -> None:
+    done = loramux_without_torch("recommend", "--model", "llama-7b", "--device", "a100-80g", "--method", "mixlora")
+    assert done.returncode == 0, done.stderr
+    jobs = ROOT / "runtime" / "examples" / "tiny.yaml"
+    done = loramux_without_torch("recommend", str(jobs), "--device", "l4", "--seq-len", "40")
+    assert done.returncode == 0, done.stderr
+    assert "Run all 4 jobs together" in done.stdout
+
+
 @pytest.mark.parametrize("command", [["policies"], ["doctor"], ["trace", "describe"], ["plot", "--help"]])
 def test_other_commands_need_no_torch(command: list[str]) -> None:
     done = loramux_without_torch(*command)

@@ -31,7 +31,7 @@ def commands() -> list[list[str]]:
 
 def run(args: list[str], folder: Path) -> str:
     """Output of a command that must succeed."""
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    environment = {**os.environ, "MPLBACKEND": "Agg", "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(args, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
     assert (done.stdout + done.stderr).strip(), f"{args} printed nothing"

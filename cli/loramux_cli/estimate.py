@@ -107,14 +107,14 @@ def _table(e: Estimate) -> None:
     from rich.text import Text
 
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 120)
     mode = "with recompute" if e.recompute else "without recompute"
     typer.echo(f"ESTIMATED, not measured: {e.model} in {e.dtype} on {e.device}, {mode}, by {e.method}")
     table = Table(box=None, pad_edge=False)
     heads = ("job", "method", "rank", "adapter", "gra-\ndients", "moments", "rows", "tokens", "mean", "alone\nexpected")
     for head in (*heads, "\nat most", "alone"):
         left = head in ("job", "method")
-        table.add_column(head, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for job in e.jobs:
         sizes = (gib(size) for size in (job.adapter_bytes, job.gradient_bytes, job.moment_bytes))
         alone = (gib(job.alone_expected_bytes), gib(job.alone_upper_bytes), "fits" if job.alone_fits else "too large")

@@ -78,6 +78,7 @@ def recommend_command(
             tell=lambda text: None if quiet else typer.echo(text, err=True),
         )
         specs, folder, notes = list(found.specs), found.folder, found.notes
+        notes += tuple(f"{spec.job_id}: reckoned without {what}" for spec in specs for what in found.unsaid(spec))
         if len(specs) > MOST_JOBS:
             raise UsageError(f"{jobs}: {len(specs):,} jobs; at most {MOST_JOBS} are looked at together")
     result = recommend(profile, specs, folder=folder)

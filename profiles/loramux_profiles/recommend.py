@@ -352,7 +352,7 @@ def _notes(model: CostModel, frontier: Sequence[Packing], specs: Sequence[JobSpe
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _times(a: float, b: float) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -37,13 +38,14 @@ def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torc
 
 
 @contextmanager
-def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool) -> Iterator[None]:
+def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool, keys: Any) -> Iterator[None]:
     # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it belongs. The fake
     # device is called "cpu", where masks are made in blocks that fit a cache: right for exact mode, which is the CPU's
     stay = patch("transformers.PreTrainedModel.to", lambda model, *_: model)
     blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK if exact else dropout._BLOCK_DEVICE)
+    own_keys = patch.object(dropout, "_channel_keys", keys)
     products = patch("torch.nn.functional.grouped_mm", _grouped_mm)
-    with mode, tracker, stay, blocks, products:
+    with mode, tracker, stay, blocks, own_keys, products:
         yield
 
 
@@ -53,9 +55,11 @@ class FakeStep:
     def __init__(self, config: Any, *, dtype: FrozenDtype = "bf16", exact: bool = False) -> None:
         self._tracker = StorageTracker()
         self._exact = exact
+        # Fake tensors must not get into the cache that real steps of this process use
+        self._keys = lru_cache(maxsize=64)(dropout._channel_keys.__wrapped__)
         # One for all: a tensor of another mode is taken for a new one, storage and all
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with _fakes(self._mode, self._tracker, exact):
+        with _fakes(self._mode, self._tracker, exact, self._keys):
             self._base: BaseModel = build_base(config, dtype=dtype)
             self._model = FusedModel(self._base, exact=exact)
         self._tracker.ignore([*self._base.hf.parameters(), *self._base.hf.buffers()])
@@ -63,14 +67,15 @@ class FakeStep:
 
     def peak(self, point: StepPoint) -> Peak:
         """Of one step and its optimizers."""
+        self._keys.cache_clear()  # each step answers as if it were the first
         gc.collect()
         tracker = self._tracker
         before = tracker.live
-        with _fakes(self._mode, tracker, self._exact):
+        with _fakes(self._mode, tracker, self._exact, self._keys):
             step = PointStep(self._model, point)
         state = tracker.live - before
         tracker.restart()
-        with _fakes(self._mode, tracker, self._exact):
+        with _fakes(self._mode, tracker, self._exact, self._keys):
             step.forward_backward()
             step.optimize()
         return Peak(weights=self.weight_bytes, state=state, dynamic=tracker.peak - before - state)

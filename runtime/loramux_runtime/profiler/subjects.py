@@ -70,6 +70,10 @@ class Subjects:
         """Of a job."""
         return self.adapters.get(spec.job_id) or adapter_point(spec)
 
+    def unsaid(self, spec: JobSpec) -> list[str]:
+        """What of a job's adapter its spec cannot say, and makes it heavier."""
+        return ["DoRA"] if self.adapter(spec).dora else []
+
 
 def find_base(name_or_path: str, folder: str = "") -> Base:
     """A shipped shape, or a local configuration. UsageError or InvalidInputError where it is neither."""
@@ -83,7 +87,7 @@ def find_base(name_or_path: str, folder: str = "") -> Base:
 def _own_base(config: dict[str, Any], name: str, file: Path | str) -> Base:
     short = name.removesuffix("/config.json").rstrip("/").rsplit("/", 1)[-1].removesuffix(".json")
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", short).strip("-.")[:100] or "base"
-    shape = shape_from_dict(config, f"{label}.own", file)
+    shape = replace(shape_from_dict(config, f"{label}.own", file), source="")
     try:
         register_shape(shape)
     except ValueError as error:  # two folders of one name in one process

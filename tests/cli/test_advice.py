@@ -1,0 +1,126 @@
+"""`loramux estimate` and `loramux recommend` from the command line: what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli, write_trace
+
+HEADER = "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps"
+ROWS = ("a,0,llama-7b,lora,4,200,10", "b,5,llama-7b,mixlora,2,150,10")
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 300,
+}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    return write_trace(tmp_path / "jobs.csv", ROWS, HEADER)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "mine" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+def test_estimate_by_the_plan(jobs: Path, cli: Cli) -> None:
+    ran = cli("estimate", jobs, "--device", "a100-80g", "--quick")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("ESTIMATED, not measured: llama-7b in bf16 on a100-80g, without recompute")
+    assert "a100-80g has 79.00 GiB: fits" in ran.out
+    assert "not run" in ran.out
+    found = json.loads(cli("estimate", jobs, "--device", "a100-80g", "--quick", "--json").out)
+    assert (found["schema_version"], found["estimated"], found["fits"]) == (1, True, True)
+    assert [job["job_id"] for job in found["jobs"]] == ["a", "b"]
+    less = json.loads(cli("estimate", jobs, "--device", "a100-80g", "--quick", "--json", "--recompute").out)
+    assert less["admitted"]["upper_bytes"] < found["admitted"]["upper_bytes"]
+    tight = cli("estimate", jobs, "--device", "l4", "--quick", "--quiet")
+    assert (tight.code, tight.err) == (0, "")
+    assert "l4 has 23.00 GiB: DOES NOT FIT" in tight.out
+
+
+def test_estimate_by_a_fake_run_is_kept(
+    jobs: Path, config: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ("estimate", jobs, "--model", config, "--device", "rtx-3090", "--json")
+    first = cli(*arguments)
+    assert first.code == 0, first.err
+    assert "on fake tensors" in first.err
+    assert len(list((tmp_path / "cache" / "loramux" / "estimates").iterdir())) == 2
+    again = cli(*arguments, "--quiet")
+    assert again.err == ""
+    one, two = json.loads(first.out), json.loads(again.out)
+    for found, cached in ((one, False), (two, True)):
+        for key in ("admitted", "mean"):
+            assert found[key].pop("cached") is cached
+            found[key].pop("plan_wall_s")
+    assert one == two
+    assert abs(one["admitted"]["plan_difference"]) < 0.05
+
+
+def test_recommend_one_job(cli: Cli, config: Path) -> None:
+    ran = cli("recommend", "--model", "llama-7b", "--device", "a100-80g", "--batch-size", 8)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("<- advised") == 1
+    assert "memory assumed, tokens/s assumed" in ran.out
+    assert "nothing was measured on a100-80g" in ran.err
+    found = json.loads(cli("recommend", "--model", "llama-7b", "--device", "a100-80g", "--json").out)
+    assert found["schema_version"] == 1
+    assert found["best"] in found["frontier"]
+    assert found["alone"][0]["largest_micro_batch"] == 16
+    assert cli("recommend", "--model", config, "--device", "l4", "--method", "dynmole", "--quiet").err == ""
+
+
+def test_recommend_by_a_record_takes_its_model(cli: Cli) -> None:
+    ran = cli("recommend", "--device", "profiles/data/cpu/llama-tiny.json", "--seq-len", 60)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("llama-tiny on cpu")
+    assert "memory fitted, tokens/s fitted" in ran.out
+
+
+def test_recommend_several_jobs(jobs: Path, cli: Cli) -> None:
+    ran = cli("recommend", jobs, "--device", "a100-80g")
+    assert ran.code == 0, ran.err
+    assert "Run all 2 jobs together" in ran.out
+    tight = cli("recommend", jobs, "--device", "l4")
+    assert tight.code == 0, tight.err
+    assert "Run" in tight.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("estimate", "JOBS", "--device", "a100-8g"), 2, "did you mean a100-80g"),
+        (("estimate", "JOBS", "--device", "l4", "--model", "llama-7", "--quick"), 2, "did you mean llama-7b"),
+        (("estimate", "none.csv", "--device", "l4", "--quick"), 2, "none.csv"),
+        (("estimate", "none.yaml", "--device", "l4", "--quick"), 2, "none.yaml"),
+        (("estimate", "JOBS", "--device", "l4", "--dtype", "int4", "--quick"), 2, "--dtype 'int4'"),
+        (("estimate", "JOBS", "--device", "l4", "--seq-len-p95", "9", "--quick"), 2, "--seq-len-p95 needs"),
+        (("estimate", "JOBS", "--device", "l4", "--model", "llama-2-13b", "--quick", "--quiet"), 4, "can never run on l4: a, b"),
+        (("recommend", "--device", "l4"), 2, "give --model"),
+        (("recommend", "--device", "l5", "--model", "llama-7b"), 2, "did you mean l4"),
+        (("recommend", "--device", "l4", "--model", "lama-7b"), 2, "did you mean llama-7b"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "qlora"), 2, "--method 'qlora'"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--targets", "all"), 2, "--targets 'all'"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "mola", "--experts", "2", "--top-k", "3"), 2, "must not exceed num_experts"),
+        (("recommend", "--device", "l4", "--model", "llama-2-13b", "--quiet"), 4, "can never run on l4: job"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(jobs: Path, cli: Cli, arguments: tuple[str, ...], code: int, text: str) -> None:
+    ran = cli(*(str(jobs) if word == "JOBS" else word for word in arguments))
+    assert (ran.code, text in ran.err) == (code, True), ran.err
+    assert len(ran.err.strip().splitlines()) == 1
