@@ -231,8 +231,11 @@ class FusedDevice(Generic[R]):
         dynamic = planned.step((run.cost, run.lengths[: run.rows]) for run in runs)
         return self._static() + dynamic * ledger.factor(len(ledger.jobs)) <= ledger.capacity
 
-    def cost(self, step: FusedStep) -> StepCost:
-        """Time, tokens and memory of a step at the real lengths of its micro-batches."""
+    def cost(self, step: FusedStep, *, memory: bool = True) -> StepCost:
+        """Time, tokens and memory of a step at the real lengths of its micro-batches.
+
+        Without `memory` the plan is not asked (half a millisecond), and `dynamic_bytes` means nothing.
+        """
         runs = self.runs
         real = computed = 0
         work = squared = fixed = dynamic = 0.0
@@ -276,7 +279,7 @@ class FusedDevice(Generic[R]):
             seconds /= phi_at(self.phi, self.seats)
         if not charged:
             return StepCost(seconds, rounded, real, 0.0)
-        if base.planned is not None:
+        if base.planned is not None and memory:
             dynamic = base.planned.step(
                 (run.cost, run.lengths[:rows])
                 for run, rows in ((runs[job_id], rows) for job_id, rows in step.entries)
@@ -292,6 +295,6 @@ class FusedDevice(Generic[R]):
                 run.waited += 1
         if self.phi is not None and step.entries:
             mover = runs[step.entries[0].job_id]
-            self._spent[mover.job_id] += self.cost(step).seconds / mover.job.share
+            self._spent[mover.job_id] += self.cost(step, memory=False).seconds / mover.job.share
         for job_id, rows in step.entries:
             runs[job_id].advance(rows)

@@ -207,7 +207,7 @@ class StepBackend(ABC, Generic[P]):
         fused.ledger = self._loop.fleet[0]
         fused.now_s = self.now_s
         step = fused.next_step()
-        predicted_s = fused.cost(step).seconds
+        predicted_s = fused.cost(step, memory=False).seconds
         runs = [fused.runs[entry.job_id] for entry in step.entries]
         lengths = None
         if self._note is not None:

@@ -69,7 +69,7 @@ class RollOut:
         seconds = real = computed = 0.0
         for _ in range(STEPS):
             step = device.next_step()
-            cost = device.cost(step)
+            cost = device.cost(step, memory=False)
             seconds += cost.seconds
             real += cost.real_tokens
             computed += cost.computed_tokens

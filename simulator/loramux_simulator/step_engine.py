@@ -253,7 +253,7 @@ class StepEngine:
             self._clock.at(device.ends_s, self._loaded, device)
             return
         step = fused.next_step()
-        cost = fused.cost(step)
+        cost = fused.cost(step, memory=self._actual is not None)
         device.busy = True
         device.seconds = cost.seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * cost.seconds
         start_s = max(self.now_s, device.stall_until_s)

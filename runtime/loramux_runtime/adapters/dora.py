@@ -25,7 +25,8 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     square = torch.linalg.vector_norm(w, dim=1).square()  # w.pow(2) is as large as the weight
     cross = (b * (w @ a.transpose(-1, -2))).sum(-1)
     own = ((b @ (a @ a.transpose(-1, -2))) * b).sum(-1)
-    return (square + 2 * scale * cross + scale * scale * own).clamp_min(0).sqrt()
+    norms: Tensor = (square + 2 * scale * cross + scale * scale * own).clamp_min(0).sqrt()
+    return norms
 
 
 def decompose(base: Tensor, dropped_base: Tensor, low_rank: Tensor, ratio: Tensor) -> Tensor:
