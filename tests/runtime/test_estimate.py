@@ -42,7 +42,7 @@ SHAPE = ModelShape(name="tiny", hidden=32, ffn=64, layers=2, heads=2, kv_heads=1
 BASE = Base(label="tiny", shape=SHAPE, config=CONFIG)
 POINT = StepPoint(jobs=(JobPoint(adapter=AdapterPoint(method="lora", rank=8), lengths=(30, 20), labels=40),))
 JOBS = """\
-base: {config: %s, dtype: fp32}
+base: {config: CONFIG, dtype: fp32}
 defaults: {data: {path: rows.jsonl, template: "{instruction}{output}"}, batch_size: 4, steps: 3}
 jobs:
   - {id: a, method: lora, adapter: {rank: 4}}
@@ -51,7 +51,7 @@ jobs:
   - {id: d, method: dynmole, adapter: {num_experts: 4, keep_top_k: 0}}
   - {id: e, method: loramoe}
   - {id: f, method: lora, adapter: {use_dora: true, target_modules: qv}}
-""" % json.dumps(CONFIG)
+""".replace("CONFIG", json.dumps(CONFIG))
 
 
 @pytest.fixture
