@@ -60,6 +60,9 @@ class JobGroup:
         self.offs = self.put([end for _, end in self.slices], torch.int32)
         self.dropout_rows = dropout_rows[self.start : self.end]
         self._columns: dict[tuple[object, ...], Tensor] = {}
+        self._alone: dict[int, JobGroup] = {}
+        self._within: tuple[JobGroup, int] | None = None
+        """The group that this is one job of, and which: its compute copies are that group's."""
 
     @property
     def n_rows(self) -> int:
@@ -69,8 +72,11 @@ class JobGroup:
     def alone(self, adapter: Adapter) -> JobGroup:
         """The group of one of its jobs, with rows counted from 0."""
         i = self.adapters.index(adapter)
+        known = self._alone.get(i)  # one a step, not one per linear: in bf16 each would copy the whole adapter
+        if known is not None:
+            return known
         start, end = self.slices[i]
-        return JobGroup(
+        one = self._alone[i] = JobGroup(
             [adapter],
             [Segment(0, end - start)],
             self.shares[i : i + 1],
@@ -80,6 +86,8 @@ class JobGroup:
             exact=self.exact,
             training=self.training,
         )
+        one._within = (self, i)
+        return one
 
     def put(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """Host numbers as a tensor on the device, without waiting for it (`torch.tensor(device=...)` waits)."""
@@ -102,6 +110,9 @@ class JobGroup:
         """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
         if len(self.adapters) == 1 and self.adapters[0].slab.params.dtype == self.compute_dtype:
             return self.adapters[0].slab.param(key).unsqueeze(0)
+        if self._within is not None:
+            group, i = self._within
+            return group.stack(key)[i : i + 1]
         return self._compute_copies[key]
 
     @cached_property

@@ -70,8 +70,7 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     always += sum(up(job.tokens * INDEX) for job in point.jobs if job.adapter.method == "mixlora")
     # Offsets, scales and limits of every job's group, its auxiliary loss, and what there is one of
     always += ALLOCATION * (5 + sum(3 if job.adapter.method == "lora" else 5 for job in point.jobs))
-    if element != WIDE or not exact:  # copies in the type that is computed in, jobs of one structure side by side
-        always += sum(up(params * element) for params in stored)
+    always += _copies(point.jobs, plans, stored, element, exact)
     kept = sum(la.recomputed if point.recompute else la.saved for la in layers)
     final = hidden + row
     grad = up(labels * shape.hidden * element)
@@ -91,6 +90,18 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
         moments[key] = level
         below += saved
     return StepPlan(moments=moments)
+
+
+def _copies(
+    jobs: Sequence[JobPoint], plans: Sequence[Sequence[LayerPlan]], stored: Sequence[int], element: int, exact: bool
+) -> int:
+    """Parameters in the type that is computed in: of all jobs, in fp32 only of those that share kernels with others."""
+    if element != WIDE:
+        return sum(up(params * element) for params in stored)
+    if exact:
+        return 0
+    places = [_place((job, plan[0])) for job, plan in zip(jobs, plans, strict=True)]
+    return sum(up(params * WIDE) for params, place in zip(stored, places, strict=True) if places.count(place) > 1)
 
 
 def _layer(setting: Setting, jobs: Sequence[JobPoint], plans: Sequence[LayerPlan], first: bool) -> Layer:

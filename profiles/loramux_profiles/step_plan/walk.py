@@ -198,8 +198,9 @@ def block_saved(setting: Setting, group: Group) -> int:
     e, shape = setting.element, setting.shape
     narrow = 3 * up(slots * block.width * e)
     kept = router + block_slots(group) + up(slots * WIDE) + narrow
-    if group.dora:  # by autograd: of every slot five tensors per projection, and the gated product
-        kept += 11 * up(slots * shape.ffn * e) + 5 * up(slots * shape.hidden * e)
+    if group.dora:  # by autograd: of every slot five tensors per projection, two of them fp32, and the gated product
+        kept += 7 * up(slots * shape.ffn * e) + 4 * up(slots * shape.ffn * WIDE)
+        kept += 3 * up(slots * shape.hidden * e) + 2 * up(slots * shape.hidden * WIDE)
         if group.dropout:
             kept += up(slots * shape.ffn) + 2 * up(tokens * shape.hidden)
     return kept
@@ -220,7 +221,7 @@ def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
     masks = mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0
     # Adapter-sized gradients beside slot-sized activations: for few tokens they are the larger ones
     inside = small + max(wide + masks, d_a)
-    most = (3 * wide + 3 * up(slots * shape.hidden * e) if group.dora else 5 * wide) + inside
+    most = (3 * wide + 3 * up(slots * shape.hidden * WIDE) if group.dora else 5 * wide) + inside
     left = 2 * up(tokens * shape.ffn * e) + up(tokens * shape.hidden * e)
     return most, left
 
