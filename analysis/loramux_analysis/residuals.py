@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from loramux_analysis.style import FAINT, PALETTE, Drawing, new_figure, save, styled
+from loramux_analysis.style import FAINT, PALETTE, Drawing, log_numbers, new_figure, save, styled
 
 
 def draw_residuals(
@@ -29,7 +29,7 @@ def draw_residuals(
             errors = 100 * np.expm1(-data["log_measured_over_predicted"].to_numpy())
             left.axhline(0, color=FAINT, linewidth=1)
             left.plot(data["measured"], errors, "o", color=PALETTE[0], markersize=3.5, alpha=0.6, markeredgewidth=0)
-            left.set_xscale("log")
+            log_numbers(left)
             left.set_xlabel(label)
             left.set_ylabel("error of the prediction, %")
             right.hist(errors, bins=40, color=PALETTE[0])

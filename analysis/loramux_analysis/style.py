@@ -222,6 +222,25 @@ def plain_numbers(axes: Axes, which: str = "x") -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
+_LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def log_numbers(axes: Axes) -> None:
+    """A logarithmic x axis with 1, 2 and 5 of every decade marked as people write them: 0.05, 2, 500k, 20M."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = [float(t) for t in np.outer(10.0**decades, [1, 2, 5]).ravel() if low <= t <= high]
+    ticks = ticks[:: -(-len(ticks) // 6)] if ticks else [low, high]
+    names = []
+    for tick in ticks:
+        scale, letter = next(((s, n) for s, n in _LARGE if tick >= s), (1.0, ""))
+        names.append(f"{tick / scale:.3g}{letter}")
+    axes.set_xticks(ticks, names)
+    axes.minorticks_off()
+    axes.set_xlim(low, high)
+
+
 def short(label: str, width: int = 26) -> str:
     """A label that fits its place."""
     return label if len(label) <= width else label[: width - 1] + "…"
