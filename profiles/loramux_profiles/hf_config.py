@@ -114,5 +114,8 @@ def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> M
         tied_embeddings=tied,
         qkv_bias=qkv_bias,
         gated=gated,
+        qk_norm=kind.startswith("qwen3"),
+        post_norms=kind == "glm4",
+        fused_qkv=kind == "phi3",
         source=f"{file} ({kind or 'no model_type'})",
     )

@@ -62,6 +62,9 @@ class Model(_Part):
     tied_embeddings: bool = False
     qkv_bias: bool = False
     gated: bool = True
+    qk_norm: bool = False
+    post_norms: bool = False
+    fused_qkv: bool = False
     dtype: Literal["fp32", "bf16"]
 
     @cached_property

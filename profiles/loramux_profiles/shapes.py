@@ -52,6 +52,12 @@ class ModelShape:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     gated: bool = True
+    qk_norm: bool = False
+    """Norms of queries and keys by head (Qwen3): what goes into them is kept for the backward pass."""
+    post_norms: bool = False
+    """Norms of what attention and FFN give as well (GLM-4)."""
+    fused_qkv: bool = False
+    """One projection for queries, keys and values (Phi-3)."""
     source: str = ""
 
     @property

@@ -140,3 +140,50 @@ def test_the_tracker_does_not_count_what_was_there_before() -> None:
         assert tracker.live == 4096
         del new
     assert (tracker.live, tracker.peak, view.shape) == (0, 4096, (10, 100))
+
+
+@pytest.mark.parametrize(
+    ("family", "low", "high"),
+    [
+        ("qwen2", 0.003, 0.003),
+        ("qwen3", 0.003, 0.003),
+        ("mistral", 0.003, 0.003),
+        ("gemma", 0.003, 0.003),
+        ("glm", 0.003, 0.02),  # fused projections are planned as separate ones: a little more
+        ("glm4", 0.003, 0.02),
+        ("phi3", 0.003, 0.04),
+    ],
+)
+def test_every_family_is_planned(family: str, low: float, high: float) -> None:
+    """Norms of queries and keys, norms after the blocks and fused projections keep what llama does not."""
+    from transformers import AutoConfig
+
+    from loramux_profiles.hf_config import shape_from_dict
+
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=1000,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = FusedModel(build_base(config, dtype="fp32"))
+    shape = shape_from_dict(config.to_dict(), family)
+    for adapter in (
+        AdapterPoint(method="lora", rank=8),
+        AdapterPoint(method="mixlora", rank=8, experts=4, top_k=2),
+        AdapterPoint(method="dynmole", rank=8, experts=4, top_k=2, targets="mlp"),
+    ):
+        lora = AdapterPoint(method="lora", rank=16)
+        jobs = (
+            JobPoint(adapter=adapter, lengths=(60, 40), labels=50),
+            JobPoint(adapter=lora, lengths=(80,), labels=60),
+        )
+        measured = measure_peak(model, StepPoint(jobs=jobs)).dynamic
+        assert (1 - low) * measured <= plan_bytes(shape, StepPoint(jobs=jobs)) <= (1 + high) * measured

@@ -245,6 +245,13 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     x_1 = hidden if any(any_update(groups, n) for n in "qkv") else 0
     lengths = [n for g in groups for job in g.jobs for n in job.lengths]
     heads = up(width * q * e) + 2 * up(width * kv * e)
+    projected = 0
+    if shape.qk_norm:  # queries and keys before their norms, and one number per head
+        projected = up(width * q * e) + up(width * kv * e)
+        projected += up(width * shape.heads * WIDE) + up(width * shape.kv_heads * WIDE)
+    elif shape.fused_qkv:  # the values are a part of the projection's output, which is kept whole
+        projected = up(width * (q + 2 * kv) * e) - up(width * kv * e)
+    after = hidden + row if shape.post_norms else 0  # what attention gave, and what the FFN gave, before their norms
     attended = sum(up(n * q * e) + up(n * shape.heads * WIDE) for n in lengths)
     gathered = up(width * q * e) if any_update(groups, "o") else 0
     norm_2 = hidden + row
@@ -253,12 +260,15 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     source = not blocks and not routed(groups, "down")
     a = wide if any_update(groups, "down") and (not source or has_dora["down"]) else 0
     block_bytes = sum(block_saved(setting, g) for g in blocks)
-    attention = norm_1 + x_1 + u["q"] + u["k"] + u["v"] + heads + attended + gathered + u["o"]
-    saved = attention + norm_2 + x_2 + gates + u["gate"] + u["up"] + u["down"] + a + block_bytes
+    attention = norm_1 + x_1 + u["q"] + u["k"] + u["v"] + heads + projected + attended + gathered + u["o"] + after
+    saved = attention + after + norm_2 + x_2 + gates + u["gate"] + u["up"] + u["down"] + a + block_bytes
 
     # backward, from the layer's output on; `level` is what is alive above the layers below
     points = [saved + norms_forward(setting, groups)]
     level = saved + hidden  # the stream's gradient
+    if after:
+        points.append(level + 3 * up(width * d * WIDE))
+        level += hidden - after  # beside it, that of the norm's input
     down = linear["down"]
     if has_dora["down"]:
         points.append(level + has_dora["down"])
