@@ -20,9 +20,8 @@ from loramux_policies.plan import DeltaPlan
 from loramux_policies.policy import Policy
 from loramux_policies.recorder import Recorder
 from loramux_policies.scheduler import Scheduler
-from loramux_policies.step_backend import End, Note, StepBackend, StepTimes, ledger_of
+from loramux_policies.step_backend import Arrivals, End, Note, StepBackend, StepDevice, StepTimes, ledger_of
 from loramux_policies.stream import Moment, Story, Stream
-from loramux_policies.views import FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_traces.errors import StateError
@@ -107,17 +106,22 @@ class ReplayBackend(StepBackend[RecordedJob]):
     def _begin(self) -> float:
         return self._begin_s
 
-    def _training_of(self, job: Job) -> RecordedJob:
+    def _training_of(self, job: Job, device: StepDevice[RecordedJob]) -> RecordedJob:
         return self._jobs[job.job_id]
 
-    def _train(self, step: FusedStep, predicted_s: float) -> StepTimes:
+    def _launch(self, device: StepDevice[RecordedJob], predicted_s: float) -> None:
+        """The record says how it went."""
+
+    def _land(self) -> tuple[StepDevice[RecordedJob], StepTimes]:
+        device = self.devices[0]
+        assert device.step is not None
         moment = self._moments.next("step", self.now_s)
         assert moment.began_s is not None
         if not moment.out_of_memory:
-            for entry in step.entries:
+            for entry in device.step.entries:
                 self._jobs[entry.job_id].move(entry.rows)
         self._stopping = self._stopped and self._moments.over
-        return StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory, moment.scale)
+        return device, StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory, moment.scale)
 
     def _wait(self, until_s: float) -> float:
         moment = self._moments.next("wait", self.now_s)
@@ -179,7 +183,7 @@ def replay(
     jobs: Iterator[Job] = intake.jobs(ordered)
     left = ""
     try:
-        backend.run(loop, jobs)
+        backend.run(loop, Arrivals(loop, jobs))
     except LeftTheRecord as error:
         left = str(error)
     return Replay(events=recorder.log() or [], left=left)

@@ -1,4 +1,4 @@
-"""One device that is driven from step boundary to step boundary: what training and replaying a run have in common.
+"""Devices that are driven from step boundary to step boundary: what training and replaying a run have in common.
 
 Everything at a boundary happens at one instant, the clock's reading there: what the loop decides then follows from the
 instants, the rows and how each step went, and that is what a recorded stream holds (`stream`).
@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 
 from loramux_policies.backend import Floats
+from loramux_policies.errors import PolicyError
 from loramux_policies.fused_device import FusedDevice
 from loramux_policies.job import Job
 from loramux_policies.ledger import Ledger
@@ -30,11 +31,11 @@ Note = Callable[[dict[str, Any]], None]
 """Takes one row of the recorded stream."""
 
 
-def ledger_of(cost: CostModel, seats_max: float) -> Ledger:
-    """The books of the one device."""
+def ledger_of(cost: CostModel, seats_max: float, device_id: int = 0, type_index: int = 0) -> Ledger:
+    """The books of one device."""
     return Ledger(
-        0,
-        0,
+        device_id,
+        type_index,
         capacity=float(cost.capacity_bytes),
         margin=cost.upper_margin,
         padded=False,
@@ -60,21 +61,71 @@ class End(NamedTuple):
     detail: str
 
 
-class StepBackend(ABC, Generic[P]):
-    """Backend of the decide-apply loop (contract: `backend.Backend`) for one device.
+class Inbox(Protocol):
+    """Where jobs, and what users want done with them, come from."""
 
-    Joins, leaves and decisions happen at step boundaries only. `note` gets the rows of the recorded stream.
+    def poll(self, now_s: float) -> None:
+        """Tell the loop (`Scheduler.arrive`, `withdraw`, ...) what has come by this step boundary."""
+
+    def next_s(self) -> float | None:
+        """When something comes next; infinity: at any time; None: nothing more will."""
+
+
+class Arrivals:
+    """The inbox of a run whose jobs are known: each arrives at its `submit_s`."""
+
+    def __init__(self, loop: Scheduler, jobs: Iterable[Job]) -> None:
+        self._loop, self._coming = loop, iter(jobs)
+        self._next = next(self._coming, None)
+
+    def poll(self, now_s: float) -> None:
+        """The jobs submitted by then."""
+        while self._next is not None and self._next.spec.submit_s <= now_s:
+            self._loop.arrive(self._next)
+            self._next = next(self._coming, None)
+
+    def next_s(self) -> float | None:
+        """Submission of the next job."""
+        return None if self._next is None else self._next.spec.submit_s
+
+
+class StepDevice(Generic[P]):
+    """One device and the step it is in."""
+
+    def __init__(self, fused: FusedDevice[LiveRun[P]], type_index: int) -> None:
+        self.fused = fused
+        self.type_index = type_index
+        self.step: FusedStep | None = None
+        """Under way; None at a step boundary."""
+        self.runs: list[LiveRun[P]] = []
+        """Those of its entries."""
+        self.seconds = 0.0
+        """Mean of recent steps, for `finish_s`."""
+        self.lengths: list[tuple[int, ...]] = []
+        """Row lengths of the step's entries, where it is recorded."""
+
+
+class StepBackend(ABC, Generic[P]):
+    """Backend of the decide-apply loop (contract: `backend.Backend`) for devices that are driven step by step.
+
+    Joins, leaves and decisions happen at step boundaries only: whoever is to leave a device in mid-step is waited for.
+    `note` gets the rows of the recorded stream (of one device).
     """
 
-    def __init__(self, policy: Policy, *, note: Note | None = None) -> None:
-        self.fused: FusedDevice[LiveRun[P]] = FusedDevice(0, policy, padded=False)
+    def __init__(self, policy: Policy, *, device_types: Sequence[int] = (0,), note: Note | None = None) -> None:
+        self.devices: list[StepDevice[P]] = [
+            StepDevice(FusedDevice(device_id, policy, padded=False), type_index)
+            for device_id, type_index in enumerate(device_types)
+        ]
         self._note = note
         self._now_s = 0.0
         self._reviews: list[float] = []
         self._watched: dict[str, float] = {}
-        self._seconds = 0.0
-        """Mean of recent steps, for `finish_s`."""
         self._stopping = False
+        self._trained: list[LiveRun[P]] = []
+        """In a step that has ended, and not looked at yet."""
+        self._failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
+        """Steps that ran out of memory, not dealt with yet."""
         self._loop: Scheduler
 
     # -- what is left to the kind of run
@@ -84,32 +135,46 @@ class StepBackend(ABC, Generic[P]):
         """The first instant."""
 
     @abstractmethod
-    def _train(self, step: FusedStep, predicted_s: float) -> StepTimes:
-        """Carry out a fused step; its jobs' training has moved on, unless it ran out of memory."""
+    def _launch(self, device: StepDevice[P], predicted_s: float) -> None:
+        """Have the device carry out `device.step`."""
+
+    @abstractmethod
+    def _land(self) -> tuple[StepDevice[P], StepTimes]:
+        """Wait for a step to end (the devices with one are at work, at least one of them); its jobs' training has moved
+        on, unless it ran out of memory.
+        """
 
     @abstractmethod
     def _wait(self, until_s: float) -> float:
-        """Nothing happens before then. Returns the instant at which it goes on."""
+        """Nothing happens before then, as far as is known. Returns the instant at which it goes on."""
 
     @abstractmethod
     def _end_of(self, run: LiveRun[P]) -> End | None:
         """Whether the job has ended with the step that has just run."""
 
     @abstractmethod
-    def _training_of(self, job: Job) -> P:
-        """The state of a job that starts."""
+    def _training_of(self, job: Job, device: StepDevice[P]) -> P:
+        """The state of a job that starts on the device."""
 
     def _joined(self, run: LiveRun[P]) -> None:
-        """The job is on the device's books."""
+        """The job is on its device's books."""
 
     def _ended(self, run: LiveRun[P]) -> None:
         """It has ended, and the loop knows."""
 
-    def _account(self) -> None:
-        """The set of residents is about to change."""
+    def _account(self, device: StepDevice[P]) -> None:
+        """The device's set of residents is about to change."""
 
-    def _queued(self) -> None:
-        """The loop has decided."""
+    def _boundary(self) -> None:
+        """A step boundary has been dealt with: the loop has decided."""
+
+    def _excused(self, error: PolicyError) -> bool:
+        """Whether a policy's invalid answer has been dealt with (another policy has taken its place): ask again."""
+        return False
+
+    def _stalled(self) -> bool:
+        """Every device is empty, jobs wait, and the policy wants to be asked at no time: whether to ask it again."""
+        return False
 
     # -- what the loop asks for
 
@@ -120,17 +185,23 @@ class StepBackend(ABC, Generic[P]):
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
         """Bring the job's state onto the device; it takes part from the next step on."""
-        self._account()
-        run = job.run = LiveRun(job, job.cost_on(0), self._training_of(job))
-        self.fused.add(run)
+        device = self.devices[devices[0]]
+        self._account(device)
+        run = job.run = LiveRun(job, job.cost_on(device.type_index), self._training_of(job, device))
+        device.fused.add(run)
         self._joined(run)
+        if self._end_of(run) is not None:  # it ended in the very step that it was paused in
+            self._trained.append(run)
 
     def set_share(self, job: Job, share: float) -> None:
         """Jobs with shares below one take turns (`loramux_policies.shares`)."""
-        self.fused.reseat()
+        self.device_of(job).fused.reseat()
 
     def stop(self, job: Job) -> None:
-        """Take the job off the device; partial gradients, moments and the data cursor are kept."""
+        """Take the job off its device; partial gradients, moments and the data cursor are kept."""
+        device = self.device_of(job)
+        while device.step is not None and job.run in device.runs:
+            self._collect()
         self._leave(job)
 
     def sync(self, job: Job) -> None:
@@ -151,9 +222,10 @@ class StepBackend(ABC, Generic[P]):
     def finish_s(self, job: Job) -> float:
         """Predicted finish if nothing changes: micro-steps left at the recent step time."""
         self.sync(job)
-        cost = job.cost_on(0)
+        device = self.device_of(job)
+        cost = job.cost_on(device.type_index)
         left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
-        return self.now_s + left * (self._seconds or cost.solo_step_s)
+        return self.now_s + left * (device.seconds or cost.solo_step_s)
 
     def review_at(self, t_s: float) -> None:
         """Call `decide` at the first step boundary from that time on."""
@@ -165,69 +237,136 @@ class StepBackend(ABC, Generic[P]):
 
     # -- the run
 
-    def run(self, loop: Scheduler, arrivals: Iterable[Job]) -> None:
-        """Until every job has ended, or `request_stop` was called."""
-        self._loop = loop
-        coming = iter(arrivals)
-        job = next(coming, None)
-        self._now_s = self._begin()
-        if self._note is not None:
-            self._note(time_row("begin", self._now_s))
-        while not self._stopping:
-            while job is not None and job.spec.submit_s <= self.now_s:
-                loop.arrive(job)
-                job = next(coming, None)
-            if self._reviews and self._reviews[0] <= self.now_s:
-                while self._reviews and self._reviews[0] <= self.now_s:
-                    heappop(self._reviews)
-                loop.review()
-            loop.decide()
-            self._queued()
-            if self.fused.runs:
-                self._step()
-                continue
-            upcoming = [self._reviews[0]] if self._reviews and loop.active else []
-            if job is not None:
-                upcoming.append(job.spec.submit_s)
-            if not upcoming:
-                break
-            self._now_s = self._wait(min(upcoming))
-            if self._note is not None:
-                self._note(time_row("wait", self._now_s))
-        if self._stopping and self._note is not None:
-            self._note(time_row("stop", self._now_s))
-        self._account()
+    def device_of(self, job: Job) -> StepDevice[P]:
+        """Where a running job is."""
+        return self.devices[job.devices[0]]
+
+    def use_policy(self, policy: Policy) -> None:
+        """Have this policy say what is fused from the next step on."""
+        for device in self.devices:
+            device.fused.policy = policy
+        self._reviews.clear()
+        self._watched.clear()
 
     def request_stop(self) -> None:
         """End `run` at the next step boundary."""
         self._stopping = True
 
-    def _step(self) -> None:
-        fused = self.fused
-        fused.ledger = self._loop.fleet[0]
-        fused.now_s = self.now_s
-        step = fused.next_step()
-        predicted_s = fused.cost(step, memory=False).seconds
-        runs = [fused.runs[entry.job_id] for entry in step.entries]
-        lengths = None
+    def run(self, loop: Scheduler, inbox: Inbox) -> None:
+        """Until every job has ended and none will come, or `request_stop` was called."""
+        self._loop = loop
+        self._now_s = self._begin()
         if self._note is not None:
-            lengths = [run.lengths[: entry.rows] for run, entry in zip(runs, step.entries, strict=True)]
-        times = self._train(step, predicted_s)
-        self._now_s = times.ended_s
+            self._note(time_row("begin", self._now_s))
+        while not self._stopping:
+            inbox.poll(self._now_s)
+            reviews = self._reviews
+            if reviews and reviews[0] <= self._now_s:
+                while reviews and reviews[0] <= self._now_s:
+                    heappop(reviews)
+                loop.review()
+            self._decide()
+            self._boundary()
+            if self._trained or self._failed:
+                self._follow_up()
+                continue
+            if self._stopping:
+                break
+            working = False
+            for device in self.devices:
+                if device.step is None and device.fused.runs:
+                    self._take_off(device)
+                working = working or device.step is not None
+            if working:
+                self._collect()
+                self._follow_up()
+                continue
+            if not self._idle(loop, inbox):
+                break
+        while any(device.step is not None for device in self.devices):
+            self._collect()
+            self._follow_up()
+        if self._stopping and self._note is not None:
+            self._note(time_row("stop", self._now_s))
+        for device in self.devices:
+            self._account(device)
+
+    def _idle(self, loop: Scheduler, inbox: Inbox) -> bool:
+        """Nothing runs: wait for what comes next. False where nothing will."""
+        upcoming = [self._reviews[0]] if self._reviews and loop.active else []
+        if not upcoming and len(loop.queue) and self._stalled():
+            return True
+        coming = inbox.next_s()
+        if coming is not None:
+            upcoming.append(coming)
+        if not upcoming:
+            return False
+        self._now_s = self._wait(min(upcoming))
+        if self._note is not None:
+            self._note(time_row("wait", self._now_s))
+        return True
+
+    def _decide(self) -> None:
+        while True:
+            try:
+                self._loop.decide()
+                return
+            except PolicyError as error:
+                if not self._excused(error):
+                    raise
+
+    def _take_off(self, device: StepDevice[P]) -> None:
+        fused = device.fused
+        fused.ledger = self._loop.fleet[fused.device_id]
+        fused.now_s = self._now_s
+        while True:
+            try:
+                step = fused.next_step()
+                break
+            except PolicyError as error:
+                if not self._excused(error):
+                    raise
+        predicted_s = fused.cost(step, memory=False).seconds
+        device.step = step
+        device.runs = [fused.runs[entry.job_id] for entry in step.entries]
+        if self._note is not None:
+            device.lengths = [run.lengths[: entry.rows] for run, entry in zip(device.runs, step.entries, strict=True)]
+        self._launch(device, predicted_s)
+
+    def _collect(self) -> None:
+        """Wait for a step and book it. What follows from it waits for `_follow_up`, for the loop may be in the middle
+        of carrying out a plan.
+        """
+        device, times = self._land()
+        fused, step, runs = device.fused, device.step, device.runs
+        assert step is not None
+        device.step, device.runs = None, []
+        self._now_s = max(self._now_s, times.ended_s)
         if not times.out_of_memory:
             fused.advance(step)
         if times.scale is not None:
-            fused.ledger.rescale(times.scale)
-        if self._note is not None and lengths is not None:
+            self._loop.fleet[fused.device_id].rescale(times.scale)
+        if self._note is not None:
             likely = {run.job_id: run.p_stop for run in runs}
-            self._note(step_row(step, lengths, likely, *times))
+            self._note(step_row(step, device.lengths, likely, *times))
         if times.out_of_memory:
-            self._recover(runs)
+            for run in runs:  # the optimizer step begins again: the same rows, so the same bits
+                run.rewind()
+            self._failed.append((device, runs))
             return
         seconds = times.ended_s - times.began_s
-        self._seconds = seconds if self._seconds == 0.0 else 0.9 * self._seconds + 0.1 * seconds
-        for run in runs:
-            self._after(run)
+        device.seconds = seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * seconds
+        self._trained += runs
+
+    def _follow_up(self) -> None:
+        """Ends, watches and evictions that follow from the steps that have ended."""
+        trained, self._trained = self._trained, []
+        for run in trained:
+            if run.job.run is run:  # else it was taken off meanwhile
+                self._after(run)
+        failed, self._failed = self._failed, []
+        for device, runs in failed:
+            self._recover(device, runs)
 
     def _after(self, run: LiveRun[P]) -> None:
         job, loop = run.job, self._loop
@@ -249,19 +388,17 @@ class StepBackend(ABC, Generic[P]):
         self._ended(run)
 
     def _leave(self, job: Job) -> None:
-        """Take the job off the device's books, its figures up to date."""
-        self._account()
+        """Take the job off its device's books, its figures up to date."""
+        device = self.device_of(job)
+        self._account(device)
         self.sync(job)
         self._watched.pop(job.job_id, None)
         job.run = None
-        self.fused.remove(job.job_id)
+        device.fused.remove(job.job_id)
 
-    def _recover(self, runs: Sequence[LiveRun[P]]) -> None:
-        """Nothing of the step counts: its jobs begin their optimizer step again (the same rows, so the same bits), and
-        the newest leaves.
-        """
-        for run in runs:
-            run.rewind()
+    def _recover(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
+        """Nothing of the step counts, and the newest of its jobs leaves."""
         names = {run.job_id for run in runs}
-        newest = [run for run in self.fused.runs.values() if run.job_id in names][-1].job
-        self._loop.evict(newest, OUT_OF_MEMORY)
+        newest = [run for run in device.fused.runs.values() if run.job_id in names]
+        if newest:
+            self._loop.evict(newest[-1].job, OUT_OF_MEMORY)

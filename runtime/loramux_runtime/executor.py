@@ -10,7 +10,7 @@ from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.meters import IDLE, Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import End, Note, StepBackend, StepTimes
+from loramux_policies.step_backend import End, Note, StepBackend, StepDevice, StepTimes
 from loramux_policies.views import FusedStep
 from loramux_profiles.work import ROUNDING
 from loramux_runtime.faults import NONE, FaultPlan
@@ -48,6 +48,7 @@ class Executor(StepBackend[TrainingJob]):
         observer: Observer | None = None,
     ) -> None:
         super().__init__(policy, note=note)
+        self.fused = self.devices[0].fused
         self.model = model
         self._training = training
         """By job id; a job's entry is dropped when it has ended."""
@@ -57,6 +58,8 @@ class Executor(StepBackend[TrainingJob]):
         self._on_step, self._on_end = on_step, on_end
         self.memory = MemoryMeter(model.base.device)
         self._observer = observer
+        self._predicted_s = 0.0
+        """Of the step under way."""
 
     @property
     def clock_s(self) -> float:
@@ -70,7 +73,7 @@ class Executor(StepBackend[TrainingJob]):
         self._times.wait_until(until_s)
         return self._times.now_s()
 
-    def _training_of(self, job: Job) -> TrainingJob:
+    def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
         training = self._training[job.job_id]
         training.optimizer.to(self.model.base.device)
         training.begin(self.model)
@@ -82,8 +85,15 @@ class Executor(StepBackend[TrainingJob]):
         self._training[job.job_id].optimizer.to("cpu")
         self._note_memory()
 
-    def _train(self, step: FusedStep, predicted_s: float) -> StepTimes:
-        runs = [self.fused.runs[entry.job_id] for entry in step.entries]
+    def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
+        self._predicted_s = predicted_s
+
+    def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes]:
+        device = self.devices[0]
+        assert device.step is not None
+        return device, self._train(device.step, device.runs, self._predicted_s)
+
+    def _train(self, step: FusedStep, runs: list[LiveRun[TrainingJob]], predicted_s: float) -> StepTimes:
         parts = [
             Part(adapter=run.training.adapter, batch=run.training.peek(entry.rows))
             for run, entry in zip(runs, step.entries, strict=True)
@@ -147,10 +157,10 @@ class Executor(StepBackend[TrainingJob]):
     def _joined(self, run: LiveRun[TrainingJob]) -> None:
         self._note_memory()
 
-    def _queued(self) -> None:
+    def _boundary(self) -> None:
         self._meters.queue(self.now_s, len(self._loop.queue))
 
-    def _account(self) -> None:
+    def _account(self, device: StepDevice[TrainingJob]) -> None:
         self._meters.advance(0, self.now_s, 0.0, IDLE, len(self.fused.runs))
 
     def _note_memory(self) -> None:

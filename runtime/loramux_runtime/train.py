@@ -19,7 +19,7 @@ from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
 from loramux_policies.recorder import Recorder
 from loramux_policies.scheduler import Scheduler
-from loramux_policies.step_backend import ledger_of
+from loramux_policies.step_backend import Arrivals, ledger_of
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
@@ -156,7 +156,7 @@ class TrainRun:
     def play(self) -> TrainResult:
         """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""
         with _stop_on_signal(self.executor) as stopped:
-            self.executor.run(self.loop, self._arrivals())
+            self.executor.run(self.loop, Arrivals(self.loop, self._arrivals()))
         stats = self.meters.stats([self.ledger.capacity])
         stats.decisions = self.loop.decisions
         stats.notes = list(self.notes)
