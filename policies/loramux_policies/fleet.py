@@ -107,6 +107,15 @@ class Fleet:
             self._freed.append(device_id)
             self.time += 1
 
+    def set_capacity(self, device_id: int, capacity_bytes: float) -> None:
+        """The device has this much memory from now on (not in a fork)."""
+        ledger = self._ledgers[device_id]
+        ledger.capacity = capacity_bytes
+        ledger.rekey()
+        self._stale.add(device_id)
+        self._freed.append(device_id)
+        self.time += 1
+
     def adopt(self, fork: Fleet) -> None:
         """Become what the fork is."""
         self._ledgers = fork._ledgers

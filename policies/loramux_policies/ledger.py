@@ -149,6 +149,20 @@ class Ledger:
             groups[key] = group.copy()
         return twin
 
+    def emptied(self, seats_max: float) -> Ledger:
+        """The same device without residents, its bound as it is."""
+        twin = Ledger(
+            self.device_id,
+            self.type_index,
+            capacity=self.capacity,
+            margin=0.0,
+            padded=self.padded,
+            separate=self.separate,
+            seats_max=seats_max,
+        )
+        twin.scale, twin.raised = self.scale, self.raised
+        return twin
+
     @property
     def free(self) -> float:
         """Bytes left by the upper bound; -1 where no seat is left, so that one index serves both."""

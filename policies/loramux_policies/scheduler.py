@@ -16,7 +16,7 @@ from loramux_policies.backend import Backend
 from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.fleet import Fleet
 from loramux_policies.job import DONE, RUNNING, WAITING, Job, view_of
-from loramux_policies.ledger import Ledger
+from loramux_policies.ledger import SEAT_SLACK, Ledger
 from loramux_policies.live_view import LiveView
 from loramux_policies.plan import Action, DeltaPlan, Pause, Reject, Share, Start
 from loramux_policies.policy import Policy
@@ -35,7 +35,8 @@ SETTLE_ROUNDS: Final = 64
 """A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
 
 Listener = Callable[[str, Job, tuple[int, ...], str], None]
-"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail."""
+"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail, cancel,
+hold, release."""
 
 
 def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
@@ -61,6 +62,8 @@ class Scheduler:
         self.fleet = Fleet(ledgers)
         self.backend = backend
         self.max_resident = min(max_resident, policy.seats)
+        self._seats_wanted = max_resident
+        """Of the user; the policy may want fewer."""
         self.queue = WaitingQueue(policy.order)
         self.active: dict[str, Job] = {}
         """Waiting and running jobs by id."""
@@ -137,9 +140,78 @@ class Scheduler:
         self._due = True
         self._tell(event, job, devices, detail)
 
+    def withdraw(self, job: Job, event: str, detail: str = "") -> None:
+        """A user takes a waiting or running job out: for good (`cancel`), or until `release` (`hold`)."""
+        devices: tuple[int, ...] = ()
+        if job.state == RUNNING:
+            self.backend.stop(job)
+            devices = self._leave(job)
+            self._freed.extend(devices)
+            job.last_stop_s = self.backend.now_s
+        elif job.state == WAITING:
+            self.queue.remove(job)
+        job.share = 1.0
+        self.drop(job, event, detail, devices)
+
+    def release(self, job: Job) -> None:
+        """A job that was withdrawn waits again, with what it has done."""
+        self.active[job.job_id] = job
+        job.state, job.enqueued_s, job.seen = WAITING, self.backend.now_s, None
+        self._put(job)
+        self._tell("release", job, (), "")
+        self._arrived.append(job.job_id)
+        self._due = True
+
     def review(self) -> None:
         """A review the policy asked for is due."""
         self._due = True
+
+    def set_capacity(self, device_id: int, capacity_bytes: float) -> None:
+        """The device has more or less memory than it had. Its newest residents wait again until the others fit."""
+        self.fleet.set_capacity(device_id, capacity_bytes)
+        self._freed.append(device_id)
+        self._due = True
+        while len(residents := list(self.fleet[device_id].jobs.values())) > 0:
+            if self.fleet[device_id].used <= capacity_bytes:
+                break
+            self._push_out(residents[-1], "the device has less memory than it had")
+
+    def use_policy(self, policy: Policy) -> None:
+        """Go by another policy from now on. What a plan of the old one left half done is put right from the jobs'
+        states.
+        """
+        self.policy = policy
+        self._barrier = None
+        self._sorted = None
+        self.max_resident = min(self._seats_wanted, policy.seats)
+        self.fleet = Fleet([ledger.emptied(self.max_resident) for ledger in self.fleet])
+        for job in self.running.values():
+            job.seen = None
+            for device in job.devices:
+                self.fleet.add(job, device, job.share)
+        self.queue = WaitingQueue(policy.order)
+        waiting = [job for job in self.active.values() if job.state == WAITING]
+        for job in [*waiting, *self.running.values()]:
+            job.seen = None
+            self._put(job)
+        for job in self.running.values():  # their place among the residents is by the new order; they do not wait
+            self.queue.remove(job)
+        for ledger in list(self.fleet):
+            while self.fleet[ledger.device_id].seats > ledger.seats_max + SEAT_SLACK:
+                newest = list(self.fleet[ledger.device_id].jobs.values())[-1]
+                self._push_out(newest, f"policy {policy.name} has no seat for it")
+        self._due = True
+
+    def _push_out(self, job: Job, detail: str) -> None:
+        """A resident waits again, through no fault of its own and by no decision of the policy."""
+        self.backend.stop(job)
+        devices = self._leave(job)
+        self._freed.extend(devices)
+        job.preemptions += 1
+        self._tell("pause", job, devices, detail)
+        self._paused.append(job.job_id)
+        self._due = True
+        self._enqueue(job)
 
     # -- deciding
 

@@ -20,8 +20,13 @@ REJECTED: Final = "REJECTED"
 FAILED_OOM: Final = "FAILED_OOM"
 FAILED_POLICY: Final = "FAILED_POLICY"
 FAILED_DIVERGED: Final = "FAILED_DIVERGED"
+FAILED_DATA: Final = "FAILED_DATA"
+"""Its data cannot be read, or changed after it was submitted."""
+FAILED_CRASHED: Final = "FAILED_CRASHED"
+"""The process that trained it died several times in its steps."""
+CANCELLED: Final = "CANCELLED"
 UNFINISHED: Final = "UNFINISHED"
-FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, FAILED_DIVERGED, UNFINISHED)
+FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, FAILED_DIVERGED, FAILED_DATA, FAILED_CRASHED, UNFINISHED)
 
 #: Column -> what it holds. jobs.csv of a run folder has exactly these, in this order, one row a job, sorted by job_id.
 JOB_COLUMNS: Final[dict[str, str]] = {

@@ -1,0 +1,290 @@
+"""The state folder's database: the queue, what became of each job, what users ask for. Where commands and scheduler meet.
+
+SQLite, WAL, synchronous=FULL: what a commit has acknowledged survives a kill of the process and of the machine. One
+scheduler writes at a time (the folder's lock sees to that); commands write rows of their own and never wait for it.
+No torch in here: `loramux status` reads it in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_traces.errors import StateError, UsageError
+from loramux_traces.filesafe import json_text
+
+DATABASE: Final = "queue.sqlite3"
+SCHEMA_VERSION: Final = 1
+QUEUED: Final = "QUEUED"
+"""Acknowledged; no scheduler has looked at it yet."""
+WAITING: Final = "WAITING"
+RUNNING: Final = "RUNNING"
+HELD: Final = "HELD"
+"""Paused by a user until `resume`."""
+OPEN: Final = (QUEUED, WAITING, RUNNING, HELD)
+"""States that are not final."""
+
+_SCHEMA: Final = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL UNIQUE,
+    config TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    submitted_unix_s REAL NOT NULL,
+    delay_s REAL NOT NULL DEFAULT 0,
+    submit_s REAL,
+    state TEXT NOT NULL DEFAULT 'QUEUED',
+    reason TEXT NOT NULL DEFAULT '',
+    why TEXT NOT NULL DEFAULT '',
+    method TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    "group" TEXT NOT NULL,
+    micro_batch INTEGER,
+    data_sha256 TEXT,
+    step INTEGER NOT NULL DEFAULT 0,
+    total_steps INTEGER,
+    progress_steps REAL NOT NULL DEFAULT 0,
+    loss REAL,
+    tokens INTEGER NOT NULL DEFAULT 0,
+    tokens_per_s REAL,
+    predicted_bytes REAL,
+    peak_bytes REAL,
+    start_s REAL,
+    finish_s REAL,
+    stopped_s REAL,
+    paused_s REAL NOT NULL DEFAULT 0,
+    expected_finish_s REAL,
+    attained_s REAL NOT NULL DEFAULT 0,
+    solo_s REAL,
+    devices TEXT NOT NULL DEFAULT '',
+    preemptions INTEGER NOT NULL DEFAULT 0,
+    oom_events INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    crashed_at REAL,
+    ran INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX jobs_by_state ON jobs (state);
+CREATE TABLE training (job_id TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (job_id, step))
+    WITHOUT ROWID;
+CREATE TABLE events (seq INTEGER PRIMARY KEY, t_s REAL NOT NULL, row TEXT NOT NULL);
+CREATE TABLE commands (
+    seq INTEGER PRIMARY KEY,
+    verb TEXT NOT NULL,
+    job_id TEXT NOT NULL DEFAULT '',
+    argument TEXT NOT NULL DEFAULT '',
+    issued_unix_s REAL NOT NULL,
+    done_unix_s REAL,
+    refused TEXT NOT NULL DEFAULT '',
+    answer TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
+"""
+
+Row = dict[str, Any]
+
+
+class Store:
+    """The database of one state folder. Every method that writes has committed when it returns, but those that say
+    otherwise.
+
+    Raises StateError where the database cannot be read or written, or is not of this version.
+    """
+
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
+        self.folder = folder
+        path = folder / DATABASE
+        if not create and not path.is_file():
+            raise StateError(f"{folder}: no scheduler's state is here (no {DATABASE}); loramux run makes it")
+        if path.is_symlink():
+            raise StateError(f"{path}: is a symlink")
+        with self._errors():
+            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA busy_timeout=30000")
+            if create:
+                self._make()
+            found = self.fact("schema_version")
+        if found != SCHEMA_VERSION:
+            raise StateError(f"{path}: schema_version is {found!r}, this loramux reads {SCHEMA_VERSION}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:  # OperationalError (full disk, read-only) among them
+            raise StateError(f"{self.folder / DATABASE}: {error}") from error
+
+    def _make(self) -> None:
+        with self.transaction():
+            tables = {row["name"] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "facts" not in tables:
+                for statement in _SCHEMA.split(";"):
+                    if statement.strip():
+                        self._db.execute(statement)
+                self._put_fact("schema_version", SCHEMA_VERSION)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside is committed together, or not at all. (Inside another one: a part of it.)"""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @property
+    def version(self) -> int:
+        """Changes when another process has committed something (cheap: no file is read)."""
+        with self._errors():
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    # -- facts of the scheduler
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """A fact by name: any JSON value."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return default if row is None else json.loads(row["value"])
+
+    def set_facts(self, **facts: Any) -> None:
+        """Set facts by name."""
+        with self.transaction():
+            for name, value in facts.items():
+                self._put_fact(name, value)
+
+    def _put_fact(self, name: str, value: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json_text(value)))
+
+    # -- jobs
+
+    def submit(self, jobs: Sequence[tuple[Mapping[str, Any], Path, float]], *, at_s: bool = False) -> None:
+        """Put jobs into the queue, all or none: (configuration as JSON, folder of relative paths, delay in seconds).
+
+        `at_s`: the third is the time of submission on the scheduler's own clock. UsageError where an id is taken.
+        """
+        now = time.time()
+        with self.transaction():
+            for config, folder, when_s in jobs:
+                values = {
+                    "job_id": config["id"],
+                    "config": json_text(config),
+                    "folder": str(folder),
+                    "submitted_unix_s": now,
+                    "delay_s": 0.0 if at_s else when_s,
+                    "submit_s": when_s if at_s else None,
+                    "method": config["method"],
+                    "priority": config["priority"],
+                    "user": config["user"],
+                    "group": config["group"],
+                }
+                names = ", ".join(f'"{name}"' for name in values)
+                marks = ", ".join("?" * len(values))
+                try:
+                    self._db.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", tuple(values.values()))
+                except sqlite3.IntegrityError as error:
+                    raise UsageError(f"job {config['id']}: there is a job of that name already") from error
+
+    def jobs(self, *states: str) -> list[Row]:
+        """Jobs in these states (none given: all), in order of submission."""
+        where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
+        with self._errors():
+            return [dict(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
+
+    def job(self, job_id: str) -> Row:
+        """One job. UsageError where there is none."""
+        with self._errors():
+            row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise UsageError(f"no job is called {job_id!r}")
+        return dict(row)
+
+    def update(self, job_id: str, **values: Any) -> None:
+        """Set columns of a job."""
+        names = ", ".join(f'"{name}" = ?' for name in values)
+        with self.transaction():
+            self._db.execute(f"UPDATE jobs SET {names} WHERE job_id = ?", (*values.values(), job_id))
+
+    # -- what jobs have learned
+
+    def add_records(self, records: Iterable[tuple[str, Row]]) -> None:
+        """Training records: (job, record with its `step`). One of the same step is replaced: it has the same figures."""
+        rows = [(job_id, record["step"], json_text(record)) for job_id, record in records]
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO training VALUES (?, ?, ?)", rows)
+
+    def forget_records(self, job_id: str, after_step: int) -> None:
+        """Drop the records of steps that will be trained again."""
+        with self.transaction():
+            self._db.execute("DELETE FROM training WHERE job_id = ? AND step > ?", (job_id, after_step))
+
+    def records(self, job_id: str, after_step: int = 0) -> list[Row]:
+        """Training records of a job in order of their steps."""
+        text = "SELECT record FROM training WHERE job_id = ? AND step > ? ORDER BY step"
+        with self._errors():
+            return [json.loads(row["record"]) for row in self._db.execute(text, (job_id, after_step))]
+
+    # -- the event log
+
+    def add_events(self, rows: Iterable[Row]) -> None:
+        """Append to the event log."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO events (t_s, row) VALUES (?, ?)", [(row["t_s"], json_text(row)) for row in rows]
+            )
+
+    def events(self) -> Iterator[Row]:
+        """The event log in the order in which things happened."""
+        with self._errors():
+            for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
+                yield json.loads(row["row"])
+
+    # -- commands
+
+    def command(self, verb: str, job_id: str = "", argument: str = "") -> int:
+        """Ask the scheduler for something; returns the command's number."""
+        with self.transaction():
+            cursor = self._db.execute(
+                "INSERT INTO commands (verb, job_id, argument, issued_unix_s) VALUES (?, ?, ?, ?)",
+                (verb, job_id, argument, time.time()),
+            )
+            return int(cursor.lastrowid or 0)
+
+    def open_commands(self) -> list[Row]:
+        """Commands that have not been carried out, oldest first."""
+        with self._errors():
+            found = self._db.execute("SELECT * FROM commands WHERE done_unix_s IS NULL ORDER BY seq")
+            return [dict(row) for row in found]
+
+    def answer(self, number: int, answer: str = "", *, refused: str = "") -> None:
+        """A command has been carried out, or (and why) it could not."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE commands SET done_unix_s = ?, answer = ?, refused = ? WHERE seq = ?",
+                (time.time(), answer, refused, number),
+            )
+
+    def answered(self, number: int) -> Row | None:
+        """A command once it has been carried out or refused, else None."""
+        with self._errors():
+            row = self._db.execute("SELECT * FROM commands WHERE seq = ?", (number,)).fetchone()
+        return None if row is None or row["done_unix_s"] is None else dict(row)
