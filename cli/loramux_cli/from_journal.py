@@ -48,7 +48,7 @@ def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
 
 def profile_name(card: str) -> str:
     """The device profile that ships for a card. UsageError where none does."""
-    from loramux_cli.train import CARDS
+    from loramux_cli.device_choice import CARDS
     from loramux_traces.errors import UsageError
 
     name = next((profile for part, profile in CARDS if part in card), None)

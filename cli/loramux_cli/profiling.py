@@ -71,7 +71,7 @@ def profile_command(
         raise UsageError("loramux profile needs --shape NAME or --path FOLDER (or --check or --from-journal FILE)")
     budget_s = duration_s(budget)
     target = out or Path(f"{Path(shape or str(path)).name.removesuffix('.json')}.json")
-    from loramux_cli.train import need_torch
+    from loramux_cli.device_choice import need_torch
 
     need_torch()
     from loramux_runtime.profiler.journal import journal_path
@@ -140,7 +140,7 @@ def _check(file: Path, *, as_json: bool) -> None:
 
 
 def _from_journal(file: Path, device_name: str | None, out: Path | None, *, as_json: bool, force: bool) -> None:
-    from loramux_cli.train import need_torch
+    from loramux_cli.device_choice import need_torch
     from loramux_traces.errors import StateError
 
     need_torch()
@@ -182,7 +182,7 @@ def _device_name(where: Any) -> str:
 
 
 def _limit(memory: str | None, where: Any) -> float | None:
-    from loramux_cli.train import memory_bytes
+    from loramux_cli.device_choice import memory_bytes
     from loramux_runtime.profiler.identity import physical_bytes
 
     if where.type != "cpu":

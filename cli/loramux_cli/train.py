@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_cli.device_choice import choose_profile, need_torch
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs_file import JobsFile
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
-CARDS = (
-    ("H100", "h100-80g"),
-    ("A100", "a100-80g"),
-    ("A6000", "a6000"),
-    ("4090", "rtx-4090"),
-    ("3090", "rtx-3090"),
-    ("L4", "l4"),
-)
-"""Part of the card's name -> shipped profile."""
 
 
 def train_command(
@@ -73,7 +65,7 @@ def train_command(
     running.load_policies([policy], policy_file)
     file = read_jobs_file(jobs)
     where = choose_device(device)
-    profile = _profile(where, device_profile, memory, allow_other=allow_other)
+    profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
     with running.hold(out):
         if not force:  # with it, nothing is removed before every job has been checked
             prepare_folder(out)
@@ -128,52 +120,6 @@ def train_command(
             raise typer.Exit(EXIT_NEVER_FITS)
         if result.summary["failed"]:
             raise typer.Exit(EXIT_FAILED_JOBS)
-
-
-def need_torch() -> None:
-    from importlib.util import find_spec
-
-    from loramux_traces.errors import UsageError
-
-    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
-
-
-def _profile(device: Any, name: str | None, memory: str | None, *, allow_other: bool) -> Any:
-    from loramux_profiles.devices import load_device
-    from loramux_runtime.devices import card_name
-    from loramux_traces.errors import UsageError
-
-    if name is None and device.type == "cuda":
-        card = card_name(device)
-        name = next((profile for part, profile in CARDS if part in card), None)
-        if name is None:
-            raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
-    profile = load_device(name or "cpu", allow_other=allow_other)
-    fitted = profile.fitted
-    if fitted is not None and fitted.kind != device.type and not allow_other:
-        raise UsageError(
-            f"{name}: measured on {profile.name}, not on {device.type}; --allow-other uses it all the same"
-        )
-    if memory is None:
-        return profile
-    size = memory_bytes(memory)
-    parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(size), "note": "--memory"})
-    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
-
-
-def memory_bytes(text: str) -> int:
-    import re
-
-    from loramux_traces.errors import UsageError
-
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", text.strip())
-    if match is None:
-        raise UsageError(f"--memory {text[:40]!r}: a number with B, KiB, MiB, GiB, KB, MB or GB")
-    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    units |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    return int(float(match[1]) * units[match[2] or "B"])
 
 
 def _entry(policy: str, result: TrainResult) -> dict[str, Any]:

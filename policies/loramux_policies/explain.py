@@ -9,8 +9,11 @@ from loramux_policies.snapshot import ClusterSnapshot
 GIB = 2.0**30
 
 
-def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str) -> str:
-    """What became of the job at this decision, and for what it waits (empty before submission and after the end)."""
+def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str, place: int | None = None) -> str:
+    """What became of the job at this decision, and for what it waits (empty before submission and after the end).
+
+    `place`: how many jobs are before it in the queue, where the caller knows.
+    """
     for action in plan.actions:
         if action.job.job_id == job_id:
             if isinstance(action, Start):
@@ -25,10 +28,12 @@ def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str) -> str:
         return ""
     if device is not None:
         return f"runs on device {device}"
-    return f"waits: {_obstacle(view, plan, job_id)}{_ahead(view, job_id)}"
+    return f"waits: {_obstacle(view, plan, job_id)}{_ahead(view, job_id, place)}"
 
 
-def _ahead(view: LiveView | ClusterSnapshot, job_id: str) -> str:
+def _ahead(view: LiveView | ClusterSnapshot, job_id: str, place: int | None = None) -> str:
+    if place is not None:
+        return f"; {place} jobs are before it in the queue"
     for place, job in enumerate(view.waiting(view.n_waiting)):
         if job.job_id == job_id:
             return f"; {place} jobs are before it in the queue"

@@ -15,7 +15,7 @@ from loramux_policies.shares import Seating, phi_at, seating
 from loramux_policies.views import FusedStep
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.work import ROUNDING, BaseCost
-from loramux_traces.errors import LoramuxError
+from loramux_traces.errors import StateError
 
 
 class StepCost(NamedTuple):
@@ -153,7 +153,7 @@ class FusedDevice(Generic[R]):
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except LoramuxError:  # a PolicyError, or a recorded row that is missing: not the policy's doing
+        except (PolicyError, StateError):  # StateError: a recorded row is missing, which is not the policy's doing
             raise
         except BaseException as error:
             let_through(error)

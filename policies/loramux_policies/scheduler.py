@@ -22,7 +22,7 @@ from loramux_policies.plan import Action, DeltaPlan, Pause, Reject, Share, Start
 from loramux_policies.policy import Policy
 from loramux_policies.views import JobView
 from loramux_policies.waiting import WaitingQueue
-from loramux_traces.errors import LoramuxError
+from loramux_traces.errors import StateError
 
 OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02
@@ -36,7 +36,7 @@ SETTLE_ROUNDS: Final = 64
 
 Listener = Callable[[str, Job, tuple[int, ...], str], None]
 """Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail, cancel,
-hold, release."""
+hold."""
 
 
 def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
@@ -141,7 +141,7 @@ class Scheduler:
         self._tell(event, job, devices, detail)
 
     def withdraw(self, job: Job, event: str, detail: str = "") -> None:
-        """A user takes a waiting or running job out: for good (`cancel`), or until `release` (`hold`)."""
+        """A user takes a waiting or running job out: for good (`cancel`), or until it arrives again (`hold`)."""
         devices: tuple[int, ...] = ()
         if job.state == RUNNING:
             self.backend.stop(job)
@@ -153,14 +153,13 @@ class Scheduler:
         job.share = 1.0
         self.drop(job, event, detail, devices)
 
-    def release(self, job: Job) -> None:
-        """A job that was withdrawn waits again, with what it has done."""
-        self.active[job.job_id] = job
-        job.state, job.enqueued_s, job.seen = WAITING, self.backend.now_s, None
-        self._put(job)
-        self._tell("release", job, (), "")
-        self._arrived.append(job.job_id)
+    def reprice(self, job: Job, like: Job) -> None:
+        """A waiting job costs from now on what `like` does (its micro-batch is another)."""
+        self.queue.remove(job)
+        job.costs, job.need_min, job.need_bytes = like.costs, like.need_min, like.need_bytes
+        job.seen = None
         self._due = True
+        self._put(job)
 
     def review(self) -> None:
         """A review the policy asked for is due."""
@@ -254,7 +253,7 @@ class Scheduler:
                 self._on_plan(view, plan)
         except PolicyError as error:
             raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s: {error}") from error
-        except LoramuxError:
+        except StateError:  # the replay of a recorded run has left the record: not the policy's doing
             raise
         except BaseException as error:
             let_through(error)

@@ -46,17 +46,18 @@ class Executor(StepBackend[TrainingJob]):
         on_end: Callable[[Job, TrainingJob], None] | None = None,
         note: Note | None = None,
         observer: Observer | None = None,
+        rss_before: int | None = None,
     ) -> None:
         super().__init__(policy, note=note)
         self.fused = self.devices[0].fused
         self.model = model
         self._training = training
         """By job id; a job's entry is dropped when it has ended."""
-        self._meters = meters
+        self.meters = meters
         self._times = times or RealTimes()
         self._faults = faults
         self._on_step, self._on_end = on_step, on_end
-        self.memory = MemoryMeter(model.base.device)
+        self.memory = MemoryMeter(model.base.device, rss_before)
         self._observer = observer
         self._predicted_s = 0.0
         """Of the step under way."""
@@ -112,7 +113,7 @@ class Executor(StepBackend[TrainingJob]):
         self._times.step_ends(predicted_s)
         ended_s = self._times.now_s()
         tokens = sum(part.batch.n_tokens for part in parts)
-        self._meters.step(0, tokens, -(-tokens // ROUNDING) * ROUNDING)
+        self.meters.step(0, tokens, -(-tokens // ROUNDING) * ROUNDING)
         if self._on_step is not None:
             self._on_step(step, ended_s - began_s, predicted_s)
         return StepTimes(began_s, ended_s, False, self._observe(runs, parts, ended_s - began_s, dynamic_bytes))
@@ -158,11 +159,11 @@ class Executor(StepBackend[TrainingJob]):
         self._note_memory()
 
     def _boundary(self) -> None:
-        self._meters.queue(self.now_s, len(self._loop.queue))
+        self.meters.queue(self.now_s, len(self._loop.queue))
 
     def _account(self, device: StepDevice[TrainingJob]) -> None:
-        self._meters.advance(0, self.now_s, 0.0, IDLE, len(self.fused.runs))
+        self.meters.advance(0, self.now_s, 0.0, IDLE, len(self.fused.runs))
 
     def _note_memory(self) -> None:
         expected = self._loop.fleet[0].expected if self.fused.runs else 0.0
-        self._meters.memory(0, self.now_s, self.memory.peak_bytes() or expected, len(self.fused.runs))
+        self.meters.memory(0, self.now_s, self.memory.peak_bytes() or expected, len(self.fused.runs))

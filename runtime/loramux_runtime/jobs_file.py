@@ -119,21 +119,26 @@ class BaseConfig(_Strict):
         return self
 
 
-class JobsFile(_Strict):
-    """What `loramux train` runs."""
+class Submission(_Strict):
+    """Jobs by themselves, as `loramux submit` takes them."""
 
-    base: BaseConfig
     jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=10_000)]
-    folder: Annotated[Path, Field(exclude=True)] = Path()
-    """Where relative paths start: the folder of the file."""
 
     @model_validator(mode="after")
-    def _unique(self) -> JobsFile:
+    def _unique(self) -> Submission:
         ids = [job.id for job in self.jobs]
         again = sorted({job_id for job_id in ids if ids.count(job_id) > 1})
         if again:
             raise ValueError(f"job id used twice: {', '.join(again[:5])}")
         return self
+
+
+class JobsFile(Submission):
+    """What `loramux train` runs."""
+
+    base: BaseConfig
+    folder: Annotated[Path, Field(exclude=True)] = Path()
+    """Where relative paths start: the folder of the file."""
 
 
 def adapter_config(method: str, fields: dict[str, Any]) -> Any:
@@ -165,6 +170,23 @@ def read_jobs_file(path: str | Path) -> JobsFile:
     Raises InvalidInputError with one problem per bad key.
     """
     file = Path(path)
+    checked = validate(JobsFile, file, _jobs_merged(file, _mapping(file)))
+    folder = checked.base.path
+    base = checked.base.model_copy(update={"path": None if folder is None else file.parent / folder})
+    return checked.model_copy(update={"folder": file.parent, "base": base})
+
+
+def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
+    """The jobs of a jobs.yaml, whatever its base, or the one job that the file is. Raises as `read_jobs_file`."""
+    file = Path(path)
+    content = _jobs_merged(file, _mapping(file))
+    content.pop("base", None)
+    if "jobs" not in content:
+        content = {"jobs": [content]}
+    return validate(Submission, file, content).jobs
+
+
+def _mapping(file: Path) -> dict[str, Any]:
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -180,16 +202,17 @@ def read_jobs_file(path: str | Path) -> JobsFile:
         raise InvalidInputError([problem(file, "", "", f"must be UTF-8 YAML: {str(error)[:100]}")]) from error
     if not isinstance(content, dict) or "folder" in content:
         raise InvalidInputError([problem(file, "", "", "must hold a mapping with base and jobs")])
+    return content
+
+
+def _jobs_merged(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     defaults = content.pop("defaults", {})
     jobs = content.get("jobs")
     if not isinstance(defaults, dict):
         raise InvalidInputError([problem(file, "defaults", "", "must be a mapping")])
     if isinstance(jobs, list):
         content["jobs"] = [_merged(defaults, job) if isinstance(job, dict) else job for job in jobs]
-    checked = validate(JobsFile, file, content)
-    folder = checked.base.path
-    base = checked.base.model_copy(update={"path": None if folder is None else file.parent / folder})
-    return checked.model_copy(update={"folder": file.parent, "base": base})
+    return content
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

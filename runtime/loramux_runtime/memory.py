@@ -27,12 +27,31 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-class MemoryMeter:
-    """Peak of a CUDA device; on CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a
-    measurement)."""
+def resident_bytes() -> int | None:
+    """Memory that this process holds right now (Linux only; None elsewhere)."""
+    return _status("VmRSS")
 
-    def __init__(self, device: torch.device) -> None:
+
+def _status(name: str) -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith(name + ":"):
+                    return int(line.split()[1]) << 10
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+class MemoryMeter:
+    """Peak of the device. On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement);
+    the kernel's peak of the process stands in, less `rss_before`, what the process held before the base model was
+    loaded. Without it there is no figure.
+    """
+
+    def __init__(self, device: torch.device, rss_before: int | None = None) -> None:
         self._device = device if device.type == "cuda" else None
+        self._rss_before = rss_before
         self._before = 0
         self._most = 0
         """Most bytes reserved before the step in progress."""
@@ -40,7 +59,8 @@ class MemoryMeter:
     def peak_bytes(self) -> float | None:
         """Most bytes reserved so far, with the context; None where it is not known."""
         if self._device is None:
-            return None
+            most = None if self._rss_before is None else _status("VmHWM")
+            return None if most is None or self._rss_before is None else float(max(0, most - self._rss_before))
         free, total = torch.cuda.mem_get_info(self._device)
         outside = total - free - torch.cuda.memory_reserved(self._device)
         return float(max(self._most, torch.cuda.max_memory_reserved(self._device)) + max(0, outside))

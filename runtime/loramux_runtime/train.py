@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +20,15 @@ from loramux_policies.step_backend import Arrivals, ledger_of
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
-from loramux_runtime.adapters import METHODS
+from loramux_runtime.admission import Admission
 from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
-from loramux_runtime.data import JobData, load_data, load_tokenizer
 from loramux_runtime.devices import card_name
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.job_specs import job_spec, register_base
 from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
 from loramux_runtime.model import FusedModel
 from loramux_runtime.observed import Observer
+from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.times import Times
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError, UsageError
@@ -117,17 +113,15 @@ class TrainRun:
         self._on_step = on_step
         self.unsaved: list[str] = []
         """Jobs whose adapter could not be written, and why."""
-        for job in file.jobs:
-            _check_adapter(job, base)
-        tokenizer = load_tokenizer(file.base.path)
-        self.data: dict[str, JobData] = {
-            job.id: load_data(job.data, tokenizer, seed=job.seed, vocab_size=base.vocab, base=file.folder)
-            for job in file.jobs
-        }
+        admission = Admission(base, file.base.path, recompute=recompute)
+        for job in file.jobs:  # cheap, and so before any rows are read
+            admission.check_adapter(job)
+        admitted = [admission.admit(job, file.folder) for job in file.jobs]
+        self.data = {job.config.id: job.data for job in admitted}
         self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
-        label = register_base(base)
-        specs = [job_spec(job, self.data[job.id], label, base, recompute) for job in file.jobs]
-        self.specs: list[JobSpec] = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))
+        self.specs: list[JobSpec] = sorted(
+            (job.spec for job in admitted), key=lambda spec: (spec.submit_s, spec.job_id)
+        )
         self._configs = {job.id: job for job in file.jobs}
         self._training: dict[str, TrainingJob] = {}
         self.scores: dict[str, dict[str, Any]] = {}
@@ -155,7 +149,7 @@ class TrainRun:
 
     def play(self) -> TrainResult:
         """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""
-        with _stop_on_signal(self.executor) as stopped:
+        with stop_on_signal(self.executor.request_stop) as stopped:
             self.executor.run(self.loop, Arrivals(self.loop, self._arrivals()))
         stats = self.meters.stats([self.ledger.capacity])
         stats.decisions = self.loop.decisions
@@ -220,37 +214,3 @@ class TrainRun:
                 save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
             except StateError as error:  # a full disk costs this job its file, not the others their training
                 self.unsaved.append(f"{job.job_id}: {error}")
-
-
-def _check_adapter(job: TrainJob, base: BaseModel) -> None:
-    """UsageError where the adapter does not fit the base: before anything is trained."""
-    method, config = METHODS[job.method], job.adapter_config
-    try:
-        method.specs(config, base.sites)
-        method.plans(config, base.sites)
-    except ValueError as error:
-        raise UsageError(f"job {job.id}: {error}") from error
-
-
-@contextmanager
-def _stop_on_signal(executor: Executor) -> Iterator[list[int]]:
-    """Turn the first SIGTERM or SIGINT into a stop at the next step boundary; a second one acts as before."""
-    got: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield got
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, _: object) -> None:
-        got.append(number)
-        executor.request_stop()
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield got
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -41,6 +41,22 @@ def owned(path: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def owner(path: Path) -> int | None:
+    """Pid of the process that holds the folder; None where nobody does."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isdecimal() else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _take(path: Path) -> int:
     """An open lock file that is locked and still there (its last owner removes it)."""
     file = path / LOCK

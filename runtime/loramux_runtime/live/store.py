@@ -1,8 +1,9 @@
-"""The state folder's database: the queue, what became of each job, what users ask for. Where commands and scheduler meet.
+"""The state folder's database: the queue, what became of each job, what users ask for.
 
-SQLite, WAL, synchronous=FULL: what a commit has acknowledged survives a kill of the process and of the machine. One
-scheduler writes at a time (the folder's lock sees to that); commands write rows of their own and never wait for it.
-No torch in here: `loramux status` reads it in a tenth of a second.
+Commands and scheduler meet in it, without a socket. SQLite, WAL, synchronous=FULL: what a commit has acknowledged
+survives a kill of the process and of the machine. One scheduler writes at a time (the folder's lock sees to that);
+commands write rows of their own and never wait for it. No torch in here: `loramux status` reads it in a tenth of a
+second.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ CREATE INDEX jobs_by_state ON jobs (state);
 CREATE TABLE training (job_id TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (job_id, step))
     WITHOUT ROWID;
 CREATE TABLE events (seq INTEGER PRIMARY KEY, t_s REAL NOT NULL, row TEXT NOT NULL);
+CREATE TABLE samples (seq INTEGER PRIMARY KEY, t_s REAL, device_id INTEGER, memory_bytes REAL, residents INTEGER,
+    waiting INTEGER);
 CREATE TABLE commands (
     seq INTEGER PRIMARY KEY,
     verb TEXT NOT NULL,
@@ -210,6 +213,11 @@ class Store:
         with self._errors():
             return [dict(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
+    def jobs_after(self, seq: int) -> list[Row]:
+        """Jobs submitted after the one of this number."""
+        with self._errors():
+            return [dict(row) for row in self._db.execute("SELECT * FROM jobs WHERE seq > ? ORDER BY seq", (seq,))]
+
     def job(self, job_id: str) -> Row:
         """One job. UsageError where there is none."""
         with self._errors():
@@ -227,7 +235,7 @@ class Store:
     # -- what jobs have learned
 
     def add_records(self, records: Iterable[tuple[str, Row]]) -> None:
-        """Training records: (job, record with its `step`). One of the same step is replaced: it has the same figures."""
+        """Training records: (job, record with its `step`). A step that is there already is replaced (by its equal)."""
         rows = [(job_id, record["step"], json_text(record)) for job_id, record in records]
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO training VALUES (?, ?, ?)", rows)
@@ -257,6 +265,19 @@ class Store:
         with self._errors():
             for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
                 yield json.loads(row["row"])
+
+    def add_samples(self, rows: Iterable[tuple[float, int, float, int, int]]) -> None:
+        """Append (time, device, memory in bytes, residents, waiting jobs), each true from then on."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO samples (t_s, device_id, memory_bytes, residents, waiting) VALUES (?, ?, ?, ?, ?)", rows
+            )
+
+    def samples(self) -> list[tuple[float, int, float, int, int]]:
+        """All samples, in order."""
+        names = "t_s, device_id, memory_bytes, residents, waiting"
+        with self._errors():
+            return [tuple(row) for row in self._db.execute(f"SELECT {names} FROM samples ORDER BY seq")]
 
     # -- commands
 

@@ -1,0 +1,66 @@
+"""Which device profile and how much memory the training commands go by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CARDS = (
+    ("H100", "h100-80g"),
+    ("A100", "a100-80g"),
+    ("A6000", "a6000"),
+    ("4090", "rtx-4090"),
+    ("3090", "rtx-3090"),
+    ("L4", "l4"),
+)
+"""Part of the card's name -> shipped profile."""
+
+
+def need_torch() -> None:
+    """UsageError where the training runtime is not installed."""
+    from importlib.util import find_spec
+
+    from loramux_traces.errors import UsageError
+
+    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
+
+
+def choose_profile(device: Any, name: str | None, memory: str | None, *, allow_other: bool) -> Any:
+    """The device profile that decisions are made with: the named one, or the shipped one of the device, with the memory
+    that --memory says.
+    """
+    from loramux_profiles.devices import load_device
+    from loramux_runtime.devices import card_name
+    from loramux_traces.errors import UsageError
+
+    if name is None and device.type == "cuda":
+        card = card_name(device)
+        name = next((profile for part, profile in CARDS if part in card), None)
+        if name is None:
+            raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
+    profile = load_device(name or "cpu", allow_other=allow_other)
+    fitted = profile.fitted
+    if fitted is not None and fitted.kind != device.type and not allow_other:
+        raise UsageError(
+            f"{name}: measured on {profile.name}, not on {device.type}; --allow-other uses it all the same"
+        )
+    if memory is None:
+        return profile
+    size = memory_bytes(memory)
+    parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(size), "note": "--memory"})
+    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a size as in 6GiB. UsageError where it is none."""
+    import re
+
+    from loramux_traces.errors import UsageError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", text.strip())
+    if match is None:
+        raise UsageError(f"--memory {text[:40]!r}: a number with B, KiB, MiB, GiB, KB, MB or GB")
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    return int(float(match[1]) * units[match[2] or "B"])

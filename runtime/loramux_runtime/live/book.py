@@ -1,0 +1,136 @@
+"""What the loop does to jobs, written into the state folder: their rows, the event log, what they learned.
+
+Kept in memory between step boundaries and committed in one transaction: at once where a job changed its state, else
+once a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from loramux_policies.job import Job
+from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
+from loramux_traces.results import CANCELLED, COMPLETED, FAILED_DIVERGED, FAILED_OOM, REJECTED
+
+ENDS: Final = {
+    "finish": COMPLETED,
+    "fail": FAILED_OOM,
+    "reject": REJECTED,
+    "diverge": FAILED_DIVERGED,
+    "cancel": CANCELLED,
+}
+"""Event -> the final state that it leaves a job in."""
+
+
+class Book:
+    """Listener of the decide-apply loop (`scheduler.Listener`) that keeps the store true."""
+
+    def __init__(self, store: Store, now_s: Callable[[], float]) -> None:
+        self._store = store
+        self._now_s = now_s
+        self._rows: dict[str, Row] = {}
+        self._events: list[Row] = []
+        self._records: list[tuple[str, Row]] = []
+        self._samples: list[tuple[float, int, float, int, int]] = []
+        self._attained_s: dict[str, float] = {}
+        self.urgent = False
+        """A job has changed its state since the last commit."""
+        self.committed_s = float("-inf")
+        self.counts = {"oom": 0, "pause": 0}
+        """Events of this process."""
+
+    # -- what happens
+
+    def hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        """One event of the loop."""
+        now_s = self._now_s()
+        if event in self.counts:
+            self.counts[event] += 1
+        values = self.figures(job)
+        self._attained_s[job.job_id] = job.attained_s
+        if event == "arrive":
+            values["state"] = WAITING
+            event = "arrive" if job.first_start_s < 0 else "return"
+        elif event in ("start", "resume"):
+            values |= {"state": RUNNING, "start_s": job.first_start_s, "why": "", "reason": ""}
+            values["devices"] = "+".join(map(str, devices))
+        elif event in ("pause", "oom"):
+            values |= {"state": WAITING, "stopped_s": now_s, "reason": detail}
+        elif event == "hold":
+            values |= {"state": HELD, "stopped_s": now_s, "reason": detail, "why": detail}
+        elif event in ENDS:
+            self._end(values, job, devices)
+            values |= {"state": ENDS[event], "finish_s": now_s, "reason": detail, "why": "", "expected_finish_s": None}
+        self.set(job.job_id, **values)
+        row: Row = {"t_s": now_s, "event": event, "job_id": job.job_id}
+        if devices:
+            row["devices"] = list(devices)
+        if detail:
+            row["detail"] = detail
+        self._events.append(row)
+        self.urgent = True
+
+    @staticmethod
+    def figures(job: Job) -> Row:
+        """Columns that follow from the loop's record of a job."""
+        return {
+            "progress_steps": job.done_steps,
+            "attained_s": job.attained_s,
+            "paused_s": job.paused_s,
+            "preemptions": job.preemptions,
+            "oom_events": job.oom_events,
+        }
+
+    @staticmethod
+    def _end(values: Row, job: Job, devices: tuple[int, ...]) -> None:
+        cost = next(cost for cost in job.costs if cost is not None)
+        values["solo_s"] = job.true_steps * cost.accumulation * cost.solo_step_s
+
+    def ended_before_it_began(self, job_id: str, state: str, reason: str) -> None:
+        """A job that the loop never sees: unschedulable, or with data that cannot be used."""
+        now_s = self._now_s()
+        self.set(job_id, state=state, reason=reason, why="", finish_s=None)
+        self._events.append({"t_s": now_s, "event": state.lower(), "job_id": job_id, "detail": reason})
+        self.urgent = True
+
+    def note(self, row: Row) -> None:
+        """One row of the event log that is no event of the loop."""
+        self._events.append(row)
+
+    def record(self, job_id: str, row: Row) -> None:
+        """One training record."""
+        self._records.append((job_id, row))
+        self.set(job_id, step=row["step"], loss=row["loss"], tokens=row["tokens"], total_steps=row["total_steps"])
+
+    def sample(self, device_id: int, memory_bytes: float, residents: int, waiting: int) -> None:
+        """Memory and residents of a device from now on, and jobs that wait."""
+        self._samples.append((self._now_s(), device_id, memory_bytes, residents, waiting))
+
+    def set(self, job_id: str, **values: Any) -> None:
+        """Columns of a job from the next commit on."""
+        self._rows.setdefault(job_id, {}).update(values)
+
+    def attained_s(self, job_id: str) -> float:
+        """Service that a job has received, as last heard."""
+        return self._attained_s.get(job_id, 0.0)
+
+    # -- committing
+
+    def flush(self, **facts: Any) -> None:
+        """Commit everything, with these facts of the scheduler."""
+        store = self._store
+        with store.transaction():
+            for job_id, values in self._rows.items():
+                store.update(job_id, **values)
+            store.add_records(self._records)
+            store.add_events(self._events)
+            store.add_samples(self._samples)
+            if facts:
+                store.set_facts(**facts)
+        self._rows.clear()
+        self._records.clear()
+        self._events.clear()
+        self._samples.clear()
+        self.urgent = False
+        self.committed_s = self._now_s()

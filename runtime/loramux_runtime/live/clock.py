@@ -1,0 +1,77 @@
+"""The live scheduler's clock: seconds since its state folder began, over every restart, never backwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from loramux_runtime.times import PredictedTimes, Times
+
+POLL_S: Final = 0.1
+"""How often an idle scheduler looks for commands; at work it looks at every step boundary."""
+
+
+class LiveTimes(Times, Protocol):
+    """A clock that goes on where an earlier process left it, and that can be woken."""
+
+    def go_on_from(self, t_s: float) -> None:
+        """The first reading; called before any other."""
+
+    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
+        """Nothing happens before that time (infinity: ever), unless `news` says so."""
+
+
+class MonotonicTimes:
+    """The monotonic clock from a given start: steps of the wall clock change nothing."""
+
+    def __init__(self) -> None:
+        self._offset_s = -time.monotonic()
+
+    def go_on_from(self, t_s: float) -> None:
+        """Continue at `t_s`."""
+        self._offset_s = t_s - time.monotonic()
+
+    def now_s(self) -> float:
+        """Seconds since the state folder began."""
+        return time.monotonic() + self._offset_s
+
+    def step_begins(self) -> None:
+        """Nothing to do."""
+
+    def step_ends(self, predicted_s: float) -> None:
+        """Time has passed by itself."""
+
+    def wait_until(self, t_s: float) -> None:
+        """Sleep."""
+        time.sleep(max(0.0, t_s - self.now_s()))
+
+    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
+        """Sleep in short turns."""
+        while (left := t_s - self.now_s()) > 0.0 and not news():
+            time.sleep(min(POLL_S, left))
+
+
+class PredictedLiveTimes(PredictedTimes):
+    """Every step takes what the cost model says (tests, dry runs)."""
+
+    def go_on_from(self, t_s: float) -> None:
+        """Continue at `t_s`."""
+        self._now_s = t_s
+
+    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
+        """Jump there; without a time to jump to, wait for news on the real clock."""
+        if t_s < float("inf"):
+            self.wait_until(t_s)
+        while t_s == float("inf") and not news():
+            time.sleep(POLL_S)
+
+
+def first_reading(last_s: float | None, last_unix_s: float | None, now_unix_s: float) -> float:
+    """Where the clock goes on: the time between two processes counts, but only forwards.
+
+    `last_s`, `last_unix_s`: what the state folder's clock and the wall clock said when the last process wrote last.
+    """
+    if last_s is None or last_unix_s is None:
+        return 0.0
+    return last_s + max(0.0, now_unix_s - last_unix_s)

@@ -1,0 +1,109 @@
+"""What users ask of a running scheduler, carried out at a step boundary and answered in the same commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loramux_runtime.live.store import HELD, OPEN, Row
+from loramux_traces.errors import LoramuxError, StateError, UsageError
+from loramux_traces.results import CANCELLED
+
+if TYPE_CHECKING:
+    from loramux_runtime.live.service import LiveService
+
+VERBS = ("cancel", "pause", "resume", "drain", "policy", "export")
+
+
+class Commands:
+    """Carries out commands on the service."""
+
+    def __init__(self, service: LiveService) -> None:
+        self._service = service
+        self._verbs: dict[str, Callable[[str, str], str]] = {
+            "cancel": self._cancel,
+            "pause": self._pause,
+            "resume": self._resume,
+            "drain": self._drain,
+            "policy": self._policy,
+            "export": self._export,
+        }
+
+    def obey(self, command: Row) -> None:
+        """Carry out one command; what it changed and its answer are committed together."""
+        service = self._service
+        refused = answer = ""
+        try:
+            verb = self._verbs.get(command["verb"])
+            if verb is None:
+                raise UsageError(f"no such command: {command['verb']}")
+            answer = verb(command["job_id"], command["argument"])
+        except LoramuxError as error:
+            refused = str(error)
+        with service.store.transaction():
+            service.book.flush()
+            service.store.answer(command["seq"], answer, refused=refused)
+
+    def _open(self, job_id: str) -> Row:
+        self._service.book.flush()
+        row = self._service.store.job(job_id)
+        if row["state"] not in OPEN:
+            raise UsageError(f"{job_id} has ended already: {row['state']}")
+        return row
+
+    def _cancel(self, job_id: str, _: str) -> str:
+        service = self._service
+        self._open(job_id)
+        job = service.loop.active.get(job_id)
+        if job is not None:
+            service.loop.withdraw(job, "cancel", "cancelled by the user")
+        else:
+            service.inbox.take(job_id)
+            service.set_aside(job_id)
+            service.book.ended_before_it_began(job_id, CANCELLED, "cancelled by the user")
+        service.cancelled(job_id)
+        return f"{job_id} is cancelled"
+
+    def _pause(self, job_id: str, _: str) -> str:
+        service = self._service
+        row = self._open(job_id)
+        if row["state"] == HELD:
+            raise UsageError(f"{job_id} is paused already")
+        job = service.loop.active.get(job_id)
+        if job is not None:
+            service.loop.withdraw(job, "hold", "paused by the user")
+            try:
+                service.saving.save_now(job_id)
+            except StateError as error:
+                return f"{job_id} is paused, but lost if the scheduler ends: {error}"
+        else:
+            service.inbox.take(job_id)
+            service.set_aside(job_id)
+            service.book.set(job_id, state=HELD, reason="paused by the user", why="paused by the user")
+        return f"{job_id} is paused"
+
+    def _resume(self, job_id: str, _: str) -> str:
+        service = self._service
+        row = self._open(job_id)
+        if row["state"] != HELD:
+            raise UsageError(f"{job_id} is not paused")
+        service.store.update(job_id, state="WAITING", reason="", why="")
+        service.arrive_again(service.store.job(job_id))
+        return f"{job_id} goes on"
+
+    def _drain(self, _: str, __: str) -> str:
+        self._service.drain()
+        return "no job begins any more; the scheduler ends when those that have begun have ended"
+
+    def _policy(self, _: str, text: str) -> str:
+        self._service.use_policy(text)
+        return f"the policy is {text} now"
+
+    def _export(self, job_id: str, target: str) -> str:
+        service = self._service
+        self._open(job_id)
+        if not service.in_memory(job_id):
+            raise UsageError(f"{job_id} has not been trained yet")
+        service.export(job_id, Path(target))
+        return f"the adapter of {job_id} as it is now is in {target}"

@@ -1,0 +1,73 @@
+"""What comes in while the scheduler runs: jobs and commands, read from the store at step boundaries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+
+from loramux_runtime.live.store import OPEN, QUEUED, Row, Store
+
+
+class LiveInbox:
+    """Inbox of the step loop (contract: `step_backend.Inbox`).
+
+    `admit` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether more may come.
+    """
+
+    def __init__(
+        self, store: Store, *, admit: Callable[[Row], None], obey: Callable[[Row], None], lasting: Callable[[], bool]
+    ) -> None:
+        self._store = store
+        self._admit, self._obey, self._lasting = admit, obey, lasting
+        self._version = -1
+        self._seen = 0
+        """Last job that was read."""
+        self._coming: list[tuple[float, str, Row]] = []
+
+    def poll(self, now_s: float) -> None:
+        """Commands first, in order: `cancel` and the job it is for may come together."""
+        if self.news():
+            self._read_jobs(now_s)
+            for row in self._store.open_commands():
+                self._obey(row)
+            self._version = self._store.version
+        while self._coming and self._coming[0][0] <= now_s:
+            self._admit(heappop(self._coming)[2])
+
+    def news(self) -> bool:
+        """Whether another process has written since the last look."""
+        return self._store.version != self._version
+
+    def next_s(self) -> float | None:
+        """Submission of the next job that is known; infinity where more may come."""
+        if self._coming:
+            return self._coming[0][0]
+        return inf if self._lasting() else None
+
+    def take(self, job_id: str) -> Row | None:
+        """Take a job back that has not arrived yet."""
+        for position, (_, name, row) in enumerate(self._coming):
+            if name == job_id:
+                del self._coming[position]
+                self._coming.sort()
+                return row
+        return None
+
+    def _read_jobs(self, now_s: float) -> None:
+        for row in self._store.jobs_after(self._seen):
+            self._seen = row["seq"]
+            if row["state"] in OPEN and row["state"] != "HELD":
+                if row["submit_s"] is None:
+                    row["submit_s"] = self._submitted_s(row, now_s)
+                    self._store.update(row["job_id"], submit_s=row["submit_s"])
+                # a job that had arrived before waits again at once
+                when_s = row["submit_s"] if row["state"] == QUEUED else min(now_s, row["submit_s"])
+                heappush(self._coming, (when_s, row["job_id"], row))
+
+    @staticmethod
+    def _submitted_s(row: Row, now_s: float) -> float:
+        """On the scheduler's clock; a wall clock that was set meanwhile cannot make it negative or later than now."""
+        ago_s = max(0.0, time.time() - row["submitted_unix_s"])
+        return float(max(0.0, now_s - ago_s) + row["delay_s"])

@@ -1,0 +1,86 @@
+"""The torch backend as the live scheduler drives it: what happens at its hooks is said by a `Host`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from loramux_policies.errors import PolicyError
+from loramux_policies.job import Job
+from loramux_policies.live_run import LiveRun
+from loramux_policies.step_backend import StepDevice
+from loramux_runtime.executor import Executor
+from loramux_runtime.live.clock import LiveTimes
+from loramux_runtime.training_job import TrainingJob
+
+
+class Host(Protocol):
+    """Who keeps the jobs of a live executor."""
+
+    def training_of(self, job: Job) -> TrainingJob:
+        """Training state of a job that starts, from memory, from a checkpoint, or from its first step."""
+
+    def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
+        """A fused step with these jobs is about to run."""
+
+    def boundary(self) -> None:
+        """The loop has decided at a step boundary."""
+
+    def excused(self, error: PolicyError) -> bool:
+        """Another policy has taken the place of one that failed."""
+
+    def stalled(self) -> bool:
+        """The policy leaves the device empty; True: another has taken its place."""
+
+    def news(self) -> bool:
+        """Whether an idle device has reason to stop waiting."""
+
+    def alone_out_of_memory(self, job: Job) -> Job | None:
+        """The job ran out of memory with nobody beside it: the same with a smaller micro-batch, or None."""
+
+    def residents_change(self) -> None:
+        """A job is about to join or to leave."""
+
+
+class LiveExecutor(Executor):
+    """Executor of a scheduler that lasts."""
+
+    def __init__(self, host: Host, times: LiveTimes, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, times=times, **options)
+        self._host = host
+        self._live_times = times
+
+    def _wait(self, until_s: float) -> float:
+        self._live_times.wait_until_news(until_s, lambda: self._stopping or self._host.news())
+        return self._live_times.now_s()
+
+    def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
+        if job.job_id not in self._training:
+            self._training[job.job_id] = self._host.training_of(job)
+        return super()._training_of(job, device)
+
+    def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
+        super()._launch(device, predicted_s)
+        self._host.step_follows(device.runs)
+
+    def _boundary(self) -> None:
+        super()._boundary()
+        self._host.boundary()
+
+    def _excused(self, error: PolicyError) -> bool:
+        return self._host.excused(error)
+
+    def _stalled(self) -> bool:
+        return self._host.stalled()
+
+    def _account(self, device: StepDevice[TrainingJob]) -> None:
+        super()._account(device)
+        self._host.residents_change()
+
+    def _recover(self, device: StepDevice[TrainingJob], runs: Sequence[LiveRun[TrainingJob]]) -> None:
+        alone = runs[0].job if len(device.fused.runs) == 1 else None
+        super()._recover(device, runs)
+        if alone is not None and alone.job_id in self._loop.active:
+            smaller = self._host.alone_out_of_memory(alone)
+            if smaller is not None:
+                self._loop.reprice(alone, smaller)

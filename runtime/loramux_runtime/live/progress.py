@@ -1,0 +1,127 @@
+"""What `loramux status` shows: figures of running jobs, and why the others wait. Once a second, not once a step."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from loramux_policies.explain import why
+from loramux_policies.live_view import LiveView
+
+if TYPE_CHECKING:
+    from loramux_runtime.live.service import LiveService
+
+TOTALS: Final = ("steps", "tokens", "computed_tokens", "decisions")
+RATE_S: Final = 10.0
+"""Span that the tokens per second are of."""
+EXPLAINED: Final = 100
+"""Jobs at the head of the queue that are told why they wait; those behind are told their place."""
+
+
+class Progress:
+    """Brings the book up to date between commits."""
+
+    def __init__(self, service: LiveService) -> None:
+        self._service = service
+        self._tokens: dict[str, tuple[float, int]] = {}
+        """(time, tokens) of each resident at the last look."""
+        self._peaks: dict[str, float] = {}
+        self._before = {name: service.store.fact(f"all_{name}", 0) for name in TOTALS}
+        """Totals of the processes before this one."""
+        self._rate: tuple[float, float] = (0.0, 0.0)
+        """(time, tokens) a while ago."""
+        self._tokens_per_s = 0.0
+
+    def note(self, now_s: float) -> None:
+        """Figures of every job in memory."""
+        self.note_memory()
+        service = self._service
+        executor, book = service.executor, service.book
+        for job_id, run in executor.fused.runs.items():
+            job, training = run.job, run.training
+            executor.sync(job)
+            values = book.figures(job)
+            since_s, before = self._tokens.get(job_id, (now_s, training.tokens))
+            if now_s - since_s >= 1.0:
+                values["tokens_per_s"] = (training.tokens - before) / (now_s - since_s)
+            if job_id not in self._tokens or now_s - since_s >= 1.0:
+                self._tokens[job_id] = (now_s, training.tokens)
+            values |= {
+                "step": training.step,
+                "tokens": training.tokens,
+                "expected_finish_s": executor.finish_s(job),
+                "why": "",
+            }
+            if job_id in self._peaks:
+                values["peak_bytes"] = self._peaks[job_id]
+            book.set(job_id, **values)
+        for gone in self._tokens.keys() - executor.fused.runs.keys():
+            del self._tokens[gone]
+            book.set(gone, tokens_per_s=None)
+        if service.loop.queue.count:
+            self._explain(now_s)
+
+    def _explain(self, now_s: float) -> None:
+        service = self._service
+        view = LiveView(service.loop, now_s, ([], [], [], []))
+        try:
+            plan = view.plan()
+            for place, job in enumerate(list(service.loop.queue)):
+                if place < EXPLAINED:
+                    text = why(view, plan, job.job_id, place)
+                else:
+                    text = f"waits: {place} jobs are before it in the queue"
+                service.book.set(job.job_id, why=text.removeprefix("waits: "))
+        finally:
+            view.close()
+
+    def note_memory(self) -> None:
+        """The device's peak since the last look belongs to everybody who was there."""
+        service = self._service
+        peak = service.executor.memory.peak_bytes()
+        if peak is None:
+            return
+        for job_id in service.executor.fused.runs:
+            self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
+
+    def sample(self) -> None:
+        """Memory and residents from now on, for the timeline: measured where it can be, else what is expected."""
+        service = self._service
+        ledger = service.loop.fleet[0]
+        measured = service.executor.memory.peak_bytes()
+        held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
+        service.book.sample(0, held, len(ledger.jobs), service.loop.queue.count)
+
+    def facts(self) -> dict[str, Any]:
+        """The scheduler's own figures."""
+        service = self._service
+        loop, meters = service.loop, service.executor.meters
+        ledger = loop.fleet[0]
+        now_s, tokens = service.executor.now_s, meters.real_tokens[0]
+        since_s, before = self._rate
+        if now_s - since_s >= RATE_S:
+            self._tokens_per_s = (tokens - before) / (now_s - since_s)
+            self._rate = (now_s, tokens)
+        totals = {
+            "steps": meters.steps[0],
+            "tokens": tokens,
+            "computed_tokens": meters.computed_tokens[0],
+            "decisions": loop.decisions,
+        }
+        return {
+            "pid": os.getpid(),
+            "policy": service.loop.policy.name,
+            "base_model": service.model.base.name,
+            "device": str(service.model.base.device),
+            "capacity_bytes": int(service.capacity_bytes),
+            "memory_bytes": service.executor.memory.peak_bytes(),
+            "memory_predicted_bytes": ledger.used if ledger.jobs else 0.0,
+            "waiting": loop.queue.count,
+            "resident": len(ledger.jobs),
+            "steps": int(self._before["steps"] + totals["steps"]),
+            "tokens": int(self._before["tokens"] + totals["tokens"]),
+            "tokens_per_s": self._tokens_per_s,
+            "draining": service.draining,
+            "policy_errors": service.policy_errors,
+            **{f"all_{name}": self._before[name] + totals[name] for name in TOTALS},
+        }

@@ -1,0 +1,135 @@
+"""A scheduler's state folder as a run folder: what `plot`, `compare` and `validate` read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import pandas as pd
+
+from loramux_runtime.live.store import OPEN, Row, Store
+from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline, summarise
+from loramux_traces.runfolder import write_run
+
+_BEGINS: Final = ("start", "resume")
+_LEAVES: Final = ("finish", "pause", "oom", "diverge", "cancel", "hold", "fail", "interrupted")
+
+
+def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write jobs.csv, events.jsonl, summary.json, timeline.json.gz and manifest.json; returns the summary."""
+    jobs = job_table(store.jobs())
+    events = list(store.events())
+    timeline = empty_timeline()
+    capacity = float(store.fact("capacity_bytes") or 0.0)
+    timeline["devices"] = [{"device_id": 0, "name": store.fact("device", ""), "memory_capacity_bytes": capacity}]
+    timeline["segments"] = segments(events, store.fact("now_s", 0.0))
+    samples = store.samples()
+    t_s, device, memory, residents, waiting = zip(*samples, strict=True) if samples else ((),) * 5
+    timeline["samples"] = {
+        "device_id": list(device),
+        "t_s": list(t_s),
+        "memory_bytes": list(memory),
+        "n_residents": list(residents),
+    }
+    timeline["queue"] = {"t_s": list(t_s), "n_waiting": list(waiting)}
+    summary = summarise(jobs, _stats(store, timeline, capacity))
+    write_run(
+        store.folder,
+        manifest={"kind": "real", "origin": "measured", "seed": 0, **manifest},
+        jobs=jobs,
+        events=events,
+        summary={"policy": manifest.get("policy"), "seed": manifest.get("seed", 0), **summary},
+        timeline=timeline,
+    )
+    return summary
+
+
+def job_table(rows: Iterable[Row]) -> pd.DataFrame:
+    """The rows of jobs.csv (`results.JOB_COLUMNS`)."""
+    found = [_result(row) for row in rows]
+    return pd.DataFrame(found, columns=list(JOB_COLUMNS))
+
+
+def _result(row: Row) -> dict[str, Any]:
+    nan = float("nan")
+    config = json.loads(row["config"])
+    submit_s = nan if row["submit_s"] is None else row["submit_s"]
+    start_s = nan if row["start_s"] is None else row["start_s"]
+    finish_s = nan if row["finish_s"] is None or row["start_s"] is None else row["finish_s"]
+    solo_s = nan if not row["solo_s"] else row["solo_s"]
+    return {
+        "job_id": row["job_id"],
+        "submission_time": submit_s,
+        "starting_time": start_s,
+        "finish_time": finish_s,
+        "waiting_time": start_s - submit_s,
+        "execution_time": finish_s - start_s - row["paused_s"],
+        "paused_time": row["paused_s"],
+        "turnaround_time": finish_s - submit_s,
+        "stretch": (finish_s - submit_s) / solo_s,
+        "solo_time": solo_s,
+        "final_state": UNFINISHED if row["state"] in OPEN else row["state"],
+        "reason": "" if row["state"] == COMPLETED else row["reason"],
+        "allocated_resources": row["devices"],
+        "preemptions": row["preemptions"],
+        "oom_events": row["oom_events"],
+        "steps_done": row["progress_steps"],
+        "tokens_done": float(row["tokens"]),
+        "service_s": row["attained_s"],
+        "user": row["user"],
+        "group": row["group"],
+        "base_model": config.get("base_model", ""),
+        "method": row["method"],
+        "priority": row["priority"],
+        "num_gpus": 1,
+    }
+
+
+def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
+    """`segments` of the timeline from the event log; a stay that a killed process left open ends where the next began
+    (at most), one that is still open at `end_s`.
+    """
+    columns: dict[str, list[Any]] = {"job_id": [], "device_id": [], "start_s": [], "end_s": []}
+    open_: dict[str, tuple[float, list[int]]] = {}
+
+    def close(job_id: str, t_s: float) -> None:
+        start_s, devices = open_.pop(job_id)
+        for device in devices:
+            for name, value in zip(columns, (job_id, device, start_s, max(start_s, t_s)), strict=True):
+                columns[name].append(value)
+
+    for row in events:
+        event = row["event"]
+        if event == "scheduler":
+            for job_id in list(open_):
+                close(job_id, row.get("last_s", row["t_s"]))
+        elif event in _BEGINS:
+            open_[row["job_id"]] = (row["t_s"], row.get("devices", [0]))
+        elif event in _LEAVES and row.get("job_id") in open_:
+            close(row["job_id"], row["t_s"])
+    for job_id in list(open_):
+        close(job_id, end_s)
+    return columns
+
+
+def _stats(store: Store, timeline: Mapping[str, Any], capacity: float) -> RunStats:
+    """Totals: of all processes that have worked on the folder."""
+    samples = timeline["samples"]
+    ends = [*samples["t_s"][1:], store.fact("now_s", 0.0)]
+    spans = [max(0.0, end - start) for start, end in zip(samples["t_s"], ends, strict=True)] if samples["t_s"] else []
+    busy = sum(span for span, n in zip(spans, samples["n_residents"], strict=True) if n)
+    byte_s = sum(
+        span * held for span, n, held in zip(spans, samples["n_residents"], samples["memory_bytes"], strict=True) if n
+    )
+    return RunStats(
+        busy_device_s=busy,
+        real_tokens=float(store.fact("all_tokens", 0)),
+        computed_tokens=float(store.fact("all_computed_tokens", 0)),
+        memory_byte_s=byte_s,
+        memory_peak_bytes=max(samples["memory_bytes"], default=0.0),
+        memory_capacity_bytes=capacity,
+        memory_capacity_byte_s_per_s=capacity,
+        steps=float(store.fact("all_steps", 0)),
+        decisions=int(store.fact("all_decisions", 0)),
+    )

@@ -1,0 +1,114 @@
+"""The jobs of a state folder as the loop and the trainer have them, with what they have done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loramux_policies.intake import Intake
+from loramux_policies.job import Job
+from loramux_profiles.cost import CostModel
+from loramux_runtime.admission import Admission, Admitted
+from loramux_runtime.jobs_file import TrainJob
+from loramux_runtime.live.book import Book
+from loramux_runtime.live.store import Row
+from loramux_runtime.model import FusedModel
+from loramux_runtime.training_job import TrainingJob
+from loramux_traces.errors import LoramuxError, StateError
+from loramux_traces.job import JobSpec
+from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
+
+
+class Roster:
+    """Makes jobs of rows; keeps what is needed to train them until they end."""
+
+    def __init__(self, admission: Admission, model: FusedModel, cost: CostModel, devices: int, book: Book) -> None:
+        self._admission = admission
+        self._model = model
+        self._book = book
+        self._intake = Intake([cost], [devices], oracle=False, unschedulable=self._unschedulable)
+        self._admitted: dict[str, Admitted] = {}
+        self.specs: dict[str, JobSpec] = {}
+        """Of every job that this process has admitted."""
+
+    @property
+    def hopeless(self) -> int:
+        """Jobs that fit the device at no micro-batch size."""
+        return self._intake.hopeless
+
+    def job(self, row: Row) -> Job | None:
+        """The job of a row, or None (and its end in the book) where it cannot be trained here."""
+        job_id = row["job_id"]
+        before = row["data_sha256"]
+        try:
+            config = TrainJob.model_validate_json(row["config"])
+            admitted = self._admission.admit(config, Path(row["folder"]), submit_s=row["submit_s"])
+            digest = admitted.data.train.sha256
+            if before is not None and digest != before:
+                raise StateError("its rows are not those it began with: the data file has changed")
+        except (LoramuxError, ValidationError) as error:
+            state = REJECTED if before is None else FAILED_DATA
+            self._book.ended_before_it_began(job_id, state, str(error))
+            return None
+        spec = admitted.spec
+        if row["micro_batch"] is not None:  # as it began: another size would be other bits
+            spec = replace(spec, micro_batch_size=row["micro_batch"])
+        job = self._intake.job(row["seq"], spec)
+        if job is None:
+            return None
+        self._admitted[job_id] = admitted
+        self.specs[job_id] = spec
+        _go_on(job, row)
+        training_steps = admitted.config.steps or job.declared_steps
+        self._book.set(
+            job_id,
+            data_sha256=digest,
+            micro_batch=job.cost_on(0).rows,
+            predicted_bytes=job.need_bytes,
+            total_steps=round(training_steps),
+        )
+        return job
+
+    def halved(self, job: Job) -> Job | None:
+        """The same job with half the rows in its micro-batches; None where one row is all there is."""
+        rows = job.cost_on(0).rows
+        if rows == 1:
+            return None
+        spec = replace(job.spec, micro_batch_size=max(1, rows // 2))
+        smaller = self._intake.job(job.index, spec)
+        if smaller is not None:
+            self.specs[job.job_id] = spec
+            self._book.set(job.job_id, micro_batch=max(1, rows // 2), predicted_bytes=smaller.need_bytes)
+        return smaller
+
+    def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
+        """The job's training state from its first step; its adapter is on the host."""
+        admitted = self._admitted[job_id]
+        config, data = admitted.config, admitted.data
+        adapter = self._model.new_adapter(
+            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
+        )
+        return TrainingJob(config, adapter, data.train, data.stream, data.eval, log=lambda record: log(job_id, record))
+
+    def forget(self, job_id: str) -> None:
+        """The job has ended."""
+        self._admitted.pop(job_id, None)
+
+    def _unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
+        self._book.ended_before_it_began(spec.job_id, UNSCHEDULABLE, reason)
+
+
+def _go_on(job: Job, row: Row) -> None:
+    """Give a new record of a job what an earlier one had come to."""
+    job.done_steps = row["progress_steps"]
+    job.attained_s = row["attained_s"]
+    job.paused_s = row["paused_s"]
+    job.preemptions = row["preemptions"]
+    job.oom_events = row["oom_events"]
+    if row["start_s"] is not None:
+        job.first_start_s = row["start_s"]
+        job.last_stop_s = row["start_s"] if row["stopped_s"] is None else row["stopped_s"]

@@ -1,0 +1,375 @@
+"""The live scheduler: the simulator's loop and policies over real training, with a queue that outlives the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_policies.errors import PolicyError
+from loramux_policies.job import RUNNING, Job
+from loramux_policies.live_run import LiveRun
+from loramux_policies.meters import Meters
+from loramux_policies.policy import Policy
+from loramux_policies.registry import create
+from loramux_policies.scheduler import Scheduler
+from loramux_policies.step_backend import ledger_of
+from loramux_profiles.cost import CostModel
+from loramux_profiles.devices import DeviceProfile
+from loramux_runtime.adapter_files import save_adapter
+from loramux_runtime.admission import Admission
+from loramux_runtime.base_model import BaseModel
+from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.live.book import Book
+from loramux_runtime.live.checkpoint import CheckpointStore
+from loramux_runtime.live.clock import LiveTimes, MonotonicTimes, first_reading
+from loramux_runtime.live.commands import Commands
+from loramux_runtime.live.inbox import LiveInbox
+from loramux_runtime.live.live_executor import LiveExecutor
+from loramux_runtime.live.marker import Marker, read_marker
+from loramux_runtime.live.progress import Progress
+from loramux_runtime.live.roster import Roster
+from loramux_runtime.live.saving import Saving
+from loramux_runtime.live.settings import LiveSettings
+from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
+from loramux_runtime.live.suspects import Suspects
+from loramux_runtime.model import FusedModel
+from loramux_runtime.observed import Observer
+from loramux_runtime.signals import stop_on_signal
+from loramux_runtime.training_job import TrainingJob
+from loramux_traces.errors import StateError
+
+FALLBACK: Final = "fifo"
+STALL_S: Final = 30.0
+"""A device that a policy leaves empty for so long, with a job waiting that fits, is no plan but a stall."""
+Watch = Callable[[float], float | None]
+"""(now in seconds) -> the bytes that the jobs may use from now on, where that has changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a scheduler's process ended."""
+
+    stopped_by: int | None
+    """The signal, if one did."""
+    failed: int
+    """Jobs that failed in it."""
+    hopeless: int
+    """Jobs that fit the device at no micro-batch size."""
+
+
+class LiveService:
+    """One scheduler process on one state folder, which the caller holds the lock of (`loramux_traces.locking`)."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: LiveSettings,
+        policy: Policy,
+        profile: DeviceProfile,
+        *,
+        base: BaseModel,
+        tokenizer_path: Path | None = None,
+        times: LiveTimes | None = None,
+        faults: FaultPlan = NONE,
+        warn: Callable[[str], None] = lambda text: None,
+        watch: Watch | None = None,
+        on_flush: Sequence[Callable[[], None]] = (),
+        on_record: Callable[[str, Mapping[str, Any]], None] | None = None,
+        rss_before: int | None = None,
+    ) -> None:
+        self.store, self.settings = store, settings
+        self._faults, self._warn, self._watch = faults, warn, watch
+        self._on_flush, self._on_record = on_flush, on_record
+        self.model = FusedModel(base, recompute=settings.recompute)
+        self._times: LiveTimes = times or MonotonicTimes()
+        self._last_s = store.fact("now_s")
+        start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
+        self._times.go_on_from(start_s)
+        self.book = Book(store, lambda: self.executor.now_s)
+        cost = CostModel(profile)
+        self.roster = Roster(
+            Admission(base, tokenizer_path, recompute=settings.recompute), self.model, cost, 1, self.book
+        )
+        self._training: dict[str, TrainingJob] = {}
+        self.executor = LiveExecutor(
+            self,
+            self._times,
+            self.model,
+            policy,
+            Meters(1, record=False),
+            self._training,
+            faults=faults,
+            on_end=self._ended,
+            note=self.book.note if settings.record else None,
+            observer=None if profile.fitted is None else Observer(profile.fitted),
+            rss_before=rss_before,
+        )
+        self.capacity_bytes = float(cost.capacity_bytes)
+        ledger = ledger_of(cost, settings.max_resident)
+        self.loop = Scheduler(
+            policy, [ledger], self.executor, max_resident=settings.max_resident, listener=self.book.hear
+        )
+        self.saving = Saving(
+            CheckpointStore(store.folder / "checkpoints", faults=faults, warn=warn),
+            self.book,
+            self._training,
+            settings.checkpoint_s,
+        )
+        self.marker = Marker(store.folder)
+        self.suspects = Suspects(store, read_marker(store.folder))
+        self.progress = Progress(self)
+        self.commands = Commands(self)
+        self.inbox = LiveInbox(store, admit=self._admit, obey=self.commands.obey, lasting=lambda: self._lasting)
+        self.draining = False
+        self._empty_since_s = start_s
+        self._set_aside: dict[str, Row] = {}
+        """Suspects, kept until they can run alone; and, while draining, jobs that have not begun."""
+        self._sampled = True
+        self._finished: list[str] = []
+        """Their checkpoints are not needed once the end is committed."""
+        self.policy_errors: int = store.fact("policy_errors", 0)
+
+    # -- the process
+
+    def play(self) -> Outcome:
+        """Schedule until a signal, `drain`, or (with exit_when_idle) the end of every job."""
+        self._recover()
+        with stop_on_signal(self.executor.request_stop) as stopped:
+            try:
+                self.executor.run(self.loop, self.inbox)
+            finally:  # also where the policy or the disk has ended it
+                self._close()
+        ended = [row["state"] for row in self.store.jobs() if row["state"] not in OPEN]
+        return Outcome(
+            stopped_by=stopped[0] if stopped else None,
+            failed=sum(state.startswith("FAILED") for state in ended),
+            hopeless=self.roster.hopeless,
+        )
+
+    @property
+    def _lasting(self) -> bool:
+        return not self.settings.exit_when_idle and not self.draining
+
+    def _recover(self) -> None:
+        """Take up what a process before this one has left."""
+        store = self.store
+        with store.transaction():
+            for row in store.jobs("RUNNING"):
+                store.update(row["job_id"], state="WAITING", stopped_s=self._last_s)
+            self.suspects.note()
+            store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy)
+        self.saving.checkpoints.sweep()
+        if self.suspects.policy_hung and self.settings.on_policy_error == "fallback":
+            self.excused(PolicyError(f"policy {self.loop.policy.name} was killed while it decided"))
+        row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}
+        self.book.note(row if self._last_s is None else {**row, "last_s": self._last_s})
+
+    def _close(self) -> None:
+        """The process ends: everything is on disk before it says so."""
+        for job_id, reason in self.saving.save_all():
+            self._warn(f"{job_id}: {reason}")
+        self.flush()
+        self.marker.set("stopped")
+        self.marker.close()
+
+    def flush(self) -> None:
+        """Commit what is known."""
+        self._faults.reach("commit", stage="before")
+        self.progress.note(self.executor.now_s)
+        self.book.flush(now_s=self.executor.now_s, now_unix_s=time.time(), **self.progress.facts())
+        self._faults.reach("commit", stage="after")
+        for job_id in self._finished:
+            self.saving.checkpoints.remove(job_id)
+        self._finished.clear()
+        for call in self._on_flush:
+            call()
+
+    # -- jobs in
+
+    def _admit(self, row: Row) -> None:
+        """The time of a job has come."""
+        row = self.store.job(row["job_id"])
+        if row["state"] not in OPEN or row["state"] == HELD:
+            return
+        if self.suspects.alone(row) or self.suspects.alone_now or (self.draining and row["start_s"] is None):
+            self._set_aside[row["job_id"]] = row
+            if self.suspects.alone(row):
+                self.book.set(row["job_id"], why="runs alone: the scheduler died twice in its steps")
+            return
+        job = self.roster.job(row)
+        if job is not None:
+            self.loop.arrive(job)
+
+    def arrive_again(self, row: Row) -> None:
+        """A held job goes on."""
+        self._admit(row)
+
+    def set_aside(self, job_id: str) -> bool:
+        """Take a job back that was set aside."""
+        return self._set_aside.pop(job_id, None) is not None
+
+    def drain(self) -> None:
+        """Begin no job any more; end when those that have begun have ended."""
+        self.draining = True
+        for job in list(self.loop.active.values()):
+            if job.first_start_s < 0:
+                self.loop.withdraw(job, "hold", "the scheduler is draining")
+                self.book.set(job.job_id, state=QUEUED, why="the scheduler is draining")
+                self.roster.forget(job.job_id)
+
+    # -- what the executor asks for (contract: `live_executor.Host`)
+
+    def training_of(self, job: Job) -> TrainingJob:
+        """From the newest valid checkpoint, or from the first step (the same bits again, if more of them)."""
+        training = self.roster.training(job.job_id, self._record)
+        self.saving.load(job, training, self._warn)
+        self.store.forget_records(job.job_id, training.step)
+        return training
+
+    def _record(self, job_id: str, record: dict[str, Any]) -> None:
+        row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}
+        self.book.record(job_id, row)
+        if self._on_record is not None:
+            self._on_record(job_id, row)
+
+    def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
+        """Leave a trace of who is in the step: it may be the last thing this process does."""
+        self.marker.set("step", {run.job_id: run.training.progress_steps for run in runs})
+
+    def residents_change(self) -> None:
+        """Their memory so far is theirs."""
+        self.progress.note_memory()
+        self._sampled = False
+
+    def news(self) -> bool:
+        """Something to do for an idle device."""
+        self.marker.set("idle")
+        return self.inbox.news() or self._look_at_memory()
+
+    def _look_at_memory(self) -> bool:
+        changed = None if self._watch is None else self._watch(self._times.now_s())
+        if changed is None:
+            return False
+        self.capacity_bytes = changed
+        self.book.note({"t_s": self._times.now_s(), "event": "capacity", "bytes": changed})
+        self.loop.set_capacity(0, changed)
+        return True
+
+    def boundary(self) -> None:
+        """Save and commit what is due, and see whether the run should go on as it does."""
+        now_s = self.executor.now_s
+        self._look_at_memory()
+        if self.executor.fused.runs:
+            self._empty_since_s = now_s
+        elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
+            self.stalled()
+        if not self.loop.active and self._set_aside and not self.draining:
+            self._one_alone()
+        if not self._sampled:
+            self._sampled = True
+            self.progress.sample()
+        if self.saving.due(now_s):
+            self.marker.set("save")
+            for job, reason in self.saving.save_due(now_s):
+                self._hold(job, reason)
+        if self.book.urgent or now_s - self.book.committed_s >= self.settings.flush_s:
+            self.flush()
+        if self.draining and not self.loop.active:
+            self.executor.request_stop()
+        self.marker.set("decide")
+
+    def _one_alone(self) -> None:
+        """Nothing else is to do: those that had to wait for a suspect, or the first suspect by itself."""
+        self.suspects.alone_now = None
+        rows, self._set_aside = self._set_aside, {}
+        for row in rows.values():
+            if not self.suspects.alone(row):
+                self._admit(row)
+        kept = [row for row in rows.values() if self.suspects.alone(row)]
+        if len(kept) == len(rows):
+            row = kept.pop(0)
+            job = self.roster.job(row)
+            if job is not None:
+                self.suspects.alone_now = row["job_id"]
+                self.loop.arrive(job)
+        self._set_aside |= {row["job_id"]: row for row in kept}
+
+    def _hold(self, job_id: str, reason: str) -> None:
+        """A job whose state cannot be saved must not go on as if it could."""
+        self._warn(f"{job_id} is paused: {reason}")
+        job = self.loop.active.get(job_id)
+        if job is not None:
+            self.loop.withdraw(job, "hold", reason)
+
+    def excused(self, error: PolicyError) -> bool:
+        """Go on under fifo, unless told otherwise."""
+        self.policy_errors += 1
+        if self.settings.on_policy_error == "exit" or self.loop.policy.name == FALLBACK:
+            return False
+        self._warn(f"{error}; going on under {FALLBACK}")
+        self.book.note({"t_s": self.executor.now_s, "event": "policy-error", "detail": str(error)})
+        self.use_policy(FALLBACK)
+        return True
+
+    def use_policy(self, text: str) -> None:
+        """Decide by another policy from now on. UsageError where there is no such policy."""
+        policy = create(text)
+        self.executor.use_policy(policy)
+        self.loop.use_policy(policy)
+        self.book.note({"t_s": self.executor.now_s, "event": "policy", "detail": text})
+        self.book.urgent = True
+
+    def stalled(self) -> bool:
+        """Whether another policy has taken over because this one leaves an empty device to itself."""
+        ledger = self.loop.fleet[0]
+        fits = [job.job_id for job in self.loop.queue if ledger.has_room(job.cost_on(0))]
+        if not fits:
+            return False
+        self._empty_since_s = self.executor.now_s
+        what = f"policy {self.loop.policy.name} starts nothing although the device is empty and {fits[0]} fits it"
+        return self.excused(PolicyError(what))
+
+    def alone_out_of_memory(self, job: Job) -> Job | None:
+        """Half the rows at a time. (Other bits from here on: the log says so.)"""
+        smaller = self.roster.halved(job)
+        if smaller is not None:
+            detail = f"{smaller.cost_on(0).rows} rows at a time from now on"
+            self.book.note({"t_s": self.executor.now_s, "event": "split", "job_id": job.job_id, "detail": detail})
+        return smaller
+
+    # -- jobs out
+
+    def _ended(self, job: Job, training: TrainingJob) -> None:
+        self.book.set(job.job_id, step=training.step, tokens=training.tokens)
+        if not training.diverged:
+            training.optimizer.to("cpu")
+            try:
+                self.export(job.job_id, self.store.folder / "adapters" / job.job_id)
+            except StateError as error:
+                self._warn(f"{job.job_id}: {error}")
+                self.book.set(job.job_id, reason=str(error))
+                return  # its checkpoints stay
+        self._finished.append(job.job_id)
+        self.roster.forget(job.job_id)
+
+    def in_memory(self, job_id: str) -> bool:
+        """Whether the job has a training state."""
+        return job_id in self._training
+
+    def cancelled(self, job_id: str) -> None:
+        """Nothing of the job is needed any more."""
+        self._training.pop(job_id, None)
+        self._finished.append(job_id)
+        self.roster.forget(job_id)
+
+    def export(self, job_id: str, folder: Path) -> None:
+        """Write the adapter of a job in memory as it is now. StateError where it cannot be written."""
+        save_adapter(self._training[job_id].adapter, folder, self.model.base.name, overwrite=True)
+
+    @property
+    def residents(self) -> list[Job]:
+        """Running jobs."""
+        return [job for job in self.loop.active.values() if job.state == RUNNING]

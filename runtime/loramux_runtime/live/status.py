@@ -1,0 +1,73 @@
+"""The status of a scheduler as one plain object, read from its state folder whether or not it runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_runtime.live.store import QUEUED, RUNNING, Row, Store
+from loramux_traces.locking import owner
+
+_COLUMNS: Final = (
+    "job_id", "state", "method", "priority", "user", "step", "total_steps", "loss", "tokens", "tokens_per_s",
+    "predicted_bytes", "peak_bytes", "submit_s", "start_s", "finish_s", "expected_finish_s", "preemptions",
+    "oom_events",
+)  # fmt: skip
+_FACTS: Final[dict[str, Any]] = {
+    "policy": "",
+    "base_model": "",
+    "device": "",
+    "capacity_bytes": None,
+    "memory_bytes": None,
+    "memory_predicted_bytes": 0.0,
+    "waiting": 0,
+    "resident": 0,
+    "steps": 0,
+    "tokens": 0,
+    "tokens_per_s": 0.0,
+    "overhead_share": None,
+    "draining": False,
+    "policy_errors": 0,
+}
+
+
+def read_status(store: Store) -> dict[str, Any]:
+    """JSON types only, never NaN. Times in seconds since the state folder began; bytes are of the device."""
+    pid = owner(store.folder)
+    rows = store.jobs()
+    facts = {name: store.fact(name, default) for name, default in _FACTS.items()}
+    now_s = store.fact("now_s", 0.0)
+    updated = store.fact("now_unix_s", 0.0)
+    if pid is not None and updated:  # what it last said may be a second old
+        now_s += max(0.0, time.time() - updated)
+    else:
+        facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None}
+    return {
+        "schema_version": 1,
+        "state_dir": str(store.folder),
+        "running": pid is not None,
+        "pid": pid,
+        "now_s": now_s,
+        "updated_unix_s": updated,
+        **facts,
+        "restarts": max(0, store.fact("starts", 0) - 1),
+        "oom_events": sum(row["oom_events"] for row in rows),
+        "preemptions": sum(row["preemptions"] for row in rows),
+        "jobs": [_job(row, running=pid is not None) for row in rows],
+    }
+
+
+def _job(row: Row, *, running: bool) -> dict[str, Any]:
+    job = {name: row[name] for name in _COLUMNS}
+    job["why"] = row["why"] or row["reason"]
+    if row["state"] == QUEUED and not job["why"]:
+        job["why"] = "not looked at yet" if running else "no scheduler is running"
+    elif row["state"] in (RUNNING, "WAITING") and not running:
+        job |= {"state": "WAITING", "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
+    return job
+
+
+def state_folder(path: Path) -> Store:
+    """The store of an existing state folder. StateError where there is none."""
+    return Store(path)
