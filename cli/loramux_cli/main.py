@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from loramux_cli import estimate, evaluate, fitting, plot, policies, profiling, recommend, trace
+from loramux_cli import estimate, evaluate, fitting, live, plot, policies, profiling, queue, recommend, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
@@ -31,6 +31,16 @@ app = typer.Typer(
 app.command("simulate")(simulate_module.simulate_command)
 app.command("sweep")(sweep_module.sweep_command)
 app.command("train")(train_module.train_command)
+app.command("run")(live.run_command)
+app.command("submit")(queue.submit_command)
+app.command("status")(queue.status_command)
+app.command("cancel")(queue.cancel_command)
+app.command("pause")(queue.pause_command)
+app.command("resume")(queue.resume_command)
+app.command("logs")(queue.logs_command)
+app.command("export")(queue.export_command)
+app.command("drain")(queue.drain_command)
+app.command("set-policy")(queue.set_policy_command)
 app.command("profile")(profiling.profile_command)
 app.command("fit")(fitting.fit_command)
 app.command("estimate")(estimate.estimate_command)

@@ -186,6 +186,13 @@ def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
     return validate(Submission, file, content).jobs
 
 
+def read_base(path: str | Path) -> BaseConfig:
+    """The base of a jobs.yaml, its path made absolute. Raises as `read_jobs_file`."""
+    file = Path(path)
+    base = validate(BaseConfig, file, _mapping(file).get("base", {}))
+    return base if base.path is None else base.model_copy(update={"path": (file.parent / base.path).resolve()})
+
+
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         data = file.read_bytes()

@@ -56,18 +56,19 @@ class LiveInbox:
         return None
 
     def _read_jobs(self, now_s: float) -> None:
+        now_unix_s = time.time()  # read once: what was submitted together stays together
         for row in self._store.jobs_after(self._seen):
             self._seen = row["seq"]
             if row["state"] in OPEN and row["state"] != "HELD":
                 if row["submit_s"] is None:
-                    row["submit_s"] = self._submitted_s(row, now_s)
+                    row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
                     self._store.update(row["job_id"], submit_s=row["submit_s"])
                 # a job that had arrived before waits again at once
                 when_s = row["submit_s"] if row["state"] == QUEUED else min(now_s, row["submit_s"])
                 heappush(self._coming, (when_s, row["job_id"], row))
 
     @staticmethod
-    def _submitted_s(row: Row, now_s: float) -> float:
+    def _submitted_s(row: Row, now_s: float, now_unix_s: float) -> float:
         """On the scheduler's clock; a wall clock that was set meanwhile cannot make it negative or later than now."""
-        ago_s = max(0.0, time.time() - row["submitted_unix_s"])
+        ago_s = max(0.0, now_unix_s - row["submitted_unix_s"])
         return float(max(0.0, now_s - ago_s) + row["delay_s"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ _LEAVES: Final = ("finish", "pause", "oom", "diverge", "cancel", "hold", "fail",
 
 def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write jobs.csv, events.jsonl, summary.json, timeline.json.gz and manifest.json; returns the summary."""
-    jobs = job_table(store.jobs())
+    jobs = job_table(store.jobs(), store.fact("base_model", ""))
     events = list(store.events())
     timeline = empty_timeline()
     capacity = float(store.fact("capacity_bytes") or 0.0)
@@ -45,15 +44,14 @@ def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def job_table(rows: Iterable[Row]) -> pd.DataFrame:
+def job_table(rows: Iterable[Row], base_model: str) -> pd.DataFrame:
     """The rows of jobs.csv (`results.JOB_COLUMNS`)."""
-    found = [_result(row) for row in rows]
+    found = [_result(row, base_model) for row in rows]
     return pd.DataFrame(found, columns=list(JOB_COLUMNS))
 
 
-def _result(row: Row) -> dict[str, Any]:
+def _result(row: Row, base_model: str) -> dict[str, Any]:
     nan = float("nan")
-    config = json.loads(row["config"])
     submit_s = nan if row["submit_s"] is None else row["submit_s"]
     start_s = nan if row["start_s"] is None else row["start_s"]
     finish_s = nan if row["finish_s"] is None or row["start_s"] is None else row["finish_s"]
@@ -79,7 +77,7 @@ def _result(row: Row) -> dict[str, Any]:
         "service_s": row["attained_s"],
         "user": row["user"],
         "group": row["group"],
-        "base_model": config.get("base_model", ""),
+        "base_model": base_model,
         "method": row["method"],
         "priority": row["priority"],
         "num_gpus": 1,
@@ -103,7 +101,7 @@ def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
         event = row["event"]
         if event == "scheduler":
             for job_id in list(open_):
-                close(job_id, row.get("last_s", row["t_s"]))
+                close(job_id, float(row.get("last_s", row["t_s"])))
         elif event in _BEGINS:
             open_[row["job_id"]] = (row["t_s"], row.get("devices", [0]))
         elif event in _LEAVES and row.get("job_id") in open_:

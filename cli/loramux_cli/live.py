@@ -1,0 +1,221 @@
+"""`loramux run`: the live scheduler on one device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+from loramux_cli.device_choice import choose_profile, need_torch
+
+if TYPE_CHECKING:
+    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_runtime.live.store import Store
+
+EXIT_FAILED_JOBS = 3
+EXIT_NEVER_FITS = 4
+State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
+
+
+def run_command(
+    state: State,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder, a shape (random weights), or a jobs.yaml. Needed the first time."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16, of a named shape or a folder.")] = "fp32",
+    policy: Annotated[str | None, typer.Option(help="Policy, as for simulate. Default: the last, or aspen.")] = None,
+    policy_file: o.PolicyFile = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")] = "auto",
+    device_profile: Annotated[
+        str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
+    ] = None,
+    allow_other: o.AllowOther = False,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
+    ] = None,
+    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on the device at a time.")] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of training that a crash may cost (more where saving is slow).")
+    ] = 60.0,
+    exit_when_idle: Annotated[
+        bool, typer.Option("--exit-when-idle", help="End when every job has ended; default: wait for more.")
+    ] = False,
+    on_policy_error: Annotated[
+        str, typer.Option(help="A policy that fails or stalls: fallback (go on under fifo) or exit.")
+    ] = "fallback",
+    hang_after: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without a sign of life after which the process is started again.")
+    ] = 600.0,
+    record: Annotated[bool, typer.Option("--record", help="Log every fused step too.")] = False,
+    supervise: Annotated[
+        bool, typer.Option("--supervise/--no-supervise", help="Start the scheduler again when its process dies.")
+    ] = True,
+    quiet: o.Quiet = False,
+) -> None:
+    """Schedule and train jobs as they are submitted, until drained or stopped. State survives in --state."""
+    need_torch()
+    if on_policy_error not in ("fallback", "exit"):
+        from loramux_traces.errors import UsageError
+
+        raise UsageError(f"--on-policy-error is fallback or exit, not {on_policy_error[:40]!r}")
+    if supervise:
+        raise typer.Exit(_supervised(state, hang_after, quiet=quiet))
+    from loramux_cli import running
+    from loramux_runtime.live.settings import LiveSettings
+    from loramux_runtime.live.store import Store
+    from loramux_traces.locking import owned
+    from loramux_traces.runfolder import prepare_folder
+
+    prepare_folder(state, resume=True)
+    with owned(state):
+        store = Store(state, create=True)
+        model = _base_of(store, base, dtype)
+        policy = policy or store.fact("policy_text") or "aspen"
+        running.load_policies([policy], policy_file)
+        store.set_facts(policy_text=policy)
+        settings = LiveSettings(
+            policy=policy,
+            max_resident=float("inf") if max_resident is None else float(max_resident),
+            recompute=recompute,
+            checkpoint_s=checkpoint_every,
+            exit_when_idle=exit_when_idle,
+            on_policy_error="exit" if on_policy_error == "exit" else "fallback",
+            record=record,
+        )
+        choice = (device, device_profile, allow_other, memory, threads)
+        code = _serve(store, settings, model, choice, quiet=quiet)
+        store.close()
+    raise typer.Exit(code)
+
+
+def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
+    from loramux_runtime.live.supervisor import supervise
+
+    def say(text: str) -> None:
+        typer.echo(f"loramux: {text}", err=True)
+
+    command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]
+    return supervise(command, state, hang_s=hang_s, say=say)
+
+
+def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
+    """The base model of the state folder: said once, and the same from then on."""
+    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_traces.errors import UsageError
+    from loramux_traces.filesafe import plain
+
+    known = store.fact("base")
+    if base is None:
+        if known is None:
+            raise UsageError("--base is needed the first time: a model folder, a shape, or a jobs.yaml")
+        return BaseConfig.model_validate(known)
+    wanted = _parse_base(base, dtype)
+    document = plain(wanted.model_dump(mode="json"))
+    if known is None:
+        store.set_facts(base=document)
+    elif document != known:
+        raise UsageError(f"{store.folder}: its jobs are on another base model ({known}); use another --state")
+    return wanted
+
+
+def _parse_base(text: str, dtype: str) -> BaseConfig:
+    from loramux_profiles.shapes import shape_names
+    from loramux_runtime.jobs_file import BaseConfig, read_base
+    from loramux_traces.errors import UsageError
+
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        return read_base(path)
+    if dtype not in ("fp32", "bf16"):
+        raise UsageError(f"--dtype is fp32 or bf16, not {dtype[:20]!r}")
+    kind: Any = dtype
+    if path.is_dir():
+        return BaseConfig(path=path.resolve(), dtype=kind)
+    if text not in shape_names():
+        raise UsageError(f"--base {text!r}: no such folder, and no shape of that name ({', '.join(shape_names())})")
+    return BaseConfig(shape=text, dtype=kind)
+
+
+def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet: bool) -> int:
+    from loramux_cli import running
+    from loramux_policies.registry import create
+    from loramux_runtime.devices import choose_device, set_threads
+    from loramux_runtime.live.results import write_results
+    from loramux_runtime.live.service import LiveService
+    from loramux_runtime.memory import keep_freed_memory, resident_bytes
+    from loramux_runtime.train import open_base
+
+    device, device_profile, allow_other, memory, threads = choice
+
+    def warn(text: str) -> None:
+        typer.echo(f"loramux: {text}", err=True)
+
+    where = choose_device(device)
+    profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
+    if not quiet:
+        typer.echo(f"loading {model.path or model.shape or 'a tiny model'} on {where}", err=True)
+    rss_before = resident_bytes()
+    base = open_base(model, where)
+    set_threads(threads, base.sites.hidden)
+    if where.type == "cpu":
+        keep_freed_memory()
+    with running.prints_aside():
+        service = LiveService(
+            store,
+            settings,
+            create(settings.policy),
+            profile,
+            base=base,
+            tokenizer_path=model.path,
+            warn=warn,
+            rss_before=rss_before,
+        )
+        if not quiet:
+            typer.echo(f"ready: {settings.policy} on {where}; submit jobs to {store.folder}", err=True)
+        outcome = service.play()
+    _write_profile(store.folder / "profile.json", profile)
+    write_results(store, manifest(settings, store, profile))
+    if outcome.stopped_by is not None:
+        return 128 + outcome.stopped_by
+    if outcome.hopeless:
+        return EXIT_NEVER_FITS
+    return EXIT_FAILED_JOBS if outcome.failed else 0
+
+
+def _write_profile(path: Path, profile: Any) -> None:
+    from loramux_traces.filesafe import write_json
+
+    write_json(path, profile.model_dump(mode="json"))
+
+
+def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
+    """What the run folder says of itself."""
+    from importlib.metadata import version
+
+    packages = ("loramux", "torch", "transformers", "numpy")
+    return {
+        "policy": settings.policy.split(":")[0],
+        "policy_params": settings.policy,
+        "seed": 0,
+        "argv": list(sys.argv),
+        "trace": store.fact("trace") or _submitted(store),
+        "devices": [store.fact("device", "")],
+        "base_model": store.fact("base_model", ""),
+        "profile_sha256": profile.digest,
+        "max_resident": None if settings.max_resident == float("inf") else int(settings.max_resident),
+        "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
+    }
+
+
+def _submitted(store: Store) -> dict[str, Any]:
+    return {"name": "submitted", "sha256": "", "provenance": "", "jobs": len(store.jobs())}

@@ -1,0 +1,200 @@
+"""What users say to a live scheduler: `loramux submit`, `status`, `cancel`, `pause`, `resume`, `logs`, `export`, ..."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loramux_cli import options as o
+from loramux_cli.live import State
+
+if TYPE_CHECKING:
+    from loramux_runtime.live.store import Store
+
+JobName = Annotated[str, typer.Argument(help="The job.")]
+Wait = Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the scheduler's answer.")]
+
+
+def submit_command(
+    jobs: Annotated[Path, typer.Argument(help="job.yaml (one job, or a list under jobs:), or a trace (jobs.csv).")],
+    state: State,
+    job_id: Annotated[str | None, typer.Option("--id", help="Name of the job, instead of the file's.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Priority, instead of the file's. Higher runs first.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Put jobs into the queue. They are safe when this returns, whether or not a scheduler runs."""
+    from loramux_cli.device_choice import need_torch
+
+    need_torch()
+    from loramux_cli.submission import read_submission, send
+
+    store = _open(state)
+    found = read_submission(jobs, job_id=job_id, priority=priority)
+    send(store, found, Path.cwd() if str(jobs) == "-" else jobs.resolve().parent)
+    names = [job.id for job in found]
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text({"schema_version": 1, "submitted": names}, indent=2))
+        return
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    typer.echo(f"submitted {shown}{'' if _runs(store) else ' (no scheduler is running: loramux run starts one)'}")
+
+
+def status_command(
+    state: State,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks with --watch.")] = 1.0,
+    show_all: Annotated[bool, typer.Option("--all", help="Show jobs that have ended, too, however many.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Show every job: state, steps, loss, speed, memory, expected finish, and why it waits."""
+    from loramux_runtime.live.status import read_status
+
+    store = _open(state)
+    if as_json:
+        from loramux_traces.filesafe import json_text
+
+        typer.echo(json_text(read_status(store), indent=2))
+        return
+    from loramux_cli import status_view
+
+    if watch:
+        status_view.watch(lambda: read_status(store), every, show_all=show_all)
+        return
+    status_view.show(read_status(store), show_all=show_all)
+
+
+def cancel_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
+    """End a job for good; what it has learned is dropped."""
+    _ask(state, "cancel", job, wait_s=wait)
+
+
+def pause_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
+    """Take a job off the device until `resume`; it keeps what it has learned."""
+    _ask(state, "pause", job, wait_s=wait)
+
+
+def resume_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
+    """Let a paused job wait for the device again."""
+    _ask(state, "resume", job, wait_s=wait)
+
+
+def drain_command(state: State, wait: Wait = 30.0) -> None:
+    """Begin no job any more; the scheduler ends when those that have begun have ended. The others stay in the queue."""
+    _ask(state, "drain", wait_s=wait)
+
+
+def set_policy_command(
+    policy: Annotated[str, typer.Argument(help="Policy, as for simulate.")], state: State, wait: Wait = 30.0
+) -> None:
+    """Have a running scheduler decide by another policy from its next step on."""
+    from loramux_policies.registry import create
+
+    if ":" not in policy or "=" in policy:
+        create(policy)  # a name that cannot be meant is refused here already
+    _ask(state, "policy", argument=policy, wait_s=wait)
+
+
+def logs_command(
+    job: JobName,
+    state: State,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Print what a job has learned, a line per optimizer step: loss, learning rate, gradient norm."""
+    from loramux_runtime.live.store import OPEN
+    from loramux_traces.filesafe import json_text
+
+    store = _open(state)
+    store.job(job)
+    step = 0
+    while True:
+        ended = store.job(job)["state"] not in OPEN
+        for record in store.records(job, step):
+            step = record["step"]
+            typer.echo(json_text(record) if as_json else _line(record))
+        if not follow or ended:
+            return
+        time.sleep(0.5)
+
+
+def export_command(
+    job: JobName,
+    state: State,
+    out: Annotated[Path, typer.Option(help="Folder for the adapter; must not exist.")],
+    wait: Wait = 30.0,
+) -> None:
+    """Write a job's adapter (LoRA: as PEFT reads it): of an ended job its last, of a running one as it is now."""
+    import shutil
+
+    from loramux_traces.errors import StateError, UsageError
+
+    store = _open(state)
+    row = store.job(job)
+    if out.exists() or out.is_symlink():
+        raise StateError(f"{out}: exists already")
+    if row["state"] != "COMPLETED":
+        if not _runs(store):
+            raise UsageError(f"{job} is {row['state']}, and no scheduler is running that could write its adapter")
+        _ask(state, "export", job, argument=str(out.resolve()), wait_s=wait)
+        return
+    source = state / "adapters" / job
+    if not source.is_dir():
+        raise StateError(f"{source}: is not there ({row['reason'] or 'moved away?'})")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(out)
+    typer.echo(f"the adapter of {job} is in {out}")
+
+
+def _open(state: Path) -> Store:
+    from loramux_runtime.live.status import state_folder
+
+    return state_folder(state)
+
+
+def _runs(store: Store) -> bool:
+    from loramux_traces.locking import owner
+
+    return owner(store.folder) is not None
+
+
+def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: float) -> None:
+    """Leave a command and wait for its answer."""
+    from loramux_traces.errors import UsageError
+
+    store = _open(state)
+    if job:
+        store.job(job)
+    number = store.command(verb, job, argument)
+    if not _runs(store):
+        typer.echo(f"noted: {verb} {job}".rstrip() + "; no scheduler is running, the next one will see to it")
+        return
+    until = time.monotonic() + wait_s
+    while True:
+        found = store.answered(number)
+        if found is not None:
+            break
+        if time.monotonic() > until:
+            typer.echo(f"noted: {verb} {job}".rstrip() + "; the scheduler has not answered yet (a long step?)")
+            return
+        time.sleep(0.05)
+    if found["refused"]:
+        raise UsageError(found["refused"])
+    typer.echo(found["answer"])
+
+
+def _line(record: dict[str, Any]) -> str:
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    norm = "-" if record["grad_norm"] is None else f"{record['grad_norm']:.3f}"
+    text = f"{record['t_s']:10.1f} s  step {record['step']}/{record['total_steps']}  loss {loss}"
+    text += f"  lr {record['lr']:.2e}  grad norm {norm}"
+    if "eval_loss" in record:
+        text += f"  held-out loss {record['eval_loss']:.4f}"
+    return text

@@ -1,0 +1,108 @@
+"""Keeps a scheduler's process alive: a death by accident or a hang is a restart, within bounds. No torch in here."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from loramux_runtime.live.marker import Doing, read_marker
+from loramux_runtime.live.store import DATABASE, Store
+from loramux_traces.errors import LoramuxError
+
+MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
+"""Exit codes that a scheduler ends with on purpose: they are passed on."""
+RESTARTS: Final = 10
+WINDOW_S: Final = 600.0
+"""So many restarts in so long, and then no more."""
+POLL_S: Final = 0.2
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def supervise(
+    command: Sequence[str], folder: Path, *, hang_s: float, say: Callable[[str], None], poll_s: float = POLL_S
+) -> int:
+    """Run `command` (a scheduler on `folder`) until it ends on purpose; returns its exit code.
+
+    SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides, trains or saves is
+    killed: the next one knows by its marker what it was doing.
+    """
+    starts: deque[float] = deque()
+    child: subprocess.Popen[bytes] | None = None
+    stopped_by: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        stopped_by.append(number)
+        if child is not None and child.poll() is None:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            starts.append(time.monotonic())
+            child = subprocess.Popen(list(command), preexec_fn=_end_with_parent, start_new_session=True)
+            code = _wait(child, folder, hang_s, say, poll_s)
+            if code in MEANT:
+                return code
+            if stopped_by:
+                return 128 + stopped_by[0]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+            while starts and time.monotonic() - starts[0] > WINDOW_S:
+                starts.popleft()
+            if len(starts) > RESTARTS:
+                minutes = WINDOW_S / 60
+                say(f"the scheduler's process {how}, time {len(starts)} in {minutes:.0f} minutes: giving up")
+                return 1
+            say(f"the scheduler's process {how}; starting it again")
+            time.sleep(min(5.0, 0.1 * 2 ** len(starts)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(
+    child: subprocess.Popen[bytes], folder: Path, hang_s: float, say: Callable[[str], None], poll_s: float
+) -> int:
+    started_s = time.monotonic()
+    while True:
+        try:
+            return child.wait(poll_s)
+        except subprocess.TimeoutExpired:
+            pass
+        doing = read_marker(folder)
+        if doing is None or doing.since_s < started_s or doing.phase in ("idle", "stopped"):
+            continue
+        if time.monotonic() - doing.since_s > hang_s:
+            say(f"no sign of life for {hang_s:.0f} s ({_what(doing)}): killing the scheduler's process")
+            _remember(folder, doing)
+            child.kill()
+
+
+def _what(doing: Doing) -> str:
+    if doing.phase == "step":
+        return f"in a step of {', '.join(doing.jobs)}"
+    return "the policy was deciding" if doing.phase == "decide" else "checkpoints were being written"
+
+
+def _remember(folder: Path, doing: Doing) -> None:
+    """Tell the next process that the policy hung; jobs it finds by itself."""
+    if doing.phase != "decide" or not (folder / DATABASE).is_file():
+        return
+    try:
+        store = Store(folder)
+        store.set_facts(hung_in_decide=True)
+        store.close()
+    except LoramuxError:
+        return
+
+
+def _end_with_parent() -> None:
+    """A scheduler without its supervisor finishes its step and ends (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
