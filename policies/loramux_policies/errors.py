@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from loramux_traces.errors import Interrupted, LoramuxError
+from loramux_traces.errors import Interrupted, LoramuxError, StateError
 
 
 class PolicyError(LoramuxError):
     """A policy raised, over-committed a device, named an unknown or duplicate job, or stalled. Exit code 2."""
 
     exit_code = 2
+
+
+class LeftTheRecord(StateError):
+    """Decisions have led to where a recorded run says nothing (`replay`)."""
 
 
 class PlanError(PolicyError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
-from loramux_policies.errors import PolicyError, let_through
+from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
 from loramux_policies.fuse_view import BaseTurn, FuseView, R, place
 from loramux_policies.ledger import Ledger
 from loramux_policies.policy import Policy
@@ -15,7 +15,6 @@ from loramux_policies.shares import Seating, phi_at, seating
 from loramux_policies.views import FusedStep
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.work import ROUNDING, BaseCost
-from loramux_traces.errors import StateError
 
 
 class StepCost(NamedTuple):
@@ -153,7 +152,7 @@ class FusedDevice(Generic[R]):
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except (PolicyError, StateError):  # StateError: a recorded row is missing, which is not the policy's doing
+        except (PolicyError, LeftTheRecord):  # the latter is not the policy's doing
             raise
         except BaseException as error:
             let_through(error)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from loramux_policies.errors import LeftTheRecord
 from loramux_policies.intake import Intake
 from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
@@ -24,12 +25,7 @@ from loramux_policies.step_backend import Arrivals, End, Note, StepBackend, Step
 from loramux_policies.stream import Moment, Story, Stream
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
-from loramux_traces.errors import StateError
 from loramux_traces.job import JobSpec
-
-
-class LeftTheRecord(StateError):
-    """Decisions have led to where the record says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

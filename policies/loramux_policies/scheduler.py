@@ -13,7 +13,7 @@ from typing import Final
 from sortedcontainers import SortedKeyList
 
 from loramux_policies.backend import Backend
-from loramux_policies.errors import PolicyError, let_through
+from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
 from loramux_policies.fleet import Fleet
 from loramux_policies.job import DONE, RUNNING, WAITING, Job, view_of
 from loramux_policies.ledger import SEAT_SLACK, Ledger
@@ -22,7 +22,6 @@ from loramux_policies.plan import Action, DeltaPlan, Pause, Reject, Share, Start
 from loramux_policies.policy import Policy
 from loramux_policies.views import JobView
 from loramux_policies.waiting import WaitingQueue
-from loramux_traces.errors import StateError
 
 OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02
@@ -86,9 +85,11 @@ class Scheduler:
     def arrive(self, job: Job) -> bool:
         """A job was submitted. Returns whether `decide` must be called for it."""
         self.active[job.job_id] = job
-        self._put(job)
-        self._tell("arrive", job, (), "")
-        self._arrived.append(job.job_id)
+        try:
+            self._put(job)
+        finally:  # it has arrived even where the policy's order fails on it: another policy may take over
+            self._tell("arrive", job, (), "")
+            self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
             self._due = True
         return self._due
@@ -253,7 +254,7 @@ class Scheduler:
                 self._on_plan(view, plan)
         except PolicyError as error:
             raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s: {error}") from error
-        except StateError:  # the replay of a recorded run has left the record: not the policy's doing
+        except LeftTheRecord:  # not the policy's doing
             raise
         except BaseException as error:
             let_through(error)

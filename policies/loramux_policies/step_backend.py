@@ -165,11 +165,12 @@ class StepBackend(ABC, Generic[P]):
     def _account(self, device: StepDevice[P]) -> None:
         """The device's set of residents is about to change."""
 
-    def _boundary(self) -> None:
-        """A step boundary has been dealt with: the loop has decided."""
+    def _boundary(self) -> bool:
+        """The loop has decided at a step boundary. True: something has changed since, it must decide again."""
+        return False
 
     def _excused(self, error: PolicyError) -> bool:
-        """Whether a policy's invalid answer has been dealt with (another policy has taken its place): ask again."""
+        """Whether a policy's failure has been dealt with (`use_policy`): the turn begins anew."""
         return False
 
     def _stalled(self) -> bool:
@@ -259,30 +260,12 @@ class StepBackend(ABC, Generic[P]):
         if self._note is not None:
             self._note(time_row("begin", self._now_s))
         while not self._stopping:
-            inbox.poll(self._now_s)
-            reviews = self._reviews
-            if reviews and reviews[0] <= self._now_s:
-                while reviews and reviews[0] <= self._now_s:
-                    heappop(reviews)
-                loop.review()
-            self._decide()
-            self._boundary()
-            if self._trained or self._failed:
-                self._follow_up()
-                continue
-            if self._stopping:
-                break
-            working = False
-            for device in self.devices:
-                if device.step is None and device.fused.runs:
-                    self._take_off(device)
-                working = working or device.step is not None
-            if working:
-                self._collect()
-                self._follow_up()
-                continue
-            if not self._idle(loop, inbox):
-                break
+            try:
+                if not self._turn(loop, inbox):
+                    break
+            except PolicyError as error:
+                if not self._excused(error):
+                    raise
         while any(device.step is not None for device in self.devices):
             self._collect()
             self._follow_up()
@@ -290,6 +273,33 @@ class StepBackend(ABC, Generic[P]):
             self._note(time_row("stop", self._now_s))
         for device in self.devices:
             self._account(device)
+
+    def _turn(self, loop: Scheduler, inbox: Inbox) -> bool:
+        """From one step boundary to the next. False where nothing is left to do."""
+        inbox.poll(self._now_s)
+        reviews = self._reviews
+        if reviews and reviews[0] <= self._now_s:
+            while reviews and reviews[0] <= self._now_s:
+                heappop(reviews)
+            loop.review()
+        loop.decide()
+        if self._boundary():
+            return True
+        if self._trained or self._failed:
+            self._follow_up()
+            return True
+        if self._stopping:
+            return False
+        working = False
+        for device in self.devices:
+            if device.step is None and device.fused.runs:
+                self._take_off(device)
+            working = working or device.step is not None
+        if not working:
+            return self._idle(loop, inbox)
+        self._collect()
+        self._follow_up()
+        return True
 
     def _idle(self, loop: Scheduler, inbox: Inbox) -> bool:
         """Nothing runs: wait for what comes next. False where nothing will."""
@@ -306,26 +316,11 @@ class StepBackend(ABC, Generic[P]):
             self._note(time_row("wait", self._now_s))
         return True
 
-    def _decide(self) -> None:
-        while True:
-            try:
-                self._loop.decide()
-                return
-            except PolicyError as error:
-                if not self._excused(error):
-                    raise
-
     def _take_off(self, device: StepDevice[P]) -> None:
         fused = device.fused
         fused.ledger = self._loop.fleet[fused.device_id]
         fused.now_s = self._now_s
-        while True:
-            try:
-                step = fused.next_step()
-                break
-            except PolicyError as error:
-                if not self._excused(error):
-                    raise
+        step = fused.next_step()
         predicted_s = fused.cost(step, memory=False).seconds
         device.step = step
         device.runs = [fused.runs[entry.job_id] for entry in step.entries]
@@ -360,13 +355,12 @@ class StepBackend(ABC, Generic[P]):
 
     def _follow_up(self) -> None:
         """Ends, watches and evictions that follow from the steps that have ended."""
-        trained, self._trained = self._trained, []
-        for run in trained:
+        while self._trained:
+            run = self._trained.pop(0)
             if run.job.run is run:  # else it was taken off meanwhile
                 self._after(run)
-        failed, self._failed = self._failed, []
-        for device, runs in failed:
-            self._recover(device, runs)
+        while self._failed:
+            self._recover(*self._failed.pop(0))
 
     def _after(self, run: LiveRun[P]) -> None:
         job, loop = run.job, self._loop

@@ -158,8 +158,9 @@ class Executor(StepBackend[TrainingJob]):
     def _joined(self, run: LiveRun[TrainingJob]) -> None:
         self._note_memory()
 
-    def _boundary(self) -> None:
+    def _boundary(self) -> bool:
         self.meters.queue(self.now_s, len(self._loop.queue))
+        return False
 
     def _account(self, device: StepDevice[TrainingJob]) -> None:
         self.meters.advance(0, self.now_s, 0.0, IDLE, len(self.fused.runs))

@@ -23,8 +23,8 @@ class Host(Protocol):
     def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
         """A fused step with these jobs is about to run."""
 
-    def boundary(self) -> None:
-        """The loop has decided at a step boundary."""
+    def boundary(self) -> bool:
+        """The loop has decided at a step boundary. True: something has changed since, it must decide again."""
 
     def excused(self, error: PolicyError) -> bool:
         """Another policy has taken the place of one that failed."""
@@ -63,9 +63,9 @@ class LiveExecutor(Executor):
         super()._launch(device, predicted_s)
         self._host.step_follows(device.runs)
 
-    def _boundary(self) -> None:
+    def _boundary(self) -> bool:
         super()._boundary()
-        self._host.boundary()
+        return self._host.boundary() and not self._stopping
 
     def _excused(self, error: PolicyError) -> bool:
         return self._host.excused(error)

@@ -258,16 +258,17 @@ class LiveService:
         self.loop.set_capacity(0, changed)
         return True
 
-    def boundary(self) -> None:
+    def boundary(self) -> bool:
         """Save and commit what is due, and see whether the run should go on as it does."""
         now_s = self.executor.now_s
-        self._look_at_memory()
+        again = self._look_at_memory()
         if self.executor.fused.runs:
             self._empty_since_s = now_s
         elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
-            self.stalled()
+            again = self.stalled() or again
         if not self.loop.active and self._set_aside and not self.draining:
             self._one_alone()
+            again = True
         if not self._sampled:
             self._sampled = True
             self.progress.sample()
@@ -280,6 +281,7 @@ class LiveService:
         if self.draining and not self.loop.active:
             self.executor.request_stop()
         self.marker.set("decide")
+        return again
 
     def _one_alone(self) -> None:
         """Nothing else is to do: those that had to wait for a suspect, or the first suspect by itself."""

@@ -1,0 +1,125 @@
+"""SIGKILL at seeded points of a ten-job run: nothing is lost, nothing runs twice, every curve is bit-equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_runtime.live.store import Store
+
+from . import serving
+from .serving import curves, jobs, play, submit
+
+POINTS: tuple[tuple[str, str | None, int], ...] = (
+    ("step", None, 60),
+    ("checkpoint", "begin", 20),
+    ("checkpoint", "tensors", 20),
+    ("checkpoint", "manifest", 20),
+    ("checkpoint", "renamed", 20),
+    ("checkpoint", "pruned", 20),
+    ("commit", "before", 20),
+    ("commit", "after", 20),
+)
+"""Fault point, stage, and about how often a run reaches it."""
+
+
+class Zygote:
+    """Forks schedulers that can be killed, without loading torch for each."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, serving.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def serve(self, state: Path, **order: Any) -> int:
+        """Exit code of one scheduler process, minus the signal where one killed it."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps({"state": str(state), **order}) + "\n")
+        stdin.flush()
+        return int(stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    found = Zygote()
+    yield found
+    found.close()
+
+
+def adapters(state: Path) -> dict[str, str]:
+    """Digest of every adapter that a run has left."""
+    return {
+        str(file.relative_to(state)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((state / "adapters").rglob("*.safetensors"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, str]]:
+    """Curves and adapters of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    store = submit(folder / "state", jobs(folder, 10))
+    assert play(store).failed == 0
+    found = curves(store)
+    assert len(found) == 10 and all(found.values())
+    return found, adapters(store.folder)
+
+
+def kills(seed: int) -> list[dict[str, Any]]:
+    """One to three orders that end in a kill."""
+    draw = random.Random(seed)
+    orders: list[dict[str, Any]] = []
+    for _ in range(draw.randint(1, 3)):
+        point, stage, often = draw.choice(POINTS)
+        orders.append({"kill": [point, stage, draw.randint(1, often)]})
+    if draw.random() < 0.3:
+        orders.append({"after_s": draw.uniform(0.1, 1.5)})
+    return orders
+
+
+def check(seed: int, tmp_path: Path, zygote: Zygote, whole: tuple[dict[str, Any], dict[str, str]]) -> int:
+    """A run with that seed's kills; how many of them really killed."""
+    store = submit(tmp_path / "state", jobs(tmp_path, 10))
+    store.close()
+    killed = 0
+    for order in kills(seed):
+        code = zygote.serve(tmp_path / "state", **order)
+        assert code in (0, -9)
+        killed += code == -9
+    assert zygote.serve(tmp_path / "state") == 0
+    store = Store(tmp_path / "state")
+    assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
+    assert curves(store) == whole[0]
+    assert adapters(store.folder) == whole[1]
+    ends = [event["job_id"] for event in store.events() if event["event"] == "finish"]
+    assert sorted(ends) == sorted(whole[0])
+    assert not any((store.folder / "checkpoints").rglob("*"))
+    return killed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_runs_end_like_whole_ones(
+    seed: int, tmp_path: Path, zygote: Zygote, whole: tuple[dict[str, Any], dict[str, str]]
+) -> None:
+    assert check(seed, tmp_path, zygote, whole) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_many_killed_runs_end_like_whole_ones(
+    seed: int, tmp_path: Path, zygote: Zygote, whole: tuple[dict[str, Any], dict[str, str]]
+) -> None:
+    check(seed, tmp_path, zygote, whole)
