@@ -160,9 +160,10 @@ class LiveService:
             for row in store.jobs("RUNNING"):
                 store.update(row["job_id"], state="WAITING", stopped_s=self._last_s)
             self.suspects.note()
-            store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy)
+            policy_hung = self.suspects.policy_hung
+            store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy, hung_in_decide=False)
         self.saving.checkpoints.sweep()
-        if self.suspects.policy_hung and self.settings.on_policy_error == "fallback":
+        if policy_hung and self.settings.on_policy_error == "fallback":
             self.excused(PolicyError(f"policy {self.loop.policy.name} was killed while it decided"))
         row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}
         self.book.note(row if self._last_s is None else {**row, "last_s": self._last_s})

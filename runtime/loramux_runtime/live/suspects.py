@@ -50,5 +50,5 @@ class Suspects:
 
     @staticmethod
     def alone(row: Row) -> bool:
-        """Whether the job may run only with nobody beside it."""
-        return bool(row["crashes"] >= ALONE_AFTER)
+        """Whether the job may run only with nobody beside it, until it is past the place."""
+        return bool(row["crashes"] >= ALONE_AFTER and row["progress_steps"] <= row["crashed_at"])

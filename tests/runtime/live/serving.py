@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,31 @@ def kill_plan(point: str, stage: str | None, count: int) -> FaultPlan:
     return FaultPlan(**{point: fault})
 
 
+def poison(job_id: str, act: Callable[[], object]) -> FaultPlan:
+    """Every step with that job does this to the process."""
+
+    def fault(_: str, facts: dict[str, object]) -> None:
+        names = facts["job_ids"]
+        assert isinstance(names, tuple)
+        if job_id in names:
+            act()
+
+    return FaultPlan(step=fault)
+
+
+def die() -> None:
+    """As a segmentation fault would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _serve(order: dict[str, Any]) -> int:
     """One process of a scheduler, as the zygote's child."""
     state = Path(order["state"])
     plan = kill_plan(*order["kill"]) if order.get("kill") else NONE
+    if order.get("poison"):
+        plan = poison(order["poison"], die)
+    if order.get("hang"):
+        plan = poison(order["hang"], lambda: time.sleep(600))
     if order.get("after_s"):
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -164,4 +186,6 @@ def _zygote() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(_serve(json.loads(sys.argv[1])))
     _zygote()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,8 @@ import pytest
 
 from loramux_runtime.live.store import Store
 
-from . import serving
 from .serving import curves, jobs, play, submit
+from .zygote import Zygote
 
 POINTS: tuple[tuple[str, str | None, int], ...] = (
     ("step", None, 60),
@@ -29,34 +25,6 @@ POINTS: tuple[tuple[str, str | None, int], ...] = (
     ("commit", "after", 20),
 )
 """Fault point, stage, and about how often a run reaches it."""
-
-
-class Zygote:
-    """Forks schedulers that can be killed, without loading torch for each."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, serving.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def serve(self, state: Path, **order: Any) -> int:
-        """Exit code of one scheduler process, minus the signal where one killed it."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        stdin.write(json.dumps({"state": str(state), **order}) + "\n")
-        stdin.flush()
-        return int(stdout.readline())
-
-    def close(self) -> None:
-        """End it."""
-        self._process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    found = Zygote()
-    yield found
-    found.close()
 
 
 def adapters(state: Path) -> dict[str, str]:
