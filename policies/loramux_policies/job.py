@@ -17,6 +17,7 @@ class Job:
     """
 
     __slots__ = (
+        "apart",
         "attained_s",
         "costs",
         "declared_steps",
@@ -30,6 +31,7 @@ class Job:
         "last_stop_s",
         "need_bytes",
         "need_min",
+        "oom_alone",
         "oom_events",
         "paused_s",
         "predicted_steps",
@@ -83,6 +85,10 @@ class Job:
         self.paused_s = 0.0
         self.preemptions = 0
         self.oom_events = 0
+        self.oom_alone = 0
+        """Times that it ran out of memory with nobody beside it."""
+        self.apart: set[str] = set()
+        """Jobs that have to end before it waits in the queue again."""
         self.started_seq = 0
         self.tokens_done: float | None = None
         """Non-pad tokens trained on, where the backend counts them (None: it knows the expected number only)."""

@@ -72,6 +72,8 @@ class Scheduler:
         self._on_plan = on_plan
         """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
         self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
+        self.apart: list[Job] = []
+        """Waiting jobs that are not in the queue (`evict`)."""
         self._arrived: list[str] = []
         self._finished: list[str] = []
         self._paused: list[str] = []
@@ -109,24 +111,45 @@ class Scheduler:
         self._freed.extend(devices)
         self._due = True
         self._tell("finish", job, devices, "")
+        if self.apart:
+            self._join_again(job.job_id)
 
     def evict(self, job: Job, detail: str) -> None:
-        """A step with this job ran out of memory: it waits again, the device's bound rises, and after a few times it
-        fails.
+        """A step with this job ran out of memory: it waits again, and the device's bound rises.
+
+        After a few times alone on its device it fails. After a few times beside others it is not to be blamed (it was
+        the newest, no more): it waits until all of them have ended.
         """
         self.backend.stop(job)
+        beside: set[str] = set()
         for device in job.devices:
             self.fleet[device].raised += OOM_RAISE
+            beside |= self.fleet[device].jobs.keys()
+        beside.discard(job.job_id)
         devices = self._leave(job)
         job.oom_events += 1
+        job.oom_alone += not beside
         self._freed.extend(devices)
         self._due = True
         self._tell("oom", job, devices, detail)
-        if job.oom_events > OOM_RETRIES:
+        if job.oom_alone > OOM_RETRIES:
             self.drop(job, "fail", f"out of memory {job.oom_events} times: {detail}")
             return
         self._paused.append(job.job_id)
+        if beside and (job.oom_events - job.oom_alone) % (OOM_RETRIES + 1) == 0:
+            job.apart = beside
+            self.apart.append(job)
+            job.state, job.devices, job.share, job.last_stop_s = WAITING, (), 1.0, self.backend.now_s
+            return
         self._enqueue(job)
+
+    def _join_again(self, ended: str) -> None:
+        """A job has ended: whoever was to wait for it, and for nobody else, is in the queue again."""
+        for job in list(self.apart):
+            job.apart.discard(ended)
+            if not job.apart:
+                self.apart.remove(job)
+                self._enqueue(job)
 
     def fail(self, job: Job, event: str, detail: str) -> None:
         """A running job, which the backend has taken off its device, ends without having done its steps."""
@@ -140,6 +163,8 @@ class Scheduler:
         self.active.pop(job.job_id, None)
         self._due = True
         self._tell(event, job, devices, detail)
+        if self.apart:
+            self._join_again(job.job_id)
 
     def withdraw(self, job: Job, event: str, detail: str = "") -> None:
         """A user takes a waiting or running job out: for good (`cancel`), or until it arrives again (`hold`)."""
@@ -149,14 +174,19 @@ class Scheduler:
             devices = self._leave(job)
             self._freed.extend(devices)
             job.last_stop_s = self.backend.now_s
+        elif job in self.apart:
+            self.apart.remove(job)
         elif job.state == WAITING:
             self.queue.remove(job)
         job.share = 1.0
         self.drop(job, event, detail, devices)
 
     def reprice(self, job: Job, like: Job) -> None:
-        """A waiting job costs from now on what `like` does (its micro-batch is another)."""
+        """A job in the queue costs from now on what `like` does (its micro-batch is another); what it ran out of memory
+        with is forgotten.
+        """
         self.queue.remove(job)
+        job.oom_alone = 0
         job.costs, job.need_min, job.need_bytes = like.costs, like.need_min, like.need_bytes
         job.seen = None
         self._due = True
@@ -190,7 +220,7 @@ class Scheduler:
             for device in job.devices:
                 self.fleet.add(job, device, job.share)
         self.queue = WaitingQueue(policy.order)
-        waiting = [job for job in self.active.values() if job.state == WAITING]
+        waiting = [job for job in self.active.values() if job.state == WAITING and job not in self.apart]
         for job in [*waiting, *self.running.values()]:
             job.seen = None
             self._put(job)
@@ -212,6 +242,11 @@ class Scheduler:
         self._paused.append(job.job_id)
         self._due = True
         self._enqueue(job)
+
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that wait, in the queue or apart from it."""
+        return self.queue.count + len(self.apart)
 
     # -- deciding
 

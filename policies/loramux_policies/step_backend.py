@@ -395,4 +395,6 @@ class StepBackend(ABC, Generic[P]):
         names = {run.job_id for run in runs}
         newest = [run for run in device.fused.runs.values() if run.job_id in names]
         if newest:
-            self._loop.evict(newest[-1].job, OUT_OF_MEMORY)
+            ledger = self._loop.fleet[device.fused.device_id]
+            figures = f"at most {ledger.used:.0f} bytes were expected, {ledger.capacity:.0f} are available"
+            self._loop.evict(newest[-1].job, f"{OUT_OF_MEMORY} ({figures})")

@@ -134,7 +134,8 @@ class Executor(StepBackend[TrainingJob]):
         step's tensors, when this has returned.
         """
         try:
-            self._faults.reach("step", job_ids=tuple(entry.job_id for entry in step.entries))
+            entries = step.entries
+            self._faults.reach("step", job_ids=tuple(e.job_id for e in entries), rows=tuple(e.rows for e in entries))
             return self.model.step(parts)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -159,7 +160,7 @@ class Executor(StepBackend[TrainingJob]):
         self._note_memory()
 
     def _boundary(self) -> bool:
-        self.meters.queue(self.now_s, len(self._loop.queue))
+        self.meters.queue(self.now_s, self._loop.n_waiting)
         return False
 
     def _account(self, device: StepDevice[TrainingJob]) -> None:

@@ -13,7 +13,9 @@ Fault = Callable[[str, dict[str, object]], None]
 
 
 class FaultPlan:
-    """Faults by the point they happen at. Points: `step` (job_ids), before it runs."""
+    """Faults by the point they happen at. Points: `step` (job_ids, rows), before it runs; `commit`
+    (stage: before, after) of the live scheduler's progress; `checkpoint` (stage, job_id).
+    """
 
     def __init__(self, **faults: Fault) -> None:
         self._faults = faults

@@ -295,7 +295,7 @@ class _Run:
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         if event == "arrive":
-            self.meters.queue(self.engine.now_s, self.loop.queue.count)
+            self.meters.queue(self.engine.now_s, self.loop.n_waiting)
             if self.recorder.events is None:
                 return
         self.recorder.hear(event, job, devices, detail)

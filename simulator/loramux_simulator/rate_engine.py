@@ -286,7 +286,7 @@ class RateEngine:
                     self._reschedule(self.devices[device_id], now_s)
                 else:
                     self._set_timer(self.devices[device_id])
-        self._meters.queue(now_s, self._loop.queue.count)
+        self._meters.queue(now_s, self._loop.n_waiting)
 
     def _reschedule(self, device: RateDevice, now_s: float) -> None:
         clock, runs, board = device.clock, device.runs, self._board

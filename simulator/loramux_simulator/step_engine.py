@@ -240,7 +240,7 @@ class StepEngine:
             device = self.devices[device_id]
             if not device.busy and device.fused.runs:
                 self._begin(device)
-        self._meters.queue(self.now_s, len(self._loop.queue))
+        self._meters.queue(self.now_s, self._loop.n_waiting)
 
     def _begin(self, device: StepDevice) -> None:
         fused = device.fused

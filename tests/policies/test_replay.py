@@ -39,7 +39,9 @@ def row(t_s: float, event: str, job_id: str | None = None, **fields: Any) -> dic
 
 
 ON = {"devices": [0]}
-OOM = "the device ran out of memory in a fused step"
+OOM = (
+    "the device ran out of memory in a fused step (at most 20807439933 bytes were expected, 84825604096 are available)"
+)
 STORY: Events = [
     row(0.0, "begin"),
     row(2.5, "wait"),

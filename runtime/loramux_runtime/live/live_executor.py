@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.job import Job
+from loramux_policies.job import WAITING, Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.step_backend import StepDevice
 from loramux_runtime.executor import Executor
@@ -80,7 +80,7 @@ class LiveExecutor(Executor):
     def _recover(self, device: StepDevice[TrainingJob], runs: Sequence[LiveRun[TrainingJob]]) -> None:
         alone = runs[0].job if len(device.fused.runs) == 1 else None
         super()._recover(device, runs)
-        if alone is not None and alone.job_id in self._loop.active:
+        if alone is not None and alone.state == WAITING:
             smaller = self._host.alone_out_of_memory(alone)
             if smaller is not None:
                 self._loop.reprice(alone, smaller)

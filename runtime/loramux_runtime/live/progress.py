@@ -58,7 +58,7 @@ class Progress:
         for gone in self._tokens.keys() - executor.fused.runs.keys():
             del self._tokens[gone]
             book.set(gone, tokens_per_s=None)
-        if service.loop.queue.count:
+        if service.loop.n_waiting:
             self._explain(now_s)
 
     def _explain(self, now_s: float) -> None:
@@ -66,6 +66,9 @@ class Progress:
         view = LiveView(service.loop, now_s, ([], [], [], []))
         try:
             plan = view.plan()
+            for job in service.loop.apart:
+                ids = ", ".join(sorted(job.apart)[:5])
+                service.book.set(job.job_id, why=f"ran out of memory beside others: runs when {ids} have ended")
             for place, job in enumerate(list(service.loop.queue)):
                 if place < EXPLAINED:
                     text = why(view, plan, job.job_id, place)
@@ -90,7 +93,7 @@ class Progress:
         ledger = service.loop.fleet[0]
         measured = service.executor.memory.peak_bytes()
         held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
-        service.book.sample(0, held, len(ledger.jobs), service.loop.queue.count)
+        service.book.sample(0, held, len(ledger.jobs), service.loop.n_waiting)
 
     def facts(self) -> dict[str, Any]:
         """The scheduler's own figures."""
@@ -116,7 +119,7 @@ class Progress:
             "capacity_bytes": int(service.capacity_bytes),
             "memory_bytes": service.executor.memory.peak_bytes(),
             "memory_predicted_bytes": ledger.used if ledger.jobs else 0.0,
-            "waiting": loop.queue.count,
+            "waiting": loop.n_waiting,
             "resident": len(ledger.jobs),
             "steps": int(self._before["steps"] + totals["steps"]),
             "tokens": int(self._before["tokens"] + totals["tokens"]),
