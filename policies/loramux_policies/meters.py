@@ -58,6 +58,10 @@ class Meters:
             self.computed_tokens[device_id] += units * computed
             self.steps[device_id] += units * steps
 
+    def busy_until(self, device_id: int, now_s: float, residents: int) -> float:
+        """Seconds with residents, those since the last change of them included."""
+        return self.busy_s[device_id] + (max(0.0, now_s - self._since[device_id]) if residents else 0.0)
+
     def step(self, device_id: int, real_tokens: float, computed_tokens: float) -> None:
         """Account for one fused step."""
         self.real_tokens[device_id] += real_tokens

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from loramux_policies.errors import PolicyError
 from loramux_policies.job import WAITING, Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.step_backend import StepDevice
+from loramux_policies.step_backend import StepDevice, StepTimes
 from loramux_runtime.executor import Executor
 from loramux_runtime.live.clock import LiveTimes
 from loramux_runtime.training_job import TrainingJob
@@ -48,6 +48,8 @@ class LiveExecutor(Executor):
     def __init__(self, host: Host, times: LiveTimes, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, times=times, **options)
         self._host = host
+        self.step_s = 0.0
+        """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
         self._live_times = times
 
     def _wait(self, until_s: float) -> float:
@@ -62,6 +64,11 @@ class LiveExecutor(Executor):
     def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
         super()._launch(device, predicted_s)
         self._host.step_follows(device.runs)
+
+    def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes]:
+        device, times = super()._land()
+        self.step_s += times.ended_s - times.began_s
+        return device, times
 
     def _boundary(self) -> bool:
         super()._boundary()

@@ -105,6 +105,7 @@ class Progress:
         if now_s - since_s >= RATE_S:
             self._tokens_per_s = (tokens - before) / (now_s - since_s)
             self._rate = (now_s, tokens)
+        busy_s, step_s = meters.busy_until(0, now_s, len(ledger.jobs)), service.executor.step_s
         totals = {
             "steps": meters.steps[0],
             "tokens": tokens,
@@ -124,6 +125,7 @@ class Progress:
             "steps": int(self._before["steps"] + totals["steps"]),
             "tokens": int(self._before["tokens"] + totals["tokens"]),
             "tokens_per_s": self._tokens_per_s,
+            "overhead_share": (busy_s - step_s) / step_s if step_s > 0.0 else None,
             "draining": service.draining,
             "policy_errors": service.policy_errors,
             **{f"all_{name}": self._before[name] + totals[name] for name in TOTALS},
