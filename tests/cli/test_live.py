@@ -1,0 +1,176 @@
+"""The live scheduler as users have it: commands in one shell, the scheduler in another, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+JOBS = """
+base:
+  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+           num_key_value_heads: 1, vocab_size: 280}
+defaults: {data: {path: rows.jsonl}, batch_size: 4}
+jobs:
+  - {id: short, steps: 5}
+  - {id: long, method: mixlora, adapter: {rank: 4, num_experts: 4}, steps: 100000, priority: 2}
+"""
+
+
+def loramux(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loramux_cli.main", *arguments],
+        cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=120,
+    )  # fmt: skip
+
+
+def start(*arguments: str, cwd: Path, said: str = "said") -> subprocess.Popen[str]:
+    """A scheduler; what it says goes into a file."""
+    with (cwd / said).open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "loramux_cli.main", "run", "--state", "state", *arguments],
+            cwd=cwd, stderr=file, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+
+
+def status(cwd: Path) -> dict[str, Any]:
+    ran = loramux("status", "--state", "state", "--json", cwd=cwd)
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def wait_for(cwd: Path, what: Any, timeout_s: float = 90.0) -> dict[str, Any]:
+    """The status once `what` holds of its jobs by name."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if (cwd / "state" / "queue.sqlite3").exists():
+            found = status(cwd)
+            if what({job["job_id"]: job for job in found["jobs"]}):
+                return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {timeout_s} s: {status(cwd)}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {i} {'ab' * (i % 5)}"}) + "\n" for i in range(20))
+    )
+    (tmp_path / "jobs.yaml").write_text(JOBS)
+    yield tmp_path
+
+
+def test_a_day_in_the_life(folder: Path) -> None:
+    assert loramux("status", "--state", "state", cwd=folder).returncode == 6
+    first = start("--base", "jobs.yaml", "--policy", "fifo", "--checkpoint-every", "1", cwd=folder)
+    wait_for(folder, lambda jobs: True)
+    sent = loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
+    assert sent.stdout == "submitted short, long\n", sent.stderr
+    found = wait_for(folder, lambda jobs: jobs["short"]["state"] == "COMPLETED" and jobs["long"]["step"] > 20)
+    assert found["running"] and found["policy"] == "fifo"
+    assert (folder / "state" / "adapters" / "short" / "adapter_model.safetensors").is_file()
+
+    second = start("--base", "jobs.yaml", "--no-supervise", cwd=folder, said="second")
+    assert second.wait(60) == 6
+    assert f"process {found['pid']} is writing" in (folder / "second").read_text()
+
+    shown = loramux("logs", "short", "--state", "state", cwd=folder).stdout.splitlines()
+    assert len(shown) == 5 and "step 5/5" in shown[-1] and "loss" in shown[-1]
+    out = loramux("export", "short", "--state", "state", "--out", "adapter", cwd=folder)
+    assert out.returncode == 0 and (folder / "adapter" / "adapter_config.json").is_file()
+    now = loramux("export", "long", "--state", "state", "--out", "now", cwd=folder)
+    assert now.returncode == 0 and (folder / "now" / "adapter_config.json").is_file(), now.stderr
+    assert loramux("pause", "long", "--state", "state", cwd=folder).stdout == "long is paused\n"
+    assert status(folder)["jobs"][1]["state"] == "HELD"
+    assert loramux("resume", "long", "--state", "state", cwd=folder).stdout == "long goes on\n"
+    assert loramux("cancel", "nobody", "--state", "state", cwd=folder).returncode == 2
+
+    at = status(folder)["jobs"][1]["step"]
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 143
+    stopped = status(folder)
+    assert not stopped["running"] and stopped["jobs"][1]["why"] == "no scheduler is running"
+    assert stopped["jobs"][1]["step"] >= at
+    assert json.loads((folder / "state" / "summary.json").read_text())["completed"] == 1
+
+    third = start(cwd=folder)  # base and policy are known
+    went_on = wait_for(folder, lambda jobs: jobs["long"]["step"] > stopped["jobs"][1]["step"])
+    assert went_on["policy"] == "fifo" and went_on["restarts"] == 1
+    steps = [
+        json.loads(line)["step"]
+        for line in loramux("logs", "long", "--state", "state", "--json", cwd=folder).stdout.splitlines()
+    ]
+    assert steps == list(range(1, len(steps) + 1))
+    assert loramux("cancel", "long", "--state", "state", cwd=folder).stdout == "long is cancelled\n"
+    assert loramux("drain", "--state", "state", cwd=folder).returncode == 0
+    assert third.wait(60) == 0
+    plot = loramux("plot", "state", cwd=folder)
+    assert plot.returncode == 0, plot.stderr
+
+
+def test_a_killed_process_is_started_again_and_ctrl_c_ends_it(folder: Path) -> None:
+    process = start("--base", "jobs.yaml", "--checkpoint-every", "0.2", cwd=folder)
+    wait_for(folder, lambda jobs: True)
+    loramux("submit", "jobs.yaml", "--state", "state", "--id", "only", cwd=folder)  # two jobs, one name
+    loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
+    before = wait_for(folder, lambda jobs: jobs and jobs["long"]["step"] > 10)
+    os.kill(before["pid"], signal.SIGKILL)
+    after = wait_for(folder, lambda jobs: jobs["long"]["step"] > before["jobs"][1]["step"] + 5)
+    assert after["pid"] != before["pid"] and after["restarts"] == 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "killed by signal 9; starting it again" in (folder / "said").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--state", "state", "--no-supervise"), "--base is needed"),
+        (("run", "--state", "state", "--base", "no-such", "--no-supervise"), "no shape of that name"),
+        (
+            ("run", "--state", "state", "--base", "jobs.yaml", "--policy", "nix", "--no-supervise"),
+            "no policy is called",
+        ),
+        (("run", "--state", "state", "--base", "jobs.yaml", "--on-policy-error", "weep"), "fallback or exit"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str, folder: Path) -> None:
+    ran = loramux(*arguments, cwd=folder)
+    assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id: a\n", "data"),
+        ("- 1\n", "mapping"),
+        ("id: 'a b'\ndata: {path: rows.jsonl}\nsteps: 1\n", "id"),
+        ("id: a\ndata: {path: rows.jsonl}\nsteps: 1\nenvironment: {A: b}\n", "environment"),
+        ("id: a\ndata: {path: rows.jsonl}\nsteps: .nan\n", "steps"),
+        ("id: a\ndata: {path: rows.jsonl}\nsteps: 1\noptimizer: {lr: 1e400}\n", "lr"),
+        ("jobs:\n- {id: a, data: {path: r}, steps: 1}\n- {id: a, data: {path: r}, steps: 1}\n", "used twice"),
+        ("id: a\x00\n", "YAML"),
+        ("!!python/object/apply:os.system ['true']\n", "YAML"),
+    ],
+)
+def test_bad_jobs_are_refused(text: str, said: str, folder: Path) -> None:
+    from loramux_runtime.live.store import Store
+
+    (folder / "state").mkdir()
+    Store(folder / "state", create=True).close()
+    (folder / "bad.yaml").write_text(text)
+    ran = loramux("submit", "bad.yaml", "--state", "state", cwd=folder)
+    assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr
+    assert status(folder)["jobs"] == []
