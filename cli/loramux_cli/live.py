@@ -56,6 +56,12 @@ def run_command(
     hang_after: Annotated[
         float, typer.Option(min=1.0, help="Seconds without a sign of life after which the process is started again.")
     ] = 600.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay this trace on made-up rows of its lengths, and end when its jobs have.")
+    ] = None,
+    time_scale: Annotated[float, typer.Option(min=1e-6, help="With --trace: arrivals so many times as fast.")] = 1.0,
+    step_scale: Annotated[float, typer.Option(min=1e-9, help="With --trace: every job's steps times this.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="With --trace: seed of row lengths and tokens.")] = 0,
     record: Annotated[bool, typer.Option("--record", help="Log every fused step too.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise/--no-supervise", help="Start the scheduler again when its process dies.")
@@ -83,12 +89,18 @@ def run_command(
         policy = policy or store.fact("policy_text") or "aspen"
         running.load_policies([policy], policy_file)
         store.set_facts(policy_text=policy)
+        if trace is not None:
+            from loramux_cli.live_trace import replay
+
+            said = replay(store, trace, model, time_scale=time_scale, step_scale=step_scale, seed=seed)
+            if not quiet:
+                typer.echo(said, err=True)
         settings = LiveSettings(
             policy=policy,
             max_resident=float("inf") if max_resident is None else float(max_resident),
             recompute=recompute,
             checkpoint_s=checkpoint_every,
-            exit_when_idle=exit_when_idle,
+            exit_when_idle=exit_when_idle or trace is not None,
             on_policy_error="exit" if on_policy_error == "exit" else "fallback",
             record=record,
         )
@@ -203,12 +215,15 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = ("loramux", "torch", "transformers", "numpy")
+    trace = store.fact("trace") or _submitted(store)
     return {
         "policy": settings.policy.split(":")[0],
         "policy_params": settings.policy,
-        "seed": 0,
+        "seed": trace.get("seed", 0),
+        "time_scale": trace.get("time_scale", 1.0),
+        "step_scale": trace.get("step_scale", 1.0),
         "argv": list(sys.argv),
-        "trace": store.fact("trace") or _submitted(store),
+        "trace": trace,
         "devices": [store.fact("device", "")],
         "base_model": store.fact("base_model", ""),
         "profile_sha256": profile.digest,
