@@ -1,4 +1,4 @@
-"""A trace as the work of a live scheduler: replayed at another pace (`run --trace`), or submitted at once (`submit`)."""
+"""A trace as the work of a live scheduler: replayed at another pace (`run --trace`) or submitted (`submit`)."""
 
 from __future__ import annotations
 
