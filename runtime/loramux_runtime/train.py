@@ -25,10 +25,11 @@ from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
-from loramux_runtime.data import JobData, load_data, load_tokenizer
+from loramux_runtime.data import JobData, load_tokenizer
 from loramux_runtime.devices import card_name
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.job_data import job_data
 from loramux_runtime.job_specs import job_spec, register_base
 from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
 from loramux_runtime.model import FusedModel
@@ -121,8 +122,7 @@ class TrainRun:
             _check_adapter(job, base)
         tokenizer = load_tokenizer(file.base.path)
         self.data: dict[str, JobData] = {
-            job.id: load_data(job.data, tokenizer, seed=job.seed, vocab_size=base.vocab, base=file.folder)
-            for job in file.jobs
+            job.id: job_data(job, tokenizer, vocab_size=base.vocab, base=file.folder) for job in file.jobs
         }
         self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         label = register_base(base)
@@ -187,6 +187,7 @@ class TrainRun:
             job = self.intake.job(index, spec)
             if job is None:
                 continue
+            self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
             self._training[spec.job_id] = self._new_training(self._configs[spec.job_id])
             yield job
 
