@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from loramux_runtime.adapter import Adapter
-from loramux_runtime.data import SampleStream, TokenisedRows
+from loramux_runtime.data import Rows, SampleStream, TokenisedRows
 from loramux_runtime.early_stop import Patience, stop_likelihood
 from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.model import FusedModel, JobOutcome
@@ -49,7 +49,7 @@ class TrainingJob:
         self,
         config: TrainJob,
         adapter: Adapter,
-        rows: TokenisedRows,
+        rows: Rows,
         stream: SampleStream,
         eval_rows: TokenisedRows | None = None,
         *,
@@ -109,9 +109,7 @@ class TrainingJob:
     def lengths(self, rows: int) -> tuple[int, ...]:
         """Tokens of each of the next rows."""
         first = self.step * self.config.batch_size + self.rows_done
-        starts = self._rows.starts
-        found = self._stream.rows(first, min(rows, self.rows_left))
-        return tuple(int(starts[row + 1] - starts[row]) for row in found)
+        return tuple(self._rows.length(row) for row in self._stream.rows(first, min(rows, self.rows_left)))
 
     @property
     def rows_left(self) -> int:

@@ -151,3 +151,13 @@ def test_an_early_stop_prediction_does_not_depend_on_when_it_is_asked_for(tmp_pa
     for training in (early, late):
         training._losses[:] = [*falling, 3.0, 2.0, 3.0, 2.0, 3.0]
     assert early.p_stop == late.p_stop
+
+
+def test_rows_of_one_token_train_on_nothing_and_break_nothing(tmp_path: Path) -> None:
+    """A trace's lengths begin at one token, which has nothing before it to be learned from."""
+    shortest = {"synthetic": {"seq_len": 1.2, "length_dist": "uniform"}}
+    short = job("a", tmp_path, steps=6, micro_batch_size=1) | {"data": shortest}
+    run, result = play([short, job("b", tmp_path) | {"data": {"synthetic": {"seq_len": 9}}}])
+    assert 1 in run.data["a"].train.lengths
+    assert list(result.jobs["final_state"]) == ["COMPLETED"] * 2
+    assert all(loss is not None for curve in losses(result).values() for loss in curve)
