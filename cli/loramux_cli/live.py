@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
-from loramux_cli.device_choice import choose_profile, need_torch
+from loramux_cli.device_choice import choose_profile, need_torch, profile_name
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs_file import BaseConfig
     from loramux_runtime.live.store import Store
 
 EXIT_FAILED_JOBS = 3
+PROFILE = "profile.json"
+"""The device profile that the scheduler has gone by, in its state folder."""
 EXIT_NEVER_FITS = 4
 State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
 
@@ -159,8 +161,11 @@ def _parse_base(text: str, dtype: str) -> BaseConfig:
 
 
 def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet: bool) -> int:
+    import shutil
+
     from loramux_cli import running
     from loramux_policies.registry import create
+    from loramux_profiles.devices import device_file
     from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.live.results import write_results
     from loramux_runtime.live.service import LiveService
@@ -195,19 +200,13 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet
         if not quiet:
             typer.echo(f"ready: {settings.policy} on {where}; submit jobs to {store.folder}", err=True)
         outcome = service.play()
-    _write_profile(store.folder / "profile.json", profile)
+    shutil.copyfile(device_file(profile_name(where, device_profile)), store.folder / PROFILE)
     write_results(store, manifest(settings, store, profile))
     if outcome.stopped_by is not None:
         return 128 + outcome.stopped_by
     if outcome.hopeless:
         return EXIT_NEVER_FITS
     return EXIT_FAILED_JOBS if outcome.failed else 0
-
-
-def _write_profile(path: Path, profile: Any) -> None:
-    from loramux_traces.filesafe import write_json
-
-    write_json(path, profile.model_dump(mode="json"))
 
 
 def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
@@ -227,6 +226,7 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
         "devices": [store.fact("device", "")],
         "base_model": store.fact("base_model", ""),
         "profile_sha256": profile.digest,
+        "memory_bytes": profile.parameters["memory_bytes"].value,
         "max_resident": None if settings.max_resident == float("inf") else int(settings.max_resident),
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
     }
