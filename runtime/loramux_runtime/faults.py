@@ -13,7 +13,12 @@ Fault = Callable[[str, dict[str, object]], None]
 
 
 class FaultPlan:
-    """Faults by the point they happen at. Points: `step` (job_ids), before it runs."""
+    """Faults by the point they happen at.
+
+    Points: `step` (job_ids), before it runs; `checkpoint` (stage, job_id), when a stage of a save is over: "begin",
+    "tensors", "state", "manifest", "synced", "aside" (only where one at the same position is replaced), "renamed",
+    "pruned".
+    """
 
     def __init__(self, **faults: Fault) -> None:
         self._faults = faults
