@@ -27,6 +27,8 @@ CARDS = (
     ("L4", "l4"),
 )
 """Part of the card's name -> shipped profile."""
+TRAINS_WITH = ("torch", "transformers", "safetensors")
+"""Packages of the extra `runtime` that nothing trains without."""
 
 
 def train_command(
@@ -135,7 +137,7 @@ def need_torch() -> None:
 
     from loramux_traces.errors import UsageError
 
-    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+    missing = [name for name in TRAINS_WITH if find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
