@@ -189,8 +189,9 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, watchers
     profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
     if not quiet:
         typer.echo(f"loading {model.path or model.shape or 'a tiny model'} on {where}", err=True)
-    rss_before = resident_bytes()
     base = open_base(model, where)
+    rss = resident_bytes()
+    rss_before = None if rss is None else rss - base.weight_bytes
     set_threads(threads, base.sites.hidden)
     if where.type == "cpu":
         keep_freed_memory()

@@ -60,12 +60,13 @@ def status_command(
 
         typer.echo(json_text(read_status(store), indent=2))
         return
-    from loramux_cli import status_view
+    from loramux_cli.status_view import show
+    from loramux_cli.status_view import watch as keep_watching
 
     if watch:
-        status_view.watch(lambda: read_status(store), every, show_all=show_all)
+        keep_watching(lambda: read_status(store), every, show_all=show_all)
         return
-    status_view.show(read_status(store), show_all=show_all)
+    show(read_status(store), show_all=show_all)
 
 
 def cancel_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
