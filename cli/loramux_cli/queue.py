@@ -14,6 +14,8 @@ from loramux_cli.live import State
 if TYPE_CHECKING:
     from loramux_runtime.live.store import Store
 
+START_S = 5.0
+"""How long `submit` waits for a scheduler that has just been started to make its state folder."""
 JobName = Annotated[str, typer.Argument(help="The job.")]
 Wait = Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the scheduler's answer.")]
 
@@ -31,8 +33,8 @@ def submit_command(
     need_torch()
     from loramux_cli.submission import read_submission, send
 
-    store = _open(state)
     found = read_submission(jobs, job_id=job_id, priority=priority)
+    store = _open(state, wait_s=START_S)
     send(store, found, Path.cwd() if str(jobs) == "-" else jobs.resolve().parent)
     names = [job.id for job in found]
     if as_json:
@@ -154,10 +156,19 @@ def export_command(
     typer.echo(f"the adapter of {job} is in {out}")
 
 
-def _open(state: Path) -> Store:
+def _open(state: Path, *, wait_s: float = 0.0) -> Store:
+    """The state folder; one that a scheduler is about to make is waited for."""
     from loramux_runtime.live.status import state_folder
+    from loramux_traces.errors import StateError
 
-    return state_folder(state)
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return state_folder(state)
+        except StateError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def _runs(store: Store) -> bool:

@@ -189,7 +189,8 @@ class StatusTable:
             finish = f"{clock(self._now_s - job['finish_s'])} ago"
         elif job["expected_finish_s"] is not None:
             finish = f"in {clock(job['expected_finish_s'] - self._now_s)}"
-        done, total = f"{job['step']:.0f}", f"{job['total_steps']:.0f}"
+        total = "?" if job["total_steps"] is None else f"{job['total_steps']:.0f}"
+        done = f"{job['step']:.0f}"
         between = "/" if wide or len(total) < 5 else "\n/"
         return done + between + total, shown, "-" if rate is None else f"{rate:,.0f}", finish
 
