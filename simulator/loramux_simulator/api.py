@@ -238,6 +238,8 @@ class _Run:
                 charges=not options.ideal,
                 sorted_rows=options.row_order == "sorted",
                 stops=self.predictions.end_steps,
+                time_factor=options.step_time_factor,
+                bases_loaded=options.bases_loaded,
             )
         return RateEngine(
             self.type_of,
