@@ -42,9 +42,9 @@ class SimOptions:
     step_time_factor: float = 1.0
     """A fused step takes so many times what it is predicted to: a machine that is slower than its profile says. The
     policies' predictions stay those of the profile. Step fidelity only."""
-    bases_loaded: bool = False
-    """The base models are on their devices when the run begins, as those of a scheduler that is already running. Step
-    fidelity only."""
+    live: bool = False
+    """As a live scheduler of one device goes about it: the base models are there when the run begins, and what happens
+    during a fused step is answered when the step has ended. Step fidelity, one device."""
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("packed", "padded"))
@@ -63,8 +63,8 @@ class SimOptions:
             raise UsageError("sorted rows have no constant rate: row-order sorted needs --fidelity step")
         if not 1e-6 <= self.step_time_factor <= 1e6:
             raise UsageError(f"step-time-factor must be from 1e-6 to 1e6, not {self.step_time_factor}")
-        if self.fidelity == "rate" and (self.step_time_factor != 1.0 or self.bases_loaded):
-            raise UsageError("step-time-factor and bases-loaded are of single steps: they need --fidelity step")
+        if self.fidelity == "rate" and (self.step_time_factor != 1.0 or self.live):
+            raise UsageError("step-time-factor and live are of single steps: they need --fidelity step")
         if self.fidelity == "step" and self.speedup_curve is not None:
             raise UsageError("--speedup-curve replaces the step-time model, so it needs --fidelity rate")
 

@@ -71,8 +71,8 @@ def _bad(path: Path, allowed: str) -> InvalidInputError:
 
 
 def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> RunResult:
-    """The run at step fidelity, on a device that has its base model and takes `factor` times the predicted step
-    times. Raises what `simulate` raises.
+    """The run at step fidelity, as a live scheduler decides it, on a machine that takes `factor` times the predicted
+    step times. Raises what `simulate` raises.
     """
     result = simulate(
         setting.trace,
@@ -82,7 +82,7 @@ def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> Run
         max_resident=setting.max_resident,
         seed=seed,
         step_time_factor=factor,
-        bases_loaded=True,
+        live=True,
     )
     result.policy = setting.policy.partition(":")[0]
     return result

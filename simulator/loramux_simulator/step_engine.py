@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class StepEngine:
         sorted_rows: bool = False,
         stops: Callable[[Job], float | None] = lambda _: None,
         time_factor: float = 1.0,
-        bases_loaded: bool = False,
+        live: bool = False,
     ) -> None:
         self._clock = Clock()
         self.devices = [
@@ -85,7 +86,7 @@ class StepEngine:
         self._stops = stops
         """Where early-stop prediction expects a job's end."""
         self._time_factor = time_factor
-        self._bases_loaded = bases_loaded
+        self._live = live
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
@@ -99,7 +100,9 @@ class StepEngine:
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
         """Run the whole trace."""
         self._loop = loop
-        self._clock.run(loop, arrivals, self._wake)
+        (device,) = self.devices if self._live else (None,)
+        held = None if device is None else partial(getattr, device, "busy")
+        self._clock.run(loop, arrivals, self._wake, held)
 
     def at(self, t_s: float, call: Callable[[Any], None]) -> None:
         """Call back at that time."""
@@ -132,7 +135,7 @@ class StepEngine:
                 if seconds + cost.base.load_s > 0.0:
                     device.fused.debts[job.job_id] = seconds + cost.base.load_s
                 seconds = 0.0
-            elif not cost.overridden and not self._bases_loaded and cost.base.key not in device.bases:
+            elif not cost.overridden and not self._live and cost.base.key not in device.bases:
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
             self._stall(device, seconds)

@@ -47,7 +47,7 @@ def real_run(folder: Path, policy: str, *, repeat: int = 0, slow: float = 1.0, j
         seed=repeat,
         max_resident=3,
         step_time_factor=slow,
-        bases_loaded=True,
+        live=True,
     )
     model = CostModel(load_device(str(RECORD)))
     costs = {spec.job_id: model.job_cost(spec) for spec in trace.jobs}
@@ -139,7 +139,7 @@ def test_tables_and_charts_are_left(cli: Cli, study: Path, tmp_path: Path) -> No
     assert names == {"jobs.png", "turnaround_cdf.png", "means.png", "gantt-fifo-s0.png", "gantt-sjf-s0.png"}
     assert {p.name for p in out.iterdir()} >= {"validation.json", "validation.csv", "validation.md", "fifo-s0"}
     simulated = read_run(out / "sjf-s1")
-    assert simulated.manifest["trace"]["name"] == "replay.csv" and simulated.manifest["options"]["bases_loaded"] is True
+    assert simulated.manifest["trace"]["name"] == "replay.csv" and simulated.manifest["options"]["live"] is True
     assert cli("validate", *folders, "--out", out).code == 6
     assert cli("validate", *folders, "--out", out, "--force", "--quiet").code == 0
     both = cli("compare", out, study)
