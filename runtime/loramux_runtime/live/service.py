@@ -181,7 +181,9 @@ class LiveService:
         self.progress.note(self.executor.now_s)
         self.book.flush(now_s=self.executor.now_s, now_unix_s=time.time(), **self.progress.facts())
         for job_id in self._finished:
-            self.saving.checkpoints.remove(job_id)
+            self.saving.forget(job_id)
+            self.progress.forget(job_id)
+            self.book.forget(job_id)
         self._finished.clear()
         for call in self._on_flush:
             call()
