@@ -39,7 +39,7 @@ from loramux_runtime.model import FusedModel
 from loramux_runtime.observed import Observer
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob
-from loramux_traces.errors import StateError
+from loramux_traces.errors import Interrupted, StateError
 
 FALLBACK: Final = "fifo"
 STALL_S: Final = 30.0
@@ -140,8 +140,12 @@ class LiveService:
         with stop_on_signal(self.executor.request_stop) as stopped:
             try:
                 self.executor.run(self.loop, self.inbox)
-            finally:  # also where the policy or the disk has ended it
+            except Interrupted:  # a second signal: at once, from the last checkpoints
+                raise
+            except BaseException:  # the policy or the disk has ended it
                 self._close()
+                raise
+            self._close()
         ended = [row["state"] for row in self.store.jobs() if row["state"] not in OPEN]
         return Outcome(
             stopped_by=stopped[0] if stopped else None,
@@ -151,6 +155,9 @@ class LiveService:
 
     @property
     def _lasting(self) -> bool:
+        """Whether something may still come: a job, a command, or the memory that others have taken."""
+        if self._watch is not None and self.loop.active:
+            return True
         return not self.settings.exit_when_idle and not self.draining
 
     def _recover(self) -> None:
@@ -200,6 +207,7 @@ class LiveService:
             if self.suspects.alone(row):
                 self.book.set(row["job_id"], why="runs alone: the scheduler died twice in its steps")
             return
+        self.marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
         job = self.roster.job(row)
         if job is not None:
             self.loop.arrive(job)

@@ -47,6 +47,8 @@ class Suspects:
             if crashes >= FAILED_AFTER and len(jobs) == 1:
                 reason = f"the scheduler's process died {crashes} times in its step {int(at) + 1}, the last time alone"
                 self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="")
+                t_s = self._store.fact("now_s", 0.0)
+                self._store.add_events([{"t_s": t_s, "event": "crash", "job_id": job_id, "detail": reason}])
 
     @staticmethod
     def alone(row: Row) -> bool:
