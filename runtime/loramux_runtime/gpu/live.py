@@ -17,9 +17,10 @@ POLICIES = ("fifo", "aspen")
 NEEDS = ("pandas", "sortedcontainers", "typer", "rich", "pydantic")
 SECONDS = 240.0
 """Left of the budget, below which no replay is begun: loading a 7B base and about two minutes of training."""
-HEADER = (
-    "job_id,submit_s,base_model,method,batch_size,micro_batch_size,seq_len,total_steps,rank,num_experts,priority,dtype"
-)
+COLUMNS = (
+    "job_id", "submit_s", "base_model", "method", "batch_size", "micro_batch_size", "seq_len", "total_steps", "rank",
+    "num_experts", "priority", "dtype",
+)  # fmt: skip
 _METHODS = (("lora", 16, ""), ("mixlora", 8, "8"), ("lora", 32, ""), ("dynmole", 8, "6"))
 
 
