@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +91,7 @@ def test_killed_runs_end_like_whole_ones(seed: int, tmp_path: Path, zygote: Zygo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
-def test_many_killed_runs_end_like_whole_ones(seed: int, tmp_path: Path, zygote: Zygote, whole: Whole) -> None:
-    check(seed, tmp_path, zygote, whole)
+def test_many_killed_runs_end_like_whole_ones(
+    seed: int, tmp_path: Path, zygote: Zygote, whole: Whole, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("kills", check(seed, tmp_path, zygote, whole))  # for --junitxml
