@@ -26,30 +26,37 @@ def need_torch() -> None:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
 
+def profile_name(device: Any, name: str | None) -> str:
+    """The named profile, or the shipped one of the device. UsageError where none ships for its card."""
+    from loramux_runtime.devices import card_name
+    from loramux_traces.errors import UsageError
+
+    if name is not None:
+        return name
+    if device.type != "cuda":
+        return "cpu"
+    card = card_name(device)
+    shipped = next((profile for part, profile in CARDS if part in card), None)
+    if shipped is None:
+        raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
+    return shipped
+
+
 def choose_profile(device: Any, name: str | None, memory: str | None, *, allow_other: bool) -> Any:
     """The device profile that decisions are made with: the named one, or the shipped one of the device, with the memory
     that --memory says.
     """
-    from loramux_profiles.devices import load_device
-    from loramux_runtime.devices import card_name
+    from loramux_profiles.devices import load_device, with_memory
     from loramux_traces.errors import UsageError
 
-    if name is None and device.type == "cuda":
-        card = card_name(device)
-        name = next((profile for part, profile in CARDS if part in card), None)
-        if name is None:
-            raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
-    profile = load_device(name or "cpu", allow_other=allow_other)
+    name = profile_name(device, name)
+    profile = load_device(name, allow_other=allow_other)
     fitted = profile.fitted
     if fitted is not None and fitted.kind != device.type and not allow_other:
         raise UsageError(
             f"{name}: measured on {profile.name}, not on {device.type}; --allow-other uses it all the same"
         )
-    if memory is None:
-        return profile
-    size = memory_bytes(memory)
-    parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(size), "note": "--memory"})
-    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
+    return profile if memory is None else with_memory(profile, memory_bytes(memory), "--memory")
 
 
 def memory_bytes(text: str) -> int:

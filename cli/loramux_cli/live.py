@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
-from loramux_cli.device_choice import choose_profile, need_torch
+from loramux_cli.device_choice import choose_profile, need_torch, profile_name
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs_file import BaseConfig
     from loramux_runtime.live.store import Store
 
 EXIT_FAILED_JOBS = 3
+PROFILE = "profile.json"
+"""The device profile that the scheduler has gone by, in its state folder."""
 EXIT_NEVER_FITS = 4
 State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
 
@@ -56,6 +58,12 @@ def run_command(
     hang_after: Annotated[
         float, typer.Option(min=1.0, help="Seconds without a sign of life after which the process is started again.")
     ] = 600.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay this trace on made-up rows of its lengths, and end when its jobs have.")
+    ] = None,
+    time_scale: Annotated[float, typer.Option(min=1e-6, help="With --trace: arrivals so many times as fast.")] = 1.0,
+    step_scale: Annotated[float, typer.Option(min=1e-9, help="With --trace: every job's steps times this.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="With --trace: seed of row lengths and tokens.")] = 0,
     record: Annotated[bool, typer.Option("--record", help="Log every fused step too.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise/--no-supervise", help="Start the scheduler again when its process dies.")
@@ -83,12 +91,18 @@ def run_command(
         policy = policy or store.fact("policy_text") or "aspen"
         running.load_policies([policy], policy_file)
         store.set_facts(policy_text=policy)
+        if trace is not None:
+            from loramux_cli.live_trace import replay
+
+            said = replay(store, trace, model, time_scale=time_scale, step_scale=step_scale, seed=seed)
+            if not quiet:
+                typer.echo(said, err=True)
         settings = LiveSettings(
             policy=policy,
             max_resident=float("inf") if max_resident is None else float(max_resident),
             recompute=recompute,
             checkpoint_s=checkpoint_every,
-            exit_when_idle=exit_when_idle,
+            exit_when_idle=exit_when_idle or trace is not None,
             on_policy_error="exit" if on_policy_error == "exit" else "fallback",
             record=record,
         )
@@ -147,8 +161,11 @@ def _parse_base(text: str, dtype: str) -> BaseConfig:
 
 
 def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet: bool) -> int:
+    import shutil
+
     from loramux_cli import running
     from loramux_policies.registry import create
+    from loramux_profiles.devices import device_file
     from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.live.results import write_results
     from loramux_runtime.live.service import LiveService
@@ -183,7 +200,7 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet
         if not quiet:
             typer.echo(f"ready: {settings.policy} on {where}; submit jobs to {store.folder}", err=True)
         outcome = service.play()
-    _write_profile(store.folder / "profile.json", profile)
+    shutil.copyfile(device_file(profile_name(where, device_profile)), store.folder / PROFILE)
     write_results(store, manifest(settings, store, profile))
     if outcome.stopped_by is not None:
         return 128 + outcome.stopped_by
@@ -192,26 +209,24 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet
     return EXIT_FAILED_JOBS if outcome.failed else 0
 
 
-def _write_profile(path: Path, profile: Any) -> None:
-    from loramux_traces.filesafe import write_json
-
-    write_json(path, profile.model_dump(mode="json"))
-
-
 def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
     """What the run folder says of itself."""
     from importlib.metadata import version
 
     packages = ("loramux", "torch", "transformers", "numpy")
+    trace = store.fact("trace") or _submitted(store)
     return {
         "policy": settings.policy.split(":")[0],
         "policy_params": settings.policy,
-        "seed": 0,
+        "seed": trace.get("seed", 0),
+        "time_scale": trace.get("time_scale", 1.0),
+        "step_scale": trace.get("step_scale", 1.0),
         "argv": list(sys.argv),
-        "trace": store.fact("trace") or _submitted(store),
+        "trace": trace,
         "devices": [store.fact("device", "")],
         "base_model": store.fact("base_model", ""),
         "profile_sha256": profile.digest,
+        "memory_bytes": profile.parameters["memory_bytes"].value,
         "max_resident": None if settings.max_resident == float("inf") else int(settings.max_resident),
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
     }

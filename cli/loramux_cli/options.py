@@ -34,6 +34,7 @@ AllowOther = Annotated[
     bool,
     typer.Option("--allow-other", help="Use a measured profile although jobs are on other models than it is of."),
 ]
+Memory = Annotated[str | None, typer.Option(help="Memory of every device, as in 6GiB. Default: what its profile says.")]
 Fusion = Annotated[str, typer.Option(help="packed (no padding) or padded (rows as long as the longest of the step).")]
 Fidelity = Annotated[str, typer.Option(help="rate (large traces) or step (every fused step with its real lengths).")]
 MaxResident = Annotated[int | None, typer.Option(help="Seats per device. Default: what memory and the policy allow.")]

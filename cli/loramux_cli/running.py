@@ -63,9 +63,23 @@ def load_trace(path: str | None) -> Trace:
 
 
 def load_devices(
-    text: str | None, profile: Path | None, *, sample: bool, allow_other: bool = False
+    text: str | None, profile: Path | None, *, sample: bool, allow_other: bool = False, memory: str | None = None
 ) -> tuple[DeviceProfile, ...]:
-    """Devices of the run. With a profile file, --devices may only say how many of it."""
+    """Devices of the run, with the memory that --memory says. With a profile file, --devices may only say how many of
+    it.
+    """
+    devices = _devices(text, profile, sample=sample, allow_other=allow_other)
+    if memory is None:
+        return devices
+    from loramux_cli.device_choice import memory_bytes
+    from loramux_profiles.devices import with_memory
+
+    size = memory_bytes(memory)
+    resized = {id(device): with_memory(device, size, "--memory") for device in devices}
+    return tuple(resized[id(device)] for device in devices)
+
+
+def _devices(text: str | None, profile: Path | None, *, sample: bool, allow_other: bool) -> tuple[DeviceProfile, ...]:
     from loramux_profiles.devices import MAX_DEVICES, load_device, parse_devices
 
     if profile is None:

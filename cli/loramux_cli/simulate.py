@@ -37,6 +37,7 @@ def simulate_command(
     devices: o.Devices = None,
     device_profile: o.DeviceProfile = None,
     allow_other: o.AllowOther = False,
+    memory: o.Memory = None,
     fusion: o.Fusion = "packed",
     fidelity: o.Fidelity = "rate",
     max_resident: o.MaxResident = None,
@@ -77,7 +78,9 @@ def simulate_command(
     SimOptions(**chosen)
     if plots and out is None:
         raise UsageError("--plots needs --out DIR")
-    profiles = running.load_devices(devices, device_profile, sample=trace is None, allow_other=allow_other)
+    profiles = running.load_devices(
+        devices, device_profile, sample=trace is None, allow_other=allow_other, memory=memory
+    )
     jobs = running.load_trace(trace)
     if explain is not None and explain not in {spec.job_id for spec in jobs.jobs}:
         raise UsageError(f"--explain: the trace has no job {explain!r}")

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from loramux_runtime.jobs_file import TrainJob
     from loramux_runtime.live.store import Store
 
-YAML = (".yaml", ".yml", ".json")
+TABLES = {".csv", ".jsonl", ".ndjson"}
+"""Endings of traces."""
 
 
 def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> Sequence[TrainJob]:
-    """Jobs of a job.yaml. Raises InvalidInputError, UsageError where --id is given for several."""
+    """Jobs of a job.yaml or of a trace. Raises InvalidInputError, UsageError where --id is given for several."""
+    from loramux_cli.live_trace import submitted
     from loramux_runtime.jobs_file import TrainJob, read_jobs
 
-    jobs = read_jobs(file)
+    jobs = submitted(file) if TABLES.intersection(file.suffixes) else read_jobs(file)
     if job_id is not None and len(jobs) > 1:
         raise UsageError(f"--id names one job, {file} holds {len(jobs)}")
     changes = {name: value for name, value in (("id", job_id), ("priority", priority)) if value is not None}

@@ -18,6 +18,7 @@ from loramux_profiles.lengths import LengthDist, is_length_shape, length_dist
 from loramux_profiles.memory import Copies, Fusion, Implementation
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.rates import ExpectedStep, expected_step
+from loramux_profiles.row_lengths import longest_admitted
 from loramux_profiles.shapes import ModelShape, load_shape
 from loramux_profiles.step_plan.structure import stored_params
 from loramux_profiles.step_point import AdapterPoint
@@ -355,7 +356,7 @@ class CostModel:
     def _build(self, spec: JobSpec, rows: int, progress: float | None = None) -> JobCost:
         parts = self._parts_of(spec, progress)
         lengths = self._lengths(spec)
-        length_q = int(lengths.quantile(ADMISSION_QUANTILE ** (1 / rows)))
+        length_q = longest_admitted(lengths, rows)
         if not self.ideal and spec.mem_bytes is None:
             # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no device at all, however
             # often it is tried again. So it is the maximum length that the job trains with, in draws and in rates.

@@ -183,19 +183,29 @@ def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfil
     `allow_other`.
     Raises UsageError for an unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
     """
-    known = device_names()
-    name = name_or_path.strip().lower()
-    if name in known:
-        path = data_dir() / name / "device.json"
-    elif looks_like_path(name_or_path):
-        shipped = data_dir() / f"{name}.json"
-        path = shipped if "/" in name and shipped.is_file() else Path(name_or_path)
-    else:
-        raise unknown("device", name_or_path, known, ", or the path of a profile")
+    path = device_file(name_or_path)
     document = read_json(path)
     if document.get("kind") == "profile":
         return _measured(path, allow_other)
     return validate(DeviceProfile, path, document)
+
+
+def device_file(name_or_path: str) -> Path:
+    """The file of a device profile (`load_device`). UsageError for an unknown name with the nearest ones."""
+    known = device_names()
+    name = name_or_path.strip().lower()
+    if name in known:
+        return data_dir() / name / "device.json"
+    if looks_like_path(name_or_path):
+        shipped = data_dir() / f"{name}.json"
+        return shipped if "/" in name and shipped.is_file() else Path(name_or_path)
+    raise unknown("device", name_or_path, known, ", or the path of a profile")
+
+
+def with_memory(profile: DeviceProfile, memory_bytes: float, note: str) -> DeviceProfile:
+    """The same device with another size of memory."""
+    parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(memory_bytes), "note": note})
+    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
 
 
 def _measured(path: Path, allow_other: bool) -> DeviceProfile:

@@ -25,7 +25,7 @@ from loramux_runtime.adapters import METHODS
 from loramux_runtime.model import FusedModel
 from loramux_runtime.slab import SlabLayout
 from loramux_traces.errors import InvalidInputError, Problem, StateError
-from loramux_traces.filesafe import json_text
+from loramux_traces.filesafe import json_text, sync
 
 CONFIG: Final = "adapter_config.json"
 TENSORS: Final = "adapter_model.safetensors"
@@ -54,7 +54,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
         tensors = {name: view.detach().cpu().contiguous() for name, view in adapter.slab.named_parts().items()}
         save_file(tensors, temporary / TENSORS, metadata={"format": "pt"})
         for path in (temporary / CONFIG, temporary / TENSORS, temporary):
-            _sync(path)
+            sync(path)
         if folder.exists():
             folder.rename(former)
         try:
@@ -63,7 +63,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
             if former.exists():
                 former.rename(folder)
             raise
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(f"{folder}: the adapter cannot be written ({reason})") from error
@@ -171,11 +171,3 @@ def _may_write(folder: Path, overwrite: bool) -> None:
         raise StateError(f"{folder}: is not a folder that can be replaced ({error.strerror})") from error
     if strangers:
         raise StateError(f"{folder}: holds {strangers[0]}, which is no part of an adapter; not replaced")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from loramux_runtime.adapters import METHODS
 from loramux_runtime.base_model import BaseModel
-from loramux_runtime.data import JobData, load_data, load_tokenizer
+from loramux_runtime.data import JobData, load_tokenizer
+from loramux_runtime.job_data import job_data
 from loramux_runtime.job_specs import job_spec, register_base
 from loramux_runtime.jobs_file import TrainJob
 from loramux_traces.errors import UsageError
@@ -38,7 +39,7 @@ class Admission:
         Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows cannot be used.
         """
         self.check_adapter(job)
-        data = load_data(job.data, self._tokenizer, seed=job.seed, vocab_size=self._base.vocab, base=folder)
+        data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder)
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 
 POINTS: Final = 20
 """Losses before a prediction says anything (aspen.md)."""
+PREDICT_EVERY: Final = 20
+"""Losses from one prediction to the next."""
+FITTED: Final = 500
+"""Losses that a prediction looks at."""
+KEPT_LOSSES: Final = FITTED + PREDICT_EVERY - 1
+"""Losses that are kept: those of the latest prediction, and those since."""
+
+
+class LossTail:
+    """How many losses there were, and the last of them: what a prediction needs, however long a job trains."""
+
+    def __init__(self, seen: int = 0, last: Iterable[float] = ()) -> None:
+        self.seen = seen
+        self.last = deque(last, maxlen=KEPT_LOSSES)
+
+    def add(self, loss: float) -> None:
+        """The next loss."""
+        self.seen += 1
+        self.last.append(loss)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the prediction that is due."""
+        return self.seen // PREDICT_EVERY
+
+    def fitted(self) -> list[float]:
+        """Losses of whole epochs only: what a policy is told does not depend on when anybody asked first."""
+        return list(self.last)[: len(self.last) - self.seen % PREDICT_EVERY][-FITTED:]
 
 
 class Patience:

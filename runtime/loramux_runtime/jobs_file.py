@@ -7,17 +7,40 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from loramux_profiles.datafiles import problem
 from loramux_profiles.validation import validate
 from loramux_runtime.adapters import METHODS
-from loramux_runtime.data import DataConfig
+from loramux_runtime.data import DataConfig, SyntheticData
 from loramux_traces.errors import InvalidInputError
 
 MAX_BYTES = 16 << 20
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _one_kind(data: Any) -> Any:
+    """The data settings as the one kind that they are meant to be, so that errors speak of that kind only."""
+    if not isinstance(data, dict):
+        return data
+    if "synthetic" not in data:
+        return DataConfig.model_validate(data)
+    if "path" in data:
+        raise ValueError("give path (rows of a file) or synthetic (rows by their lengths alone), not both")
+    return SyntheticData.model_validate(data)
+
+
+Data = Annotated[DataConfig | SyntheticData, BeforeValidator(_one_kind)]
 
 
 class _Strict(BaseModel):
@@ -66,7 +89,8 @@ class TrainJob(_Strict):
     method: Literal["lora", "mixlora", "mola", "loramoe", "dynmole"] = "lora"
     adapter: dict[str, Any] = Field(default_factory=dict)
     """Fields of the method's configuration (`loramux_runtime.adapters`): rank, alpha, dropout, target_modules, ..."""
-    data: DataConfig
+    data: Data
+    """A file (`data.DataConfig`), or `synthetic` (`data.SyntheticConfig`): lengths alone."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
     """Rows per optimizer step."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -90,6 +114,8 @@ class TrainJob(_Strict):
             raise ValueError("give exactly one of steps and epochs")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError("micro_batch_size must not exceed batch_size")
+        if isinstance(self.data, SyntheticData) and self.steps is None:
+            raise ValueError("synthetic data have no epochs: give steps")
         adapter_config(self.method, self.adapter)
         return self
 
@@ -222,8 +248,13 @@ def _jobs_merged(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+_SOURCES = frozenset(("path", "synthetic"))
+
+
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(under)
+    """`over` on top of `under`; a job with a source of data of its own takes nothing from one of the other kind."""
+    sources = (_SOURCES & under.keys(), _SOURCES & over.keys())
+    result = {} if all(sources) and sources[0] != sources[1] else dict(under)
     for key, value in over.items():
         below = result.get(key)
         result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value

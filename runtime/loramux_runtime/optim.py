@@ -76,6 +76,6 @@ class JobOptimizer:
         return {name: value for name, value in self._torch.state[self._param].items() if isinstance(value, Tensor)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `state` gave."""
+        """Take what `state` gave: a copy, for a step changes moments in place."""
         device = self._slab.params.device
-        self._torch.state[self._param] = {name: value.to(device) for name, value in tensors.items()}
+        self._torch.state[self._param] = {name: value.to(device, copy=True) for name, value in tensors.items()}

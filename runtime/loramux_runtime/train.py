@@ -188,6 +188,7 @@ class TrainRun:
             job = self.intake.job(index, spec)
             if job is None:
                 continue
+            self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
             self._training[spec.job_id] = self._new_training(self._configs[spec.job_id])
             yield job
 

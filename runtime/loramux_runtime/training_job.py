@@ -5,36 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from loramux_runtime.adapter import Adapter
-from loramux_runtime.data import SampleStream, TokenisedRows
-from loramux_runtime.early_stop import Patience, stop_likelihood
+from loramux_runtime.data import Rows, SampleStream, TokenisedRows
+from loramux_runtime.early_stop import LossTail, Patience, stop_likelihood
+from loramux_runtime.evaluation import Evaluation, evaluate
 from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.model import FusedModel, JobOutcome
 from loramux_runtime.optim import JobOptimizer
 from loramux_runtime.packing import IGNORED, MicroBatch
+from loramux_runtime.training_state import (
+    OPTIMIZER,
+    VERSION,
+    Progress,
+    check_identity,
+    check_tensors,
+    identity,
+    read_progress,
+)
+from loramux_traces.errors import StateError
 
 MOST_SKIPPED: Final = 3
 """Optimizer steps in a row with a loss or gradient that is not finite, before a job has diverged."""
-PREDICT_EVERY: Final = 20
-EVAL_TOKENS: Final = 4096
-"""Tokens of held-out rows in one evaluation pass."""
 
 Log = Callable[[dict[str, Any]], None]
-
-
-class Evaluation(NamedTuple):
-    """Held-out rows."""
-
-    loss: float
-    """Mean cross entropy per learned token."""
-    token_accuracy: float
-    """Share of learned tokens that were the likeliest."""
-    exact_match: float
-    """Share of rows whose every learned token was: what greedy decoding answers exactly."""
 
 
 class TrainingJob:
@@ -49,7 +48,7 @@ class TrainingJob:
         self,
         config: TrainJob,
         adapter: Adapter,
-        rows: TokenisedRows,
+        rows: Rows,
         stream: SampleStream,
         eval_rows: TokenisedRows | None = None,
         *,
@@ -75,10 +74,11 @@ class TrainingJob:
         self._patience = Patience(config.evaluation.patience, config.evaluation.min_improvement)
         self._log = log
         self._window: tuple[int, int, int] = (-1, 0, 0)
-        self._loss = self._aux = 0.0
-        self._active: list[tuple[float, int]] = []
+        self._identity: dict[str, Any] | None = None
+        self._loss = self._aux = self._active = 0.0
+        self._active_tokens = 0
         self._skipped = 0
-        self._losses: list[float] = []
+        self._losses = LossTail()
         self._likelihood = (-1, 0.0)
 
     def begin(self, model: FusedModel) -> None:
@@ -109,9 +109,7 @@ class TrainingJob:
     def lengths(self, rows: int) -> tuple[int, ...]:
         """Tokens of each of the next rows."""
         first = self.step * self.config.batch_size + self.rows_done
-        starts = self._rows.starts
-        found = self._stream.rows(first, min(rows, self.rows_left))
-        return tuple(int(starts[row + 1] - starts[row]) for row in found)
+        return tuple(self._rows.length(row) for row in self._stream.rows(first, min(rows, self.rows_left)))
 
     @property
     def rows_left(self) -> int:
@@ -144,17 +142,20 @@ class TrainingJob:
         self._aux += outcome.aux_loss
         self.tokens += outcome.n_tokens
         if outcome.active_experts is not None:
-            self._active.append((outcome.active_experts, outcome.n_tokens))
+            self._active += outcome.active_experts * outcome.n_tokens
+            self._active_tokens += outcome.n_tokens
         self.rows_done += len(batch.tokens)
         if self.rows_left == 0:
             self._apply(model)
 
     def rewind(self) -> None:
         """Forget the step in progress: it will be trained again from its first row, with the same bits."""
-        self.rows_done = 0
-        self._loss = self._aux = 0.0
-        self._active.clear()
+        self._next_window()
         self.adapter.slab.grads.zero_()
+
+    def _next_window(self) -> None:
+        self.rows_done = self._active_tokens = 0
+        self._loss = self._aux = self._active = 0.0
 
     def _apply(self, model: FusedModel) -> None:
         norm = self.optimizer.grad_norm()
@@ -164,7 +165,7 @@ class TrainingJob:
         if finite:
             self._skipped = 0
             self.optimizer.step(self.step, limit / (norm + 1e-6) if limit is not None and norm > limit else 1.0)
-            self._losses.append(self._loss)
+            self._losses.add(self._loss)
         else:
             self._skipped += 1
             self.adapter.slab.grads.zero_()
@@ -181,12 +182,9 @@ class TrainingJob:
             "tokens": self.tokens,
             "skipped": not finite,
         }
-        if self._active:
-            total = sum(n for _, n in self._active)
-            record["active_experts"] = sum(value * n for value, n in self._active) / total
-        self._loss = self._aux = 0.0
-        self._active.clear()
-        self.rows_done = 0
+        if self._active_tokens:
+            record["active_experts"] = self._active / self._active_tokens
+        self._next_window()
         every = self.config.evaluation.every_steps
         if self._eval_rows is not None and not self.diverged:
             if every is not None and self.step % every == 0:
@@ -200,25 +198,8 @@ class TrainingJob:
 
     def evaluate(self, model: FusedModel) -> Evaluation:
         """Score the held-out rows."""
-        rows = self._eval_rows
-        assert rows is not None
-        total = 0.0
-        right = exact = start = 0
-        while start < len(rows):
-            end = start + 1
-            while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= EVAL_TOKENS:
-                end += 1
-            found = [rows[row] for row in range(start, end)]
-            batch = MicroBatch(
-                tokens=tuple(tokens for tokens, _ in found),
-                labels=tuple(labels for _, labels in found),
-                samples=tuple(range(start, end)),
-                window_labels=rows.n_labels,
-            )
-            score = model.score(self.adapter, batch)
-            total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
-            start = end
-        self.evaluation = Evaluation(total, right / max(1, rows.n_labels), exact / len(rows))
+        assert self._eval_rows is not None
+        self.evaluation = evaluate(model, self.adapter, self._eval_rows)
         if self.first_evaluation is None:
             self.first_evaluation = self.evaluation
         return self.evaluation
@@ -229,10 +210,75 @@ class TrainingJob:
         evaluation = self.config.evaluation
         if evaluation.patience is None or evaluation.every_steps is None:
             return 0.0
-        epoch = len(self._losses) // PREDICT_EVERY
-        if self._likelihood[0] != epoch:
+        if self._likelihood[0] != self._losses.epoch:
             ahead = evaluation.patience * evaluation.every_steps
-            # of whole epochs only: what a policy is told does not depend on when anybody asked first
-            seen = self._losses[: epoch * PREDICT_EVERY][-500:]
-            self._likelihood = (epoch, stop_likelihood(seen, ahead, evaluation.min_improvement))
+            likelihood = stop_likelihood(self._losses.fitted(), ahead, evaluation.min_improvement)
+            self._likelihood = (self._losses.epoch, likelihood)
         return self._likelihood[1]
+
+    # -- checkpoints
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training needs to go on bit-equal from here, between any two fused steps.
+
+        Tensors (the job's own, not copies, wherever they are: use them before the next step) and facts for JSON.
+        """
+        slab = self.adapter.slab
+        tensors = {"params": slab.params, "losses": torch.tensor(list(self._losses.last), dtype=torch.float64)}
+        tensors |= {OPTIMIZER + name: value for name, value in self.optimizer.state().items()}
+        if self.rows_done:
+            tensors["grads"] = slab.grads
+        progress = Progress(
+            step=self.step,
+            rows_done=self.rows_done,
+            tokens=self.tokens,
+            stopped=self.stopped,
+            diverged=self.diverged,
+            skipped=self._skipped,
+            loss=self._loss,
+            aux=self._aux,
+            active=self._active,
+            active_tokens=self._active_tokens,
+            first_evaluation=self.first_evaluation,
+            evaluation=self.evaluation,
+            best=self._patience.best,
+            bad=self._patience.bad,
+            losses_seen=self._losses.seen,
+        )
+        return tensors, {"version": VERSION, "identity": self._own_identity(), "progress": progress.model_dump()}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take up what `state` gave, tensors copied to where the job's own are.
+
+        Raises StateError, with nothing changed, where it is of another job (it says what differs) or not whole.
+        """
+        check_identity(self._own_identity(), facts.get("identity"))
+        found, slab = read_progress(facts), self.adapter.slab
+        if found.step > self.total_steps or found.rows_done >= self.config.batch_size:
+            raise StateError(f"its position (step {found.step}, row {found.rows_done}) lies outside the job")
+        check_tensors(tensors, slab.params, self.config.optimizer.name, found)
+        slab.params.copy_(tensors["params"])
+        slab.version += 1
+        if found.rows_done:
+            slab.grads.copy_(tensors["grads"])
+        else:
+            slab.grads.zero_()
+        moments = {name.removeprefix(OPTIMIZER): t for name, t in tensors.items() if name.startswith(OPTIMIZER)}
+        self.optimizer.load_state(moments)
+        self.step, self.rows_done, self.tokens = found.step, found.rows_done, found.tokens
+        self.stopped, self.diverged, self._skipped = found.stopped, found.diverged, found.skipped
+        self._loss, self._aux = found.loss, found.aux
+        self._active, self._active_tokens = found.active, found.active_tokens
+        first, latest = found.first_evaluation, found.evaluation
+        self.first_evaluation = None if first is None else Evaluation(*first)
+        self.evaluation = None if latest is None else Evaluation(*latest)
+        self._patience.best, self._patience.bad = found.best, found.bad
+        self._losses = LossTail(found.losses_seen, tensors["losses"].tolist())
+        self._likelihood = (-1, 0.0)
+
+    def _own_identity(self) -> dict[str, Any]:
+        if self._identity is None:  # it hashes the rows: once a job is enough
+            self._identity = identity(
+                self.config, self.adapter, self.total_steps, self._rows, self._stream, self._eval_rows
+            )
+        return self._identity

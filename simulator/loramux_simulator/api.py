@@ -28,13 +28,13 @@ from loramux_policies.scheduler import Scheduler
 from loramux_profiles.cost import CostModel
 from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices
+from loramux_profiles.streams import uniform
 from loramux_simulator.options import SimOptions
 from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, WindowPace
 from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
 from loramux_simulator.step_engine import StepEngine
-from loramux_simulator.streams import uniform
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.results import empty_timeline, summarise

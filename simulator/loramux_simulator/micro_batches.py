@@ -9,11 +9,10 @@ import numpy as np
 
 from loramux_policies.job import Job
 from loramux_profiles.length_table import Floats, Ints
+from loramux_profiles.row_lengths import BLOCK, PURPOSE, draw_block
+from loramux_profiles.streams import generator
 from loramux_profiles.work import JobCost
-from loramux_simulator.streams import generator
 
-BLOCK: Final = 512
-"""Micro-batches drawn at once: one draw a step cost 14 us, in blocks 0.3 us (measured with 4 rows)."""
 PREDICTION_POINTS: Final = 20
 """Loss points before early-stop prediction says anything (aspen.md)."""
 
@@ -81,11 +80,12 @@ class ReadyRun:
         self._load()
 
     def _draw(self) -> None:
-        rng = generator(self._seed, self.job_id, "lengths", self._blocks)
+        cost = self.cost
         if self._epoch_micro:
-            self._block = self._longest_first(rng.random((BLOCK, self.cost.rows)))
+            rng = generator(self._seed, self.job_id, PURPOSE, self._blocks)
+            self._block = self._longest_first(rng.random((BLOCK, cost.rows)))
         else:
-            self._block = self.cost.lengths.draw(rng, (BLOCK, self.cost.rows))
+            self._block = draw_block(self._seed, self.job_id, cost.lengths, cost.rows, self._blocks)
         self._blocks += 1
         self._longest: list[int] = self._block.max(axis=1).tolist()
         self._tokens: list[int] = self._block.sum(axis=1).tolist()

@@ -9,8 +9,8 @@ from statistics import NormalDist
 from typing import Final
 
 from loramux_policies.job import Job
+from loramux_profiles.streams import uniform
 from loramux_simulator.options import SimOptions
-from loramux_simulator.streams import uniform
 from loramux_traces.job import JobSpec
 
 EARLY_STOP_SIGMA: Final = 0.3

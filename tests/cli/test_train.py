@@ -95,6 +95,33 @@ def test_a_run_is_never_overwritten_and_adapters_never_deleted(cli: Cli, tmp_pat
     assert forced.code == 6 and "adapters" in forced.err
 
 
+def test_synthetic_rows_are_those_of_the_step_simulator(cli: Cli, tmp_path: Path) -> None:
+    synthetic = {"seq_len": 24, "length_dist": "sql", "seed": 5}
+    jobs = [
+        {"id": "a", "data": {"synthetic": synthetic}, "epochs": None, "micro_batch_size": 2},
+        {"id": "b", "data": {"synthetic": synthetic}, "method": "mola"},
+        {"id": "c"},  # of a file, as the defaults say
+    ]
+    out = tmp_path / "out"
+    ran = cli("train", write(tmp_path, jobs), "--out", out, "--device", "cpu", "--record", "--policy", "fifo")
+    assert ran.code == 0, ran.err
+    assert "a: 12 synthetic rows, 24 tokens in the mean" in ran.err
+    trained: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    for event in read_run(out).events():
+        for job_id, lengths in event.get("entries", ()):
+            trained[job_id] += lengths
+
+    trace = tmp_path / "jobs.csv"
+    head = "job_id,submit_s,base_model,method,batch_size,micro_batch_size,seq_len,length_dist,total_steps,dtype"
+    rows = ["a,0,llama-tiny,lora,4,2,24,sql,3,fp32", "b,0,llama-tiny,mola,4,,24,sql,3,fp32"]
+    trace.write_text("\n".join([head, *rows]) + "\n")
+    options = ("--devices", "1xcpu", "--fidelity", "step", "--seed", "5", "--policy", "fifo")
+    simulated = cli("simulate", "--trace", trace, *options, "--out", tmp_path / "sim", "--quiet")
+    assert simulated.code == 0, simulated.err
+    found = read_run(tmp_path / "sim" / "fifo-s5").jobs.set_index("job_id")["tokens_done"]
+    assert {job_id: sum(trained[job_id]) for job_id in ("a", "b")} == found.to_dict()
+
+
 @pytest.mark.parametrize(
     ("jobs", "said"),
     [
@@ -109,6 +136,8 @@ def test_a_run_is_never_overwritten_and_adapters_never_deleted(cli: Cli, tmp_pat
         ([{"id": "a", "micro_batch_size": 9}], "micro_batch_size"),
         ([{"id": "a/b"}], "id"),
         ([{"id": "a", "data": {"path": "none.jsonl"}}], "none.jsonl"),
+        ([{"id": "a", "data": {"synthetic": {"seq_len": 9, "rows": 2}}}], "jobs.0.data.synthetic.rows"),
+        ([{"id": "a", "data": {"limit": "x"}}], "jobs.0.data.limit"),
         ([{"id": "a", "optimizer": {"lr": float("nan")}}], "lr"),
         ([{"id": "a", "adapter": {"target_modules": ["w_proj"]}}], "w_proj"),
         ([{"id": "a", "method": "mola", "adapter": {"num_experts": [2, 2, 2, 2]}}], "layers"),

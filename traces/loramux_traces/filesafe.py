@@ -86,6 +86,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Raises StateError when it cannot be written."""
     with atomic(path) as file:

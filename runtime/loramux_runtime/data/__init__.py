@@ -2,9 +2,10 @@
 
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.lengths import LengthStats, length_stats
-from loramux_runtime.data.load import FileReport, JobData, load_data
+from loramux_runtime.data.load import FileReport, JobData, Rows, load_data, synthetic_data
 from loramux_runtime.data.rows import TokenisedRows
 from loramux_runtime.data.stream import SampleStream
+from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticData, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 
 __all__ = [
@@ -12,11 +13,17 @@ __all__ = [
     "FileReport",
     "JobData",
     "LengthStats",
+    "Rows",
     "SampleStream",
+    "SyntheticConfig",
+    "SyntheticData",
+    "SyntheticReport",
+    "SyntheticRows",
     "TokenisedRows",
     "Tokenizer",
     "byte_tokenizer",
     "length_stats",
     "load_data",
     "load_tokenizer",
+    "synthetic_data",
 ]

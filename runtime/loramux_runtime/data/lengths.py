@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loramux_runtime.data.rows import TokenisedRows
+from loramux_runtime.data.load import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class LengthStats:
     max: int
 
 
-def length_stats(rows: TokenisedRows) -> LengthStats:
+def length_stats(rows: Rows) -> LengthStats:
     """Statistics of the rows' lengths. Raises ValueError for no rows."""
     lengths = rows.lengths
     if not len(lengths):

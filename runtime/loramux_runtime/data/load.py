@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +16,12 @@ from loramux_runtime.data.render import Renderer
 from loramux_runtime.data.rows import RowBuilder, TokenisedRows
 from loramux_runtime.data.source import invalid, locate
 from loramux_runtime.data.stream import SampleStream
+from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer
 from loramux_traces.problems import Problems
 from loramux_traces.sampling import uniforms
 
+Rows = TokenisedRows | SyntheticRows
 #: Called every few thousand rows with the number of rows read so far.
 Progress = Callable[[int], None]
 _PROGRESS_EVERY: Final = 2000
@@ -52,16 +54,22 @@ class FileReport:
 class JobData:
     """A job's rows, ready to train on."""
 
-    train: TokenisedRows
+    train: Rows
     stream: SampleStream
     """The order in which the rows of `train` are taken."""
     eval: TokenisedRows | None
     """Held-out rows; no row of `train` has the same tokens."""
-    report: FileReport
+    report: FileReport | SyntheticReport
     eval_report: FileReport | None
     """Of eval_path, where it is given."""
     held_out_copies: int
     """Training rows left out because a held-out row has the same tokens."""
+
+    def bound(self, micro_batch: int) -> JobData:
+        """The data of a job whose micro-batches the loop makes `micro_batch` rows: what synthetic rows depend on."""
+        if isinstance(self.train, SyntheticRows):
+            return replace(self, train=self.train.bind(micro_batch))
+        return self
 
 
 def load_data(
@@ -107,6 +115,21 @@ def load_data(
         report=report,
         eval_report=eval_report,
         held_out_copies=copies,
+    )
+
+
+def synthetic_data(
+    config: SyntheticConfig, job_id: str, *, rows: int, micro_batch: int, vocab_size: int, seed: int
+) -> JobData:
+    """The `rows` rows of a job without data of its own, each taken once and in order; `micro_batch` until `bound`."""
+    made = SyntheticRows(config=config, job_id=job_id, rows=rows, micro_batch=micro_batch, vocab_size=vocab_size)
+    return JobData(
+        train=made,
+        stream=SampleStream(rows, seed, shuffle=False),
+        eval=None,
+        report=SyntheticReport(rows=rows, seq_len=config.seq_len),
+        eval_report=None,
+        held_out_copies=0,
     )
 
 

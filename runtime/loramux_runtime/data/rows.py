@@ -51,6 +51,10 @@ class TokenisedRows:
     def __iter__(self) -> Iterator[tuple[Ints, Ints]]:
         return (self[row] for row in range(len(self)))
 
+    def length(self, row: int) -> int:
+        """Tokens of a row."""
+        return int(self.starts[row + 1] - self.starts[row])
+
     @property
     def lengths(self) -> Ints:
         """[rows] tokens of each row."""

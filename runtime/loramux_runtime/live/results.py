@@ -104,7 +104,7 @@ def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
         event = row["event"]
         if event == "scheduler":
             for job_id in list(open_):
-                close(job_id, float(row.get("last_s", row["t_s"])))
+                close(job_id, row["last_s"] if "last_s" in row else row["t_s"])
         elif event in _BEGINS:
             open_[row["job_id"]] = (row["t_s"], row.get("devices", [0]))
         elif event in _LEAVES and row.get("job_id") in open_:

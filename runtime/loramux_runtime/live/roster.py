@@ -49,18 +49,21 @@ class Roster:
         try:
             config = TrainJob.model_validate_json(row["config"])
             admitted = self._admission.admit(config, Path(row["folder"]), submit_s=row["submit_s"])
+            spec = admitted.spec
+            if row["micro_batch"] is not None:  # as it began: another size would be other bits
+                spec = replace(spec, micro_batch_size=row["micro_batch"])
+            job = self._intake.job(row["seq"], spec)
+            if job is None:
+                return None
+            # synthetic rows are drawn by micro-batch: by the first one, also after it has been halved
+            drawn_by = row["drawn_by"] or job.cost_on(0).rows
+            admitted = replace(admitted, data=admitted.data.bound(drawn_by))
             digest = admitted.data.train.sha256
             if before is not None and digest != before:
                 raise StateError("its rows are not those it began with: the data file has changed")
         except (LoramuxError, ValidationError) as error:
             state = REJECTED if before is None else FAILED_DATA
             self._book.ended_before_it_began(job_id, state, str(error))
-            return None
-        spec = admitted.spec
-        if row["micro_batch"] is not None:  # as it began: another size would be other bits
-            spec = replace(spec, micro_batch_size=row["micro_batch"])
-        job = self._intake.job(row["seq"], spec)
-        if job is None:
             return None
         self._admitted[job_id] = admitted
         self.specs[job_id] = spec
@@ -70,6 +73,7 @@ class Roster:
             job_id,
             data_sha256=digest,
             micro_batch=job.cost_on(0).rows,
+            drawn_by=drawn_by,
             predicted_bytes=job.need_bytes,
             total_steps=round(training_steps),
         )

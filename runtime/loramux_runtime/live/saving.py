@@ -41,6 +41,13 @@ class Saving:
         self._cost_s = 0.0
         """What the last round took."""
 
+    def tidy(self, needed: Collection[str]) -> None:
+        """Delete what a killed process has left: half-written files, and checkpoints of jobs that have ended."""
+        self.checkpoints.sweep()
+        for job_id in self.checkpoints.job_ids():
+            if job_id not in needed:
+                self.checkpoints.remove(job_id)
+
     def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
         """Bring a job to its newest valid checkpoint, if it has one. With none valid it begins again: the same steps
         give the same bits.

@@ -165,7 +165,7 @@ class LiveService:
             self.suspects.note()
             policy_hung = self.suspects.policy_hung
             store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy, hung_in_decide=False)
-        self.saving.checkpoints.sweep()
+        self.saving.tidy({row["job_id"] for row in store.jobs(*OPEN)})
         if policy_hung and self.settings.on_policy_error == "fallback":
             self.excused(PolicyError(f"policy {self.loop.policy.name} was killed while it decided"))
         row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}

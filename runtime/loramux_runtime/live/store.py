@@ -48,6 +48,7 @@ CREATE TABLE jobs (
     user TEXT NOT NULL,
     "group" TEXT NOT NULL,
     micro_batch INTEGER,
+    drawn_by INTEGER,
     data_sha256 TEXT,
     step INTEGER NOT NULL DEFAULT 0,
     total_steps INTEGER,

@@ -182,8 +182,9 @@ def _base_of_file(base: Mapping[str, Any], folder: Path) -> Base:
 def _of_jobs_file(
     file: JobsFile, base: Base | None, dtype: Dtype | None, recompute: bool, tell: Callable[[str], None]
 ) -> Subjects:
-    from loramux_runtime.data import length_stats, load_data, load_tokenizer
-    from loramux_runtime.job_specs import spec_of_lengths
+    from loramux_runtime.data import load_tokenizer
+    from loramux_runtime.job_data import job_data
+    from loramux_runtime.job_specs import spec_of_data
 
     known = base or _base_of_file(file.base.model_dump(), file.folder if file.base.path is None else Path())
     tokenizer = load_tokenizer(file.base.path)
@@ -191,9 +192,8 @@ def _of_jobs_file(
     for job in file.jobs:
         tell(f"reading the data of {job.id}")
         vocab = max(known.shape.vocab, tokenizer.vocab_size)  # under another base the lengths count, not the ids
-        data = load_data(job.data, tokenizer, seed=job.seed, vocab_size=vocab, base=file.folder)
-        stats = length_stats(data.train)
-        spec = spec_of_lengths(job, stats, known.label, dtype=dtype or file.base.dtype, recompute=recompute)
+        data = job_data(job, tokenizer, vocab_size=vocab, base=file.folder)
+        spec = spec_of_data(job, data, known.label, dtype=dtype or file.base.dtype, recompute=recompute)
         specs.append(spec)
         config = job.adapter_config
         names = ("num_experts", "use_dora", "target_modules", "attention")
@@ -250,6 +250,8 @@ def _outlined(path: str, document: dict[str, Any], base: Base | None, changes: d
         for part in (under.get("adapter"), job.get("adapter")):
             config |= part if isinstance(part, dict) else {}
         targets = config.get("target_modules", "all-linear")
+        if method == "mixlora" and "attention" in config and config["attention"] is None:
+            targets = "mlp"
         experts = config.get("num_experts")
         experts = max(experts) if isinstance(experts, list) and experts else experts
         top_k = config.get("top_k", config.get("keep_top_k"))

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_runtime.early_stop import Patience, predicted_improvement, stop_likelihood
+from loramux_runtime.early_stop import (
+    KEPT_LOSSES,
+    PREDICT_EVERY,
+    LossTail,
+    Patience,
+    predicted_improvement,
+    stop_likelihood,
+)
 from loramux_runtime.jobs_file import OptimizerConfig, ScheduleConfig
 from loramux_runtime.optim import JobOptimizer
 from loramux_runtime.slab import Slab, SlabLayout, TensorSpec
@@ -132,6 +139,14 @@ def test_loss_curves_are_fitted() -> None:
     assert stop_likelihood([math.nan] * 60, 10, 0.01) == 0.0
 
 
+def test_only_the_losses_that_a_prediction_looks_at_are_kept() -> None:
+    tail, every = LossTail(), [1.0 / (t + 1) for t in range(1234)]
+    for count, loss in enumerate(every, start=1):
+        tail.add(loss)
+        assert tail.fitted() == every[: count // PREDICT_EVERY * PREDICT_EVERY][-500:], count
+    assert tail.epoch == 1234 // PREDICT_EVERY and len(tail.last) == KEPT_LOSSES
+
+
 def test_held_out_rows_are_scored_before_and_after(tmp_path: Path) -> None:
     data = write_rows(tmp_path)
     _, result = play([job("a", data, data_options={"eval_rows": 4}, steps=30, optimizer={"lr": 0.03})])
@@ -146,8 +161,21 @@ def test_an_early_stop_prediction_does_not_depend_on_when_it_is_asked_for(tmp_pa
     run = make_run([job("a", write_rows(tmp_path), data_options={"eval_rows": 4}, evaluation=stops)])
     early, late = (run._new_training(run._configs["a"]) for _ in range(2))
     falling = [1.0 / (0.05 * t + 0.5) for t in range(20)]
-    early._losses[:] = falling
+    for loss in falling:
+        early._losses.add(loss)
+        late._losses.add(loss)
     assert early.p_stop > 0.0
-    for training in (early, late):
-        training._losses[:] = [*falling, 3.0, 2.0, 3.0, 2.0, 3.0]
+    for loss in (3.0, 2.0, 3.0, 2.0, 3.0):
+        early._losses.add(loss)
+        late._losses.add(loss)
     assert early.p_stop == late.p_stop
+
+
+def test_rows_of_one_token_train_on_nothing_and_break_nothing(tmp_path: Path) -> None:
+    """A trace's lengths begin at one token, which has nothing before it to be learned from."""
+    shortest = {"synthetic": {"seq_len": 1.2, "length_dist": "uniform"}}
+    short = job("a", tmp_path, steps=6, micro_batch_size=1) | {"data": shortest}
+    run, result = play([short, job("b", tmp_path) | {"data": {"synthetic": {"seq_len": 9}}}])
+    assert 1 in run.data["a"].train.lengths
+    assert list(result.jobs["final_state"]) == ["COMPLETED"] * 2
+    assert all(loss is not None for curve in losses(result).values() for loss in curve)

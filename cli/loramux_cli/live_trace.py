@@ -1,0 +1,94 @@
+"""A trace as the work of a live scheduler: replayed at another pace (`run --trace`) or submitted (`submit`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loramux_traces.errors import UsageError
+
+if TYPE_CHECKING:
+    from loramux_runtime.jobs_file import BaseConfig, TrainJob
+    from loramux_runtime.live.store import Store
+    from loramux_traces.job import JobSpec, Trace
+
+TRACE = "trace.csv"
+"""The trace as it is replayed, in the state folder."""
+
+
+def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: float) -> Trace:
+    """The trace as it will be replayed: arrivals `time_scale` times as fast, steps times `step_scale`, on this base.
+
+    UsageError for a job whose steps cannot be known.
+    """
+    from loramux_traces.canonical import build_trace
+
+    name = base.shape or (base.path.name if base.path else "base")
+
+    def one(spec: JobSpec) -> JobSpec:
+        if spec.steps is None:
+            raise UsageError(f"job {spec.job_id}: a live replay needs its steps; its length is given in seconds")
+        return replace(
+            spec,
+            submit_s=spec.submit_s / time_scale,
+            base_model=name,
+            dtype=base.dtype,
+            total_steps=float(max(1, ceil(spec.steps * step_scale - 1e-9))),
+            num_samples=None,
+            epochs=None,
+        )
+
+    how = f"{trace.provenance} Replayed on {name}, {time_scale:g} times as fast, steps x {step_scale:g}.".strip()
+    return build_trace(trace.name, [one(spec) for spec in trace], provenance=how)
+
+
+def training_jobs(trace: Trace, seed: int) -> list[TrainJob]:
+    """Its jobs with made-up rows as long as the simulator draws them. UsageError for what cannot run live."""
+    from loramux_runtime.live.trace_jobs import train_job
+
+    return [train_job(spec, seed=seed) for spec in trace]
+
+
+def replay(store: Store, file: Path, base: BaseConfig, *, time_scale: float, step_scale: float, seed: int) -> str:
+    """Put the jobs of a trace into the queue, each at its time; the second time (a restart) nothing is done.
+
+    Returns what is to be said of it. StateError where the folder has other jobs already.
+    """
+    from loramux_profiles.checked import read_checked
+    from loramux_traces.errors import StateError
+    from loramux_traces.filesafe import plain
+    from loramux_traces.writer import write_trace
+
+    trace = read_checked(file)
+    wanted = {
+        "name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace),
+        "time_scale": time_scale, "step_scale": step_scale, "seed": seed,
+    }  # fmt: skip
+    known = store.fact("trace")
+    if known == plain(wanted):
+        return f"going on with the replay of {trace.name}"
+    if known is not None or store.jobs():
+        raise StateError(f"{store.folder}: has other jobs already; replay into a new --state")
+    ours = scaled(trace, base, time_scale=time_scale, step_scale=step_scale)
+    jobs = training_jobs(ours, seed)
+    write_trace(ours, store.folder / TRACE, force=True)
+    with store.transaction():
+        store.submit([(document(job), store.folder, job.submit_s) for job in jobs], at_s=True)
+        store.set_facts(trace=wanted)
+    last_s = max(job.submit_s for job in jobs)
+    return f"replaying {len(jobs)} jobs of {trace.name}, the last of them submitted at {last_s:.0f} s"
+
+
+def document(job: TrainJob) -> dict[str, Any]:
+    """A job as the store keeps it."""
+    return job.model_dump(mode="json")
+
+
+def submitted(file: Path) -> Sequence[TrainJob]:
+    """The jobs of a trace, to be submitted now."""
+    from loramux_profiles.checked import read_checked
+
+    return training_jobs(read_checked(file), 0)
