@@ -58,7 +58,10 @@ def read_files(folder: Path, most_bytes: int) -> tuple[dict[str, Tensor], dict[s
     """
     if not stat.S_ISDIR(_about(folder).st_mode):
         raise StateError("is no folder (symlinks are not followed)")
-    manifest = _parsed(MANIFEST, _read(folder / MANIFEST, _MAX_MANIFEST_BYTES))
+    data = _read(folder / MANIFEST, _MAX_MANIFEST_BYTES)
+    manifest = _parsed(MANIFEST, data)
+    if _json(manifest) != data:  # nothing hashes it, so that it has to be as we write it
+        raise StateError(f"{MANIFEST} is not as it was written")
     if manifest.get("schema_version") != SCHEMA:
         raise StateError(f"{MANIFEST} has schema_version {manifest.get('schema_version')!r}, not {SCHEMA}")
     files = manifest.get("files")
@@ -123,9 +126,13 @@ def _json(value: Any) -> bytes:
 
 def _parsed(name: str, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise StateError(f"{name} is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise StateError(f"{name} holds no JSON object")
     return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import signal
 import sys
@@ -52,7 +51,7 @@ def some_rows(n: int, seed: int, salt: int = 0) -> TokenisedRows:
 class Trained:
     """A job, the records of its steps, and how many rows it takes at a time."""
 
-    def __init__(self, name: str = "lora", optimizer: str = "adamw", *, salt: int = 0, rows: int = 2, **fields: Any):
+    def __init__(self, name: str = "lora", optimizer: Any = "adamw", *, salt: int = 0, rows: int = 2, **fields: Any):
         method, config = case(name, 0.1)
         self.rows = rows
         self.config = TrainJob(
@@ -61,9 +60,9 @@ class Trained:
                 "method": method,
                 "data": DataConfig(path=Path("none.jsonl")),
                 "batch_size": 5,
-                "steps": 6,
+                "steps": 4,
                 "seed": 3,
-                "optimizer": OPTIMIZERS[optimizer],
+                "optimizer": OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer,
                 "schedule": {"name": "cosine", "warmup_steps": 2},
                 **fields,
             }
@@ -82,15 +81,6 @@ class Trained:
             (outcome,) = model().step([Part(adapter=self.job.adapter, batch=batch)])
             self.job.commit(batch, outcome, model())
             most -= 1
-
-
-def exact(value: Any) -> Any:
-    """Equal for equal bits: NaN included."""
-    if isinstance(value, float):
-        return value.hex()
-    if isinstance(value, dict):
-        return {key: exact(item) for key, item in value.items()}
-    return value
 
 
 def assert_same(one: Trained, other: Trained) -> None:
@@ -134,7 +124,7 @@ def litter(folder: Path) -> list[str]:
 
 def die_in_a_save(folder: Path, stage: str, again: bool) -> None:
     """Save after 4 fused steps, train one more (`again`: none), and be killed at a stage of the next save."""
-    trained = Trained("mixlora")
+    trained = Trained()
     trained.fused_steps(4)
     store(folder).save("a", trained.job, {"n": 1})
     if not again:
@@ -160,4 +150,3 @@ if __name__ == "__main__":
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (line, status)
-    assert math.isfinite(0.0)
