@@ -12,6 +12,7 @@ import importlib
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,8 +29,24 @@ OBJECT_STORE_BYTES: Final = 256 << 20
 _AUTH: Final = "RAY_AUTH_MODE"
 
 
-def load_ray() -> Any:
-    """The module. UsageError where it is not installed."""
+def load_ray(address: str | None = None) -> Any:
+    """The module, set to start a cluster of its own or to join one at `address`.
+
+    UsageError where ray is not installed or the cluster asks for no token; StateError where ray was imported before,
+    for it reads its settings then.
+    """
+    asks = os.environ.get(_AUTH) == "token"
+    if address is not None and not asks:
+        raise UsageError(
+            f"a Ray cluster that asks for no token runs anybody's code: set {_AUTH}=token on every node and here"
+        )
+    if "ray" in sys.modules and not asks:
+        raise StateError("ray has been imported already, without a token to ask for")
+    if address is None:
+        os.environ[_AUTH] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see `_check_loopback`
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -64,9 +81,9 @@ class RayPool:
         threads: int | None = None,
         recompute: bool = False,
     ) -> None:
-        self._ray = load_ray()
+        self._ray = load_ray(address)
         self._folder: str | None = None
-        self._open(address, device, size)
+        self._open(address, size)
         total = self._ray.cluster_resources()
         gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
         if device not in ("auto", "cpu", "cuda"):
@@ -92,26 +109,19 @@ class RayPool:
         self._coming: dict[int, Any] = {}
         self.started: list[Whereabouts] = self._all_up()
 
-    def _open(self, address: str | None, device: str, size: int | None) -> None:
+    def _open(self, address: str | None, size: int | None) -> None:
         ray = self._ray
         if ray.is_initialized():
             raise StateError("this process has Ray open already")
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
         if address is None:
-            os.environ[_AUTH] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-            _loopback(ray)
+            _check_loopback(ray)
             # sockets lie in it, and their paths must not be longer than 107 characters
             self._folder = tempfile.mkdtemp(prefix="loramux-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
             options |= {"_temp_dir": self._folder, "object_store_memory": OBJECT_STORE_BYTES}
             if size is not None:
                 options["num_cpus"] = max(size, os.cpu_count() or 1)  # CPU actors stand in for devices
             address = "local"
-        elif os.environ.get(_AUTH) != "token":
-            raise UsageError(
-                f"a Ray cluster that asks for no token runs anybody's code: set {_AUTH}=token on every node and here"
-            )
         try:
             ray.init(address=address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -208,16 +218,13 @@ class RayPool:
             _remove(self._folder)
 
 
-def _loopback(ray: Any) -> None:
-    """Have a cluster that is started by this process use the loopback interface.
+def _check_loopback(ray: Any) -> None:
+    """StateError unless a cluster that is started by this process will listen on the loopback interface only.
 
-    Ray looks up the host's own address even where it is told 127.0.0.1, but for systems on which it supports no
-    clusters (seen in 2.60; the variable is read when ray is imported, so the constant is set too).
+    Ray looks up the host's own address even where it is told 127.0.0.1, except where it supports no clusters but that
+    of one host, which a variable says (seen in 2.60). `ray.util.get_node_ip_address` is what its servers bind to.
     """
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    constants = importlib.import_module("ray._private.ray_constants")
-    constants.ENABLE_RAY_CLUSTER = False
-    found = importlib.import_module("ray._private.services").get_node_ip_address()
+    found = ray.util.get_node_ip_address()
     if found not in ("127.0.0.1", "::1"):
         raise StateError(f"this ray ({ray.__version__}) would listen on {found}, not on the loopback interface only")
 
