@@ -15,13 +15,17 @@ CARDS = (
 """Part of the card's name -> shipped profile."""
 
 
+TRAINS_WITH = ("torch", "transformers", "safetensors")
+"""What the training runtime needs."""
+
+
 def need_torch() -> None:
     """UsageError where the training runtime is not installed."""
     from importlib.util import find_spec
 
     from loramux_traces.errors import UsageError
 
-    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+    missing = [name for name in TRAINS_WITH if find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 

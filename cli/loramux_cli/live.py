@@ -10,6 +10,7 @@ import typer
 
 from loramux_cli import options as o
 from loramux_cli.device_choice import choose_profile, need_torch, profile_name
+from loramux_cli.live_watch import Watchers, memory_guard, watched
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs_file import BaseConfig
@@ -68,6 +69,12 @@ def run_command(
     supervise: Annotated[
         bool, typer.Option("--supervise/--no-supervise", help="Start the scheduler again when its process dies.")
     ] = True,
+    prometheus: Annotated[
+        Path | None, typer.Option(help="Keep a Prometheus text file (*.prom, for node_exporter's textfile collector).")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write training curves for TensorBoard into this folder (extra tensorboard).")
+    ] = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Schedule and train jobs as they are submitted, until drained or stopped. State survives in --state."""
@@ -107,7 +114,8 @@ def run_command(
             record=record,
         )
         choice = (device, device_profile, allow_other, memory, threads)
-        code = _serve(store, settings, model, choice, quiet=quiet)
+        with watched(store, prometheus, tensorboard) as watchers:
+            code = _serve(store, settings, model, choice, watchers, quiet=quiet)
         store.close()
     raise typer.Exit(code)
 
@@ -160,7 +168,7 @@ def _parse_base(text: str, dtype: str) -> BaseConfig:
     return BaseConfig(shape=text, dtype=kind)
 
 
-def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet: bool) -> int:
+def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, watchers: Watchers, *, quiet: bool) -> int:
     import shutil
 
     from loramux_cli import running
@@ -186,6 +194,7 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet
     set_threads(threads, base.sites.hidden)
     if where.type == "cpu":
         keep_freed_memory()
+    guard = memory_guard(where, profile)
     with running.prints_aside():
         service = LiveService(
             store,
@@ -196,6 +205,9 @@ def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, *, quiet
             tokenizer_path=model.path,
             warn=warn,
             rss_before=rss_before,
+            watch=guard.poll,
+            on_flush=watchers.on_flush,
+            on_record=watchers.on_record,
         )
         if not quiet:
             typer.echo(f"ready: {settings.policy} on {where}; submit jobs to {store.folder}", err=True)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from loramux_cli import estimate, evaluate, fitting, live, plot, policies, profiling, queue, recommend, trace
+from loramux_cli import doctor, estimate, evaluate, fitting, live, plot, policies, profiling, queue, recommend, trace
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
@@ -48,7 +48,7 @@ app.command("recommend")(recommend.recommend_command)
 app.command("compare")(plot.compare_command)
 app.command("plot")(plot.plot_command)
 app.command("policies")(policies.policies_command)
-app.command("doctor")(policies.doctor_command)
+app.command("doctor")(doctor.doctor_command)
 app.add_typer(trace.app, name="trace")
 app.add_typer(evaluate.app, name="evaluate")
 

@@ -1,8 +1,6 @@
-"""`loramux policies` and `loramux doctor`: what there is to choose from, and what this machine can do."""
+"""`loramux policies`: what there is to choose from."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 import typer
 
@@ -57,38 +55,3 @@ def policies_command(
             Text(str(row["name"])), "yes" if row["preempts"] else "no", Text(shown), Text(str(row["summary"]))
         )
     Console().print(table)
-
-
-def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Say what is installed and what can run here."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    from loramux_profiles.devices import device_names
-    from loramux_traces.data import sample_path
-    from loramux_traces.filesafe import json_text
-
-    found: dict[str, str | None] = {}
-    for package in ("loramux", "numpy", "scipy", "pandas", "simpy", "matplotlib", "torch", "transformers", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    facts = {
-        "schema_version": 1,
-        "python": platform.python_version(),
-        "packages": found,
-        "device_profiles": device_names(),
-        "sample": str(sample_path()),
-        "simulate": True,
-        "train": False,
-    }
-    if as_json:
-        typer.echo(json_text(facts, indent=2))
-        return
-    typer.echo(f"python {facts['python']}")
-    for package, number in found.items():
-        typer.echo(f"{package:12} {number or 'not installed'}")
-    typer.echo(f"device profiles: {', '.join(device_names())}")
-    typer.echo("simulate, sweep, compare, plot, trace: ready")
-    typer.echo("train, run: not in this version (simulation only)")

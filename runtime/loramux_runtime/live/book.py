@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from loramux_policies.job import Job
+from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
 from loramux_traces.results import CANCELLED, COMPLETED, FAILED_CRASHED, FAILED_DIVERGED, FAILED_OOM, REJECTED
 
@@ -27,9 +28,10 @@ ENDS: Final = {
 class Book:
     """Listener of the decide-apply loop (`scheduler.Listener`) that keeps the store true."""
 
-    def __init__(self, store: Store, now_s: Callable[[], float]) -> None:
+    def __init__(self, store: Store, now_s: Callable[[], float], faults: FaultPlan = NONE) -> None:
         self._store = store
         self._now_s = now_s
+        self._faults = faults
         self._rows: dict[str, Row] = {}
         self._events: list[Row] = []
         self._records: list[tuple[str, Row]] = []
@@ -121,6 +123,7 @@ class Book:
     def flush(self, **facts: Any) -> None:
         """Commit everything, with these facts of the scheduler."""
         store = self._store
+        self._faults.reach("commit", stage="before")
         with store.transaction():
             for job_id, values in self._rows.items():
                 store.update(job_id, **values)
@@ -129,6 +132,7 @@ class Book:
             store.add_samples(self._samples)
             if facts:
                 store.set_facts(**facts)
+        self._faults.reach("commit", stage="after")
         self._rows.clear()
         self._records.clear()
         self._events.clear()

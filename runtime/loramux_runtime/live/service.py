@@ -82,7 +82,7 @@ class LiveService:
         rss_before: int | None = None,
     ) -> None:
         self.store, self.settings = store, settings
-        self._faults, self._warn, self._watch = faults, warn, watch
+        self._warn, self._watch = warn, watch
         self._on_flush, self._on_record = on_flush, on_record
         self.base = base
         """With a `pool` of workers: its outline (`train.outline_base`)."""
@@ -90,7 +90,7 @@ class LiveService:
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
         self._times.go_on_from(start_s)
-        self.book = Book(store, lambda: self.executor.now_s)
+        self.book = Book(store, lambda: self.executor.now_s, faults)
         cost = CostModel(profile)
         self._training: dict[str, TrainingJob] = {}
         self.engine = Engine(
@@ -181,10 +181,8 @@ class LiveService:
 
     def flush(self) -> None:
         """Commit what is known."""
-        self._faults.reach("commit", stage="before")
         self.progress.note(self.executor.now_s)
         self.book.flush(now_s=self.executor.now_s, now_unix_s=time.time(), **self.progress.facts())
-        self._faults.reach("commit", stage="after")
         for job_id in self._finished:
             self.saving.checkpoints.remove(job_id)
         self._finished.clear()
