@@ -1,56 +1,21 @@
 """A pool whose workers are Ray actors, one per device, on this host or on the nodes of a Ray cluster.
 
-Ray is imported here and only here. It reserves whole devices; what memory the jobs on them may use is admitted by the
-scheduler. Ray's own security is that of its network: a cluster that is started here listens on the loopback interface
-only, asks for a token that nobody else knows, and has no dashboard and no usage statistics. One that is joined is as
-its owner made it; it must ask for a token too.
+Ray reserves whole devices; what memory the jobs on them may use is admitted by the scheduler.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import secrets
-import shutil
-import sys
-import tempfile
-import time
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from loramux_runtime.live.pool import WorkerDied
+from loramux_runtime.live.ray_cluster import RayCluster
 from loramux_runtime.live.worker import DeviceWorker, StepReport, Whereabouts
 from loramux_traces.errors import HardwareMissingError, StateError, UsageError
 
 START_S: Final = 600.0
 """Most time that the first workers may take to come up (a base of tens of gigabytes is read)."""
-OBJECT_STORE_BYTES: Final = 256 << 20
-"""Of a cluster that is started here: states of jobs pass through it one at a time, larger ones by way of the disk."""
-_AUTH: Final = "RAY_AUTH_MODE"
-
-
-def load_ray(address: str | None = None) -> Any:
-    """The module, set to start a cluster of its own or to join one at `address`.
-
-    UsageError where ray is not installed or the cluster asks for no token; StateError where ray was imported before,
-    for it reads its settings then.
-    """
-    asks = os.environ.get(_AUTH) == "token"
-    if address is not None and not asks:
-        raise UsageError(
-            f"a Ray cluster that asks for no token runs anybody's code: set {_AUTH}=token on every node and here"
-        )
-    if "ray" in sys.modules and not asks:
-        raise StateError("ray has been imported already, without a token to ask for")
-    if address is None:
-        os.environ[_AUTH] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # see `_check_loopback`
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UsageError("this needs ray: pip install 'loramux[ray]'") from error
 
 
 class RayActor:
@@ -65,40 +30,37 @@ class RayActor:
 
 
 class RayPool:
-    """`base`: of `jobs_file.BaseConfig`, as JSON. `address`: of a running cluster; None: one of its own on this host.
+    """`base`: of `jobs_file.BaseConfig`, as JSON. `size` None: a worker for every GPU of the cluster, or one where it
+    has none. `device`: auto, cpu or cuda.
 
-    `size` None: a worker for every GPU of the cluster, or one where it has none. UsageError, HardwareMissingError or
-    StateError where they cannot be had.
+    Raises HardwareMissingError where there are too few devices, StateError where a worker cannot be started.
     """
 
     def __init__(
         self,
+        cluster: RayCluster,
         base: Mapping[str, Any],
         size: int | None = None,
         *,
         device: str = "auto",
-        address: str | None = None,
         threads: int | None = None,
         recompute: bool = False,
     ) -> None:
-        self._ray = load_ray(address)
-        self._folder: str | None = None
-        self._open(address, size)
-        total = self._ray.cluster_resources()
-        gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--engine ray gives each worker a device of its own: auto, cpu or cuda, not {device!r}")
-        self._kind = "cuda" if gpus else "cpu"
+        self._cluster, self._ray = cluster, cluster.ray
+        total = self._ray.cluster_resources()
+        gpus = 0 if device == "cpu" else int(total.get("GPU", 0))
+        cpus = int(total.get("CPU", 0))
         self._size = size or gpus or 1
-        there = gpus or int(total.get("CPU", 0))
-        if self._size > there or (device == "cuda" and not gpus):
-            self.close()
+        if self._size > (gpus or cpus) or (device == "cuda" and not gpus):
             raise HardwareMissingError(
-                f"{self._size} devices ({device}) are asked for, Ray has {gpus} GPUs and {total.get('CPU', 0):.0f} CPUs"
+                f"{self._size} devices ({device}) are asked for; Ray has {gpus} GPUs and {cpus} CPUs"
             )
-        # the actor's own process sees its one GPU as cuda:0
-        self._arguments = (dict(base), self._kind, threads, recompute)
-        # max_restarts 0: an actor that Ray starts again has lost its jobs without anybody knowing
+        self.kind = "cuda" if gpus else "cpu"
+        """Of every device; an actor's process sees its one GPU as cuda:0."""
+        self._arguments = (dict(base), self.kind, threads, recompute)
+        # max_restarts 0: an actor that Ray starts again by itself has lost its jobs without anybody knowing
         self._actor = self._ray.remote(RayActor).options(
             num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0
         )
@@ -109,34 +71,13 @@ class RayPool:
         self._coming: dict[int, Any] = {}
         self.started: list[Whereabouts] = self._all_up()
 
-    def _open(self, address: str | None, size: int | None) -> None:
-        ray = self._ray
-        if ray.is_initialized():
-            raise StateError("this process has Ray open already")
-        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
-        if address is None:
-            _check_loopback(ray)
-            # sockets lie in it, and their paths must not be longer than 107 characters
-            self._folder = tempfile.mkdtemp(prefix="loramux-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-            options |= {"_temp_dir": self._folder, "object_store_memory": OBJECT_STORE_BYTES}
-            if size is not None:
-                options["num_cpus"] = max(size, os.cpu_count() or 1)  # CPU actors stand in for devices
-            address = "local"
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            self.close()
-            raise StateError(f"Ray cannot be started or joined: {error}") from error
-
     def _all_up(self) -> list[Whereabouts]:
         exceptions = self._ray.exceptions
         try:
             found: list[Whereabouts] = self._ray.get([a.call.remote("about") for a in self._actors], timeout=START_S)
         except exceptions.GetTimeoutError as error:
-            self.close()
             raise HardwareMissingError(f"Ray has not started {self._size} workers within {START_S:.0f} s") from error
         except exceptions.RayActorError as error:
-            self.close()
             raise StateError(f"a worker cannot be started: {_cause(error)}") from error
         return found
 
@@ -212,34 +153,20 @@ class RayPool:
         return self.started[worker]
 
     def close(self) -> None:
-        """End the actors, and the cluster if it was started here."""
-        self._ray.shutdown()
-        if self._folder is not None:
-            _remove(self._folder)
+        """End the actors; the cluster is its opener's."""
+        for actor in self._actors:
+            self._ray.kill(actor, no_restart=True)
 
 
-def _check_loopback(ray: Any) -> None:
-    """StateError unless a cluster that is started by this process will listen on the loopback interface only.
-
-    Ray looks up the host's own address even where it is told 127.0.0.1, except where it supports no clusters but that
-    of one host, which a variable says (seen in 2.60). `ray.util.get_node_ip_address` is what its servers bind to.
-    """
-    found = ray.util.get_node_ip_address()
-    if found not in ("127.0.0.1", "::1"):
-        raise StateError(f"this ray ({ray.__version__}) would listen on {found}, not on the loopback interface only")
-
-
-def _remove(folder: str) -> None:
-    """Ray's processes write logs until they are gone."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
-            return
-        time.sleep(0.1)
+_EXIT: Final = re.compile(r"Worker exit type: (\w+)")
+_PROCESS: Final = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
 
 
 def _cause(error: Exception) -> str:
-    """The first line or two of what Ray says, without its identifiers."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    wanted = [line for line in lines if line and not line.startswith(("class_name", "actor_id", "namespace", "ip:"))]
-    return "; ".join(wanted[:3])[:400]
+    """What Ray says of a death in half a page, in a line."""
+    text = str(error)
+    process, kind = _PROCESS.search(text), _EXIT.search(text)
+    if kind is not None:
+        return f"process {process[1] if process else '?'} ended ({kind[1]})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:400] if lines else type(error).__name__
