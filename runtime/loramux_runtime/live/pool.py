@@ -120,6 +120,7 @@ class InProcessPool:
     def restart(self, worker: int) -> None:
         """A new one."""
         self.restarts += 1
+        self.kill(worker)
         self._flying.discard(worker)
         self._errors.pop(worker, None)
         self.workers[worker] = self._make()

@@ -210,7 +210,7 @@ class PoolExecutor(LiveBackend):
         now_s = self._live_times.now_s()
         for device_id, flight in self._flights.items():
             if flight.ends_s is None and now_s - flight.began_s > self._hang_s:
-                self._landed.append((device_id, WorkerDied(f"no answer for {self._hang_s:.0f} s")))
+                self._landed.append((device_id, WorkerDied(f"no answer for {self._hang_s:g} s")))
 
     def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes | None]:
         first = self._next()
