@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,24 @@ from loramux_runtime.live.clock import PredictedLiveTimes
 from loramux_runtime.live.nursery import RESTARTS, Nursery
 from loramux_runtime.live.pool import InProcessPool, WorkerDied
 from loramux_runtime.live.results import write_results
-from loramux_simulator import simulate
 from loramux_traces.errors import HardwareMissingError
-from loramux_traces.job import Trace
 
 from . import serving
-from .pooling import adapters, events, in_process, play, service
+from .pooling import Bits, bits, check_decisions, events, in_process, play, same, service
 from .serving import curves, jobs, submit
-
-Alone = tuple[dict[str, Any], Any]
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> Bits:
     """Curves and adapters of the jobs below on one device."""
     folder = tmp_path_factory.mktemp("one")
     store = submit(folder / "state", jobs(folder, 8))
     assert serving.play(store).failed == 0
-    return curves(store), adapters(store)
-
-
-def same(store: Any, one_device: Alone) -> None:
-    """Every job completed, once, with the bits that it has on one device."""
-    assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
-    assert Counter(row["job_id"] for row in events(store, "finish")) == {row["job_id"]: 1 for row in store.jobs()}
-    assert (curves(store), adapters(store)) == one_device
+    return bits(store)
 
 
 @pytest.mark.parametrize("policy", ["aspen", "fifo", "srtf", "best-fit"])
-def test_bits_are_those_of_one_device(policy: str, tmp_path: Path, one_device: Alone) -> None:
+def test_bits_are_those_of_one_device(policy: str, tmp_path: Path, one_device: Bits) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
     assert play(store, in_process(3), policy, max_resident=2).failed == 0
     same(store, one_device)
@@ -63,37 +52,7 @@ def test_a_run_folder_has_every_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["fifo", "sjf", "priority", "aspen", "aspen-priority", "best-fit"])
 def test_decisions_are_the_simulators(policy: str, tmp_path: Path) -> None:
-    """Rows of one length and steps that take what the model says: same events on the same devices at the same time."""
-    fast = {"disk_bandwidth": 1e14, "host_bandwidth": 1e14, "join_s": 0.0, "memory_margin": 0.0}
-    known = serving.load_device("cpu")
-    values = {
-        name: p.model_copy(update={"value": fast.get(name, p.value)}) for name, p in known.parameters.items()
-    }
-    device = known.model_copy(update={"parameters": values})
-    rows = tmp_path / "even.jsonl"
-    rows.write_text("".join('{"text": "%s"}\n' % (f"row {i} " * 9)[:30] for i in range(24)))
-    found = jobs(tmp_path, 12, data={"path": str(rows)}, micro_batch_size=4)
-    arrivals = [0.0, 0.0, 0.0, 0.0, 0.01, 0.011, 0.02, 0.03, 0.03, 0.05, 0.2, 0.21]
-    store = submit(tmp_path / "state", found, at_s=arrivals)
-    scheduler = service(
-        store, in_process(3), policy, profile=device, times=PredictedLiveTimes(), max_resident=2, checkpoint_s=1e9
-    )
-    scheduler.play()
-    trace = Trace(name="pool", jobs=tuple(scheduler.roster.specs.values()))
-    simulated = simulate(trace, policy, devices=[device] * 3, fidelity="step", max_resident=2, events=True)
-    kinds = ("arrive", "start", "resume", "pause", "finish")
-    theirs = [row for row in simulated.events or [] if row["event"] in kinds]
-    mine = events(store, *kinds)
-    assert len({tuple(row["devices"]) for row in mine if "devices" in row}) == 3
-    assert keyed(mine) == keyed(theirs)
-    # whoever is paused in the middle of a step is waited for; the simulator credits the step and goes on at once
-    a_step_s = 5e-3 if any(row["event"] == "pause" for row in mine) else 1e-5
-    for a, b in zip(theirs, mine, strict=True):
-        assert a["t_s"] == pytest.approx(b["t_s"], rel=1e-4, abs=a_step_s)
-
-
-def keyed(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(row["event"], row["job_id"], tuple(row.get("devices") or ())) for row in rows]
+    check_decisions(in_process(3), policy, tmp_path, 12)
 
 
 class Slow(InProcessPool):
@@ -117,7 +76,7 @@ class Slow(InProcessPool):
         return found
 
 
-def test_a_device_does_not_wait_for_another(tmp_path: Path, one_device: Alone) -> None:
+def test_a_device_does_not_wait_for_another(tmp_path: Path, one_device: Bits) -> None:
     pool = Slow(2, in_process(1)._make)
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
     play(store, pool, "fifo", max_resident=1)
@@ -126,7 +85,7 @@ def test_a_device_does_not_wait_for_another(tmp_path: Path, one_device: Alone) -
     assert where["0"] > where["1"] >= 1
 
 
-def test_a_job_is_cancelled_and_another_paused_in_mid_step(tmp_path: Path, one_device: Alone) -> None:
+def test_a_job_is_cancelled_and_another_paused_in_mid_step(tmp_path: Path, one_device: Bits) -> None:
     pool = Slow(2, in_process(1)._make)
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
     asked: list[int] = []
@@ -168,7 +127,7 @@ def dying(at: Sequence[int]) -> FaultPlan:
 @pytest.mark.parametrize("at", [[1], [7], [5, 6, 20], [3, 9, 15, 30]])
 @pytest.mark.parametrize("checkpoint_s", [0.0, 1e9])
 def test_jobs_go_on_from_their_last_checkpoint(
-    at: list[int], checkpoint_s: float, tmp_path: Path, one_device: Alone
+    at: list[int], checkpoint_s: float, tmp_path: Path, one_device: Bits
 ) -> None:
     pool = in_process(3, dying(at))
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
@@ -181,7 +140,7 @@ def test_jobs_go_on_from_their_last_checkpoint(
     assert all(row["preemptions"] == 0 for row in store.jobs())
 
 
-def test_a_worker_that_dies_between_steps(tmp_path: Path, one_device: Alone) -> None:
+def test_a_worker_that_dies_between_steps(tmp_path: Path, one_device: Bits) -> None:
     """It is found out when its jobs' states are fetched for a checkpoint, or with its next step."""
     pool = in_process(2)
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
@@ -201,7 +160,7 @@ def test_a_worker_that_dies_between_steps(tmp_path: Path, one_device: Alone) -> 
     assert pool.restarts == 2
 
 
-def test_a_job_that_kills_its_worker_ends_up_alone_and_fails(tmp_path: Path, one_device: Alone) -> None:
+def test_a_job_that_kills_its_worker_ends_up_alone_and_fails(tmp_path: Path, one_device: Bits) -> None:
     """Twice beside others, the third time alone; the others have their bits."""
 
     def fault(_: str, facts: dict[str, Any]) -> None:
@@ -219,7 +178,7 @@ def test_a_job_that_kills_its_worker_ends_up_alone_and_fails(tmp_path: Path, one
     assert not mine.pop("job02") and theirs.pop("job02") and mine == theirs
 
 
-def test_a_worker_that_does_not_answer_is_taken_for_dead(tmp_path: Path, one_device: Alone) -> None:
+def test_a_worker_that_does_not_answer_is_taken_for_dead(tmp_path: Path, one_device: Bits) -> None:
     class Hanging(InProcessPool):
         hung = False
 
@@ -241,7 +200,7 @@ def test_a_worker_that_does_not_answer_is_taken_for_dead(tmp_path: Path, one_dev
     assert pool.restarts == 1
 
 
-def test_out_of_memory_on_a_worker(tmp_path: Path, one_device: Alone) -> None:
+def test_out_of_memory_on_a_worker(tmp_path: Path, one_device: Bits) -> None:
     left = [3]
 
     def fault(_: str, facts: dict[str, Any]) -> None:
@@ -255,18 +214,25 @@ def test_out_of_memory_on_a_worker(tmp_path: Path, one_device: Alone) -> None:
     assert left == [0] and len(events(store, "oom")) == 3
 
 
-def test_a_scheduler_that_is_stopped_goes_on(tmp_path: Path, one_device: Alone) -> None:
+def stop_after(pool: InProcessPool, steps: int, stop: Callable[[], None]) -> None:
+    launch, count = pool.launch, [0]
+
+    def counted(worker: int, entries: Sequence[tuple[str, int]]) -> None:
+        launch(worker, entries)
+        count[0] += 1
+        if count[0] == steps:
+            stop()
+
+    pool.launch = counted  # type: ignore[method-assign]
+
+
+def test_a_scheduler_that_is_stopped_goes_on(tmp_path: Path, one_device: Bits) -> None:
     """On another number of devices, too."""
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
     for devices, steps in ((3, 6), (1, 9), (2, 10_000)):
-        count = [0]
-
-        def stop(_: str, facts: dict[str, object], steps: int = steps, count: list[int] = count) -> None:
-            count[0] += 1
-            if count[0] == steps:
-                scheduler.executor.request_stop()
-
-        scheduler = service(store, in_process(devices, FaultPlan(step=stop)), max_resident=2, checkpoint_s=1e9)
+        pool = in_process(devices)
+        scheduler = service(store, pool, max_resident=2, checkpoint_s=1e9)
+        stop_after(pool, steps, scheduler.executor.request_stop)
         scheduler.play()
     same(store, one_device)
     assert store.fact("starts") == 3
