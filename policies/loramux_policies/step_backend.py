@@ -414,11 +414,12 @@ class StepBackend(ABC, Generic[P]):
             loop.fail(job, end.event, end.detail)
         self._ended(run)
 
-    def _leave(self, job: Job) -> None:
-        """Take the job off its device's books, its figures up to date."""
+    def _leave(self, job: Job, *, synced: bool = False) -> None:
+        """Take the job off its device's books, its figures up to date (`synced`: they are)."""
         device = self.device_of(job)
         self._account(device)
-        self.sync(job)
+        if not synced:
+            self.sync(job)
         self._watched.pop(job.job_id, None)
         job.run = None
         device.fused.remove(job.job_id)

@@ -73,6 +73,7 @@ class Engine:
                 training,
                 on_end=on_end,
                 observers=observers,
+                recompute=self.recompute,
                 hang_s=self.hang_s,
             )
             return backend, lambda admitted, log: RemoteTraining(admitted, self.base, log)

@@ -100,7 +100,7 @@ class LiveBackend(StepBackend[TrainingJob]):
         self._host.residents_change()
 
     def _recover(self, device: StepDevice[TrainingJob], runs: Sequence[LiveRun[TrainingJob]]) -> None:
-        alone = runs[0].job if len(device.fused.runs) == 1 else None
+        alone = runs[0].job if runs and len(device.fused.runs) == 1 else None
         super()._recover(device, runs)
         if alone is not None and alone.state == WAITING:
             smaller = self._host.alone_out_of_memory(alone)

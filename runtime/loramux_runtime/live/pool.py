@@ -32,6 +32,12 @@ class WorkerPool(Protocol):
     def ask(self, worker: int, call: str, *arguments: Any) -> Any:
         """Its answer to a method of `DeviceWorker`. Raises WorkerDied."""
 
+    def request(self, worker: int, call: str, *arguments: Any) -> Any:
+        """Ask for the same without waiting: a ticket for the answer."""
+
+    def collect(self, ticket: Any) -> Any:
+        """The answer that was asked for. Raises WorkerDied."""
+
     def launch(self, worker: int, entries: Sequence[tuple[str, int]]) -> None:
         """Begin a fused step."""
 
@@ -89,6 +95,19 @@ class InProcessPool:
         if found is None:
             raise WorkerDied("killed")
         return getattr(found, call)(*arguments)
+
+    def request(self, worker: int, call: str, *arguments: Any) -> Any:
+        """Carry it out now: the answer, or the death."""
+        try:
+            return self.ask(worker, call, *arguments)
+        except WorkerDied as death:
+            return death
+
+    def collect(self, ticket: Any) -> Any:
+        """What there was to say then."""
+        if isinstance(ticket, WorkerDied):
+            raise ticket
+        return ticket
 
     def launch(self, worker: int, entries: Sequence[tuple[str, int]]) -> None:
         """Carry it out now; whoever waits gets the report."""

@@ -11,10 +11,13 @@ from loramux_policies.job import RUNNING, Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.meters import IDLE, Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import End, StepDevice, StepTimes
+from loramux_policies.step_backend import End, StepBackend, StepDevice, StepTimes
+from loramux_policies.views import FusedStep
+from loramux_profiles.step_point import AdapterPoint
 from loramux_profiles.work import ROUNDING
 from loramux_runtime.executor import end_of
 from loramux_runtime.live.clock import POLL_S, LiveTimes
+from loramux_runtime.live.leaving import Leaver, Leaving
 from loramux_runtime.live.live_executor import Host, LiveBackend
 from loramux_runtime.live.nursery import Nursery
 from loramux_runtime.live.pool import WorkerDied, WorkerPool
@@ -36,8 +39,8 @@ class Flight(NamedTuple):
     began_s: float
     ends_s: float | None
     """Where the clock goes by predictions."""
-    batches: tuple[MicroBatch, ...]
-    """What it trains on, where it is to be held against the profile."""
+    parts: tuple[tuple[AdapterPoint | None, MicroBatch], ...]
+    """What it trains and on what, where it is to be held against the profile."""
 
 
 class PoolExecutor(LiveBackend):
@@ -58,6 +61,7 @@ class PoolExecutor(LiveBackend):
         *,
         on_end: Callable[[Job, TrainingJob], None],
         observers: Sequence[Observer] | None = None,
+        recompute: bool = False,
         hang_s: float = inf,
     ) -> None:
         super().__init__(policy, device_types=(0,) * pool.size)
@@ -67,7 +71,7 @@ class PoolExecutor(LiveBackend):
         self._training = training
         self._on_end = on_end
         self._observers = observers
-        self._hang_s = hang_s
+        self._hang_s, self._recompute = hang_s, recompute
         self._where: dict[str, int] = {}
         """The worker that a job's state is on."""
         self._flights: dict[int, Flight] = {}
@@ -75,6 +79,9 @@ class PoolExecutor(LiveBackend):
         self._landed: deque[tuple[int, StepReport | WorkerDied]] = deque()
         """Steps that have ended and are not booked yet."""
         self._peaks: dict[int, float] = {}
+        self._leaving = Leaving()
+        self._left_early: set[int] = set()
+        """Devices whose last step somebody left while it was under way."""
         self._nursery = Nursery(pool)
         self._capacity: dict[int, float] = {}
         """Of devices that are down."""
@@ -96,9 +103,95 @@ class PoolExecutor(LiveBackend):
             self._where[job.job_id] = device_id
         return training
 
-    def _leave(self, job: Job) -> None:
+    def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
+        """Bring the job's state onto the device; it takes part from the next step on, or, if its state is still in a
+        step elsewhere, from when that has ended.
+        """
+        if job.job_id not in self._leaving:
+            super().start(job, devices, share)
+            return
+        device = self.devices[devices[0]]
+        self._account(device)
+        job.run = LiveRun(job, job.cost_on(device.type_index), self._training[job.job_id])
+        self._leaving.hold(job.run)
+
+    def stop(self, job: Job) -> None:
+        """Take the job off its device. In the middle of a step nobody waits for it: the job is credited with the step,
+        and its state follows.
+        """
+        device = self.device_of(job)
+        if self._leaving.held(job.job_id):
+            self._account(device)
+            self._leaving.release(job.job_id)
+            self._watched.pop(job.job_id, None)
+            job.run = None
+        elif len(self.devices) > 1 and device.step is not None and job.job_id in self._where:
+            self._leave_early(job, device, device.step)
+        else:
+            super().stop(job)
+
+    def _leave_early(self, job: Job, device: StepDevice[TrainingJob], step: FusedStep) -> None:
+        run: LiveRun[TrainingJob] = job.run
+        training = self._remote(job.job_id)
+        device_id = self._where.pop(job.job_id)
+        self.sync(job)
+        mine = [entry for entry in step.entries if entry.job_id == job.job_id]
+        if mine:
+            self._credit(job, training.progress_steps + mine[0].rows / training.config.batch_size)
+            others = tuple(entry for entry in step.entries if entry is not mine[0])
+            device.step = FusedStep(step.base_model, others)
+            device.runs.remove(run)
+            self._left_early.add(device_id)
+        if training.whole and not mine:
+            self._pool.tell(device_id, "drop", job.job_id)
+        else:  # behind the step, and before whoever takes its place
+            ticket = self._pool.request(device_id, "unload", job.job_id)
+            self._leaving.add(Leaver(job, device_id, ticket))
+        StepBackend._leave(self, job, synced=True)
+        self._note_memory(device_id)
+
+    @staticmethod
+    def _credit(job: Job, steps: float) -> None:
+        cost = job.cost_on(0)
+        job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
+        job.done_steps = steps
+
+    def _settle(self, leaver: Leaver) -> WorkerDied | None:
+        """The step that the job left has ended: its state is here, and it joins its new device, if it has one. The
+        death of the worker where that came first: the job goes on as it was last saved.
+        """
+        job_id, death = leaver.job.job_id, None
+        run = self._leaving.release(job_id)
+        if job_id not in self._training:  # cancelled meanwhile
+            return None
+        job = leaver.job if run is None else run.job
+        training = self._remote(job_id)
+        try:
+            if not (training.whole or training.diverged):
+                training.take(self._pool.collect(leaver.ticket))
+            self._credit(job, training.progress_steps)  # less, where the step ran out of memory
+        except WorkerDied as error:
+            death = error
+            self._training[job_id] = self._host.training_again(job)
+        job.seen = None
+        if run is not None:
+            device = self.device_of(job)
+            run.training = self._training_of(job, device)
+            run.advance(0)
+            device.fused.add(run)
+            self._joined(run)
+            if self._end_of(run) is not None:
+                self._trained.append(run)
+        return death
+
+    def sync(self, job: Job) -> None:
+        """Bring `done_steps` and `attained_s` up to date."""
+        if not self._leaving.held(job.job_id):  # credited already
+            super().sync(job)
+
+    def _leave(self, job: Job, *, synced: bool = False) -> None:
         self._take_back(job)
-        super()._leave(job)
+        super()._leave(job, synced=synced)
         self._note_memory(job.devices[0])
 
     def _take_back(self, job: Job) -> None:
@@ -124,6 +217,8 @@ class PoolExecutor(LiveBackend):
 
     def at_rest(self, job_id: str) -> bool:
         """Whether the job's state can be saved now; it is fetched for that from a worker that is in no step."""
+        if job_id in self._leaving:
+            return False
         device_id = self._where.get(job_id)
         if device_id is None:
             return self._remote(job_id).whole
@@ -140,10 +235,8 @@ class PoolExecutor(LiveBackend):
 
     def bring(self, job: Job) -> None:
         """Have its state here, after the step that it is in. StateError where that cannot be."""
-        if job.state == RUNNING:
-            device = self.device_of(job)
-            while device.step is not None:
-                self._collect()
+        while job.job_id in self._leaving or (job.state == RUNNING and self.device_of(job).step is not None):
+            self._collect()
         if not self.at_rest(job.job_id):
             raise StateError(f"{job.job_id}: its state is not to be had now (it has not begun, or its worker died)")
 
@@ -162,7 +255,9 @@ class PoolExecutor(LiveBackend):
             self._launched,
             began_s,
             self._live_times.ends_s(began_s, predicted_s),
-            () if self._observers is None else tuple(self._training[name].peek(rows) for name, rows in entries),
+            ()
+            if self._observers is None
+            else tuple((run.cost.adapter, run.training.peek(entries[i][1])) for i, run in enumerate(device.runs)),
         )
         self._pool.launch(device_id, entries)
 
@@ -222,29 +317,36 @@ class PoolExecutor(LiveBackend):
             self._host.news()  # says that it is alive; what came in has to wait for this step
         device_id, report = self._landed.popleft()
         device, flight = self.devices[device_id], self._flights.pop(device_id)
-        if isinstance(report, WorkerDied):
-            self._nursery.died(device_id, str(report), self._live_times.now_s())
-            return device, None
         if flight.ends_s is not None:
             self._live_times.wait_until(flight.ends_s)
-        for job_id, about in report.jobs.items():
-            self._remote(job_id).follow(about)
+        deaths = [report] if isinstance(report, WorkerDied) else []
+        if isinstance(report, StepReport):
+            for job_id, about in report.jobs.items():
+                if job_id in self._training:  # else it was cancelled meanwhile
+                    self._remote(job_id).follow(about)
+        settled = [self._settle(leaver) for leaver in self._leaving.of_device(device_id)]
+        deaths += [death for death in settled if death is not None]
+        if deaths or isinstance(report, WorkerDied):
+            self._left_early.discard(device_id)
+            self._nursery.died(device_id, str(deaths[0]), self._live_times.now_s())
+            return device, None
         ended_s = self._live_times.now_s() if flight.ends_s is None else flight.ends_s
         self.step_s += report.seconds if flight.ends_s is None else ended_s - flight.began_s
         if report.peak_bytes is not None:
             self._peaks[device_id] = report.peak_bytes
         if report.out_of_memory:
             return device, StepTimes(flight.began_s, ended_s, True)
+        self._left_early.discard(device_id)
         self.meters.step(device_id, report.tokens, -(-report.tokens // ROUNDING) * ROUNDING)
         return device, StepTimes(flight.began_s, ended_s, False, self._observe(device, flight, report))
 
     def _observe(self, device: StepDevice[TrainingJob], flight: Flight, report: StepReport) -> float | None:
-        adapters = [run.cost.adapter for run in device.runs]
-        if self._observers is None or any(adapter is None for adapter in adapters):
+        known = [(adapter, batch) for adapter, batch in flight.parts if adapter is not None]
+        if self._observers is None or len(known) < len(flight.parts):
             return None
         return self._observers[device.fused.device_id].see(
-            [(adapter, batch) for adapter, batch in zip(adapters, flight.batches, strict=True) if adapter is not None],
-            recompute=device.runs[0].job.spec.recompute,
+            known,
+            recompute=self._recompute,
             seconds=report.seconds,
             dynamic_bytes=report.dynamic_bytes,
         )
@@ -255,6 +357,14 @@ class PoolExecutor(LiveBackend):
     def _ended(self, run: LiveRun[TrainingJob]) -> None:
         self._on_end(run.job, run.training)
         del self._training[run.job_id]
+
+    def _recover(self, device: StepDevice[TrainingJob], runs: Sequence[LiveRun[TrainingJob]]) -> None:
+        device_id = device.fused.device_id
+        if device_id in self._left_early:  # nobody was alone in it
+            self._left_early.discard(device_id)
+            StepBackend._recover(self, device, runs)
+        else:
+            super()._recover(device, runs)
 
     # -- workers that die
 

@@ -99,9 +99,18 @@ class RayPool:
 
     def ask(self, worker: int, call: str, *arguments: Any) -> Any:
         """Wait for the answer."""
+        return self.collect(self.request(worker, call, *arguments))
+
+    def request(self, worker: int, call: str, *arguments: Any) -> Any:
+        """Send it."""
+        return worker, self._actors[worker].call.remote(call, *arguments)
+
+    def collect(self, ticket: Any) -> Any:
+        """Wait for the answer."""
+        worker, ref = ticket
         try:
             self._check_told(worker)
-            return self._ray.get(self._actors[worker].call.remote(call, *arguments))
+            return self._ray.get(ref)
         except self._ray.exceptions.RayActorError as error:
             raise WorkerDied(_cause(error)) from error
 

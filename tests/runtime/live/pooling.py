@@ -121,10 +121,8 @@ def check_decisions(pool: WorkerPool, policy: str, folder: Path, n: int) -> None
     mine = events(store, *kinds)
     assert len({tuple(row["devices"]) for row in mine if "devices" in row}) == pool.size
     assert [_decision(row) for row in mine] == [_decision(row) for row in theirs]
-    # whoever is paused in the middle of a step is waited for; the simulator credits the step and goes on at once
-    a_step_s = 5e-3 if any(row["event"] == "pause" for row in mine) else 1e-5
     for a, b in zip(theirs, mine, strict=True):
-        assert abs(a["t_s"] - b["t_s"]) <= max(1e-4 * a["t_s"], a_step_s)
+        assert abs(a["t_s"] - b["t_s"]) <= max(1e-4 * a["t_s"], 1e-5)
 
 
 def _decision(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -50,9 +50,9 @@ def test_a_run_folder_has_every_device(tmp_path: Path) -> None:
 # -- decisions
 
 
-@pytest.mark.parametrize("policy", ["fifo", "sjf", "priority", "aspen", "aspen-priority", "best-fit"])
+@pytest.mark.parametrize("policy", ["fifo", "sjf", "srtf", "priority", "aspen", "aspen-priority", "best-fit"])
 def test_decisions_are_the_simulators(policy: str, tmp_path: Path) -> None:
-    check_decisions(in_process(3), policy, tmp_path, 12)
+    check_decisions(in_process(4), policy, tmp_path, 40)
 
 
 class Slow(InProcessPool):
@@ -138,6 +138,33 @@ def test_jobs_go_on_from_their_last_checkpoint(
     assert pool.restarts == len(at) == scheduler.worker_deaths == len(events(store, "worker-died", "worker-up")) / 2
     assert [line for line in said if "died" in line] and scheduler.book.counts["lost"] >= len(at)
     assert all(row["preemptions"] == 0 for row in store.jobs())
+
+
+@pytest.mark.parametrize("at", [[], [20], [9, 30, 31], [12, 24, 36, 48]])
+def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None:
+    """Their state follows them to another device, or is lost on the way; arrivals pause somebody all the time."""
+    found = jobs(tmp_path, 16)
+    for i, job in enumerate(found):
+        job["priority"] = i
+    alone = submit(tmp_path / "alone", found)
+    serving.play(alone)
+    pool = in_process(3, dying(at))
+    store = submit(tmp_path / "state", found, at_s=[0.0037 * i for i in range(16)])
+    scheduler = service(
+        store, pool, "priority", max_resident=1, checkpoint_s=0.01, times=PredictedLiveTimes(), flush_s=1e9
+    )
+    early: list[str] = []
+    leave = scheduler.executor._leave_early  # type: ignore[attr-defined]
+    scheduler.executor._leave_early = lambda job, *a: (early.append(job.job_id), leave(job, *a))  # type: ignore
+    scheduler.play()
+    same(store, bits(alone))
+    assert len(early) >= 5 and pool.restarts == len(at)
+    moved = {row["job_id"]: set[int]() for row in store.jobs()}
+    for row in events(store, "start", "resume"):
+        moved[row["job_id"]].add(row["devices"][0])
+    assert max(map(len, moved.values())) > 1
+    service_s = {row["job_id"]: (row["attained_s"], row["solo_s"]) for row in store.jobs()}
+    assert all(attained == pytest.approx(solo) for attained, solo in service_s.values())
 
 
 def test_a_worker_that_dies_between_steps(tmp_path: Path, one_device: Bits) -> None:

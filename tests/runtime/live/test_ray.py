@@ -158,7 +158,7 @@ def test_ray_listens_on_the_loopback_interface_only(cluster: RayCluster, pool: R
 def test_a_stranger_without_the_token_is_turned_away(cluster: RayCluster) -> None:
     address = cluster.ray.get_runtime_context().gcs_address
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": "/nonexistent", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     code = f"import ray; ray.init(address={address!r})"
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode != 0 and "token" in ran.stderr.lower()
