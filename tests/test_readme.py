@@ -26,7 +26,7 @@ def commands() -> list[list[str]]:
     """The loramux and simulate commands of the README, in order."""
     lines = (line for block in blocks("sh") for line in block.splitlines())
     words = [shlex.split(line.removeprefix(".venv/bin/")) for line in lines]
-    return [command for command in words if command[0] in ENTRY]
+    return [command for command in words if command[0] in (*ENTRY, "wait")]
 
 
 def run(args: list[str], folder: Path) -> str:
@@ -55,9 +55,24 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "traces" / "data" / "philly_table.csv", tmp_path / "philly.csv")
     shown = commands()
     assert len(shown) >= 10
-    for name, *arguments in shown:
-        start = f"from loramux_cli.main import {ENTRY[name]} as main; main()"
-        run([sys.executable, "-c", start, *arguments], tmp_path)
+    background: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, *arguments in shown:
+            start = [sys.executable, "-c", f"from loramux_cli.main import {ENTRY.get(name)} as main; main()"]
+            if name == "wait":
+                assert background.pop().wait(120) == 0
+            elif arguments[-1] == "&":
+                with (tmp_path / "background").open("w") as said:
+                    background.append(
+                        subprocess.Popen([*start, *arguments[:-1]], cwd=tmp_path, stdout=said, stderr=said)
+                    )
+            else:
+                run([*start, *arguments], tmp_path)
+        assert not background
+    finally:
+        for process in background:  # a command has failed: the scheduler must not go on for ever
+            process.terminate()
+            process.wait(60)
 
 
 @pytest.mark.parametrize("name", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
@@ -69,7 +84,7 @@ def test_every_command_is_in_the_table() -> None:
     from loramux_cli.main import app
 
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert set(re.findall(r"^\| `loramux (\w+)` \|", README, flags=re.MULTILINE)) == names
+    assert set(re.findall(r"^\| `loramux ([\w-]+)` \|", README, flags=re.MULTILINE)) == names
 
 
 def test_the_jobs_file_it_shows_is_valid(tmp_path: Path) -> None:

@@ -138,13 +138,22 @@ def run_command(
 
 
 def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
+    from loramux_runtime.live.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
+    from loramux_traces.errors import UsageError
+    from loramux_traces.runfolder import prepare_folder
 
     def say(text: str) -> None:
         typer.echo(f"loramux: {text}", err=True)
 
+    made = not (state / DATABASE).exists()
+    prepare_folder(state, resume=True)
+    Store(state, create=True).close()  # at once: jobs may be submitted while the model is loaded
     command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]
-    return supervise(command, state, hang_s=hang_s, say=say)
+    code = supervise(command, state, hang_s=hang_s, say=say)
+    if code == UsageError.exit_code and made:
+        discard(state)  # nothing of a command that could not be meant stays
+    return code
 
 
 def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:

@@ -67,8 +67,9 @@ def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Itera
 
     if choice.engine == "local":
         where = choose_device(choice.device)
-        rss_before = resident_bytes()
         base = open_base(model, where)
+        rss = resident_bytes()
+        rss_before = None if rss is None else rss - base.weight_bytes
         set_threads(choice.threads, base.sites.hidden)
         if where.type == "cpu":
             keep_freed_memory()

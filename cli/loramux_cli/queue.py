@@ -14,6 +14,8 @@ from loramux_cli.live import State
 if TYPE_CHECKING:
     from loramux_runtime.live.store import Store
 
+START_S = 5.0
+"""How long `submit` waits for a scheduler that has just been started to make its state folder."""
 JobName = Annotated[str, typer.Argument(help="The job.")]
 Wait = Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the scheduler's answer.")]
 
@@ -31,8 +33,8 @@ def submit_command(
     need_torch()
     from loramux_cli.submission import read_submission, send
 
-    store = _open(state)
     found = read_submission(jobs, job_id=job_id, priority=priority)
+    store = _open(state, wait_s=START_S)
     send(store, found, Path.cwd() if str(jobs) == "-" else jobs.resolve().parent)
     names = [job.id for job in found]
     if as_json:
@@ -60,12 +62,13 @@ def status_command(
 
         typer.echo(json_text(read_status(store), indent=2))
         return
-    from loramux_cli import status_view
+    from loramux_cli.status_view import show
+    from loramux_cli.status_view import watch as keep_watching
 
     if watch:
-        status_view.watch(lambda: read_status(store), every, show_all=show_all)
+        keep_watching(lambda: read_status(store), every, show_all=show_all)
         return
-    status_view.show(read_status(store), show_all=show_all)
+    show(read_status(store), show_all=show_all)
 
 
 def cancel_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
@@ -153,10 +156,19 @@ def export_command(
     typer.echo(f"the adapter of {job} is in {out}")
 
 
-def _open(state: Path) -> Store:
+def _open(state: Path, *, wait_s: float = 0.0) -> Store:
+    """The state folder; one that a scheduler is about to make is waited for."""
     from loramux_runtime.live.status import state_folder
+    from loramux_traces.errors import StateError
 
-    return state_folder(state)
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return state_folder(state)
+        except StateError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def _runs(store: Store) -> bool:

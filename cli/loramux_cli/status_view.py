@@ -19,6 +19,8 @@ WIDE: Final = 110
 """From this many columns on, the table has every column."""
 MOST_ROWS: Final = 40
 """Jobs listed where not all are asked for."""
+RECENT: Final = 10
+"""Ended jobs among them, where there is room."""
 MOST_FAILURES: Final = 3
 STALE_S: Final = 30.0
 """Figures of a running scheduler that are older are said to be old."""
@@ -34,8 +36,8 @@ def table(
 ) -> StatusTable:
     """A status as something rich prints, fitted to the width it is printed at (made for 80 and for 120 columns).
 
-    Ended jobs, and jobs beyond `most_rows`, are only counted unless `show_all`; of failures the latest three are named.
-    `unix_s` is the time now, to say how old the figures are.
+    Ended jobs but the latest few, and jobs beyond `most_rows`, are only counted unless `show_all`; of the failures
+    among them the latest three are named. `unix_s` is the time now, to say how old the figures are.
     """
     return StatusTable(status, show_all=show_all, most_rows=most_rows, unix_s=time.time() if unix_s is None else unix_s)
 
@@ -90,9 +92,10 @@ class StatusTable:
         live = [job for state in ORDER for job in jobs if job["state"] == state]
         self._ended = [job for job in jobs if job["state"] not in ORDER]
         self._ended.sort(key=lambda job: -(job["finish_s"] or 0.0))
-        self._shown = live + self._ended if show_all else live[:most_rows]
+        room = max(0, min(RECENT, most_rows - len(live)))
+        self._shown = live + self._ended if show_all else live[:most_rows] + self._ended[:room]
         self._hidden = [] if show_all else live[most_rows:]
-        self._show_all = show_all
+        self._folded = [] if show_all else self._ended[room:]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
@@ -143,9 +146,9 @@ class StatusTable:
     def _footer(self) -> Iterable[str]:
         if self._hidden:
             yield f"and {_by_state(self._hidden)} more (--all lists them)"
-        if self._ended and not self._show_all:
-            yield f"ended: {_by_state(self._ended)} (--all lists them)"
-            failed = [job for job in self._ended if job["state"] not in ("COMPLETED", "CANCELLED")]
+        if self._folded:
+            yield f"and {_by_state(self._folded)} before (--all lists them)"
+            failed = [job for job in self._folded if job["state"] not in ("COMPLETED", "CANCELLED")]
             for job in failed[:MOST_FAILURES]:
                 why = f": {printable(job['why'], 300)}" if job["why"] else ""
                 yield f"  {printable(job['job_id'], 64)}: {job['state']}{why}"
@@ -186,7 +189,8 @@ class StatusTable:
             finish = f"{clock(self._now_s - job['finish_s'])} ago"
         elif job["expected_finish_s"] is not None:
             finish = f"in {clock(job['expected_finish_s'] - self._now_s)}"
-        done, total = f"{job['step']:.0f}", f"{job['total_steps']:.0f}"
+        total = "?" if job["total_steps"] is None else f"{job['total_steps']:.0f}"
+        done = f"{job['step']:.0f}"
         between = "/" if wide or len(total) < 5 else "\n/"
         return done + between + total, shown, "-" if rate is None else f"{rate:,.0f}", finish
 

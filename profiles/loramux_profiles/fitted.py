@@ -95,7 +95,8 @@ def adapter_point(spec: JobSpec) -> AdapterPoint:
         method="lora" if plain else spec.method,
         rank=spec.rank,
         experts=1 if plain else spec.experts,
-        top_k=1 if plain else min(spec.top_k, spec.experts),
+        # LoRAMoE has all experts, always: a trace's top_k means nothing there, and profiles are measured with 1
+        top_k=1 if plain or spec.method == "loramoe" else min(spec.top_k, spec.experts),
         targets=spec.target_modules,
         dropout=spec.dropout > 0,
     )

@@ -45,8 +45,8 @@ def _status(name: str) -> int | None:
 
 class MemoryMeter:
     """Peak of the device. On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement);
-    the kernel's peak of the process stands in, less `rss_before`, what the process held before the base model was
-    loaded. Without it there is no figure.
+    the kernel's peak of the process stands in, less `rss_before`, what the process held beside the base model
+    before the first job. Without it there is no figure.
     """
 
     def __init__(self, device: torch.device, rss_before: int | None = None) -> None:

@@ -184,7 +184,7 @@ def test_only_an_adapter_is_overwritten(saved: Path) -> None:
     assert (saved / "thesis.tex").read_text() == "years of work" and (saved.parent / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("fails", ["save_file", "_sync", "json_text"])
+@pytest.mark.parametrize("fails", ["save_file", "sync", "json_text"])
 def test_a_failed_write_leaves_what_was_there(fails: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (saved / TENSORS).read_bytes(), (saved / CONFIG).read_bytes()
 

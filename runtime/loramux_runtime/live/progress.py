@@ -26,6 +26,9 @@ class Progress:
         self._tokens: dict[str, tuple[float, int]] = {}
         """(time, tokens) of each resident at the last look."""
         self._peaks: dict[str, float] = {}
+        """Of the device, while the job was on it."""
+        self._bounds: dict[str, float] = {}
+        """What was predicted at most, likewise."""
         self._before = {name: service.store.fact(f"all_{name}", 0) for name in TOTALS}
         """Totals of the processes before this one."""
         self._rate: tuple[float, float] = (0.0, 0.0)
@@ -52,6 +55,7 @@ class Progress:
                 "expected_finish_s": executor.finish_s(job),
                 "why": "",
             }
+            values["predicted_bytes"] = self._bounds[job_id]
             if job_id in self._peaks:
                 values["peak_bytes"] = self._peaks[job_id]
             book.set(job_id, **values)
@@ -79,12 +83,14 @@ class Progress:
             view.close()
 
     def note_memory(self) -> None:
-        """The device's peak since the last look belongs to everybody who was there."""
-        executor = self._service.executor
-        for device in executor.devices:
-            peak = executor.peak_bytes(device.fused.device_id)
-            if peak is not None:
-                for job_id in device.fused.runs:
+        """A device's peak since the last look, and its bound, are those of everybody who was there."""
+        service = self._service
+        for device in service.executor.devices:
+            device_id = device.fused.device_id
+            bound, peak = service.loop.fleet[device_id].used, service.executor.peak_bytes(device_id)
+            for job_id in device.fused.runs:
+                self._bounds[job_id] = max(bound, self._bounds.get(job_id, 0.0))
+                if peak is not None:
                     self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
 
     def sample(self) -> None:

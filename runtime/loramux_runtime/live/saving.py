@@ -26,6 +26,7 @@ class Saving:
         training: Mapping[str, TrainingJob],
         every_s: float,
         at_rest: Callable[[str], bool],
+        attained_s: Callable[[str], float],
     ) -> None:
         self.checkpoints = checkpoints
         self._book = book
@@ -33,6 +34,8 @@ class Saving:
         self._every_s = every_s
         self._at_rest = at_rest
         """Whether a job's state can be saved now; else after the step that it is in."""
+        self._attained_s = attained_s
+        """Service that a job has received up to its position."""
         self._left: set[str] | None = None
         """Jobs that the round under way has still to save."""
         self._saved: dict[str, tuple[int, int]] = {}
@@ -119,5 +122,5 @@ class Saving:
 
     def save(self, job_id: str, training: TrainingJob) -> None:
         """One job's checkpoint. StateError where it cannot be written."""
-        self.checkpoints.save(job_id, training, {"attained_s": self._book.attained_s(job_id)})
+        self.checkpoints.save(job_id, training, {"attained_s": self._attained_s(job_id)})
         self._saved[job_id] = (training.step, training.rows_done)

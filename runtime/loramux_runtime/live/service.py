@@ -119,6 +119,7 @@ class LiveService:
             self._training,
             settings.checkpoint_s,
             self.executor.at_rest,
+            self._attained_s,
         )
         self.marker = Marker(store.folder)
         self.suspects = Suspects(store, read_marker(store.folder))
@@ -230,6 +231,15 @@ class LiveService:
         self.saving.load(job, training, self._warn)
         self.store.forget_records(job.job_id, training.step)
         return training
+
+    def _attained_s(self, job_id: str) -> float:
+        """Service that the job has received by now."""
+        job = self.loop.active.get(job_id)
+        if job is None:
+            return self.book.attained_s(job_id)
+        if job.state == RUNNING:
+            self.executor.sync(job)
+        return job.attained_s
 
     def training_again(self, job: Job) -> TrainingJob:
         """As it was saved last: what it has learned since is lost with its worker, and will be learned again."""

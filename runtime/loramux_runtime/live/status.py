@@ -41,9 +41,9 @@ def read_status(store: Store) -> dict[str, Any]:
     facts = {name: store.fact(name, default) for name, default in _FACTS.items()}
     now_s = store.fact("now_s", 0.0)
     updated = store.fact("now_unix_s", 0.0)
-    if pid is not None and updated:  # what it last said may be a second old
+    if updated:  # the clock of the state folder goes on, whether or not anybody is there
         now_s += max(0.0, time.time() - updated)
-    else:
+    if pid is None:
         facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None}
     return {
         "schema_version": 1,

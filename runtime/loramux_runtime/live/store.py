@@ -94,6 +94,19 @@ CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
 Row = dict[str, Any]
 
 
+def discard(folder: Path) -> None:
+    """Remove a database that nobody has put anything into, and the folder if nothing else is in it."""
+    store = Store(folder)
+    used = store.jobs() or store.fact("base") is not None
+    store.close()
+    if used:
+        return
+    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 class Store:
     """The database of one state folder. Every method that writes has committed when it returns, but those that say
     otherwise.

@@ -108,10 +108,10 @@ class DeviceWorker:
         from loramux_runtime.jobs_file import BaseConfig
         from loramux_runtime.train import open_base
 
-        before = resident_bytes()
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)
-        return cls(model, rss_before=before, **options)
+        rss = resident_bytes()
+        return cls(model, rss_before=None if rss is None else rss - model.weight_bytes, **options)
 
     def about(self) -> Whereabouts:
         """Where it is; answered when it is ready."""
