@@ -54,6 +54,8 @@ class RayCluster:
             )
         if "ray" in sys.modules and not asks:
             raise StateError("ray has been imported already, without a token to ask for")
+        if "ray" in sys.modules and importlib.import_module("ray").is_initialized():
+            raise StateError("this process has Ray open already")
         self._folder: str | None = None
         options: dict[str, Any] = {"address": address, "log_to_driver": False}
         if address is None:
@@ -70,8 +72,6 @@ class RayCluster:
             }
         self.ray: Any = importlib.import_module("ray")
         try:
-            if self.ray.is_initialized():
-                raise StateError("this process has Ray open already")
             if address is None:
                 _check_loopback(self.ray)
             self.ray.init(logging_level="WARNING", **options)

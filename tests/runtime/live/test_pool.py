@@ -34,8 +34,10 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> Bits:
 @pytest.mark.parametrize("policy", ["aspen", "fifo", "srtf", "best-fit"])
 def test_bits_are_those_of_one_device(policy: str, tmp_path: Path, one_device: Bits) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
-    assert play(store, in_process(3), policy, max_resident=2).failed == 0
+    pool = in_process(3)
+    assert play(store, pool, policy, max_resident=2).failed == 0
     same(store, one_device)
+    assert [worker is not None and not worker._jobs for worker in pool.workers] == [True] * 3  # nothing is left there
     assert {row["devices"] for row in store.jobs()} == {"0", "1", "2"}
 
 
