@@ -20,7 +20,7 @@ _JOB_DRAWS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95% interval. `over` says what was resampled: `seeds`, `jobs`, or `` (one value: no interval)."""
+    """A mean with its 95% interval. `over`: of what (`seeds`, `jobs`, `repeats`), or empty (one value: no interval)."""
 
     mean: float
     low: float
@@ -43,6 +43,19 @@ def over_seeds(values: Floats) -> Interval:
     """
     values = values[np.isfinite(values)]
     return _interval(values, None, _seed_sums, len(values), "seeds" if len(values) > 1 else "")
+
+
+def of_mean(values: Floats) -> Interval:
+    """Mean of repeated measurements with Student's 95% interval: for a handful of runs on one machine, whose noise is
+    near normal. One value: no interval.
+    """
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()) if n else np.nan, np.nan, np.nan, n, "")
+    mean = float(values.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+    return Interval(mean, mean - half, mean + half, n, "repeats")
 
 
 def over_jobs(values: Floats) -> Interval:

@@ -32,18 +32,23 @@ class RealComparison:
     makespan_error: float | None
 
 
+def turnarounds(simulated: Run, real: Run) -> pd.DataFrame:
+    """Turnaround of each job that completed in both, s: job_id, real_s, simulated_s, in order of job id."""
+    a, b = (completed(run.jobs).set_index("job_id")["turnaround_time"] for run in (real, simulated))
+    return pd.concat([a, b], axis=1, keys=["real_s", "simulated_s"], join="inner").sort_index().reset_index()
+
+
 def compare_real(simulated: Run, real: Run) -> RealComparison:
     """Compare two runs of one trace job by job, over the jobs that completed in both; those missing in one are
     counted."""
-    a, b = (completed(run.jobs).set_index("job_id")["turnaround_time"] for run in (simulated, real))
-    both = pd.concat([a, b], axis=1, keys=["simulated", "real"], join="inner").sort_index()
-    x, y = (both[side].to_numpy(dtype=np.float64) for side in ("simulated", "real"))
+    both = turnarounds(simulated, real)
+    x, y = (both[side].to_numpy(dtype=np.float64) for side in ("simulated_s", "real_s"))
     errors = np.abs(relative_errors(x, y))
     spans = [float(run.summary.get("makespan_s") or 0.0) for run in (simulated, real)]
     return RealComparison(
         jobs=len(both),
-        only_simulated=len(a) - len(both),
-        only_real=len(b) - len(both),
+        only_simulated=len(completed(simulated.jobs)) - len(both),
+        only_real=len(completed(real.jobs)) - len(both),
         mean_error=float((x.mean() - y.mean()) / y.mean()) if len(both) and y.mean() > 0 else None,
         error_p50=float(np.percentile(errors, 50)) if len(errors) else None,
         error_p90=float(np.percentile(errors, 90)) if len(errors) else None,

@@ -265,6 +265,7 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
         "devices": [store.fact("device", "")],
         "base_model": store.fact("base_model", ""),
         "profile_sha256": profile.digest,
+        "memory_measured": store.fact("memory_bytes") is not None,
         "memory_bytes": profile.parameters["memory_bytes"].value,
         "max_resident": None if settings.max_resident == float("inf") else int(settings.max_resident),
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},

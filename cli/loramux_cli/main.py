@@ -15,6 +15,7 @@ from loramux_cli import doctor, estimate, evaluate, fitting, live, plot, policie
 from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
+from loramux_cli import validate as validate_module
 from loramux_traces.errors import Interrupted, LoramuxError
 
 EXIT_INTERNAL = 1
@@ -45,6 +46,7 @@ app.command("profile")(profiling.profile_command)
 app.command("fit")(fitting.fit_command)
 app.command("estimate")(estimate.estimate_command)
 app.command("recommend")(recommend.recommend_command)
+app.command("validate")(validate_module.validate_command)
 app.command("compare")(plot.compare_command)
 app.command("plot")(plot.plot_command)
 app.command("policies")(policies.policies_command)

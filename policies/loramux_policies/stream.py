@@ -62,7 +62,7 @@ def decisions(events: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
         event = row["event"]
         if event == "step":
             log.append((row["t_s"], event, tuple((job_id, len(rows)) for job_id, rows in row["entries"])))
-        elif event not in HAPPENED:
+        elif event not in HAPPENED and "job_id" in row:
             log.append((row["t_s"], event, row["job_id"], tuple(row.get("devices", ())), row.get("detail", "")))
     return log
 

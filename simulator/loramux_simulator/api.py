@@ -222,6 +222,8 @@ class _Run:
     def _engine(self) -> RateEngine | StepEngine:
         options, policy = self.options, self.policy
         separate = policy.copies == "separate"
+        if options.live and (separate or len(self.profiles) > 1):
+            raise UsageError("live is one device with one base copy: not several devices, nor separate processes")
         if options.fidelity == "step":
             if any(spec.num_gpus > 1 for spec in self.specs):
                 raise UsageError(
@@ -238,6 +240,8 @@ class _Run:
                 charges=not options.ideal,
                 sorted_rows=options.row_order == "sorted",
                 stops=self.predictions.end_steps,
+                time_factor=options.step_time_factor,
+                live=options.live,
             )
         return RateEngine(
             self.type_of,

@@ -83,6 +83,7 @@ class Clock:
         self._arrivals: Iterator[Job] = iter(())
         self._next_job: Job | None = None
         self._on_decided: Callable[[], None] = lambda: None
+        self._held: Callable[[], bool] | None = None
         self._reviews: set[float] = set()
         self._seen_job: Job | None = None
         """The next job and the number of jobs at the last decision, by which progress is told."""
@@ -94,8 +95,18 @@ class Clock:
         self._looked: tuple[float, float, int] | None = None
         """Time, service and pauses of the active jobs at the last look."""
 
-    def run(self, loop: Scheduler, arrivals: Iterator[Job], on_decided: Callable[[], None]) -> None:
-        """Run until nothing is left to happen. `on_decided` is called after every decision."""
+    def run(
+        self,
+        loop: Scheduler,
+        arrivals: Iterator[Job],
+        on_decided: Callable[[], None],
+        held: Callable[[], bool] | None = None,
+    ) -> None:
+        """Run until nothing is left to happen. `on_decided` is called after every decision.
+
+        `held`: while it is true, arrivals and reviews ask for no decision; whoever holds them asks where one is due.
+        """
+        self._held = held
         self.loop = loop
         self._arrivals = arrivals
         self._on_decided = on_decided
@@ -139,14 +150,15 @@ class Clock:
         self._next_job = job
         if job is not None:
             self.at(job.spec.submit_s, self._arrive, None)
-        if due:
+        if due and not (self._held and self._held()):
             self.request_decision()
 
     def _review(self, event: Any) -> None:
         self._reviews.discard(event.value)
         if self.loop.active:
             self.loop.review()
-            self.request_decision()
+            if not (self._held and self._held()):
+                self.request_decision()
 
     def _decide(self, _: Any) -> None:
         self._decision_due = False

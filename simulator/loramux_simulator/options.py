@@ -39,6 +39,12 @@ class SimOptions:
     warmup: float = 0.0
     """Share of the jobs, by submission, left out of the statistics. What devices do (tokens, busy share, memory, steps,
     decisions) counts from the submission of the first job that is left, for whichever job they do it."""
+    step_time_factor: float = 1.0
+    """A fused step takes so many times what it is predicted to: a machine that is slower than its profile says. The
+    policies' predictions stay those of the profile. Step fidelity only."""
+    live: bool = False
+    """As a live scheduler of one device goes about it: the base models are there when the run begins, and what happens
+    during a fused step is answered when the step has ended. Step fidelity, one device."""
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("packed", "padded"))
@@ -55,6 +61,10 @@ class SimOptions:
             raise UsageError(f"warmup must be a share of the jobs, from 0 to below 1, not {self.warmup}")
         if self.fidelity == "rate" and self.row_order == "sorted":
             raise UsageError("sorted rows have no constant rate: row-order sorted needs --fidelity step")
+        if not 1e-6 <= self.step_time_factor <= 1e6:
+            raise UsageError(f"step-time-factor must be from 1e-6 to 1e6, not {self.step_time_factor}")
+        if self.fidelity == "rate" and (self.step_time_factor != 1.0 or self.live):
+            raise UsageError("step-time-factor and live are of single steps: they need --fidelity step")
         if self.fidelity == "step" and self.speedup_curve is not None:
             raise UsageError("--speedup-curve replaces the step-time model, so it needs --fidelity rate")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class StepEngine:
         charges: bool = True,
         sorted_rows: bool = False,
         stops: Callable[[Job], float | None] = lambda _: None,
+        time_factor: float = 1.0,
+        live: bool = False,
     ) -> None:
         self._clock = Clock()
         self.devices = [
@@ -82,6 +85,8 @@ class StepEngine:
         self._sorted_rows = sorted_rows
         self._stops = stops
         """Where early-stop prediction expects a job's end."""
+        self._time_factor = time_factor
+        self._live = live
         self._woken: dict[int, None] = {}
         self._loop: Scheduler
         self._watched: dict[str, float] = {}
@@ -95,7 +100,9 @@ class StepEngine:
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
         """Run the whole trace."""
         self._loop = loop
-        self._clock.run(loop, arrivals, self._wake)
+        (device,) = self.devices if self._live else (None,)
+        held = None if device is None else partial(getattr, device, "busy")
+        self._clock.run(loop, arrivals, self._wake, held)
 
     def at(self, t_s: float, call: Callable[[Any], None]) -> None:
         """Call back at that time."""
@@ -128,7 +135,7 @@ class StepEngine:
                 if seconds + cost.base.load_s > 0.0:
                     device.fused.debts[job.job_id] = seconds + cost.base.load_s
                 seconds = 0.0
-            elif not cost.overridden and cost.base.key not in device.bases:
+            elif not cost.overridden and not self._live and cost.base.key not in device.bases:
                 seconds += cost.base.load_s
                 device.bases = {key for key in device.bases if key in device.fused.turns} | {cost.base.key}
             self._stall(device, seconds)
@@ -255,9 +262,10 @@ class StepEngine:
         step = fused.next_step()
         cost = fused.cost(step, memory=self._actual is not None)
         device.busy = True
-        device.seconds = cost.seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * cost.seconds
+        seconds = cost.seconds * self._time_factor
+        device.seconds = seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * seconds
         start_s = max(self.now_s, device.stall_until_s)
-        device.ends_s = start_s + cost.seconds
+        device.ends_s = start_s + seconds
         if self._actual is not None:
             names = {entry.job_id for entry in step.entries}
             newest = next(run for run in reversed(fused.runs.values()) if run.job_id in names).job

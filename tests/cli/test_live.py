@@ -19,6 +19,7 @@ from .conftest import Cli
 pytest.importorskip("torch")
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+STARTED: list[subprocess.Popen[str]] = []
 JOBS = """
 base:
   config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
@@ -40,10 +41,12 @@ def loramux(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def start(*arguments: str, cwd: Path, said: str = "said") -> subprocess.Popen[str]:
     """A scheduler; what it says goes into a file."""
     with (cwd / said).open("w") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "loramux_cli.main", "run", "--state", "state", *arguments],
             cwd=cwd, stderr=file, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
         )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def status(cwd: Path) -> dict[str, Any]:
@@ -72,6 +75,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     )
     (tmp_path / "jobs.yaml").write_text(JOBS)
     yield tmp_path
+    while STARTED:  # a test that has failed must not leave its scheduler behind
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
 
 
 def test_a_day_in_the_life(folder: Path) -> None:
@@ -129,8 +137,10 @@ def test_a_killed_process_is_started_again_and_ctrl_c_ends_it(folder: Path) -> N
     loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
     before = wait_for(folder, lambda jobs: jobs and jobs["long"]["step"] > 10)
     os.kill(before["pid"], signal.SIGKILL)
-    after = wait_for(folder, lambda jobs: jobs["long"]["step"] > before["jobs"][1]["step"] + 5)
-    assert after["pid"] != before["pid"] and after["restarts"] == 1
+    wait_for(folder, lambda jobs: status(folder)["restarts"] == 1)
+    again = status(folder)
+    assert again["pid"] != before["pid"]
+    wait_for(folder, lambda jobs: jobs["long"]["step"] > again["jobs"][1]["step"] + 5)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert "killed by signal 9; starting it again" in (folder / "said").read_text()

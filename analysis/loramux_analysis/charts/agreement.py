@@ -7,7 +7,7 @@ import pandas as pd
 
 from loramux_analysis.agreement import kendall_tau, mape
 from loramux_analysis.load import Results, spec
-from loramux_analysis.metrics import completed
+from loramux_analysis.real import turnarounds
 from loramux_analysis.style import (
     FAINT,
     Drawing,
@@ -40,8 +40,9 @@ def pairs(results: Results) -> list[tuple[str, Run, Run]]:
 def draw(results: Results) -> list[Drawing]:
     """One chart. Raises NothingToDrawError when no real run has a simulated twin."""
     twins = pairs(results)
-    tables = [_jobs(policy, simulated, real) for policy, simulated, real in twins]
-    data = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    tables = [turnarounds(simulated, real).assign(policy=policy) for policy, simulated, real in twins]
+    columns = ["policy", "job_id", "real_s", "simulated_s"]
+    data = pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame()
     if data.empty:
         raise NothingToDrawError("needs a real run and a simulated run of the same policy and trace")
     names = list(dict.fromkeys(str(policy) for policy in data["policy"]))
@@ -86,13 +87,6 @@ def draw(results: Results) -> list[Drawing]:
         right.set_ylabel("simulated mean turnaround")
         left.legend(loc="upper left", markerscale=2)
         return [Drawing("simulated_vs_real", fig, data)]
-
-
-def _jobs(policy: str, simulated: Run, real: Run) -> pd.DataFrame:
-    """Turnaround of each job that completed in both, s."""
-    a, b = (completed(run.jobs).set_index("job_id")["turnaround_time"] for run in (simulated, real))
-    both = pd.concat([a, b], axis=1, keys=["simulated_s", "real_s"], join="inner").sort_index().reset_index()
-    return both.assign(policy=policy)[["policy", "job_id", "real_s", "simulated_s"]]
 
 
 def _policy(run: Run) -> str:

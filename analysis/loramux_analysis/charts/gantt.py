@@ -85,7 +85,7 @@ def _panels(
         upper, lower = grid[2 * i], grid[2 * i + 1]
         upper.set_title(_device_name(run, device))
         if bars:
-            _bars(upper, mine, key, colour, span[1] - span[0], scale, lanes)
+            draw_bars(upper, mine, key, colour, span[1] - span[0], scale, lanes)
         else:
             _residents(upper, mine, key, colour, span, scale)
         _memory(lower, run, device, span, scale)
@@ -97,7 +97,7 @@ def _panels(
     return Drawing(name, fig, table.rename(columns={"lane": "seat"}))
 
 
-def _bars(
+def draw_bars(
     axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], width_s: float, scale: float, lanes: int
 ) -> None:
     """One bar a stay; a thin white edge keeps neighbours apart."""

@@ -22,13 +22,14 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 
+from loramux_runtime.gpu.live import live
 from loramux_runtime.gpu.profile import profile
 from loramux_runtime.gpu.store import Store
 from loramux_runtime.gpu.timing import clear, timed
 from loramux_runtime.gpu.workload import METHODS, Case, Fused, PeftSequential, load
 
 EXIT_NO_GPU = 5
-PARTS = ("tests", "ceilings", "fused", "methods", "memory", "peft", "profile")
+PARTS = ("tests", "ceilings", "fused", "methods", "memory", "peft", "profile", "live")
 ROOT = Path(__file__).parents[3]
 
 
@@ -168,6 +169,8 @@ def main() -> None:
             ceilings(store, device, tiny=given.tiny)
         elif part == "profile":
             profile(store, given.out, device, left, tiny=given.tiny)
+        elif part == "live":
+            live(store, given.out, given.device, left, tiny=given.tiny)
         elif part == "peft":
             if find_spec("peft") is not None:
                 run_cases(store, device, part, left, tiny=given.tiny, make="peft")

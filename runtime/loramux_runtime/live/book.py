@@ -118,6 +118,10 @@ class Book:
         """Service that a job has received, as last heard."""
         return self._attained_s.get(job_id, 0.0)
 
+    def forget(self, job_id: str) -> None:
+        """The job has ended, and that is committed."""
+        self._attained_s.pop(job_id, None)
+
     # -- committing
 
     def flush(self, **facts: Any) -> None:

@@ -28,11 +28,12 @@ class LiveInbox:
 
     def poll(self, now_s: float) -> None:
         """Commands first, in order: `cancel` and the job it is for may come together."""
-        if self.news():
+        version = self._store.version  # before the reading: what comes meanwhile is news again
+        if version != self._version:
+            self._version = version
             self._read_jobs(now_s)
             for row in self._store.open_commands():
                 self._obey(row)
-            self._version = self._store.version
         while self._coming and self._coming[0][0] <= now_s:
             self._admit(heappop(self._coming)[2])
 

@@ -93,6 +93,11 @@ class Progress:
                 if peak is not None:
                     self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
 
+    def forget(self, job_id: str) -> None:
+        """The job has ended."""
+        for figures in (self._tokens, self._peaks, self._bounds):
+            figures.pop(job_id, None)
+
     def sample(self) -> None:
         """Memory and residents from now on, for the timeline: measured where it can be, else what is expected."""
         service = self._service

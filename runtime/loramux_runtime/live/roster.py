@@ -34,8 +34,6 @@ class Roster:
         self._book = book
         self._intake = Intake([cost], [devices], oracle=False, unschedulable=self._unschedulable)
         self._admitted: dict[str, Admitted] = {}
-        self.specs: dict[str, JobSpec] = {}
-        """Of every job that this process has admitted."""
 
     @property
     def hopeless(self) -> int:
@@ -66,7 +64,6 @@ class Roster:
             self._book.ended_before_it_began(job_id, state, str(error))
             return None
         self._admitted[job_id] = admitted
-        self.specs[job_id] = spec
         _go_on(job, row)
         training_steps = admitted.config.steps or job.declared_steps
         self._book.set(
@@ -87,7 +84,6 @@ class Roster:
         spec = replace(job.spec, micro_batch_size=max(1, rows // 2))
         smaller = self._intake.job(job.index, spec)
         if smaller is not None:
-            self.specs[job.job_id] = spec
             self._book.set(job.job_id, micro_batch=max(1, rows // 2), predicted_bytes=smaller.need_bytes)
         return smaller
 

@@ -51,6 +51,11 @@ class Saving:
             if job_id not in needed:
                 self.checkpoints.remove(job_id)
 
+    def forget(self, job_id: str) -> None:
+        """The job has ended."""
+        self.checkpoints.remove(job_id)
+        self._saved.pop(job_id, None)
+
     def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
         """Bring a job to its newest valid checkpoint, if it has one. With none valid it begins again: the same steps
         give the same bits.

@@ -38,7 +38,7 @@ from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob
-from loramux_traces.errors import StateError
+from loramux_traces.errors import Interrupted, StateError
 
 FALLBACK: Final = "fifo"
 STALL_S: Final = 30.0
@@ -144,8 +144,12 @@ class LiveService:
         with stop_on_signal(self.executor.request_stop) as stopped:
             try:
                 self.executor.run(self.loop, self.inbox)
-            finally:  # also where the policy or the disk has ended it
+            except Interrupted:  # a second signal: at once, from the last checkpoints
+                raise
+            except BaseException:  # the policy or the disk has ended it
                 self._close()
+                raise
+            self._close()
         ended = [row["state"] for row in self.store.jobs() if row["state"] not in OPEN]
         return Outcome(
             stopped_by=stopped[0] if stopped else None,
@@ -155,6 +159,9 @@ class LiveService:
 
     @property
     def _lasting(self) -> bool:
+        """Whether something may still come: a job, a command, or the memory that others have taken."""
+        if self._watch is not None and self.loop.active:
+            return True
         return not self.settings.exit_when_idle and not self.draining
 
     def _recover(self) -> None:
@@ -185,7 +192,9 @@ class LiveService:
         self.progress.note(self.executor.now_s)
         self.book.flush(now_s=self.executor.now_s, now_unix_s=time.time(), **self.progress.facts())
         for job_id in self._finished:
-            self.saving.checkpoints.remove(job_id)
+            self.saving.forget(job_id)
+            self.progress.forget(job_id)
+            self.book.forget(job_id)
         self._finished.clear()
         for call in self._on_flush:
             call()
@@ -202,6 +211,7 @@ class LiveService:
             if self.suspects.alone(row):
                 self.book.set(row["job_id"], why="runs alone: the scheduler died twice in its steps")
             return
+        self.marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
         job = self.roster.job(row)
         if job is not None:
             self.loop.arrive(job)

@@ -45,8 +45,12 @@ def supervise(
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while True:
+            if stopped_by:  # between two processes: nobody else would hear of it
+                return 128 + stopped_by[0]
             starts.append(time.monotonic())
             child = subprocess.Popen(list(command), preexec_fn=_end_with_parent, start_new_session=True)
+            if stopped_by:
+                child.send_signal(stopped_by[0])
             code = _wait(child, folder, hang_s, say, poll_s)
             if code in MEANT:
                 return code

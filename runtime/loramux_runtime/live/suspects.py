@@ -39,7 +39,10 @@ class Suspects:
         jobs = self._doing.jobs
         for row in self.blame(jobs):
             if self.hopeless(row, alone=len(jobs) == 1):
-                self._store.update(row["job_id"], state=FAILED_CRASHED, reason=self.reason(row), why="")
+                job_id, reason = row["job_id"], self.reason(row)
+                self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="")
+                t_s = self._store.fact("now_s", 0.0)
+                self._store.add_events([{"t_s": t_s, "event": "crash", "job_id": job_id, "detail": reason}])
 
     def blame(self, jobs: Mapping[str, float]) -> list[Row]:
         """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""

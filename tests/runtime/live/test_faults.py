@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,80 @@ def test_data_that_changed_is_noticed(tmp_path: Path) -> None:
     assert play(store, "fifo").failed == 1
     assert states(store) == {"job00": "FAILED_DATA"}
     assert "data file has changed" in store.job("job00")["reason"]
+
+
+def test_a_full_disk_pauses_a_job_and_keeps_what_there_was(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """The disk takes the checkpoints of every job but one."""
+    full = [False]
+
+    def no_space(_: str, facts: dict[str, object]) -> None:
+        if facts["job_id"] == "job01" and facts["stage"] == "state" and full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def from_then_on(_: str, facts: dict[str, object]) -> None:
+        training = box[0]._training.get("job01")
+        full[0] = training is not None and training.step >= 3
+
+    box: list[LiveService] = []
+    said: list[str] = []
+    store = submit(tmp_path / "state", jobs(tmp_path, 5))
+    with owned(store.folder):
+        faults = FaultPlan(checkpoint=no_space, step=from_then_on)
+        box.append(service(store, "fifo", faults=faults, warn=said.append, checkpoint_s=0.0))
+        assert box[0].play().failed == 0
+    assert states(store) == {**dict.fromkeys(whole, "COMPLETED"), "job01": "HELD"}
+    assert "cannot be written (No space left on device)" in store.job("job01")["reason"]
+    assert any("job01 is paused" in text for text in said)
+    kept = sorted((store.folder / "checkpoints" / "job01").iterdir())
+    assert kept and not any(path.name.startswith(".") for path in kept)
+    store.command("resume", "job01")
+    assert play(store, "fifo").failed == 0
+    assert curves(store) == whole
+
+
+def test_a_corrupt_checkpoint_is_passed_over(tmp_path: Path, whole: dict[str, Any]) -> None:
+    def stop(_: str, facts: dict[str, object]) -> None:
+        done[0] += 1
+        if done[0] == 8:
+            scheduler.executor.request_stop()
+
+    done = [0]
+    store = submit(tmp_path / "state", jobs(tmp_path, 5))
+    with owned(store.folder):
+        scheduler = service(store, "fifo", faults=FaultPlan(step=stop), checkpoint_s=0.0)
+        scheduler.play()
+    newest = sorted((store.folder / "checkpoints" / "job03").iterdir())[-1]
+    tensors = newest / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(bytes(content))
+    for path in (store.folder / "checkpoints" / "job01").rglob("*.safetensors"):  # all of them: from the first step
+        path.write_bytes(path.read_bytes()[:-7])
+    said: list[str] = []
+    assert play(store, "fifo", warn=said.append).failed == 0
+    assert any(str(newest) in text for text in said) and any("begins again at its first step" in text for text in said)
+    assert curves(store) == whole
+
+
+def test_a_process_that_takes_memory_is_respected(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """The newest residents make room, and come back when it has gone."""
+    seen: list[tuple[float, int]] = []
+    asked = [0]
+
+    def watch(now_s: float) -> float | None:
+        asked[0] += 1
+        seen.append((box[0].capacity_bytes, len(box[0].loop.fleet[0].jobs)))
+        if asked[0] == 6:
+            return box[0].loop.fleet[0].used * 0.6
+        return 1e9 if asked[0] == 12 else None
+
+    box: list[LiveService] = []
+    store = submit(tmp_path / "state", jobs(tmp_path, 5))
+    with owned(store.folder):
+        box.append(service(store, "fifo", options={"watch": watch}))
+        assert box[0].play().failed == 0
+    assert curves(store) == whole
+    small = [n for capacity, n in seen if capacity < 1e9]
+    assert small and max(small) < max(n for _, n in seen)
+    events = [event["event"] for event in store.events()]
+    assert events.count("capacity") == 2 and "pause" in events

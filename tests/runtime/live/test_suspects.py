@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,6 +69,14 @@ def test_no_end_of_restarts_is_an_end(tmp_path: Path, monkeypatch: pytest.Monkey
     command = [sys.executable, "-c", "import os; os.abort()"]
     assert supervise(command, tmp_path, hang_s=60.0, say=said.append, poll_s=0.02) == 1
     assert "giving up" in said[-1] and len(said) == 3
+
+
+def test_a_signal_between_two_processes_is_heard(tmp_path: Path) -> None:
+    """(Found by the soak: the next process was started, and ran for ever.)"""
+    command = [sys.executable, "-c", "import os; os.abort()"]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        say = lambda text, number=number: os.kill(os.getpid(), number)
+        assert supervise(command, tmp_path, hang_s=60.0, say=say, poll_s=0.02) == code
 
 
 def test_exit_codes_that_are_meant_are_passed_on(tmp_path: Path) -> None:

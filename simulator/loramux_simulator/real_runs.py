@@ -1,0 +1,137 @@
+"""A real run of a trace, simulated again: the same jobs, row lengths, policy, seats and device profile.
+
+The folder of such a run holds, beside what every run folder has (`loramux_traces.runfolder`): `trace.csv`, the jobs as
+they were submitted (times and steps as scaled), and `profile.json`, the device profile that the scheduler went by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from loramux_policies.registry import create
+from loramux_profiles.checked import read_checked
+from loramux_profiles.cost import CostModel
+from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_simulator.api import RunResult, simulate
+from loramux_traces.errors import InvalidInputError, Problem, StateError
+from loramux_traces.job import Trace
+from loramux_traces.runfolder import Run
+
+TRACE: Final = "trace.csv"
+PROFILE: Final = "profile.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a real run ran under."""
+
+    policy: str
+    """As `--policy` takes it."""
+    seed: int
+    max_resident: int | None
+    trace: Trace
+    device: DeviceProfile
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for runs that are simulated alike."""
+        return self.policy, self.seed, self.max_resident, self.trace.sha256, self.device.digest
+
+
+def setting_of(run: Run, *, allow_other: bool = False) -> Setting:
+    """Read what the folder of a real run says. InvalidInputError for one that is not real, or cannot be simulated."""
+    manifest = run.manifest
+    if manifest.get("kind") != "real":
+        raise _bad(run.path, "is a simulated run; give real ones")
+    policy = manifest.get("policy_params") or manifest["policy"]
+    seats = manifest.get("max_resident")
+    if not isinstance(policy, str):
+        raise _bad(run.path / "manifest.json", "policy_params must be the policy's text, as --policy takes it")
+    if seats is not None and not isinstance(seats, int):
+        raise _bad(run.path / "manifest.json", f"max_resident must be a number of jobs or null, not {seats!r}")
+    for name in (TRACE, PROFILE):
+        if not (run.path / name).is_file():
+            raise _bad(run.path / name, "is missing: a run of a trace leaves it (loramux run --trace)")
+    return Setting(
+        policy=policy,
+        seed=run.seed,
+        max_resident=seats,
+        trace=read_checked(run.path / TRACE),
+        device=load_device(str(run.path / PROFILE), allow_other=allow_other),
+    )
+
+
+def _bad(path: Path, allowed: str) -> InvalidInputError:
+    return InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=allowed)])
+
+
+def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> RunResult:
+    """The run at step fidelity, as a live scheduler decides it, on a machine that takes `factor` times the predicted
+    step times. Raises what `simulate` raises.
+    """
+    result = simulate(
+        setting.trace,
+        create(setting.policy),
+        devices=(setting.device,),
+        fidelity="step",
+        max_resident=setting.max_resident,
+        seed=seed,
+        step_time_factor=factor,
+        live=True,
+    )
+    result.policy = setting.policy.partition(":")[0]
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of the fused steps of one or several real runs."""
+
+    steps: int = 0
+    measured_s: float = 0.0
+    predicted_s: float = 0.0
+
+    def __add__(self, other: StepTimes) -> StepTimes:
+        return StepTimes(
+            self.steps + other.steps, self.measured_s + other.measured_s, self.predicted_s + other.predicted_s
+        )
+
+    @property
+    def factor(self) -> float | None:
+        """How much slower the machine was than its profile says; None where no step is known."""
+        return self.measured_s / self.predicted_s if self.predicted_s > 0 and self.measured_s > 0 else None
+
+
+def step_times(run: Run, setting: Setting) -> StepTimes:
+    """Measured seconds of a run's fused steps, and what the profile says of the same rows.
+
+    From the recorded stream (`loramux_policies.stream`); where the run kept none, its own account of the refit
+    (`prediction` in summary.json) stands for it, in units of its steps.
+    """
+    steps = [event for event in run.events() if event.get("event") == "step" and not event.get("oom")]
+    if steps:
+        try:
+            return _of_steps(steps, setting)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{run.path}: a step of its events is not one of its trace ({error!r})") from error
+    said: Mapping[str, Any] = run.summary.get("prediction") or {}
+    count, factor = said.get("steps") or 0, said.get("time_factor")
+    return StepTimes(int(count), float(count) * float(factor), float(count)) if count and factor else StepTimes()
+
+
+def _of_steps(steps: Sequence[Mapping[str, Any]], setting: Setting) -> StepTimes:
+    model = CostModel(setting.device, folder=setting.trace.folder)
+    costs = {spec.job_id: model.job_cost(spec) for spec in setting.trace.jobs}
+    measured = predicted = 0.0
+    for event in steps:
+        entries: Iterable[tuple[str, Sequence[int]]] = event["entries"]
+        lengths = {job_id: np.asarray(rows, dtype=np.int64) for job_id, rows in entries}
+        seconds, _ = model.step_s([costs[job_id] for job_id in lengths], list(lengths.values()))
+        predicted += seconds
+        measured += float(event["t_s"]) - float(event["began_s"])
+    return StepTimes(len(steps), measured, predicted)
