@@ -30,8 +30,11 @@ def need_torch() -> None:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
 
 
-def profile_name(device: Any, name: str | None) -> str:
-    """The named profile, or the shipped one of the device. UsageError where none ships for its card."""
+def profile_name(device: Any, name: str | None, card: str | None = None) -> str:
+    """The named profile, or the shipped one of the device. UsageError where none ships for its card.
+
+    `card`: its name, where the device is another host's.
+    """
     from loramux_runtime.devices import card_name
     from loramux_traces.errors import UsageError
 
@@ -39,21 +42,23 @@ def profile_name(device: Any, name: str | None) -> str:
         return name
     if device.type != "cuda":
         return "cpu"
-    card = card_name(device)
+    card = card or card_name(device)
     shipped = next((profile for part, profile in CARDS if part in card), None)
     if shipped is None:
         raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
     return shipped
 
 
-def choose_profile(device: Any, name: str | None, memory: str | None, *, allow_other: bool) -> Any:
+def choose_profile(
+    device: Any, name: str | None, memory: str | None, *, allow_other: bool, card: str | None = None
+) -> Any:
     """The device profile that decisions are made with: the named one, or the shipped one of the device, with the memory
     that --memory says.
     """
     from loramux_profiles.devices import load_device, with_memory
     from loramux_traces.errors import UsageError
 
-    name = profile_name(device, name)
+    name = profile_name(device, name, card)
     profile = load_device(name, allow_other=allow_other)
     fitted = profile.fitted
     if fitted is not None and fitted.kind != device.type and not allow_other:

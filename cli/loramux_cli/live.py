@@ -1,4 +1,4 @@
-"""`loramux run`: the live scheduler on one device."""
+"""`loramux run`: the live scheduler, on one device or on those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typer
 
 from loramux_cli import options as o
 from loramux_cli.device_choice import choose_profile, need_torch, profile_name
+from loramux_cli.live_engine import EngineChoice, opened
 from loramux_cli.live_watch import Watchers, memory_guard, watched
 
 if TYPE_CHECKING:
+    from loramux_cli.live_engine import Opened
     from loramux_runtime.jobs_file import BaseConfig
     from loramux_runtime.live.store import Store
 
@@ -40,7 +42,16 @@ def run_command(
     memory: Annotated[
         str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
     ] = None,
-    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on the device at a time.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local: one device, in this process; ray: an actor for each device (extra ray).")
+    ] = "local",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="With ray: how many. Default: all GPUs of the cluster, or one CPU.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With ray: a running cluster (it must ask for a token). Default: one of its own.")
+    ] = None,
+    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on a device at a time.")] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
     ] = False,
@@ -83,6 +94,7 @@ def run_command(
         from loramux_traces.errors import UsageError
 
         raise UsageError(f"--on-policy-error is fallback or exit, not {on_policy_error[:40]!r}")
+    chosen = EngineChoice(engine=engine, devices=devices, address=ray_address, device=device, threads=threads)
     if supervise:
         raise typer.Exit(_supervised(state, hang_after, quiet=quiet))
     from loramux_cli import running
@@ -113,9 +125,14 @@ def run_command(
             on_policy_error="exit" if on_policy_error == "exit" else "fallback",
             record=record,
         )
-        choice = (device, device_profile, allow_other, memory, threads)
         with watched(store, prometheus, tensorboard) as watchers:
-            code = _serve(store, settings, model, choice, watchers, quiet=quiet)
+            if not quiet:
+                typer.echo(f"loading {model.path or model.shape or 'a tiny model'}", err=True)
+            with opened(chosen, model, recompute=recompute) as found:
+                profile = choose_profile(found.where, device_profile, memory, allow_other=allow_other, card=found.card)
+                name = profile_name(found.where, device_profile, found.card)
+                code = _serve(store, settings, model, found, profile, watchers, hang_s=hang_after, quiet=quiet)
+                _keep_profile(store, name)
         store.close()
     raise typer.Exit(code)
 
@@ -177,58 +194,58 @@ def _parse_base(text: str, dtype: str) -> BaseConfig:
     return BaseConfig(shape=text, dtype=kind)
 
 
-def _serve(store: Store, settings: Any, model: BaseConfig, choice: Any, watchers: Watchers, *, quiet: bool) -> int:
-    import shutil
-
+def _serve(
+    store: Store,
+    settings: Any,
+    model: BaseConfig,
+    found: Opened,
+    profile: Any,
+    watchers: Watchers,
+    *,
+    hang_s: float,
+    quiet: bool,
+) -> int:
     from loramux_cli import running
     from loramux_policies.registry import create
-    from loramux_profiles.devices import device_file
-    from loramux_runtime.devices import choose_device, set_threads
     from loramux_runtime.live.results import write_results
     from loramux_runtime.live.service import LiveService
-    from loramux_runtime.memory import keep_freed_memory, resident_bytes
-    from loramux_runtime.train import open_base
-
-    device, device_profile, allow_other, memory, threads = choice
 
     def warn(text: str) -> None:
         typer.echo(f"loramux: {text}", err=True)
 
-    where = choose_device(device)
-    profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
-    if not quiet:
-        typer.echo(f"loading {model.path or model.shape or 'a tiny model'} on {where}", err=True)
-    base = open_base(model, where)
-    rss = resident_bytes()
-    rss_before = None if rss is None else rss - base.weight_bytes
-    set_threads(threads, base.sites.hidden)
-    if where.type == "cpu":
-        keep_freed_memory()
-    guard = memory_guard(where, profile)
     with running.prints_aside():
         service = LiveService(
             store,
             settings,
             create(settings.policy),
             profile,
-            base=base,
+            base=found.base,
+            pool=found.pool,
+            hang_s=hang_s,
             tokenizer_path=model.path,
             warn=warn,
-            rss_before=rss_before,
-            watch=guard.poll,
+            rss_before=found.rss_before,
+            watch=None if found.pool is not None else memory_guard(found.where, profile).poll,
             on_flush=watchers.on_flush,
             on_record=watchers.on_record,
         )
         if not quiet:
-            typer.echo(f"ready: {settings.policy} on {where}; submit jobs to {store.folder}", err=True)
+            typer.echo(f"ready: {settings.policy} on {found.device}; submit jobs to {store.folder}", err=True)
         outcome = service.play()
-    shutil.copyfile(device_file(profile_name(where, device_profile)), store.folder / PROFILE)
     write_results(store, manifest(settings, store, profile))
     if outcome.stopped_by is not None:
         return 128 + outcome.stopped_by
     if outcome.hopeless:
         return EXIT_NEVER_FITS
     return EXIT_FAILED_JOBS if outcome.failed else 0
+
+
+def _keep_profile(store: Store, name: str) -> None:
+    import shutil
+
+    from loramux_profiles.devices import device_file
+
+    shutil.copyfile(device_file(name), store.folder / PROFILE)
 
 
 def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:

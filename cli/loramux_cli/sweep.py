@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +38,12 @@ def sweep_command(
     multi_gpu: o.MultiGpu = "gang",
     warmup: o.Warmup = 0.0,
     workers: Annotated[int, typer.Option(help="Runs at a time; -1: one per core.")] = -1,
+    engine: Annotated[
+        str, typer.Option(help="local: processes on this host; ray: of a Ray cluster (extra ray).")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="With ray: a running cluster (it must ask for a token). Default: one of its own.")
+    ] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of an interrupted sweep.")] = False,
     as_json: o.AsJson = False,
@@ -49,6 +57,10 @@ def sweep_command(
     from loramux_traces.errors import UsageError
     from loramux_traces.runfolder import prepare_folder
 
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine is local or ray, not {engine[:40]!r}")
+    if ray_address is not None and engine == "local":
+        raise UsageError("--ray-address is for --engine ray")
     if trace is not None and generate is not None:
         raise UsageError("give --trace or --generate, not both")
     names = running.load_policies(policy, policy_file)
@@ -79,8 +91,12 @@ def sweep_command(
         resuming = "--resume goes on with an interrupted sweep"
         prepare_folder(out, force=force, resume=resume, also=("results.csv",), resuming=resuming)
         total = len(plan.points())
-        with _progress("sweep", total, quiet=quiet) as tell, running.prints_aside():
-            table = sweep(plan, out=out, n_jobs=workers, resume=resume, progress=tell)
+        with (
+            _backend(engine, ray_address) as backend,
+            _progress("sweep", total, quiet=quiet) as tell,
+            running.prints_aside(),
+        ):
+            table = sweep(plan, out=out, n_jobs=workers, backend=backend, resume=resume, progress=tell)
         if plots:
             from loramux_analysis.load import load as load_results
             from loramux_analysis.plots import draw_charts
@@ -94,6 +110,24 @@ def sweep_command(
             _show(table)
         if not quiet:
             typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
+
+
+@contextmanager
+def _backend(engine: str, address: str | None) -> Iterator[str | None]:
+    """Name of joblib's backend. UsageError where Ray is not installed."""
+    if engine == "local":
+        yield None
+        return
+    import importlib
+
+    from loramux_runtime.live.ray_cluster import RayCluster
+
+    cluster = RayCluster(address)
+    try:
+        importlib.import_module("ray.util.joblib").register_ray()
+        yield "ray"
+    finally:
+        cluster.close()
 
 
 def _generated(text: str) -> Any:

@@ -34,8 +34,8 @@ SETTLE_ROUNDS: Final = 64
 """A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
 
 Listener = Callable[[str, Job, tuple[int, ...], str], None]
-"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, finish, reject, oom, fail, cancel,
-hold."""
+"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, lost, finish, reject, oom, fail,
+cancel, hold."""
 
 
 def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
@@ -232,13 +232,19 @@ class Scheduler:
                 self._push_out(newest, f"policy {policy.name} has no seat for it")
         self._due = True
 
-    def _push_out(self, job: Job, detail: str) -> None:
+    def lose(self, job: Job, detail: str) -> None:
+        """The device of a running job is gone, and with it what the job has learned since it was last saved: it waits
+        again (the backend has set its figures back).
+        """
+        self._push_out(job, detail, event="lost")
+
+    def _push_out(self, job: Job, detail: str, event: str = "pause") -> None:
         """A resident waits again, through no fault of its own and by no decision of the policy."""
         self.backend.stop(job)
         devices = self._leave(job)
         self._freed.extend(devices)
-        job.preemptions += 1
-        self._tell("pause", job, devices, detail)
+        job.preemptions += event == "pause"
+        self._tell(event, job, devices, detail)
         self._paused.append(job.job_id)
         self._due = True
         self._enqueue(job)

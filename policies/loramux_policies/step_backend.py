@@ -27,6 +27,7 @@ from loramux_policies.views import FusedStep
 from loramux_profiles.cost import CostModel
 
 OUT_OF_MEMORY = "the device ran out of memory in a fused step"
+GONE = "its worker died"
 Note = Callable[[dict[str, Any]], None]
 """Takes one row of the recorded stream."""
 
@@ -126,6 +127,8 @@ class StepBackend(ABC, Generic[P]):
         """In a step that has ended, and not looked at yet."""
         self._failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
         """Steps that ran out of memory, not dealt with yet."""
+        self._gone: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
+        """Devices that are gone, and who was in the step that they were in; not dealt with yet."""
         self._loop: Scheduler
 
     # -- what is left to the kind of run
@@ -139,10 +142,24 @@ class StepBackend(ABC, Generic[P]):
         """Have the device carry out `device.step`."""
 
     @abstractmethod
-    def _land(self) -> tuple[StepDevice[P], StepTimes]:
+    def _land(self) -> tuple[StepDevice[P], StepTimes | None]:
         """Wait for a step to end (the devices with one are at work, at least one of them); its jobs' training has moved
-        on, unless it ran out of memory.
+        on, unless it ran out of memory. None in place of the times: the device is gone.
         """
+
+    def _sooner(self, until_s: float) -> float | None:
+        """Of several devices: wait for a step to end, but not beyond `until_s`. The instant at which it goes on where
+        none has ended, else None.
+        """
+        return None
+
+    def _another(self) -> bool:
+        """Of several devices: whether another step has ended by now."""
+        return False
+
+    def _expecting(self) -> bool:
+        """Whether a device will be there that is not now."""
+        return False
 
     @abstractmethod
     def _wait(self, until_s: float) -> float:
@@ -285,7 +302,7 @@ class StepBackend(ABC, Generic[P]):
         loop.decide()
         if self._boundary():
             return True
-        if self._trained or self._failed:
+        if self._trained or self._failed or self._gone:
             self._follow_up()
             return True
         if self._stopping:
@@ -297,7 +314,16 @@ class StepBackend(ABC, Generic[P]):
             working = working or device.step is not None
         if not working:
             return self._idle(loop, inbox)
+        if len(self.devices) > 1:  # one device answers to nothing in the middle of its step; an idle one beside it does
+            coming = inbox.next_s()
+            until_s = min(inf if coming is None else coming, reviews[0] if reviews else inf)
+            instant_s = self._sooner(until_s)
+            if instant_s is not None:
+                self._now_s = max(self._now_s, instant_s)
+                return True
         self._collect()
+        while self._another():  # what happens at one instant is decided on together
+            self._collect()
         self._follow_up()
         return True
 
@@ -309,6 +335,8 @@ class StepBackend(ABC, Generic[P]):
         coming = inbox.next_s()
         if coming is not None:
             upcoming.append(coming)
+        if self._expecting():
+            upcoming.append(inf)
         if not upcoming:
             return False
         self._now_s = self._wait(min(upcoming))
@@ -336,6 +364,9 @@ class StepBackend(ABC, Generic[P]):
         fused, step, runs = device.fused, device.step, device.runs
         assert step is not None
         device.step, device.runs = None, []
+        if times is None:
+            self._gone.append((device, runs))
+            return
         self._now_s = max(self._now_s, times.ended_s)
         if not times.out_of_memory:
             fused.advance(step)
@@ -361,6 +392,8 @@ class StepBackend(ABC, Generic[P]):
                 self._after(run)
         while self._failed:
             self._recover(*self._failed.pop(0))
+        while self._gone:
+            self._bury(*self._gone.pop(0))
 
     def _after(self, run: LiveRun[P]) -> None:
         job, loop = run.job, self._loop
@@ -381,11 +414,12 @@ class StepBackend(ABC, Generic[P]):
             loop.fail(job, end.event, end.detail)
         self._ended(run)
 
-    def _leave(self, job: Job) -> None:
-        """Take the job off its device's books, its figures up to date."""
+    def _leave(self, job: Job, *, synced: bool = False) -> None:
+        """Take the job off its device's books, its figures up to date (`synced`: they are)."""
         device = self.device_of(job)
         self._account(device)
-        self.sync(job)
+        if not synced:
+            self.sync(job)
         self._watched.pop(job.job_id, None)
         job.run = None
         device.fused.remove(job.job_id)
@@ -398,3 +432,8 @@ class StepBackend(ABC, Generic[P]):
             ledger = self._loop.fleet[device.fused.device_id]
             figures = f"at most {ledger.used:.0f} bytes were expected, {ledger.capacity:.0f} are available"
             self._loop.evict(newest[-1].job, f"{OUT_OF_MEMORY} ({figures})")
+
+    def _bury(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
+        """The device is gone, and what was on it. `runs`: in the step that it was in."""
+        for run in list(device.fused.runs.values()):
+            self._loop.lose(run.job, GONE)

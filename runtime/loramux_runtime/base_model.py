@@ -180,6 +180,20 @@ def build_base(
     return _made(make, name or config.model_type, dtype, device)
 
 
+def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
+    """The model of a folder without its weights (device `meta`). InvalidInputError where it is no model's."""
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise _invalid(folder, "not a model folder (no config.json)")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise _invalid(folder, str(error)) from error
+    return build_base(config, name=str(path), dtype=dtype, device="meta")
+
+
 def shape_config(name: str, **changes: Any) -> Any:
     """A transformers configuration with the shape of that name (`loramux_profiles.shapes`), llama-like."""
     from transformers import AutoConfig

@@ -9,8 +9,11 @@ import torch
 from loramux_traces.errors import HardwareMissingError, UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """A device by name (cpu, cuda, cuda:N); auto: CUDA where there is one. UsageError or HardwareMissingError."""
+def choose_device(name: str, *, here: bool = True) -> torch.device:
+    """A device by name (cpu, cuda, cuda:N); auto: CUDA where there is one. UsageError or HardwareMissingError.
+
+    `here`: it must be in this machine.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -19,7 +22,7 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name!r}: cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise HardwareMissingError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,6 +28,27 @@ OnStep = Callable[[FusedStep, float, float], None]
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch ran out of memory: its own class on CUDA, a plain RuntimeError of the allocator on CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> list[JobOutcome] | None:
+    """Forward and backward; None where memory ran out. The error is gone with its traceback, which would pin the step's
+    tensors, when this has returned.
+    """
+    try:
+        jobs = [(part.adapter.job_id, len(part.batch.tokens)) for part in parts]
+        faults.reach("step", job_ids=tuple(name for name, _ in jobs), rows=tuple(rows for _, rows in jobs))
+        return model.step(parts)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def end_of(training: TrainingJob) -> End | None:
+    """How the job has ended, if it has."""
+    if training.diverged:
+        return End("diverge", training.diverged)
+    return End("finish", "") if training.finished else None
 
 
 class Executor(StepBackend[TrainingJob]):
@@ -67,6 +88,10 @@ class Executor(StepBackend[TrainingJob]):
         """The time right now; `now_s` is that of the step boundary before it."""
         return self._times.now_s()
 
+    def peak_bytes(self, device_id: int = 0) -> float | None:
+        """Most bytes that the device has held; None where it is not known."""
+        return self.memory.peak_bytes()
+
     def _begin(self) -> float:
         return self._times.now_s()
 
@@ -102,7 +127,7 @@ class Executor(StepBackend[TrainingJob]):
         self._times.step_begins()
         self.memory.step_begins()
         began_s = self._times.now_s()
-        outcomes = self._compute(step, parts)
+        outcomes = try_step(self.model, parts, self._faults)
         if outcomes is None:
             self.memory.release()
             self._times.step_ends(0.0)
@@ -129,24 +154,8 @@ class Executor(StepBackend[TrainingJob]):
         recompute = self.model.recompute
         return self._observer.see(jobs, recompute=recompute, seconds=seconds, dynamic_bytes=dynamic_bytes)
 
-    def _compute(self, step: FusedStep, parts: list[Part]) -> list[JobOutcome] | None:
-        """Forward and backward; None where memory ran out. The error is gone with its traceback, which would pin the
-        step's tensors, when this has returned.
-        """
-        try:
-            entries = step.entries
-            self._faults.reach("step", job_ids=tuple(e.job_id for e in entries), rows=tuple(e.rows for e in entries))
-            return self.model.step(parts)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        return None
-
     def _end_of(self, run: LiveRun[TrainingJob]) -> End | None:
-        training = run.training
-        if training.diverged:
-            return End("diverge", training.diverged)
-        return End("finish", "") if training.finished else None
+        return end_of(run.training)
 
     def _ended(self, run: LiveRun[TrainingJob]) -> None:
         self._note_memory()

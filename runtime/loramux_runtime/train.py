@@ -21,7 +21,7 @@ from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.admission import Admission
-from loramux_runtime.base_model import BaseModel, build_base, load_base, shape_config
+from loramux_runtime.base_model import BaseModel, build_base, load_base, outline, shape_config
 from loramux_runtime.devices import card_name
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
@@ -79,6 +79,13 @@ def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseMod
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"base.config: {error}") from error
     return build_base(hf, name=f"tiny-{kind}", dtype=config.dtype, device=device, seed=config.seed)
+
+
+def outline_base(config: BaseConfig) -> BaseModel:
+    """The same model without its weights, in no memory: what it takes to admit jobs that are trained elsewhere."""
+    if config.path is None:
+        return open_base(config, "meta")
+    return outline(config.path, dtype=config.dtype)
 
 
 class TrainRun:

@@ -14,7 +14,7 @@ from threading import current_thread, main_thread
 from typing import Any, Final
 
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 
 from loramux_policies.registry import create, load_file
 from loramux_profiles.devices import DeviceProfile
@@ -29,6 +29,8 @@ RESULTS: Final = "results.csv"
 MANIFEST: Final = "manifest.json"
 SOURCES: Final = "policy_sha256"
 SAVE_EVERY_S: Final = 2.0
+ROUNDS: Final = 4
+"""Runs for each worker in one list, where joblib's backend gives nothing sooner."""
 Point = tuple[str, float | None, int]
 """Policy text, load (None: the trace as it is), seed."""
 
@@ -154,6 +156,12 @@ def _run(
     if n_jobs == 1 or len(todo) <= 1:
         for point in todo:
             yield point, run_point(plan, point)
+        return
+    if backend == "ray":  # Ray's backend gives lists only: rows are known, and saved, a list at a time
+        with Parallel(n_jobs=n_jobs, backend=backend) as lists:
+            size = ROUNDS * max(1, effective_n_jobs(n_jobs))
+            for start in range(0, len(todo), size):
+                yield from lists(delayed(_named)(plan, point) for point in todo[start : start + size])
         return
     pool = Parallel(n_jobs=n_jobs, backend=backend, return_as="generator_unordered")
     yield from pool(delayed(_named)(plan, point) for point in todo)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from loramux_policies.job import Job
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
-from loramux_traces.results import CANCELLED, COMPLETED, FAILED_DIVERGED, FAILED_OOM, REJECTED
+from loramux_traces.results import CANCELLED, COMPLETED, FAILED_CRASHED, FAILED_DIVERGED, FAILED_OOM, REJECTED
 
 ENDS: Final = {
     "finish": COMPLETED,
@@ -20,6 +20,7 @@ ENDS: Final = {
     "reject": REJECTED,
     "diverge": FAILED_DIVERGED,
     "cancel": CANCELLED,
+    "crash": FAILED_CRASHED,
 }
 """Event -> the final state that it leaves a job in."""
 
@@ -39,7 +40,7 @@ class Book:
         self.urgent = False
         """A job has changed its state since the last commit."""
         self.committed_s = float("-inf")
-        self.counts = {"oom": 0, "pause": 0}
+        self.counts = {"oom": 0, "pause": 0, "lost": 0}
         """Events of this process."""
 
     # -- what happens
@@ -57,7 +58,7 @@ class Book:
         elif event in ("start", "resume"):
             values |= {"state": RUNNING, "start_s": job.first_start_s, "why": "", "reason": ""}
             values["devices"] = "+".join(map(str, devices))
-        elif event in ("pause", "oom"):
+        elif event in ("pause", "oom", "lost"):
             values |= {"state": WAITING, "stopped_s": now_s, "reason": detail}
         elif event == "hold":
             values |= {"state": HELD, "stopped_s": now_s, "reason": detail, "why": detail}

@@ -21,6 +21,9 @@ class LiveTimes(Times, Protocol):
     def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
         """Nothing happens before that time (infinity: ever), unless `news` says so."""
 
+    def ends_s(self, began_s: float, predicted_s: float) -> float | None:
+        """When a step of another device that began then will have ended; None: that is to be seen."""
+
 
 class MonotonicTimes:
     """The monotonic clock from a given start: steps of the wall clock change nothing."""
@@ -51,6 +54,10 @@ class MonotonicTimes:
         while (left := t_s - self.now_s()) > 0.0 and not news():
             time.sleep(min(POLL_S, left))
 
+    def ends_s(self, began_s: float, predicted_s: float) -> float | None:
+        """Nobody knows."""
+        return None
+
 
 class PredictedLiveTimes(PredictedTimes):
     """Every step takes what the cost model says (tests, dry runs)."""
@@ -65,6 +72,10 @@ class PredictedLiveTimes(PredictedTimes):
             self.wait_until(t_s)
         while t_s == float("inf") and not news():
             time.sleep(POLL_S)
+
+    def ends_s(self, began_s: float, predicted_s: float) -> float | None:
+        """As predicted."""
+        return began_s + predicted_s
 
 
 def first_reading(last_s: float | None, last_unix_s: float | None, now_unix_s: float) -> float:

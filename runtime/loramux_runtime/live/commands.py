@@ -74,6 +74,7 @@ class Commands:
         if job is not None:
             service.loop.withdraw(job, "hold", "paused by the user")
             try:
+                service.executor.bring(job)
                 service.saving.save_now(job_id)
             except StateError as error:
                 return f"{job_id} is paused, but lost if the scheduler ends: {error}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.job import WAITING, Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.step_backend import StepDevice, StepTimes
+from loramux_policies.meters import Meters
+from loramux_policies.step_backend import StepBackend, StepDevice, StepTimes
 from loramux_runtime.executor import Executor
 from loramux_runtime.live.clock import LiveTimes
 from loramux_runtime.training_job import TrainingJob
@@ -19,6 +21,9 @@ class Host(Protocol):
 
     def training_of(self, job: Job) -> TrainingJob:
         """Training state of a job that starts, from memory, from a checkpoint, or from its first step."""
+
+    def training_again(self, job: Job) -> TrainingJob:
+        """The same for a job whose state is lost: as it was saved last. The job's figures are set back to that."""
 
     def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
         """A fused step with these jobs is about to run."""
@@ -41,34 +46,44 @@ class Host(Protocol):
     def residents_change(self) -> None:
         """A job is about to join or to leave."""
 
+    def worker_died(self, device_id: int, how: str, in_step: Mapping[str, float]) -> None:
+        """A device is gone, and its jobs wait again. `in_step`: those of the step that it was in, with the optimizer
+        steps that they had done.
+        """
 
-class LiveExecutor(Executor):
-    """Executor of a scheduler that lasts."""
+    def worker_up(self, device_id: int, where: str) -> None:
+        """A device is there again."""
 
-    def __init__(self, host: Host, times: LiveTimes, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, times=times, **options)
-        self._host = host
-        self.step_s = 0.0
-        """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
-        self._live_times = times
+
+class LiveBackend(StepBackend[TrainingJob]):
+    """What every executor of a scheduler that lasts has."""
+
+    meters: Meters
+    step_s: float
+    """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
+    _host: Host
+    _live_times: LiveTimes
+
+    @property
+    def clock_s(self) -> float:
+        """The time right now; `now_s` is that of the step boundary before it."""
+        return self._live_times.now_s()
+
+    @abstractmethod
+    def peak_bytes(self, device_id: int = 0) -> float | None:
+        """Most bytes that the device has held; None where it is not known."""
+
+    @abstractmethod
+    def at_rest(self, job_id: str) -> bool:
+        """Whether the job's state can be saved now, all of it being here."""
+
+    @abstractmethod
+    def bring(self, job: Job) -> None:
+        """Have its state here, after the step that it is in. StateError where that cannot be."""
 
     def _wait(self, until_s: float) -> float:
         self._live_times.wait_until_news(until_s, lambda: self._stopping or self._host.news())
         return self._live_times.now_s()
-
-    def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
-        if job.job_id not in self._training:
-            self._training[job.job_id] = self._host.training_of(job)
-        return super()._training_of(job, device)
-
-    def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
-        super()._launch(device, predicted_s)
-        self._host.step_follows(device.runs)
-
-    def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes]:
-        device, times = super()._land()
-        self.step_s += times.ended_s - times.began_s
-        return device, times
 
     def _boundary(self) -> bool:
         super()._boundary()
@@ -85,9 +100,44 @@ class LiveExecutor(Executor):
         self._host.residents_change()
 
     def _recover(self, device: StepDevice[TrainingJob], runs: Sequence[LiveRun[TrainingJob]]) -> None:
-        alone = runs[0].job if len(device.fused.runs) == 1 else None
+        alone = runs[0].job if runs and len(device.fused.runs) == 1 else None
         super()._recover(device, runs)
         if alone is not None and alone.state == WAITING:
             smaller = self._host.alone_out_of_memory(alone)
             if smaller is not None:
                 self._loop.reprice(alone, smaller)
+
+
+class LiveExecutor(LiveBackend, Executor):
+    """Executor of a scheduler that lasts."""
+
+    def __init__(self, host: Host, times: LiveTimes, *arguments: Any, **options: Any) -> None:
+        Executor.__init__(self, *arguments, times=times, **options)
+        self._host = host
+        self.step_s = 0.0
+        self._live_times = times
+
+    def peak_bytes(self, device_id: int = 0) -> float | None:
+        """Most bytes that the device has held; None where it is not known."""
+        return Executor.peak_bytes(self, device_id)
+
+    def at_rest(self, job_id: str) -> bool:
+        """Always: nothing happens between two steps."""
+        return True
+
+    def bring(self, job: Job) -> None:
+        """It is here."""
+
+    def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
+        if job.job_id not in self._training:
+            self._training[job.job_id] = self._host.training_of(job)
+        return super()._training_of(job, device)
+
+    def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
+        super()._launch(device, predicted_s)
+        self._host.step_follows(device.runs)
+
+    def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes]:
+        device, times = Executor._land(self)
+        self.step_s += times.ended_s - times.began_s
+        return device, times

@@ -40,8 +40,8 @@ class Progress:
         self.note_memory()
         service = self._service
         executor, book = service.executor, service.book
-        for job_id, run in executor.fused.runs.items():
-            job, training = run.job, run.training
+        for job_id, job in service.loop.running.items():
+            training = job.run.training
             executor.sync(job)
             values = book.figures(job)
             since_s, before = self._tokens.get(job_id, (now_s, training.tokens))
@@ -59,7 +59,7 @@ class Progress:
             if job_id in self._peaks:
                 values["peak_bytes"] = self._peaks[job_id]
             book.set(job_id, **values)
-        for gone in self._tokens.keys() - executor.fused.runs.keys():
+        for gone in self._tokens.keys() - service.loop.running.keys():
             del self._tokens[gone]
             book.set(gone, tokens_per_s=None)
         if service.loop.n_waiting:
@@ -83,14 +83,15 @@ class Progress:
             view.close()
 
     def note_memory(self) -> None:
-        """The device's peak since the last look, and its bound, are those of everybody who was there."""
+        """A device's peak since the last look, and its bound, are those of everybody who was there."""
         service = self._service
-        bound = service.loop.fleet[0].used
-        peak = service.executor.memory.peak_bytes()
-        for job_id in service.executor.fused.runs:
-            self._bounds[job_id] = max(bound, self._bounds.get(job_id, 0.0))
-            if peak is not None:
-                self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
+        for device in service.executor.devices:
+            device_id = device.fused.device_id
+            bound, peak = service.loop.fleet[device_id].used, service.executor.peak_bytes(device_id)
+            for job_id in device.fused.runs:
+                self._bounds[job_id] = max(bound, self._bounds.get(job_id, 0.0))
+                if peak is not None:
+                    self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""
@@ -100,43 +101,47 @@ class Progress:
     def sample(self) -> None:
         """Memory and residents from now on, for the timeline: measured where it can be, else what is expected."""
         service = self._service
-        ledger = service.loop.fleet[0]
-        measured = service.executor.memory.peak_bytes()
-        held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
-        service.book.sample(0, held, len(ledger.jobs), service.loop.n_waiting)
+        for ledger in service.loop.fleet:
+            measured = service.executor.peak_bytes(ledger.device_id)
+            held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
+            service.book.sample(ledger.device_id, held, len(ledger.jobs), service.loop.n_waiting)
 
     def facts(self) -> dict[str, Any]:
         """The scheduler's own figures."""
         service = self._service
         loop, meters = service.loop, service.executor.meters
-        ledger = loop.fleet[0]
-        now_s, tokens = service.executor.now_s, meters.real_tokens[0]
+        ledgers = list(loop.fleet)
+        now_s, tokens = service.executor.now_s, sum(meters.real_tokens)
         since_s, before = self._rate
         if now_s - since_s >= RATE_S:
             self._tokens_per_s = (tokens - before) / (now_s - since_s)
             self._rate = (now_s, tokens)
-        busy_s, step_s = meters.busy_until(0, now_s, len(ledger.jobs)), service.executor.step_s
+        busy_s = sum(meters.busy_until(ledger.device_id, now_s, len(ledger.jobs)) for ledger in ledgers)
+        step_s = service.executor.step_s
+        peaks = [service.executor.peak_bytes(ledger.device_id) for ledger in ledgers]
         totals = {
-            "steps": meters.steps[0],
+            "steps": sum(meters.steps),
             "tokens": tokens,
-            "computed_tokens": meters.computed_tokens[0],
+            "computed_tokens": sum(meters.computed_tokens),
             "decisions": loop.decisions,
         }
         return {
             "pid": os.getpid(),
             "policy": service.loop.policy.name,
-            "base_model": service.model.base.name,
-            "device": str(service.model.base.device),
+            "base_model": service.base.name,
+            "device": service.engine.device,
+            "devices": len(ledgers),
             "capacity_bytes": int(service.capacity_bytes),
-            "memory_bytes": service.executor.memory.peak_bytes(),
-            "memory_predicted_bytes": ledger.used if ledger.jobs else 0.0,
+            "memory_bytes": max((peak for peak in peaks if peak is not None), default=None),
+            "memory_predicted_bytes": max(ledger.used if ledger.jobs else 0.0 for ledger in ledgers),
             "waiting": loop.n_waiting,
-            "resident": len(ledger.jobs),
+            "resident": sum(len(ledger.jobs) for ledger in ledgers),
             "steps": int(self._before["steps"] + totals["steps"]),
             "tokens": int(self._before["tokens"] + totals["tokens"]),
             "tokens_per_s": self._tokens_per_s,
             "overhead_share": (busy_s - step_s) / step_s if step_s > 0.0 else None,
             "draining": service.draining,
             "policy_errors": service.policy_errors,
+            "worker_deaths": service.worker_deaths,
             **{f"all_{name}": self._before[name] + totals[name] for name in TOTALS},
         }

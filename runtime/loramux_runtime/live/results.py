@@ -12,7 +12,7 @@ from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats,
 from loramux_traces.runfolder import write_run
 
 _BEGINS: Final = ("start", "resume")
-_LEAVES: Final = ("finish", "pause", "oom", "diverge", "cancel", "hold", "fail", "interrupted")
+_LEAVES: Final = ("finish", "pause", "oom", "lost", "diverge", "cancel", "hold", "crash", "fail", "interrupted")
 
 
 def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,10 @@ def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
     events = list(store.events())
     timeline = empty_timeline()
     capacity = float(store.fact("capacity_bytes") or 0.0)
-    timeline["devices"] = [{"device_id": 0, "name": store.fact("device", ""), "memory_capacity_bytes": capacity}]
+    timeline["devices"] = [
+        {"device_id": device_id, "name": store.fact("device", ""), "memory_capacity_bytes": capacity}
+        for device_id in range(store.fact("devices", 1))
+    ]
     timeline["segments"] = segments(events, store.fact("now_s", 0.0))
     samples = store.samples()
     t_s, device, memory, residents, waiting = zip(*samples, strict=True) if samples else ((),) * 5
@@ -114,20 +117,26 @@ def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
 def _stats(store: Store, timeline: Mapping[str, Any], capacity: float) -> RunStats:
     """Totals: of all processes that have worked on the folder."""
     samples = timeline["samples"]
-    ends = [*samples["t_s"][1:], store.fact("now_s", 0.0)]
-    spans = [max(0.0, end - start) for start, end in zip(samples["t_s"], ends, strict=True)] if samples["t_s"] else []
-    busy = sum(span for span, n in zip(spans, samples["n_residents"], strict=True) if n)
-    byte_s = sum(
-        span * held for span, n, held in zip(spans, samples["n_residents"], samples["memory_bytes"], strict=True) if n
-    )
+    devices = len(timeline["devices"])
+    ends: dict[int, float] = {}
+    busy = byte_s = 0.0
+    end_s: float = store.fact("now_s", 0.0)
+    rows = zip(*(samples[name] for name in ("device_id", "t_s", "memory_bytes", "n_residents")), strict=True)
+    for device_id, t_s, held, n in reversed(list(rows)):  # a sample holds until the device's next
+        span = max(0.0, ends.get(device_id, end_s) - t_s)
+        ends[device_id] = t_s
+        if n:
+            busy += span
+            byte_s += span * held
     return RunStats(
+        n_devices=devices,
         busy_device_s=busy,
         real_tokens=float(store.fact("all_tokens", 0)),
         computed_tokens=float(store.fact("all_computed_tokens", 0)),
         memory_byte_s=byte_s,
         memory_peak_bytes=max(samples["memory_bytes"], default=0.0),
         memory_capacity_bytes=capacity,
-        memory_capacity_byte_s_per_s=capacity,
+        memory_capacity_byte_s_per_s=capacity * devices,
         steps=float(store.fact("all_steps", 0)),
         decisions=int(store.fact("all_decisions", 0)),
     )

@@ -16,19 +16,21 @@ from loramux_runtime.admission import Admission, Admitted
 from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.store import Row
-from loramux_runtime.model import FusedModel
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.training_job import Log, TrainingJob
 from loramux_traces.errors import LoramuxError, StateError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
+
+Make = Callable[[Admitted, Log], TrainingJob]
+"""A job's training state from its first step; its adapter is on the host."""
 
 
 class Roster:
     """Makes jobs of rows; keeps what is needed to train them until they end."""
 
-    def __init__(self, admission: Admission, model: FusedModel, cost: CostModel, devices: int, book: Book) -> None:
+    def __init__(self, admission: Admission, make: Make, cost: CostModel, devices: int, book: Book) -> None:
         self._admission = admission
-        self._model = model
+        self._make = make
         self._book = book
         self._intake = Intake([cost], [devices], oracle=False, unschedulable=self._unschedulable)
         self._admitted: dict[str, Admitted] = {}
@@ -87,12 +89,7 @@ class Roster:
 
     def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
         """The job's training state from its first step; its adapter is on the host."""
-        admitted = self._admitted[job_id]
-        config, data = admitted.config, admitted.data
-        adapter = self._model.new_adapter(
-            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
-        )
-        return TrainingJob(config, adapter, data.train, data.stream, data.eval, log=lambda record: log(job_id, record))
+        return self._make(self._admitted[job_id], lambda record: log(job_id, record))
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""

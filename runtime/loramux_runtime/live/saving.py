@@ -20,12 +20,24 @@ class Saving:
     """Checkpoints of the jobs in memory, running or paused."""
 
     def __init__(
-        self, checkpoints: CheckpointStore, book: Book, training: Mapping[str, TrainingJob], every_s: float
+        self,
+        checkpoints: CheckpointStore,
+        book: Book,
+        training: Mapping[str, TrainingJob],
+        every_s: float,
+        at_rest: Callable[[str], bool],
+        attained_s: Callable[[str], float],
     ) -> None:
         self.checkpoints = checkpoints
         self._book = book
         self._training = training
         self._every_s = every_s
+        self._at_rest = at_rest
+        """Whether a job's state can be saved now; else after the step that it is in."""
+        self._attained_s = attained_s
+        """Service that a job has received up to its position."""
+        self._left: set[str] | None = None
+        """Jobs that the round under way has still to save."""
         self._saved: dict[str, tuple[int, int]] = {}
         """Position (step, rows of the next) of each job's last checkpoint."""
         self._next_s: float | None = None
@@ -57,6 +69,7 @@ class Saving:
             self._saved[job.job_id] = (training.step, training.rows_done)
             job.attained_s = float(found["attained_s"])
         else:
+            self._saved.pop(job.job_id, None)
             job.attained_s = 0.0
         job.done_steps = training.progress_steps
 
@@ -67,20 +80,33 @@ class Saving:
         return now_s >= self._next_s
 
     def save_due(self, now_s: float) -> list[tuple[str, str]]:
-        """Save every job that has moved on. Returns those that could not be, and why."""
+        """Save every job that has moved on; of several devices those that are in no step, the others at a later
+        boundary. Returns those that could not be, and why.
+        """
         began = time.monotonic()
-        failed = self.save_all()
-        self._cost_s = time.monotonic() - began
-        self._next_s = now_s + max(self._every_s, self._cost_s / MOST_SHARE)
+        if self._left is None:
+            self._left, self._cost_s = set(self._training), 0.0
+        ready = {job_id for job_id in self._left & self._training.keys() if self._to_save(job_id)}
+        busy = {job_id for job_id in ready if not self._at_rest(job_id)}
+        failed = self._save(ready - busy)
+        self._left = busy
+        self._cost_s += time.monotonic() - began
+        if not busy:
+            self._left = None
+            self._next_s = now_s + max(self._every_s, self._cost_s / MOST_SHARE)
         return failed
 
     def save_all(self) -> list[tuple[str, str]]:
-        """The same, whether or not it is due."""
-        moved = {
-            job_id: training
-            for job_id, training in self._training.items()
-            if self._saved.get(job_id, (0, 0)) != (training.step, training.rows_done) and not training.finished
-        }
+        """The same, whether or not it is due (of a device that is in a step: as last saved)."""
+        return self._save({job_id for job_id in self._training if self._to_save(job_id) and self._at_rest(job_id)})
+
+    def _to_save(self, job_id: str) -> bool:
+        training = self._training[job_id]
+        at = (training.step, training.rows_done)
+        return self._saved.get(job_id, (0, 0)) != at and not training.finished
+
+    def _save(self, job_ids: Collection[str]) -> list[tuple[str, str]]:
+        moved = {job_id: training for job_id, training in self._training.items() if job_id in job_ids}
         if not moved:
             return []
         self._book.flush()  # the records of every step that a checkpoint has behind it are committed before it exists
@@ -101,5 +127,5 @@ class Saving:
 
     def save(self, job_id: str, training: TrainingJob) -> None:
         """One job's checkpoint. StateError where it cannot be written."""
-        self.checkpoints.save(job_id, training, {"attained_s": self._book.attained_s(job_id)})
+        self.checkpoints.save(job_id, training, {"attained_s": self._attained_s(job_id)})
         self._saved[job_id] = (training.step, training.rows_done)

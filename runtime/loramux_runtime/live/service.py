@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.job import RUNNING, Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create
 from loramux_policies.scheduler import Scheduler
@@ -26,17 +26,16 @@ from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
 from loramux_runtime.live.clock import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.commands import Commands
+from loramux_runtime.live.engine import Engine
 from loramux_runtime.live.inbox import LiveInbox
-from loramux_runtime.live.live_executor import LiveExecutor
 from loramux_runtime.live.marker import Marker, read_marker
+from loramux_runtime.live.pool import WorkerPool
 from loramux_runtime.live.progress import Progress
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
 from loramux_runtime.live.suspects import Suspects
-from loramux_runtime.model import FusedModel
-from loramux_runtime.observed import Observer
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import Interrupted, StateError
@@ -71,6 +70,8 @@ class LiveService:
         profile: DeviceProfile,
         *,
         base: BaseModel,
+        pool: WorkerPool | None = None,
+        hang_s: float = inf,
         tokenizer_path: Path | None = None,
         times: LiveTimes | None = None,
         faults: FaultPlan = NONE,
@@ -83,40 +84,42 @@ class LiveService:
         self.store, self.settings = store, settings
         self._warn, self._watch = warn, watch
         self._on_flush, self._on_record = on_flush, on_record
-        self.model = FusedModel(base, recompute=settings.recompute)
+        self.base = base
+        """With a `pool` of workers: its outline (`train.outline_base`)."""
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
         self._times.go_on_from(start_s)
         self.book = Book(store, lambda: self.executor.now_s, faults)
         cost = CostModel(profile)
-        self.roster = Roster(
-            Admission(base, tokenizer_path, recompute=settings.recompute), self.model, cost, 1, self.book
-        )
         self._training: dict[str, TrainingJob] = {}
-        self.executor = LiveExecutor(
-            self,
-            self._times,
-            self.model,
-            policy,
-            Meters(1, record=False),
-            self._training,
+        self.engine = Engine(
+            base=base,
+            pool=pool,
+            recompute=settings.recompute,
+            fitted=profile.fitted,
             faults=faults,
-            on_end=self._ended,
             note=self.book.note if settings.record else None,
-            observer=None if profile.fitted is None else Observer(profile.fitted),
             rss_before=rss_before,
+            hang_s=hang_s,
         )
+        self.executor, make = self.engine.start(self, self._times, policy, self._training, self._ended)
+        devices = self.engine.devices
+        admission = Admission(base, tokenizer_path, recompute=settings.recompute)
+        self.roster = Roster(admission, make, cost, devices, self.book)
         self.capacity_bytes = float(cost.capacity_bytes)
-        ledger = ledger_of(cost, settings.max_resident)
+        """Of one device."""
+        ledgers = [ledger_of(cost, settings.max_resident, device_id) for device_id in range(devices)]
         self.loop = Scheduler(
-            policy, [ledger], self.executor, max_resident=settings.max_resident, listener=self.book.hear
+            policy, ledgers, self.executor, max_resident=settings.max_resident, listener=self.book.hear
         )
         self.saving = Saving(
             CheckpointStore(store.folder / "checkpoints", faults=faults, warn=warn),
             self.book,
             self._training,
             settings.checkpoint_s,
+            self.executor.at_rest,
+            self._attained_s,
         )
         self.marker = Marker(store.folder)
         self.suspects = Suspects(store, read_marker(store.folder))
@@ -124,6 +127,7 @@ class LiveService:
         self.commands = Commands(self)
         self.inbox = LiveInbox(store, admit=self._admit, obey=self.commands.obey, lasting=lambda: self._lasting)
         self.draining = False
+        self.worker_deaths: int = store.fact("worker_deaths", 0)
         self._empty_since_s = start_s
         self._set_aside: dict[str, Row] = {}
         """Suspects, kept until they can run alone; and, while draining, jobs that have not begun."""
@@ -238,6 +242,44 @@ class LiveService:
         self.store.forget_records(job.job_id, training.step)
         return training
 
+    def _attained_s(self, job_id: str) -> float:
+        """Service that the job has received by now."""
+        job = self.loop.active.get(job_id)
+        if job is None:
+            return self.book.attained_s(job_id)
+        if job.state == RUNNING:
+            self.executor.sync(job)
+        return job.attained_s
+
+    def training_again(self, job: Job) -> TrainingJob:
+        """As it was saved last: what it has learned since is lost with its worker, and will be learned again."""
+        self.book.flush()
+        training = self.training_of(job)
+        self.book.set(job.job_id, step=training.step, tokens=training.tokens)
+        return training
+
+    def worker_died(self, device_id: int, how: str, in_step: Mapping[str, float]) -> None:
+        """Say so, and count it against the jobs of its step as the death of this process would be."""
+        self.worker_deaths += 1
+        self._warn(f"the worker of device {device_id} died: {how}")
+        self.book.note({"t_s": self._times.now_s(), "event": "worker-died", "devices": [device_id], "detail": how})
+        self.book.flush()
+        self.suspects.blame(in_step)
+        for job_id in in_step:
+            row, job = self.store.job(job_id), self.loop.active.get(job_id)
+            if job is None or not self.suspects.alone(row):
+                continue
+            if self.suspects.hopeless(row, alone=len(in_step) == 1):
+                self.loop.withdraw(job, "crash", self.suspects.reason(row))
+                self.cancelled(job_id)
+            else:
+                self.loop.withdraw(job, "lost", "runs alone: its worker died twice in its steps")
+                self._set_aside[job_id] = row
+
+    def worker_up(self, device_id: int, where: str) -> None:
+        """Say so."""
+        self.book.note({"t_s": self._times.now_s(), "event": "worker-up", "devices": [device_id], "detail": where})
+
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
         row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}
         self.book.record(job_id, row)
@@ -271,7 +313,7 @@ class LiveService:
         """Save and commit what is due, and see whether the run should go on as it does."""
         now_s = self.executor.now_s
         again = self._look_at_memory()
-        if self.executor.fused.runs:
+        if self.loop.running:
             self._empty_since_s = now_s
         elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
             again = self.stalled() or again
@@ -335,8 +377,8 @@ class LiveService:
 
     def stalled(self) -> bool:
         """Whether another policy has taken over because this one leaves an empty device to itself."""
-        ledger = self.loop.fleet[0]
-        fits = [job.job_id for job in self.loop.queue if ledger.has_room(job.cost_on(0))]
+        free = [ledger for ledger in self.loop.fleet if ledger.capacity > 0.0]
+        fits = [job.job_id for job in self.loop.queue if any(ledger.has_room(job.cost_on(0)) for ledger in free)]
         if not fits:
             return False
         self._empty_since_s = self.executor.now_s
@@ -378,7 +420,10 @@ class LiveService:
 
     def export(self, job_id: str, folder: Path) -> None:
         """Write the adapter of a job in memory as it is now. StateError where it cannot be written."""
-        save_adapter(self._training[job_id].adapter, folder, self.model.base.name, overwrite=True)
+        job = self.loop.active.get(job_id)
+        if job is not None:
+            self.executor.bring(job)
+        save_adapter(self._training[job_id].adapter, folder, self.base.name, overwrite=True)
 
     @property
     def residents(self) -> list[Job]:

@@ -29,6 +29,8 @@ _FACTS: Final[dict[str, Any]] = {
     "overhead_share": None,
     "draining": False,
     "policy_errors": 0,
+    "devices": 1,
+    "worker_deaths": 0,
 }
 
 

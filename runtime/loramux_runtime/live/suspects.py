@@ -36,19 +36,37 @@ class Suspects:
         """Count the death of the last process against the jobs of its step (inside the caller's transaction)."""
         if self._doing is None or self._doing.phase != "step":
             return
-        jobs: Mapping[str, float] = self._doing.jobs
-        for job_id, at in jobs.items():
-            row = next((row for row in self._store.jobs() if row["job_id"] == job_id), None)
-            if row is None:
-                continue
-            again = row["crashed_at"] is not None and row["crashed_at"] == at
-            crashes = row["crashes"] + 1 if again else 1
-            self._store.update(job_id, crashes=crashes, crashed_at=at)
-            if crashes >= FAILED_AFTER and len(jobs) == 1:
-                reason = f"the scheduler's process died {crashes} times in its step {int(at) + 1}, the last time alone"
+        jobs = self._doing.jobs
+        for row in self.blame(jobs):
+            if self.hopeless(row, alone=len(jobs) == 1):
+                job_id, reason = row["job_id"], self.reason(row)
                 self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="")
                 t_s = self._store.fact("now_s", 0.0)
                 self._store.add_events([{"t_s": t_s, "event": "crash", "job_id": job_id, "detail": reason}])
+
+    def blame(self, jobs: Mapping[str, float]) -> list[Row]:
+        """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""
+        found = []
+        for before in self._store.jobs():
+            at = jobs.get(before["job_id"])
+            if at is None:
+                continue
+            again = before["crashed_at"] is not None and before["crashed_at"] == at
+            counted = {"crashes": before["crashes"] + 1 if again else 1, "crashed_at": at}
+            self._store.update(before["job_id"], **counted)
+            found.append({**before, **counted})
+        return found
+
+    @staticmethod
+    def hopeless(row: Row, *, alone: bool) -> bool:
+        """Whether the job fails (`alone`: nobody was with it in the last step)."""
+        return alone and bool(row["crashes"] >= FAILED_AFTER)
+
+    @staticmethod
+    def reason(row: Row) -> str:
+        """Why it fails."""
+        where = int(row["crashed_at"]) + 1
+        return f"the process that trains it died {row['crashes']} times in its step {where}, the last time alone"
 
     @staticmethod
     def alone(row: Row) -> bool:

@@ -144,7 +144,7 @@ def test_a_token_beyond_the_vocabulary_is_rejected(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", found)
     with owned(store.folder):
         scheduler = service(store, "fifo")
-        scheduler.model.base.hf.config.vocab_size = 60
+        scheduler.base.hf.config.vocab_size = 60
         scheduler.play()
     assert set(states(store).values()) == {"REJECTED"}
     assert "token ids must be below 60" in store.job("job00")["reason"]

@@ -1,0 +1,100 @@
+"""What `loramux run` trains on: the one device of its own process, or Ray actors with a device each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loramux_traces.errors import UsageError
+
+if TYPE_CHECKING:
+    from loramux_runtime.base_model import BaseModel
+    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_runtime.live.pool import WorkerPool
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """The options that are about it."""
+
+    engine: str
+    devices: int | None
+    """None: all GPUs of the cluster, or one."""
+    address: str | None
+    """Of a running Ray cluster."""
+    device: str
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        """UsageError where they do not go together, or Ray is not installed."""
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {self.engine[:40]!r}")
+        if self.engine == "ray":
+            from loramux_runtime.live.ray_cluster import need_ray
+
+            need_ray()
+        elif self.devices not in (None, 1) or self.address is not None:
+            raise UsageError("more than one device, or a Ray cluster, is for --engine ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Ready to train."""
+
+    where: Any
+    """torch.device, of each."""
+    card: str
+    base: BaseModel
+    pool: WorkerPool | None
+    rss_before: int | None
+
+    @property
+    def device(self) -> str:
+        """For people."""
+        return str(self.where) if self.pool is None else self.pool.device
+
+
+@contextmanager
+def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
+    """With the base model loaded; actors and a Ray cluster of our own end with it."""
+    from loramux_runtime.devices import card_name, choose_device, set_threads
+    from loramux_runtime.memory import keep_freed_memory, resident_bytes
+    from loramux_runtime.train import open_base, outline_base
+
+    if choice.engine == "local":
+        where = choose_device(choice.device)
+        base = open_base(model, where)
+        rss = resident_bytes()
+        rss_before = None if rss is None else rss - base.weight_bytes
+        set_threads(choice.threads, base.sites.hidden)
+        if where.type == "cpu":
+            keep_freed_memory()
+        yield Opened(where=where, card=card_name(where), base=base, pool=None, rss_before=rss_before)
+        return
+    from loramux_runtime.live.ray_cluster import RayCluster
+    from loramux_runtime.live.ray_pool import RayPool
+
+    set_threads(1, 0)  # nothing is computed here
+    cluster = RayCluster(choice.address, cpus=choice.devices or 1)
+    try:
+        pool = RayPool(
+            cluster,
+            model.model_dump(mode="json"),
+            choice.devices,
+            device=choice.device,
+            threads=choice.threads,
+            recompute=recompute,
+        )
+        yield Opened(
+            where=choose_device(pool.kind, here=False),
+            card=pool.started[0].device,
+            base=outline_base(model),
+            pool=pool,
+            rss_before=None,
+        )
+    finally:
+        cluster.close()

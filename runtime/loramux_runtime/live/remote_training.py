@@ -1,0 +1,89 @@
+"""A training job whose tensors are on a worker: the scheduler's side of it knows where it is, and its state when last
+fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loramux_runtime.adapter import Adapter
+from loramux_runtime.adapters import METHODS
+from loramux_runtime.admission import Admitted
+from loramux_runtime.base_model import BaseModel
+from loramux_runtime.live.worker import JobOrder, JobReport, State, to_arrays, to_tensors
+from loramux_runtime.training_job import TrainingJob
+from loramux_traces.errors import StateError
+
+
+class RemoteTraining(TrainingJob):
+    """`base` needs no weights: the values that an adapter begins with are made on the worker.
+
+    What the scheduler asks of a training job (position, row lengths, checkpoints, its adapter's file) it answers
+    itself.
+    """
+
+    def __init__(self, admitted: Admitted, base: BaseModel, log: Callable[[dict[str, Any]], None]) -> None:
+        config, data = admitted.config, admitted.data
+        adapter = Adapter(
+            config.id,
+            METHODS[config.method],
+            config.adapter_config,
+            base.sites,
+            seed=config.seed,
+            device="cpu",
+            dtype=torch.float64 if base.dtype == torch.float64 else torch.float32,
+        )
+        super().__init__(config, adapter, data.train, data.stream, data.eval, log=log)
+        self._data = data
+        self.untouched = True
+        """Never been on a worker: there is no state but the seed."""
+        self.whole = False
+        """Whether the tensors here are those of its position."""
+        self._told_p_stop = 0.0
+
+    def order(self) -> JobOrder:
+        """The job, to be sent to a worker."""
+        state = None if self.untouched else to_arrays(self.state())
+        return JobOrder(config=self.config.model_dump(mode="json"), data=self._data, state=state)
+
+    def follow(self, report: JobReport) -> None:
+        """A step has run on the worker."""
+        self.untouched = self.whole = False
+        self.step, self.rows_done, self.tokens = report.step, report.rows_done, report.tokens
+        self.stopped, self.diverged = report.stopped, report.diverged
+        self._told_p_stop = report.p_stop
+        if report.state is not None:
+            self.take(report.state)
+        if self._log is not None:
+            for record in report.records:
+                self._log(record)
+
+    def take(self, state: State) -> None:
+        """The state that the worker has sent. StateError where it is not this job's."""
+        self.restore(*to_tensors(state))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As of its position. StateError where that has not been fetched."""
+        if not self.whole:
+            raise StateError(f"the state of {self.config.id} is on its worker")
+        return super().state()
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take up a checkpoint, or what a worker has sent."""
+        super().restore(tensors, facts)
+        self.untouched, self.whole = False, True
+        self._told_p_stop = super().p_stop
+
+    def rewind(self) -> None:
+        """As the worker has done already."""
+        self.untouched = self.whole = False
+        self.rows_done = 0
+
+    @property
+    def p_stop(self) -> float:
+        """As the worker last said."""
+        return self._told_p_stop

@@ -1,0 +1,188 @@
+"""One device of several, where nobody decides anything: it holds jobs and trains them as it is told. No Ray in here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from loramux_runtime.base_model import BaseModel
+from loramux_runtime.data import JobData
+from loramux_runtime.devices import card_name
+from loramux_runtime.executor import try_step
+from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.jobs_file import TrainJob
+from loramux_runtime.memory import MemoryMeter, resident_bytes
+from loramux_runtime.model import FusedModel
+from loramux_runtime.packing import Part
+from loramux_runtime.training_job import TrainingJob
+
+State = tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]
+"""What `TrainingJob.state` gives, its tensors as arrays on the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOrder:
+    """A job as it is sent to a device."""
+
+    config: Mapping[str, Any]
+    """Of `TrainJob`, as JSON."""
+    data: JobData
+    state: State | None
+    """None: from its first step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """Where a job is after a step."""
+
+    step: int
+    rows_done: int
+    tokens: int
+    stopped: bool
+    diverged: str
+    p_stop: float
+    records: Sequence[dict[str, Any]]
+    """What it has learned, a record per optimizer step."""
+    state: State | None
+    """Of a job that has finished: nothing of it can be lost any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """How a fused step went."""
+
+    seconds: float
+    """On the device's own clock."""
+    out_of_memory: bool
+    jobs: Mapping[str, JobReport] = field(default_factory=dict)
+    """Empty where it ran out of memory."""
+    tokens: int = 0
+    dynamic_bytes: float | None = None
+    peak_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """What a worker says of itself."""
+
+    device: str
+    node: str
+    pid: int
+
+
+def to_arrays(state: tuple[Mapping[str, torch.Tensor], dict[str, Any]]) -> State:
+    """A copy on the host: the tensors of a job change with its next step."""
+    tensors, facts = state
+    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}, facts
+
+
+def to_tensors(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """As `TrainingJob.restore` takes it."""
+    arrays, facts = state
+    return {name: torch.tensor(array) for name, array in arrays.items()}, facts
+
+
+class DeviceWorker:
+    """The jobs on one device. Calls come one at a time, in order."""
+
+    def __init__(
+        self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE, rss_before: int | None = None
+    ) -> None:
+        self.model = FusedModel(base, recompute=recompute)
+        self._faults = faults
+        self._memory = MemoryMeter(base.device, rss_before)
+        self._jobs: dict[str, TrainingJob] = {}
+        self._records: dict[str, list[dict[str, Any]]] = {}
+
+    @classmethod
+    def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
+        """On a base model of its own. `base`: of `jobs_file.BaseConfig`, as JSON."""
+        from loramux_runtime.devices import choose_device, set_threads
+        from loramux_runtime.jobs_file import BaseConfig
+        from loramux_runtime.train import open_base
+
+        model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
+        set_threads(threads, model.sites.hidden)
+        rss = resident_bytes()
+        return cls(model, rss_before=None if rss is None else rss - model.weight_bytes, **options)
+
+    def about(self) -> Whereabouts:
+        """Where it is; answered when it is ready."""
+        return Whereabouts(device=card_name(self.model.base.device), node=socket.gethostname(), pid=os.getpid())
+
+    def load(self, order: JobOrder) -> None:
+        """Take a job in; it can be in the next step."""
+        config = TrainJob.model_validate(dict(order.config))
+        adapter = self.model.new_adapter(
+            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
+        )
+        records = self._records[config.id] = []
+        data = order.data
+        training = TrainingJob(config, adapter, data.train, data.stream, data.eval, log=records.append)
+        if order.state is not None:
+            training.restore(*to_tensors(order.state))
+        training.optimizer.to(self.model.base.device)
+        training.begin(self.model)
+        self._jobs[config.id] = training
+
+    def state(self, job_id: str) -> State:
+        """A copy of the job's state."""
+        return to_arrays(self._jobs[job_id].state())
+
+    def unload(self, job_id: str) -> State:
+        """Hand the job back."""
+        state = self.state(job_id)
+        self.drop(job_id)
+        return state
+
+    def drop(self, job_id: str) -> None:
+        """The job is not needed here any more."""
+        del self._jobs[job_id], self._records[job_id]
+
+    def step(self, entries: Sequence[tuple[str, int]]) -> StepReport:
+        """One fused step of (job, rows of its micro-batch)."""
+        began = time.monotonic()
+        training = [self._jobs[job_id] for job_id, _ in entries]
+        parts = [
+            Part(adapter=job.adapter, batch=job.peek(rows)) for job, (_, rows) in zip(training, entries, strict=True)
+        ]
+        self._memory.step_begins()
+        outcomes = try_step(self.model, parts, self._faults)
+        if outcomes is None:
+            for job in training:
+                job.rewind()
+            self._memory.release()
+            return StepReport(seconds=time.monotonic() - began, out_of_memory=True)
+        for part, outcome in zip(parts, outcomes, strict=True):
+            self._jobs[outcome.job_id].commit(part.batch, outcome, self.model)
+        return StepReport(
+            seconds=time.monotonic() - began,
+            out_of_memory=False,
+            jobs={job.config.id: self._report(job) for job in training},
+            tokens=sum(part.batch.n_tokens for part in parts),
+            dynamic_bytes=self._memory.step_bytes(),
+            peak_bytes=self._memory.peak_bytes(),
+        )
+
+    def _report(self, job: TrainingJob) -> JobReport:
+        job_id = job.config.id
+        records = list(self._records[job_id])
+        self._records[job_id].clear()
+        ended = job.finished and not job.diverged
+        return JobReport(
+            step=job.step,
+            rows_done=job.rows_done,
+            tokens=job.tokens,
+            stopped=job.stopped,
+            diverged=job.diverged,
+            p_stop=job.p_stop,
+            records=records,
+            state=self.state(job_id) if ended else None,
+        )
