@@ -28,9 +28,7 @@ def estimate_command(
     jobs: Annotated[str, typer.Argument(help="jobs.yaml as loramux train reads it, or a trace (.csv, .json, .jsonl).")],
     device: Device,
     model: Model = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
-    ] = False,
+    recompute: o.Recompute = False,
     dtype: DtypeOption = None,
     seq_len: SeqLen = None,
     seq_len_p95: SeqLenP95 = None,

@@ -34,14 +34,10 @@ def run_command(
     dtype: Annotated[str, typer.Option(help="fp32 or bf16, of a named shape or a folder.")] = "fp32",
     policy: Annotated[str | None, typer.Option(help="Policy, as for simulate. Default: the last, or aspen.")] = None,
     policy_file: o.PolicyFile = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")] = "auto",
-    device_profile: Annotated[
-        str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
-    ] = None,
+    device: o.TorchDevice = "auto",
+    device_profile: o.ProfileName = None,
     allow_other: o.AllowOther = False,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
-    ] = None,
+    memory: o.JobMemory = None,
     engine: Annotated[
         str, typer.Option(help="local: one device, in this process; ray: an actor for each device (extra ray).")
     ] = "local",
@@ -51,13 +47,9 @@ def run_command(
     ray_address: Annotated[
         str | None, typer.Option(help="With ray: a running cluster (it must ask for a token). Default: one of its own.")
     ] = None,
-    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on a device at a time.")] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
-    ] = None,
+    max_resident: o.Residents = None,
+    recompute: o.Recompute = False,
+    threads: o.Threads = None,
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Seconds of training that a crash may cost (more where saving is slow).")
     ] = 60.0,

@@ -1,4 +1,4 @@
-"""Command-line options that `simulate` and `sweep` share."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -56,3 +56,17 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the results in --out.")]
+TorchDevice = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")]
+ProfileName = Annotated[
+    str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
+]
+JobMemory = Annotated[
+    str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
+]
+Residents = Annotated[int | None, typer.Option(min=1, help="Most jobs on a device at a time.")]
+Recompute = Annotated[
+    bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
+]

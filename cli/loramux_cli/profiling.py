@@ -31,7 +31,7 @@ def profile_command(
         typer.Option(help="A model that ships (llama-tiny, llama-7b, ...) or a config.json; random weights."),
     ] = None,
     path: Annotated[Path | None, typer.Option(help="A Hugging Face model folder to measure instead.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")] = "auto",
+    device: o.TorchDevice = "auto",
     device_name: Annotated[
         str | None, typer.Option(help="Name of the device's profile (cpu, h100-80g, ...). Default: by the card.")
     ] = None,

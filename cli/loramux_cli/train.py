@@ -25,21 +25,13 @@ def train_command(
     jobs: Annotated[Path, typer.Argument(help="jobs.yaml: the base model and the jobs (runtime/examples has some).")],
     policy: Annotated[str, typer.Option(help="Policy, as for simulate.")] = "aspen",
     policy_file: o.PolicyFile = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")] = "auto",
-    device_profile: Annotated[
-        str | None, typer.Option(help="Device profile, by name or file. Default: the shipped one of the device.")
-    ] = None,
+    device: o.TorchDevice = "auto",
+    device_profile: o.ProfileName = None,
     allow_other: o.AllowOther = False,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory the jobs may use, as in 6GiB. Default: what the profile says.")
-    ] = None,
-    max_resident: Annotated[int | None, typer.Option(min=1, help="Most jobs on the device at a time.")] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Keep layer inputs only; run layers again in the backward pass.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: 1 for a small model, else what torch chooses.")
-    ] = None,
+    memory: o.JobMemory = None,
+    max_resident: o.Residents = None,
+    recompute: o.Recompute = False,
+    threads: o.Threads = None,
     record: Annotated[
         bool,
         typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux_policies.replay."),
