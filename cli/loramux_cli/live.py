@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +93,7 @@ def run_command(
     from loramux_cli import running
     from loramux_runtime.live.settings import LiveSettings
     from loramux_runtime.live.store import Store
+    from loramux_runtime.live.supervisor import RESTARTED
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder
 
@@ -99,13 +101,16 @@ def run_command(
     with owned(state):
         store = Store(state, create=True)
         model = _base_of(store, base, dtype)
-        policy = policy or store.fact("policy_text") or "aspen"
+        last = store.fact("policy_text")
+        if policy is None or (last and RESTARTED in os.environ):
+            policy = last or "aspen"  # after a crash: what set-policy has acknowledged, not what it was started with
         running.load_policies([policy], policy_file)
         store.set_facts(policy_text=policy)
         if trace is not None:
             from loramux_cli.live_trace import replay
 
-            said = replay(store, trace, model, time_scale=time_scale, step_scale=step_scale, seed=seed)
+            scales = {"time_scale": time_scale, "step_scale": step_scale}
+            said = replay(store, trace, model, recompute=recompute, seed=seed, **scales)
             if not quiet:
                 typer.echo(said, err=True)
         settings = LiveSettings(
@@ -123,8 +128,8 @@ def run_command(
             with opened(chosen, model, recompute=recompute) as found:
                 profile = choose_profile(found.where, device_profile, memory, allow_other=allow_other, card=found.card)
                 name = profile_name(found.where, device_profile, found.card)
-                code = _serve(store, settings, model, found, profile, watchers, hang_s=hang_after, quiet=quiet)
                 _keep_profile(store, name)
+                code = _serve(store, settings, model, found, profile, watchers, hang_s=hang_after, quiet=quiet)
         store.close()
     raise typer.Exit(code)
 
@@ -233,11 +238,10 @@ def _serve(
 
 
 def _keep_profile(store: Store, name: str) -> None:
-    import shutil
-
     from loramux_profiles.devices import device_file
+    from loramux_traces.filesafe import write_text
 
-    shutil.copyfile(device_file(name), store.folder / PROFILE)
+    write_text(store.folder / PROFILE, device_file(name).read_text(encoding="utf-8"))
 
 
 def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
@@ -246,9 +250,12 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
 
     packages = ("loramux", "torch", "transformers", "numpy")
     trace = store.fact("trace") or _submitted(store)
+    policy = store.fact("policy_text") or settings.policy
+    changes = sum(event["event"] in ("policy", "policy-error") for event in store.events())
     return {
-        "policy": settings.policy.split(":")[0],
-        "policy_params": settings.policy,
+        "policy": policy.split(":")[0],
+        "policy_params": policy,
+        "policy_changes": changes,
         "seed": trace.get("seed", 0),
         "time_scale": trace.get("time_scale", 1.0),
         "step_scale": trace.get("step_scale", 1.0),

@@ -19,7 +19,7 @@ TRACE = "trace.csv"
 """The trace as it is replayed, in the state folder."""
 
 
-def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: float) -> Trace:
+def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: float, recompute: bool) -> Trace:
     """The trace as it will be replayed: arrivals `time_scale` times as fast, steps times `step_scale`, on this base.
 
     UsageError for a job whose steps cannot be known.
@@ -36,6 +36,7 @@ def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: flo
             submit_s=spec.submit_s / time_scale,
             base_model=name,
             dtype=base.dtype,
+            recompute=recompute,
             total_steps=float(max(1, ceil(spec.steps * step_scale - 1e-9))),
             num_samples=None,
             epochs=None,
@@ -52,7 +53,9 @@ def training_jobs(trace: Trace, seed: int) -> list[TrainJob]:
     return [train_job(spec, seed=seed) for spec in trace]
 
 
-def replay(store: Store, file: Path, base: BaseConfig, *, time_scale: float, step_scale: float, seed: int) -> str:
+def replay(
+    store: Store, file: Path, base: BaseConfig, *, time_scale: float, step_scale: float, recompute: bool, seed: int
+) -> str:
     """Put the jobs of a trace into the queue, each at its time; the second time (a restart) nothing is done.
 
     Returns what is to be said of it. StateError where the folder has other jobs already.
@@ -65,14 +68,14 @@ def replay(store: Store, file: Path, base: BaseConfig, *, time_scale: float, ste
     trace = read_checked(file)
     wanted = {
         "name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace),
-        "time_scale": time_scale, "step_scale": step_scale, "seed": seed,
+        "time_scale": time_scale, "step_scale": step_scale, "recompute": recompute, "seed": seed,
     }  # fmt: skip
     known = store.fact("trace")
     if known == plain(wanted):
         return f"going on with the replay of {trace.name}"
     if known is not None or store.jobs():
         raise StateError(f"{store.folder}: has other jobs already; replay into a new --state")
-    ours = scaled(trace, base, time_scale=time_scale, step_scale=step_scale)
+    ours = scaled(trace, base, time_scale=time_scale, step_scale=step_scale, recompute=recompute)
     jobs = training_jobs(ours, seed)
     write_trace(ours, store.folder / TRACE, force=True)
     with store.transaction():

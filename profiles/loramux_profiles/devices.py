@@ -205,7 +205,9 @@ def device_file(name_or_path: str) -> Path:
 def with_memory(profile: DeviceProfile, memory_bytes: float, note: str) -> DeviceProfile:
     """The same device with another size of memory."""
     parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(memory_bytes), "note": note})
-    return profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
+    resized = profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
+    resized.__dict__.pop("digest", None)  # a copy takes cached properties along
+    return resized
 
 
 def _measured(path: Path, allow_other: bool) -> DeviceProfile:

@@ -16,7 +16,7 @@ import numpy as np
 from loramux_policies.registry import create
 from loramux_profiles.checked import read_checked
 from loramux_profiles.cost import CostModel
-from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_profiles.devices import DeviceProfile, load_device, with_memory
 from loramux_simulator.api import RunResult, simulate
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.job import Trace
@@ -57,12 +57,18 @@ def setting_of(run: Run, *, allow_other: bool = False) -> Setting:
     for name in (TRACE, PROFILE):
         if not (run.path / name).is_file():
             raise _bad(run.path / name, "is missing: a run of a trace leaves it (loramux run --trace)")
+    if manifest.get("policy_changes"):
+        raise _bad(run.path / "manifest.json", "its policy was changed while it ran: no one policy can be simulated")
+    device = load_device(str(run.path / PROFILE), allow_other=allow_other)
+    memory_bytes = manifest.get("memory_bytes")
+    if isinstance(memory_bytes, int | float) and memory_bytes > 0:
+        device = with_memory(device, float(memory_bytes), "--memory of the run")
     return Setting(
         policy=policy,
         seed=run.seed,
         max_resident=seats,
         trace=read_checked(run.path / TRACE),
-        device=load_device(str(run.path / PROFILE), allow_other=allow_other),
+        device=device,
     )
 
 

@@ -24,6 +24,9 @@ ENDS: Final = {
 }
 """Event -> the final state that it leaves a job in."""
 
+GONE: Final[Row] = {"expected_finish_s": None, "tokens_per_s": None}
+"""Of a job that is on no device."""
+
 
 class Book:
     """Listener of the decide-apply loop (`scheduler.Listener`) that keeps the store true."""
@@ -59,12 +62,12 @@ class Book:
             values |= {"state": RUNNING, "start_s": job.first_start_s, "why": "", "reason": ""}
             values["devices"] = "+".join(map(str, devices))
         elif event in ("pause", "oom", "lost"):
-            values |= {"state": WAITING, "stopped_s": now_s, "reason": detail}
+            values |= {"state": WAITING, "stopped_s": now_s, "reason": detail, **GONE}
         elif event == "hold":
-            values |= {"state": HELD, "stopped_s": now_s, "reason": detail, "why": detail}
+            values |= {"state": HELD, "stopped_s": now_s, "reason": detail, "why": detail, **GONE}
         elif event in ENDS:
             self._end(values, job, devices)
-            values |= {"state": ENDS[event], "finish_s": now_s, "reason": detail, "why": "", "expected_finish_s": None}
+            values |= {"state": ENDS[event], "finish_s": now_s, "reason": detail, "why": "", **GONE}
         self.set(job.job_id, **values)
         row: Row = {"t_s": now_s, "event": event, "job_id": job.job_id}
         if devices:
@@ -90,12 +93,30 @@ class Book:
         cost = next(cost for cost in job.costs if cost is not None)
         values["solo_s"] = job.true_steps * cost.accumulation * cost.solo_step_s
 
-    def ended_before_it_began(self, job_id: str, state: str, reason: str) -> None:
-        """A job that the loop never sees: unschedulable, or with data that cannot be used."""
+    def end_apart(self, job_id: str, state: str, reason: str, *, event: str = "", began: bool = False) -> None:
+        """A job ends that the loop does not have: unschedulable, with data that cannot be used, or held (`began`: it
+        has run before). `event`: the state's name in small letters where nothing is said.
+        """
         now_s = self._now_s()
-        self.set(job_id, state=state, reason=reason, why="", finish_s=None)
-        self._events.append({"t_s": now_s, "event": state.lower(), "job_id": job_id, "detail": reason})
+        self.set(job_id, state=state, reason=reason, why="", **GONE)
+        if began:
+            self.set(job_id, finish_s=now_s)
+        self._events.append({"t_s": now_s, "event": event or state.lower(), "job_id": job_id, "detail": reason})
         self.urgent = True
+
+    def hold_apart(self, job_id: str, reason: str) -> None:
+        """A job that the loop does not have, and that has begun, waits for its user."""
+        self.set(job_id, state=HELD, reason=reason, why=reason, **GONE)
+        self._events.append({"t_s": self._now_s(), "event": "hold", "job_id": job_id, "detail": reason})
+        self.urgent = True
+
+    def unfinish(self, job: Job, reason: str) -> None:
+        """A job that has just finished is not done after all."""
+        event = {"event": "finish", "job_id": job.job_id}
+        last = max(i for i, row in enumerate(self._events) if event.items() <= row.items())
+        self._events[last] |= {"event": "hold", "detail": reason}
+        held = {"state": HELD, "reason": reason, "why": reason, "finish_s": None, "stopped_s": self._now_s()}
+        self.set(job.job_id, **held, **GONE)
 
     def note(self, row: Row) -> None:
         """One row of the event log that is no event of the loop."""
@@ -141,5 +162,6 @@ class Book:
         self._records.clear()
         self._events.clear()
         self._samples.clear()
-        self.urgent = False
-        self.committed_s = self._now_s()
+        if facts:  # else the scheduler's own figures are still to come
+            self.urgent = False
+            self.committed_s = float(facts.get("now_s", self._now_s()))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramux_runtime.live.store import HELD, OPEN, Row
+from loramux_policies.errors import PolicyError
+from loramux_runtime.live.store import HELD, OPEN, QUEUED, WAITING, Row
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED
 
@@ -34,6 +35,7 @@ class Commands:
         """Carry out one command; what it changed and its answer are committed together."""
         service = self._service
         refused = answer = ""
+        failed: PolicyError | None = None
         try:
             verb = self._verbs.get(command["verb"])
             if verb is None:
@@ -41,9 +43,12 @@ class Commands:
             answer = verb(command["job_id"], command["argument"])
         except LoramuxError as error:
             refused = str(error)
+            failed = error if isinstance(error, PolicyError) else None
         with service.store.transaction():
             service.book.flush()
             service.store.answer(command["seq"], answer, refused=refused)
+        if failed is not None:  # the policy in charge is broken: the loop has to know
+            raise failed
 
     def _open(self, job_id: str) -> Row:
         self._service.book.flush()
@@ -54,14 +59,15 @@ class Commands:
 
     def _cancel(self, job_id: str, _: str) -> str:
         service = self._service
-        self._open(job_id)
+        row = self._open(job_id)
         job = service.loop.active.get(job_id)
         if job is not None:
             service.loop.withdraw(job, "cancel", "cancelled by the user")
         else:
             service.inbox.take(job_id)
             service.set_aside(job_id)
-            service.book.ended_before_it_began(job_id, CANCELLED, "cancelled by the user")
+            began = row["start_s"] is not None
+            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel", began=began)
         service.cancelled(job_id)
         return f"{job_id} is cancelled"
 
@@ -89,16 +95,18 @@ class Commands:
         row = self._open(job_id)
         if row["state"] != HELD:
             raise UsageError(f"{job_id} is not paused")
-        service.store.update(job_id, state="WAITING", reason="", why="")
-        service.arrive_again(service.store.job(job_id))
+        service.book.set(job_id, state=QUEUED if row["start_s"] is None else WAITING, reason="", why="")
+        service.inbox.put(row, service.executor.now_s)
         return f"{job_id} goes on"
 
     def _drain(self, _: str, __: str) -> str:
         self._service.drain()
+        self._service.store.set_facts(draining=True)
         return "no job begins any more; the scheduler ends when those that have begun have ended"
 
     def _policy(self, _: str, text: str) -> str:
         self._service.use_policy(text)
+        self._service.store.set_facts(policy_text=text)
         return f"the policy is {text} now"
 
     def _export(self, job_id: str, target: str) -> str:

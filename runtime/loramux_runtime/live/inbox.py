@@ -17,10 +17,18 @@ class LiveInbox:
     """
 
     def __init__(
-        self, store: Store, *, admit: Callable[[Row], None], obey: Callable[[Row], None], lasting: Callable[[], bool]
+        self,
+        store: Store,
+        *,
+        admit: Callable[[Row], None],
+        obey: Callable[[Row], None],
+        lasting: Callable[[], bool],
+        polled: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._admit, self._obey, self._lasting = admit, obey, lasting
+        self._polled = polled
+        """Called when all that has come is told: the policy is asked next."""
         self._version = -1
         self._seen = 0
         """Last job that was read."""
@@ -36,6 +44,11 @@ class LiveInbox:
                 self._obey(row)
         while self._coming and self._coming[0][0] <= now_s:
             self._admit(heappop(self._coming)[2])
+        self._polled()
+
+    def put(self, row: Row, now_s: float) -> None:
+        """A job comes (again): at its time, or now."""
+        heappush(self._coming, (max(now_s, row["submit_s"] or 0.0), row["job_id"], row))
 
     def news(self) -> bool:
         """Whether another process has written since the last look."""

@@ -25,6 +25,9 @@ class Host(Protocol):
     def training_again(self, job: Job) -> TrainingJob:
         """The same for a job whose state is lost: as it was saved last. The job's figures are set back to that."""
 
+    def joins(self, job: Job) -> None:
+        """A job's state is about to be brought onto its device."""
+
     def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
         """A fused step with these jobs is about to run."""
 
@@ -129,6 +132,7 @@ class LiveExecutor(LiveBackend, Executor):
         """It is here."""
 
     def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
+        self._host.joins(job)
         if job.job_id not in self._training:
             self._training[job.job_id] = self._host.training_of(job)
         return super()._training_of(job, device)

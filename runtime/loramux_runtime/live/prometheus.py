@@ -67,7 +67,7 @@ SCHEDULER: Final = (
     ),
     Family("loramux_resident_jobs", "Jobs on the device.", "resident"),
     Family("loramux_waiting_jobs", "Jobs that wait for the device.", "waiting"),
-    Family("loramux_tokens_per_second", "Tokens trained on a second, over the last minute.", "tokens_per_s"),
+    Family("loramux_tokens_per_second", "Tokens trained on a second, lately.", "tokens_per_s"),
     Family("loramux_overhead_ratio", "Share of the time that decisions and bookkeeping take.", "overhead_share"),
     Family("loramux_steps_total", "Fused steps.", "steps", "counter"),
     Family("loramux_tokens_total", "Tokens trained on.", "tokens", "counter"),

@@ -17,7 +17,7 @@ from loramux_runtime.jobs_file import TrainJob
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.store import Row
 from loramux_runtime.training_job import Log, TrainingJob
-from loramux_traces.errors import LoramuxError, StateError
+from loramux_traces.errors import LoramuxError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
 
@@ -34,11 +34,8 @@ class Roster:
         self._book = book
         self._intake = Intake([cost], [devices], oracle=False, unschedulable=self._unschedulable)
         self._admitted: dict[str, Admitted] = {}
-
-    @property
-    def hopeless(self) -> int:
-        """Jobs that fit the device at no micro-batch size."""
-        return self._intake.hopeless
+        self._began = False
+        """Whether the job that is being priced has begun in an earlier process."""
 
     def job(self, row: Row) -> Job | None:
         """The job of a row, or None (and its end in the book) where it cannot be trained here."""
@@ -50,6 +47,7 @@ class Roster:
             spec = admitted.spec
             if row["micro_batch"] is not None:  # as it began: another size would be other bits
                 spec = replace(spec, micro_batch_size=row["micro_batch"])
+            self._began = before is not None
             job = self._intake.job(row["seq"], spec)
             if job is None:
                 return None
@@ -57,11 +55,15 @@ class Roster:
             drawn_by = row["drawn_by"] or job.cost_on(0).rows
             admitted = replace(admitted, data=admitted.data.bound(drawn_by))
             digest = admitted.data.train.sha256
-            if before is not None and digest != before:
-                raise StateError("its rows are not those it began with: the data file has changed")
         except (LoramuxError, ValidationError) as error:
-            state = REJECTED if before is None else FAILED_DATA
-            self._book.ended_before_it_began(job_id, state, str(error))
+            if before is None:
+                self._book.end_apart(job_id, REJECTED, str(error))
+            else:  # a disk that is not there, say: what it has learned is kept
+                self._book.hold_apart(job_id, f"its data cannot be read any more: {error}")
+            return None
+        if before is not None and digest != before:
+            reason = "its rows are not those it began with: the data file has changed"
+            self._book.end_apart(job_id, FAILED_DATA, reason, began=row["start_s"] is not None)
             return None
         self._admitted[job_id] = admitted
         _go_on(job, row)
@@ -96,7 +98,10 @@ class Roster:
         self._admitted.pop(job_id, None)
 
     def _unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
-        self._book.ended_before_it_began(spec.job_id, UNSCHEDULABLE, reason)
+        if self._began:  # on less memory than it began on
+            self._book.hold_apart(spec.job_id, reason)
+        else:
+            self._book.end_apart(spec.job_id, UNSCHEDULABLE, reason)
 
 
 def _go_on(job: Job, row: Row) -> None:

@@ -38,9 +38,12 @@ from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob
-from loramux_traces.errors import Interrupted, StateError
+from loramux_traces.errors import LoramuxError, StateError, UsageError
+from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
 FALLBACK: Final = "fifo"
+IDLE_FLUSH_S: Final = 5.0
+"""How often an idle scheduler says that it is there."""
 STALL_S: Final = 30.0
 """A device that a policy leaves empty for so long, with a job waiting that fits, is no plan but a stall."""
 Watch = Callable[[float], float | None]
@@ -54,9 +57,9 @@ class Outcome:
     stopped_by: int | None
     """The signal, if one did."""
     failed: int
-    """Jobs that failed in it."""
+    """Jobs of the folder that failed, or were rejected for their data."""
     hopeless: int
-    """Jobs that fit the device at no micro-batch size."""
+    """Jobs of the folder that fit the device at no micro-batch size."""
 
 
 class LiveService:
@@ -125,7 +128,13 @@ class LiveService:
         self.suspects = Suspects(store, read_marker(store.folder))
         self.progress = Progress(self)
         self.commands = Commands(self)
-        self.inbox = LiveInbox(store, admit=self._admit, obey=self.commands.obey, lasting=lambda: self._lasting)
+        self.inbox = LiveInbox(
+            store,
+            admit=self._admit,
+            obey=self.commands.obey,
+            lasting=lambda: self._lasting,
+            polled=lambda: self.marker.set("decide"),
+        )
         self.draining = False
         self.worker_deaths: int = store.fact("worker_deaths", 0)
         self._empty_since_s = start_s
@@ -144,17 +153,17 @@ class LiveService:
         with stop_on_signal(self.executor.request_stop) as stopped:
             try:
                 self.executor.run(self.loop, self.inbox)
-            except Interrupted:  # a second signal: at once, from the last checkpoints
-                raise
-            except BaseException:  # the policy or the disk has ended it
+            except LoramuxError:  # the policy or the disk has ended it
                 self._close()
                 raise
+            # Anything else is a crash, or a second signal: it ends at once, for what is in memory may be half done, and
+            # the marker tells the next process whose step it was
             self._close()
-        ended = [row["state"] for row in self.store.jobs() if row["state"] not in OPEN]
+        ended = [row["state"] for row in self.store.jobs()]
         return Outcome(
             stopped_by=stopped[0] if stopped else None,
-            failed=sum(state.startswith("FAILED") for state in ended),
-            hopeless=self.roster.hopeless,
+            failed=sum(state.startswith("FAILED") or state == REJECTED for state in ended),
+            hopeless=ended.count(UNSCHEDULABLE),
         )
 
     @property
@@ -169,7 +178,12 @@ class LiveService:
         store = self.store
         with store.transaction():
             for row in store.jobs("RUNNING"):
-                store.update(row["job_id"], state="WAITING", stopped_s=self._last_s)
+                left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
+                store.update(row["job_id"], state="WAITING", **left)
+            if self._last_s is not None:  # nobody was there from then on
+                waiting = len(store.jobs("WAITING"))
+                store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(self.engine.devices))
+            self.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
             self.suspects.note()
             policy_hung = self.suspects.policy_hung
             store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy, hung_in_decide=False)
@@ -183,14 +197,17 @@ class LiveService:
         """The process ends: everything is on disk before it says so."""
         for job_id, reason in self.saving.save_all():
             self._warn(f"{job_id}: {reason}")
+        for device in range(self.engine.devices):
+            self.book.sample(device, 0.0, 0, self.loop.n_waiting)
         self.flush()
+        self.store.set_facts(draining=False)
         self.marker.set("stopped")
         self.marker.close()
 
     def flush(self) -> None:
         """Commit what is known."""
         self.progress.note(self.executor.now_s)
-        self.book.flush(now_s=self.executor.now_s, now_unix_s=time.time(), **self.progress.facts())
+        self.book.flush(now_s=self._times.now_s(), now_unix_s=time.time(), **self.progress.facts())
         for job_id in self._finished:
             self.saving.forget(job_id)
             self.progress.forget(job_id)
@@ -212,13 +229,12 @@ class LiveService:
                 self.book.set(row["job_id"], why="runs alone: the scheduler died twice in its steps")
             return
         self.marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
+        self._sampled = False
+        if not self.loop.queue.count:
+            self._empty_since_s = self.executor.now_s
         job = self.roster.job(row)
         if job is not None:
             self.loop.arrive(job)
-
-    def arrive_again(self, row: Row) -> None:
-        """A held job goes on."""
-        self._admit(row)
 
     def set_aside(self, job_id: str) -> bool:
         """Take a job back that was set aside."""
@@ -298,6 +314,8 @@ class LiveService:
     def news(self) -> bool:
         """Something to do for an idle device."""
         self.marker.set("idle")
+        if self._times.now_s() - self.book.committed_s >= IDLE_FLUSH_S:
+            self.flush()
         return self.inbox.news() or self._look_at_memory()
 
     def _look_at_memory(self) -> bool:
@@ -313,7 +331,7 @@ class LiveService:
         """Save and commit what is due, and see whether the run should go on as it does."""
         now_s = self.executor.now_s
         again = self._look_at_memory()
-        if self.loop.running:
+        if self.loop.running or not self.loop.queue.count:
             self._empty_since_s = now_s
         elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
             again = self.stalled() or again
@@ -327,6 +345,7 @@ class LiveService:
             self.marker.set("save")
             for job, reason in self.saving.save_due(now_s):
                 self._hold(job, reason)
+                again = True
         if self.book.urgent or now_s - self.book.committed_s >= self.settings.flush_s:
             self.flush()
         if self.draining and not self.loop.active:
@@ -369,21 +388,35 @@ class LiveService:
 
     def use_policy(self, text: str) -> None:
         """Decide by another policy from now on. UsageError where there is no such policy."""
-        policy = create(text)
-        self.executor.use_policy(policy)
-        self.loop.use_policy(policy)
+        policy, before = create(text), self.loop.policy
+        try:
+            self._switch(policy)
+        except PolicyError as error:
+            self._switch(before)
+            raise UsageError(f"{error}; {before.name} stays") from error
         self.book.note({"t_s": self.executor.now_s, "event": "policy", "detail": text})
         self.book.urgent = True
 
+    def _switch(self, policy: Policy) -> None:
+        self.executor.use_policy(policy)
+        self.loop.use_policy(policy)
+
     def stalled(self) -> bool:
-        """Whether another policy has taken over because this one leaves an empty device to itself."""
+        """Whether another policy has taken over because this one leaves an empty device to itself. PolicyError where
+        that is to end the scheduler.
+        """
+        if self.loop.policy.name == FALLBACK:  # it waits for its first job to fit: others have taken memory
+            return False
         free = [ledger for ledger in self.loop.fleet if ledger.capacity > 0.0]
         fits = [job.job_id for job in self.loop.queue if any(ledger.has_room(job.cost_on(0)) for ledger in free)]
         if not fits:
             return False
         self._empty_since_s = self.executor.now_s
         what = f"policy {self.loop.policy.name} starts nothing although the device is empty and {fits[0]} fits it"
-        return self.excused(PolicyError(what))
+        error = PolicyError(what)
+        if not self.excused(error):
+            raise error
+        return True
 
     def alone_out_of_memory(self, job: Job) -> Job | None:
         """Half the rows at a time. (Other bits from here on: the log says so.)"""
@@ -402,11 +435,24 @@ class LiveService:
             try:
                 self.export(job.job_id, self.store.folder / "adapters" / job.job_id)
             except StateError as error:
-                self._warn(f"{job.job_id}: {error}")
-                self.book.set(job.job_id, reason=str(error))
-                return  # its checkpoints stay
+                self._unfinished(job, training, str(error))
+                return
         self._finished.append(job.job_id)
         self.roster.forget(job.job_id)
+
+    def _unfinished(self, job: Job, training: TrainingJob, reason: str) -> None:
+        """A job is not done before its adapter is on the disk: it is paused, and `resume` tries again."""
+        self._warn(f"{job.job_id} is paused: {reason}")
+        self.book.unfinish(job, reason)
+        self.roster.forget(job.job_id)
+        try:
+            self.saving.save(job.job_id, training)
+        except StateError:  # from its last checkpoint then: the same bits again
+            self._warn(f"{job.job_id}: nor can its checkpoint be written")
+
+    def joins(self, job: Job) -> None:
+        """A job's state is about to be brought onto its device: if that is the end of this process, it is suspect."""
+        self.marker.set("step", {job.job_id: job.done_steps})
 
     def in_memory(self, job_id: str) -> bool:
         """Whether the job has a training state."""

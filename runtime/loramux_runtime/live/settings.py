@@ -25,5 +25,3 @@ class LiveSettings:
     """A policy that raises, over-commits or stalls is replaced by fifo, or ends the scheduler."""
     record: bool = False
     """Log every fused step, so that the decisions can be taken again (`loramux_policies.replay`)."""
-    manifest: dict[str, object] | None = None
-    """What the run folder's manifest says beside what the scheduler knows (trace, argv, time_scale, ...)."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from loramux_traces.errors import StateError, UsageError
+from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 
 DATABASE: Final = "queue.sqlite3"
@@ -234,10 +234,12 @@ class Store:
 
     def job(self, job_id: str) -> Row:
         """One job. UsageError where there is none."""
-        with self._errors():
-            row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = None
+        if job_id.isascii():  # others are no ids, and bytes that are no text cannot even be asked for
+            with self._errors():
+                row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
-            raise UsageError(f"no job is called {job_id!r}")
+            raise UsageError(f"no job is called {printable(job_id, 64)!r}")
         return dict(row)
 
     def update(self, job_id: str, **values: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ RESTARTS: Final = 10
 WINDOW_S: Final = 600.0
 """So many restarts in so long, and then no more."""
 POLL_S: Final = 0.2
+RESTARTED: Final = "LORAMUX_RESTARTED"
+"""In the environment of a process that takes the place of one that died: its command line is that of the first."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -48,7 +51,10 @@ def supervise(
             if stopped_by:  # between two processes: nobody else would hear of it
                 return 128 + stopped_by[0]
             starts.append(time.monotonic())
-            child = subprocess.Popen(list(command), preexec_fn=_end_with_parent, start_new_session=True)
+            environment = {**os.environ, RESTARTED: "1"} if len(starts) > 1 else None
+            child = subprocess.Popen(
+                list(command), preexec_fn=_end_with_parent, start_new_session=True, env=environment
+            )
             if stopped_by:
                 child.send_signal(stopped_by[0])
             code = _wait(child, folder, hang_s, say, poll_s)

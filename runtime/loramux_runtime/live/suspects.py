@@ -28,6 +28,11 @@ class Suspects:
         """The job that has been given the device for itself."""
 
     @property
+    def ended_by_itself(self) -> bool:
+        """The last process was not killed."""
+        return self._doing is None or self._doing.phase == "stopped"
+
+    @property
     def policy_hung(self) -> bool:
         """The last process was killed while the policy decided."""
         return self._doing is not None and self._doing.phase == "decide" and bool(self._store.fact("hung_in_decide"))

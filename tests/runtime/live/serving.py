@@ -13,6 +13,7 @@ from typing import Any
 
 from loramux_policies import create
 from loramux_policies.policy import Policy
+from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.jobs_file import BaseConfig, TrainJob
@@ -154,6 +155,16 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Sleepy(Policy):
+    """Never answers."""
+
+    name = "sleepy"
+
+    def place(self, view: ClusterView) -> Plan:
+        time.sleep(600)
+        return view.plan()
+
+
 def _serve(order: dict[str, Any]) -> int:
     """One process of a scheduler, as the zygote's child."""
     state = Path(order["state"])
@@ -165,7 +176,8 @@ def _serve(order: dict[str, Any]) -> int:
     if order.get("after_s"):
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    play(Store(state), order.get("policy", "aspen"), faults=plan)
+    policy = Sleepy() if order.get("sleepy") else order.get("policy", "aspen")
+    play(Store(state), policy, faults=plan)
     return 0
 
 
