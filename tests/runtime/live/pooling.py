@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loramux_policies import create
+from loramux_policies.job import Job
 from loramux_policies.policy import Policy
 from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_runtime.faults import NONE, FaultPlan
@@ -18,11 +19,11 @@ from loramux_runtime.live.clock import LiveTimes, PredictedLiveTimes
 from loramux_runtime.live.pool import InProcessPool, WorkerPool
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.store import Row, Store
 from loramux_runtime.live.worker import DeviceWorker
 from loramux_runtime.train import open_base, outline_base
 from loramux_simulator import simulate
-from loramux_traces.job import Trace
+from loramux_traces.job import JobSpec, Trace
 from loramux_traces.locking import owned
 
 from .serving import CONFIG, curves, jobs, submit
@@ -113,8 +114,18 @@ def check_decisions(pool: WorkerPool, policy: str, folder: Path, n: int) -> None
     scheduler = service(
         store, pool, policy, profile=device, times=PredictedLiveTimes(), max_resident=2, checkpoint_s=1e9
     )
+    specs: list[JobSpec] = []
+    admit = scheduler.roster.job
+
+    def noted(row: Row) -> Job | None:
+        job = admit(row)
+        if job is not None:
+            specs.append(job.spec)
+        return job
+
+    scheduler.roster.job = noted  # type: ignore[method-assign]
     scheduler.play()
-    trace = Trace(name="pool", jobs=tuple(scheduler.roster.specs.values()))
+    trace = Trace(name="pool", jobs=tuple(specs))
     simulated = simulate(trace, policy, devices=[device] * pool.size, fidelity="step", max_resident=2, events=True)
     kinds = ("arrive", "start", "resume", "pause", "finish")
     theirs = [row for row in simulated.events or [] if row["event"] in kinds]
