@@ -124,12 +124,12 @@ class Soak:
             elif chance < 0.8 and open_jobs:
                 self.counts["exports"] += 1
                 store.command("export", self.draw.choice(open_jobs), str(self.folder / "exports" / str(self.submitted)))
-            elif chance < 0.83 and not calm:
+            elif chance < 0.805 and not calm:
                 pid = owner(self.state)
                 if pid is not None:
                     self.counts["kills"] += 1
                     os.kill(pid, signal.SIGKILL)
-            elif chance < 0.835 and not calm and self.process is not None:
+            elif chance < 0.81 and not calm and self.process is not None:
                 self.counts["terms"] += 1
                 self.process.send_signal(signal.SIGTERM)
                 self.process.wait(120)

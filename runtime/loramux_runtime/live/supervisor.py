@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,8 +19,8 @@ from loramux_traces.errors import LoramuxError
 MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
 """Exit codes that a scheduler ends with on purpose: they are passed on."""
 RESTARTS: Final = 10
-WINDOW_S: Final = 600.0
-"""So many restarts in so long, and then no more."""
+LIVED_S: Final = 60.0
+"""After so many deaths in a row, each within so long of its start, there are no more restarts."""
 POLL_S: Final = 0.2
 RESTARTED: Final = "LORAMUX_RESTARTED"
 """In the environment of a process that takes the place of one that died: its command line is that of the first."""
@@ -36,7 +35,8 @@ def supervise(
     SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides, trains or saves is
     killed: the next one knows by its marker what it was doing.
     """
-    starts: deque[float] = deque()
+    short_lives = 0
+    environment: dict[str, str] | None = None
     child: subprocess.Popen[bytes] | None = None
     stopped_by: list[int] = []
 
@@ -50,8 +50,7 @@ def supervise(
         while True:
             if stopped_by:  # between two processes: nobody else would hear of it
                 return 128 + stopped_by[0]
-            starts.append(time.monotonic())
-            environment = {**os.environ, RESTARTED: "1"} if len(starts) > 1 else None
+            began_s = time.monotonic()
             child = subprocess.Popen(
                 list(command), preexec_fn=_end_with_parent, start_new_session=True, env=environment
             )
@@ -63,14 +62,13 @@ def supervise(
             if stopped_by:
                 return 128 + stopped_by[0]
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-            while starts and time.monotonic() - starts[0] > WINDOW_S:
-                starts.popleft()
-            if len(starts) > RESTARTS:
-                minutes = WINDOW_S / 60
-                say(f"the scheduler's process {how}, time {len(starts)} in {minutes:.0f} minutes: giving up")
+            short_lives = short_lives + 1 if time.monotonic() - began_s < LIVED_S else 0
+            if short_lives > RESTARTS:
+                say(f"the scheduler's process {how}, {short_lives} times soon after its start: giving up")
                 return 1
             say(f"the scheduler's process {how}; starting it again")
-            time.sleep(min(5.0, 0.1 * 2 ** len(starts)))
+            environment = {**os.environ, RESTARTED: "1"}
+            time.sleep(min(5.0, 0.1 * 2**short_lives))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

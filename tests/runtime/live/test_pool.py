@@ -31,7 +31,9 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> Bits:
     return bits(store)
 
 
-@pytest.mark.parametrize("policy", ["aspen", "fifo", "srtf", "best-fit"])
+@pytest.mark.parametrize(
+    "policy", [*["aspen"], *(pytest.param(x, marks=pytest.mark.slow) for x in ["fifo", "srtf", "best-fit"])]
+)
 def test_bits_are_those_of_one_device(policy: str, tmp_path: Path, one_device: Bits) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
     pool = in_process(3)
@@ -52,7 +54,13 @@ def test_a_run_folder_has_every_device(tmp_path: Path) -> None:
 # -- decisions
 
 
-@pytest.mark.parametrize("policy", ["fifo", "sjf", "srtf", "priority", "aspen", "aspen-priority", "best-fit"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *["srtf", "aspen"],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ["fifo", "sjf", "priority", "aspen-priority", "best-fit"]),
+    ],
+)
 def test_decisions_are_the_simulators(policy: str, tmp_path: Path) -> None:
     check_decisions(in_process(4), policy, tmp_path, 40)
 
@@ -126,7 +134,9 @@ def dying(at: Sequence[int]) -> FaultPlan:
     return FaultPlan(step=fault)
 
 
-@pytest.mark.parametrize("at", [[1], [7], [5, 6, 20], [3, 9, 15, 30]])
+@pytest.mark.parametrize(
+    "at", [*[[5, 6, 20]], *(pytest.param(x, marks=pytest.mark.slow) for x in [[1], [7], [3, 9, 15, 30]])]
+)
 @pytest.mark.parametrize("checkpoint_s", [0.0, 1e9])
 def test_jobs_go_on_from_their_last_checkpoint(
     at: list[int], checkpoint_s: float, tmp_path: Path, one_device: Bits
@@ -142,7 +152,9 @@ def test_jobs_go_on_from_their_last_checkpoint(
     assert all(row["preemptions"] == 0 for row in store.jobs())
 
 
-@pytest.mark.parametrize("at", [[], [20], [9, 30, 31], [12, 24, 36, 48]])
+@pytest.mark.parametrize(
+    "at", [*[[9, 30, 31]], *(pytest.param(x, marks=pytest.mark.slow) for x in [[], [20], [12, 24, 36, 48]])]
+)
 def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None:
     """Their state follows them to another device, or is lost on the way; arrivals pause somebody all the time."""
     found = jobs(tmp_path, 16)
