@@ -11,7 +11,7 @@ from functools import partial
 from math import exp, log1p
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pandas as pd
 
@@ -169,7 +169,7 @@ class _Run:
             CostModel(
                 profile,
                 fusion=options.fusion,
-                copies=policy.copies,
+                copies=self.copies,
                 ideal=options.ideal,
                 rates=self.curve,
                 folder=trace.folder,
@@ -196,7 +196,7 @@ class _Run:
                 capacity=float(self.models[type_index].capacity_bytes),
                 margin=self.models[type_index].upper_margin,
                 padded=options.fusion == "padded",
-                separate=policy.copies == "separate",
+                separate=self.copies == "separate",
                 seats_max=seats,
             )
             for i, type_index in enumerate(self.type_of)
@@ -219,9 +219,14 @@ class _Run:
 
     # -- parts
 
+    @property
+    def copies(self) -> Literal["shared", "separate"]:
+        """Of the base. A live device has one; under a policy of one seat nobody is beside its job, and so it may."""
+        return "shared" if self.options.live and self.policy.seats <= 1 else self.policy.copies
+
     def _engine(self) -> RateEngine | StepEngine:
         options, policy = self.options, self.policy
-        separate = policy.copies == "separate"
+        separate = self.copies == "separate"
         if options.live and (separate or len(self.profiles) > 1):
             raise UsageError("live is one device with one base copy: not several devices, nor separate processes")
         if options.fidelity == "step":

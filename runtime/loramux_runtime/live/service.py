@@ -84,6 +84,9 @@ class LiveService:
         on_record: Callable[[str, Mapping[str, Any]], None] | None = None,
         rss_before: int | None = None,
     ) -> None:
+        if policy.copies == "separate" and policy.seats > 1:
+            what = f"policy {policy.name} gives every job a process of its own; a live device has one base copy"
+            raise UsageError(what)
         self.store, self.settings = store, settings
         self._warn, self._watch = warn, watch
         self._on_flush, self._on_record = on_flush, on_record
@@ -389,6 +392,8 @@ class LiveService:
     def use_policy(self, text: str) -> None:
         """Decide by another policy from now on. UsageError where there is no such policy."""
         policy, before = create(text), self.loop.policy
+        if policy.copies == "separate" and policy.seats > 1:
+            raise UsageError(f"policy {policy.name} gives every job a process of its own; {before.name} stays")
         try:
             self._switch(policy)
         except PolicyError as error:
