@@ -62,14 +62,13 @@ class Opened:
 def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
     """With the base model loaded; actors and a Ray cluster of our own end with it."""
     from loramux_runtime.devices import card_name, choose_device, set_threads
-    from loramux_runtime.memory import keep_freed_memory, resident_bytes
+    from loramux_runtime.memory import held_beside, keep_freed_memory
     from loramux_runtime.train import open_base, outline_base
 
     if choice.engine == "local":
         where = choose_device(choice.device)
         base = open_base(model, where)
-        rss = resident_bytes()
-        rss_before = None if rss is None else rss - base.weight_bytes
+        rss_before = held_beside(base.weight_bytes)
         set_threads(choice.threads, base.sites.hidden)
         if where.type == "cpu":
             keep_freed_memory()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loramux_traces.errors import UsageError
 
@@ -22,8 +22,12 @@ TRACE = "trace.csv"
 def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: float, recompute: bool) -> Trace:
     """The trace as it will be replayed: arrivals `time_scale` times as fast, steps times `step_scale`, on this base.
 
-    UsageError for a job whose steps cannot be known.
+    UsageError for a job whose steps cannot be known, and for a scale that is none.
     """
+    for what, scale in (("time scale", time_scale), ("step scale", step_scale)):
+        if not 0 < scale < inf:
+            raise UsageError(f"the {what} must be above 0, not {scale}")
+    from loramux_runtime.live.trace_jobs import whole_steps
     from loramux_traces.canonical import build_trace
 
     name = base.shape or (base.path.name if base.path else "base")
@@ -37,7 +41,7 @@ def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: flo
             base_model=name,
             dtype=base.dtype,
             recompute=recompute,
-            total_steps=float(max(1, ceil(spec.steps * step_scale - 1e-9))),
+            total_steps=float(whole_steps(spec.steps * step_scale)),
             num_samples=None,
             epochs=None,
         )
@@ -79,15 +83,10 @@ def replay(
     jobs = training_jobs(ours, seed)
     write_trace(ours, store.folder / TRACE, force=True)
     with store.transaction():
-        store.submit([(document(job), store.folder, job.submit_s) for job in jobs], at_s=True)
+        store.submit([(job.model_dump(mode="json"), store.folder, job.submit_s) for job in jobs], at_s=True)
         store.set_facts(trace=wanted)
     last_s = max(job.submit_s for job in jobs)
     return f"replaying {len(jobs)} jobs of {trace.name}, the last of them submitted at {last_s:.0f} s"
-
-
-def document(job: TrainJob) -> dict[str, Any]:
-    """A job as the store keeps it."""
-    return job.model_dump(mode="json")
 
 
 def submitted(file: Path) -> Sequence[TrainJob]:

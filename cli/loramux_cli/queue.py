@@ -158,13 +158,13 @@ def export_command(
 
 def _open(state: Path, *, wait_s: float = 0.0) -> Store:
     """The state folder; one that a scheduler is about to make is waited for."""
-    from loramux_runtime.live.status import state_folder
+    from loramux_runtime.live.store import Store
     from loramux_traces.errors import StateError
 
     until = time.monotonic() + wait_s
     while True:
         try:
-            return state_folder(state)
+            return Store(state)
         except StateError:
             if time.monotonic() > until:
                 raise

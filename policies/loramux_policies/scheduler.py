@@ -129,7 +129,6 @@ class Scheduler:
         devices = self._leave(job)
         job.oom_events += 1
         job.oom_alone += not beside
-        self._freed.extend(devices)
         self._due = True
         self._tell("oom", job, devices, detail)
         if job.oom_alone > OOM_RETRIES:
@@ -154,7 +153,6 @@ class Scheduler:
     def fail(self, job: Job, event: str, detail: str) -> None:
         """A running job, which the backend has taken off its device, ends without having done its steps."""
         devices = self._leave(job)
-        self._freed.extend(devices)
         self.drop(job, event, detail, devices)
 
     def drop(self, job: Job, event: str, detail: str, devices: tuple[int, ...] = ()) -> None:
@@ -172,7 +170,6 @@ class Scheduler:
         if job.state == RUNNING:
             self.backend.stop(job)
             devices = self._leave(job)
-            self._freed.extend(devices)
             job.last_stop_s = self.backend.now_s
         elif job in self.apart:
             self.apart.remove(job)
@@ -242,7 +239,6 @@ class Scheduler:
         """A resident waits again, through no fault of its own and by no decision of the policy."""
         self.backend.stop(job)
         devices = self._leave(job)
-        self._freed.extend(devices)
         job.preemptions += event == "pause"
         self._tell(event, job, devices, detail)
         self._paused.append(job.job_id)
@@ -410,6 +406,7 @@ class Scheduler:
         devices, share = job.devices, job.share
         for device in devices:
             self.fleet.remove(job, device, share)
+        self._freed.extend(devices)
         return self._forget(job)
 
     def _forget(self, job: Job) -> tuple[int, ...]:

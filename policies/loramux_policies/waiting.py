@@ -53,14 +53,6 @@ class WaitingQueue:
         self._line.remove((*job.key, job))
         self.count -= 1
 
-    def rebuild(self, order: Order) -> None:
-        """Keep the queue in another order from now on (a policy was swapped)."""
-        jobs = list(self)
-        self._order = order.key
-        self._line, self.count = SortedList(), 0
-        for job in jobs:
-            self.add(job)
-
 
 class _Closed:
     """In the place of the queue once `place()` has returned: whatever is asked of it, the answer is StaleViewError.

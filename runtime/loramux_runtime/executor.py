@@ -8,17 +8,17 @@ import torch
 
 from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import IDLE, Meters
+from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import End, Note, StepBackend, StepDevice, StepTimes
+from loramux_policies.step_backend import Note, StepDevice, StepTimes
 from loramux_policies.views import FusedStep
-from loramux_profiles.work import ROUNDING
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.memory import MemoryMeter
 from loramux_runtime.model import FusedModel, JobOutcome
 from loramux_runtime.observed import Observer
 from loramux_runtime.packing import Part
 from loramux_runtime.times import RealTimes, Times
+from loramux_runtime.training_backend import TrainingBackend
 from loramux_runtime.training_job import TrainingJob
 
 OnStep = Callable[[FusedStep, float, float], None]
@@ -44,14 +44,7 @@ def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> lis
     return None
 
 
-def end_of(training: TrainingJob) -> End | None:
-    """How the job has ended, if it has."""
-    if training.diverged:
-        return End("diverge", training.diverged)
-    return End("finish", "") if training.finished else None
-
-
-class Executor(StepBackend[TrainingJob]):
+class Executor(TrainingBackend):
     """The backend that trains. `note` records the run, so that its decisions can be replayed."""
 
     def __init__(
@@ -109,7 +102,7 @@ class Executor(StepBackend[TrainingJob]):
         """Copy the job's state to the host; partial gradients, moments and the data cursor are kept."""
         super().stop(job)
         self._training[job.job_id].optimizer.to("cpu")
-        self._note_memory()
+        self._note_memory(0)
 
     def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
         self._predicted_s = predicted_s
@@ -138,7 +131,7 @@ class Executor(StepBackend[TrainingJob]):
         self._times.step_ends(predicted_s)
         ended_s = self._times.now_s()
         tokens = sum(part.batch.n_tokens for part in parts)
-        self.meters.step(0, tokens, -(-tokens // ROUNDING) * ROUNDING)
+        self._stepped(0, tokens)
         if self._on_step is not None:
             self._on_step(step, ended_s - began_s, predicted_s)
         return StepTimes(began_s, ended_s, False, self._observe(runs, parts, ended_s - began_s, dynamic_bytes))
@@ -147,34 +140,14 @@ class Executor(StepBackend[TrainingJob]):
         self, runs: list[LiveRun[TrainingJob]], parts: list[Part], seconds: float, dynamic_bytes: float | None
     ) -> float | None:
         """Hold the step against the fitted profile; the bound's new scale where it has moved."""
-        adapters = [run.cost.adapter for run in runs]
-        if self._observer is None or any(adapter is None for adapter in adapters):
+        if self._observer is None:
             return None
-        jobs = [(adapter, part.batch) for adapter, part in zip(adapters, parts, strict=True) if adapter is not None]
+        jobs = [(run.cost.adapter, part.batch) for run, part in zip(runs, parts, strict=True)]
         recompute = self.model.recompute
         return self._observer.see(jobs, recompute=recompute, seconds=seconds, dynamic_bytes=dynamic_bytes)
 
-    def _end_of(self, run: LiveRun[TrainingJob]) -> End | None:
-        return end_of(run.training)
-
     def _ended(self, run: LiveRun[TrainingJob]) -> None:
-        self._note_memory()
+        self._note_memory(0)
         if self._on_end is not None:
             self._on_end(run.job, run.training)
         del self._training[run.job_id]
-
-    # -- accounts
-
-    def _joined(self, run: LiveRun[TrainingJob]) -> None:
-        self._note_memory()
-
-    def _boundary(self) -> bool:
-        self.meters.queue(self.now_s, self._loop.n_waiting)
-        return False
-
-    def _account(self, device: StepDevice[TrainingJob]) -> None:
-        self.meters.advance(0, self.now_s, 0.0, IDLE, len(self.fused.runs))
-
-    def _note_memory(self) -> None:
-        expected = self._loop.fleet[0].expected if self.fused.runs else 0.0
-        self.meters.memory(0, self.now_s, self.memory.peak_bytes() or expected, len(self.fused.runs))

@@ -32,6 +32,12 @@ def resident_bytes() -> int | None:
     return _status("VmRSS")
 
 
+def held_beside(weight_bytes: int) -> int | None:
+    """Memory that this process holds right now beside the weights (None where that is not known)."""
+    held = resident_bytes()
+    return None if held is None else held - weight_bytes
+
+
 def _status(name: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii") as lines:

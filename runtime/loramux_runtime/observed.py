@@ -32,19 +32,23 @@ class Observer:
 
     def see(
         self,
-        jobs: Sequence[tuple[AdapterPoint, MicroBatch]],
+        jobs: Sequence[tuple[AdapterPoint | None, MicroBatch]],
         *,
         recompute: bool,
         seconds: float,
         dynamic_bytes: float | None,
     ) -> float | None:
         """One step as it was. What the bound on dynamic bytes is of their expected value from now on, where that has
-        moved; None where not (always where bytes are not measured).
+        moved; None where not (always where bytes are not measured). A step with an adapter that the profile knows
+        nothing of (None) tells nothing.
         """
         points = tuple(
             JobPoint(adapter=adapter, lengths=tuple(map(len, batch.tokens)), labels=batch.n_labels)
             for adapter, batch in jobs
+            if adapter is not None
         )
+        if len(points) < len(jobs):
+            return None
         point = StepPoint(jobs=points, recompute=recompute)
         refit = self._refit
         plain, refitted = refit.fitted_s(point), refit.seconds(point)

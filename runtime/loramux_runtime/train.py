@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from loramux_runtime.base_model import BaseModel, build_base, load_base, outline
 from loramux_runtime.devices import card_name
 from loramux_runtime.executor import Executor, OnStep
 from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.jobs_file import BaseConfig, JobsFile, TrainJob
+from loramux_runtime.jobs_file import BaseConfig, JobsFile
 from loramux_runtime.model import FusedModel
 from loramux_runtime.observed import Observer
 from loramux_runtime.signals import stop_on_signal
@@ -189,17 +190,10 @@ class TrainRun:
             if job is None:
                 continue
             self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
-            self._training[spec.job_id] = self._new_training(self._configs[spec.job_id])
+            self._training[spec.job_id] = TrainingJob.new(
+                self.model, self._configs[spec.job_id], self.data[spec.job_id], log=partial(self._record, spec.job_id)
+            )
             yield job
-
-    def _new_training(self, config: TrainJob) -> TrainingJob:
-        adapter = self.model.new_adapter(
-            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
-        )
-        data = self.data[config.id]
-        return TrainingJob(
-            config, adapter, data.train, data.stream, data.eval, log=lambda record: self._record(config.id, record)
-        )
 
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
         row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.adapter import Adapter
-from loramux_runtime.data import Rows, SampleStream, TokenisedRows
+from loramux_runtime.data import JobData, Rows, SampleStream, TokenisedRows
 from loramux_runtime.early_stop import LossTail, Patience, stop_likelihood
 from loramux_runtime.evaluation import Evaluation, evaluate
 from loramux_runtime.jobs_file import TrainJob
@@ -80,6 +80,12 @@ class TrainingJob:
         self._skipped = 0
         self._losses = LossTail()
         self._likelihood = (-1, 0.0)
+
+    @classmethod
+    def new(cls, model: FusedModel, config: TrainJob, data: JobData, *, log: Log | None = None) -> TrainingJob:
+        """At its first step; the adapter waits on the host until its job starts."""
+        adapter = model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
+        return cls(config, adapter, data.train, data.stream, data.eval, log=log)
 
     def begin(self, model: FusedModel) -> None:
         """The job is on its device for the first time: score the held-out rows before anything is learned."""

@@ -37,11 +37,6 @@ class Setting:
     trace: Trace
     device: DeviceProfile
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for runs that are simulated alike."""
-        return self.policy, self.seed, self.max_resident, self.trace.sha256, self.device.digest
-
 
 def setting_of(run: Run, *, allow_other: bool = False) -> Setting:
     """Read what the folder of a real run says. InvalidInputError for one that is not real, or cannot be simulated."""

@@ -14,8 +14,6 @@ from loramux_traces.results import CANCELLED
 if TYPE_CHECKING:
     from loramux_runtime.live.service import LiveService
 
-VERBS = ("cancel", "pause", "resume", "drain", "policy", "export")
-
 
 class Commands:
     """Carries out commands on the service."""

@@ -78,12 +78,6 @@ class Engine:
             )
             return backend, lambda admitted, log: RemoteTraining(admitted, self.base, log)
         model = FusedModel(self.base, recompute=self.recompute)
-
-        def make(admitted: Admitted, log: Log) -> TrainingJob:
-            config, data = admitted.config, admitted.data
-            adapter = model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
-            return TrainingJob(config, adapter, data.train, data.stream, data.eval, log=log)
-
         executor = LiveExecutor(
             host,
             times,
@@ -97,4 +91,4 @@ class Engine:
             observer=None if observers is None else observers[0],
             rss_before=self.rss_before,
         )
-        return executor, make
+        return executor, lambda admitted, log: TrainingJob.new(model, admitted.config, admitted.data, log=log)

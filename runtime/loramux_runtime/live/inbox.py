@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
-from loramux_runtime.live.store import OPEN, QUEUED, Row, Store
+from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
 
 
 class LiveInbox:
@@ -73,7 +73,7 @@ class LiveInbox:
         now_unix_s = time.time()  # read once: what was submitted together stays together
         for row in self._store.jobs_after(self._seen):
             self._seen = row["seq"]
-            if row["state"] in OPEN and row["state"] != "HELD":
+            if row["state"] in OPEN and row["state"] != HELD:
                 if row["submit_s"] is None:
                     row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
                     self._store.update(row["job_id"], submit_s=row["submit_s"])

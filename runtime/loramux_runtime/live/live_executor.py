@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from loramux_policies.errors import PolicyError
 from loramux_policies.job import WAITING, Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import Meters
-from loramux_policies.step_backend import StepBackend, StepDevice, StepTimes
+from loramux_policies.step_backend import StepDevice, StepTimes
 from loramux_runtime.executor import Executor
 from loramux_runtime.live.clock import LiveTimes
+from loramux_runtime.training_backend import TrainingBackend
 from loramux_runtime.training_job import TrainingJob
 
 
@@ -58,10 +58,9 @@ class Host(Protocol):
         """A device is there again."""
 
 
-class LiveBackend(StepBackend[TrainingJob]):
+class LiveBackend(TrainingBackend):
     """What every executor of a scheduler that lasts has."""
 
-    meters: Meters
     step_s: float
     """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
     _host: Host
@@ -71,10 +70,6 @@ class LiveBackend(StepBackend[TrainingJob]):
     def clock_s(self) -> float:
         """The time right now; `now_s` is that of the step boundary before it."""
         return self._live_times.now_s()
-
-    @abstractmethod
-    def peak_bytes(self, device_id: int = 0) -> float | None:
-        """Most bytes that the device has held; None where it is not known."""
 
     @abstractmethod
     def at_rest(self, job_id: str) -> bool:
@@ -119,10 +114,6 @@ class LiveExecutor(LiveBackend, Executor):
         self._host = host
         self.step_s = 0.0
         self._live_times = times
-
-    def peak_bytes(self, device_id: int = 0) -> float | None:
-        """Most bytes that the device has held; None where it is not known."""
-        return Executor.peak_bytes(self, device_id)
 
     def at_rest(self, job_id: str) -> bool:
         """Always: nothing happens between two steps."""

@@ -9,11 +9,9 @@ from typing import Final
 
 from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import IDLE, Meters
+from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import End, StepBackend, StepDevice, StepTimes
-from loramux_profiles.work import ROUNDING
-from loramux_runtime.executor import end_of
+from loramux_policies.step_backend import StepBackend, StepDevice, StepTimes
 from loramux_runtime.live.clock import POLL_S, LiveTimes
 from loramux_runtime.live.flight import Flight
 from loramux_runtime.live.leaving import Leaving
@@ -162,22 +160,18 @@ class PoolExecutor(PoolStates):
         if report.out_of_memory:
             return device, StepTimes(flight.began_s, ended_s, True)
         self._left_early.discard(device_id)
-        self.meters.step(device_id, report.tokens, -(-report.tokens // ROUNDING) * ROUNDING)
+        self._stepped(device_id, report.tokens)
         return device, StepTimes(flight.began_s, ended_s, False, self._observe(device, flight, report))
 
     def _observe(self, device: StepDevice[TrainingJob], flight: Flight, report: StepReport) -> float | None:
-        known = [(adapter, batch) for adapter, batch in flight.parts if adapter is not None]
-        if self._observers is None or len(known) < len(flight.parts):
+        if self._observers is None:
             return None
         return self._observers[device.fused.device_id].see(
-            known,
+            flight.parts,
             recompute=self._recompute,
             seconds=report.seconds,
             dynamic_bytes=report.dynamic_bytes,
         )
-
-    def _end_of(self, run: LiveRun[TrainingJob]) -> End | None:
-        return end_of(run.training)
 
     def _ended(self, run: LiveRun[TrainingJob]) -> None:
         self._on_end(run.job, run.training)
@@ -229,19 +223,6 @@ class PoolExecutor(PoolStates):
         """Most bytes that the device has held; None where it is not known."""
         return self._peaks.get(device_id)
 
-    def _joined(self, run: LiveRun[TrainingJob]) -> None:
-        self._note_memory(run.job.devices[0])
-
     def _boundary(self) -> bool:
-        self.meters.queue(self.now_s, self._loop.n_waiting)
         came_up = self._look_after_workers()
         return super()._boundary() or came_up
-
-    def _account(self, device: StepDevice[TrainingJob]) -> None:
-        self.meters.advance(device.fused.device_id, self.now_s, 0.0, IDLE, len(device.fused.runs))
-        super()._account(device)
-
-    def _note_memory(self, device_id: int) -> None:
-        residents = len(self.devices[device_id].fused.runs)
-        expected = self._loop.fleet[device_id].expected if residents else 0.0
-        self.meters.memory(device_id, self.now_s, self._peaks.get(device_id, expected), residents)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import deque
 
 from loramux_policies.job import RUNNING, Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.step_backend import StepBackend, StepDevice
 from loramux_policies.views import FusedStep
-from loramux_runtime.executor import end_of
 from loramux_runtime.live.flight import Flight
 from loramux_runtime.live.leaving import Leaver, Leaving
 from loramux_runtime.live.live_executor import LiveBackend
@@ -17,6 +15,7 @@ from loramux_runtime.live.nursery import Nursery
 from loramux_runtime.live.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.remote_training import RemoteTraining
 from loramux_runtime.live.worker import StepReport
+from loramux_runtime.training_backend import end_of
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError
 
@@ -37,10 +36,6 @@ class PoolStates(LiveBackend):
     _flights: dict[int, Flight]
     _landed: deque[tuple[int, StepReport | WorkerDied]]
     """Steps that have ended and are not booked yet."""
-
-    @abstractmethod
-    def _note_memory(self, device_id: int) -> None:
-        """The device's residents have changed."""
 
     def _remote(self, job_id: str) -> RemoteTraining:
         training = self._training[job_id]

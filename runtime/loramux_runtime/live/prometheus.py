@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from loramux_runtime.live.store import OPEN, RUNNING
 from loramux_traces.errors import printable
 from loramux_traces.filesafe import write_text
 
-LIVE: Final = ("QUEUED", "WAITING", "RUNNING", "HELD")
 ENDED: Final = (
     "COMPLETED",
     "CANCELLED",
@@ -143,7 +143,7 @@ def prometheus_text(status: Mapping[str, Any]) -> str:
 
 def _with_series(jobs: list[Mapping[str, Any]], now_s: float) -> list[Mapping[str, Any]]:
     live = [job for job in jobs if job["state"] not in ENDED]
-    live.sort(key=lambda job: (job["state"] != "RUNNING", job.get("submit_s") or 0.0, job["job_id"]))
+    live.sort(key=lambda job: (job["state"] != RUNNING, job.get("submit_s") or 0.0, job["job_id"]))
     ended = [job for job in jobs if job["state"] in ENDED and now_s - _ended_s(job) <= ENDED_FOR_S]
     ended.sort(key=lambda job: (-_ended_s(job), job["job_id"]))
     return live[:MOST_LIVE] + ended[:MOST_ENDED]
@@ -156,7 +156,7 @@ def _ended_s(job: Mapping[str, Any]) -> float:
 
 
 def _by_state(jobs: Iterable[Mapping[str, Any]]) -> list[tuple[Labels, Value]]:
-    counts = dict.fromkeys((*LIVE, *ENDED), 0)
+    counts = dict.fromkeys((*OPEN, *ENDED), 0)
     for job in jobs:
         counts[job["state"]] = counts.get(job["state"], 0) + 1
     return [({"state": state}, count) for state, count in counts.items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.job import RUNNING, Job
+from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create
@@ -34,7 +34,7 @@ from loramux_runtime.live.progress import Progress
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
+from loramux_runtime.live.store import HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob
@@ -180,11 +180,11 @@ class LiveService:
         """Take up what a process before this one has left."""
         store = self.store
         with store.transaction():
-            for row in store.jobs("RUNNING"):
+            for row in store.jobs(RUNNING):
                 left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
-                store.update(row["job_id"], state="WAITING", **left)
+                store.update(row["job_id"], state=WAITING, **left)
             if self._last_s is not None:  # nobody was there from then on
-                waiting = len(store.jobs("WAITING"))
+                waiting = len(store.jobs(WAITING))
                 store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(self.engine.devices))
             self.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
             self.suspects.note()
@@ -266,7 +266,7 @@ class LiveService:
         job = self.loop.active.get(job_id)
         if job is None:
             return self.book.attained_s(job_id)
-        if job.state == RUNNING:
+        if job.job_id in self.loop.running:
             self.executor.sync(job)
         return job.attained_s
 
@@ -475,8 +475,3 @@ class LiveService:
         if job is not None:
             self.executor.bring(job)
         save_adapter(self._training[job_id].adapter, folder, self.base.name, overwrite=True)
-
-    @property
-    def residents(self) -> list[Job]:
-        """Running jobs."""
-        return [job for job in self.loop.active.values() if job.state == RUNNING]

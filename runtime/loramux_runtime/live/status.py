@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, Final
 
-from loramux_runtime.live.store import QUEUED, RUNNING, Row, Store
+from loramux_runtime.live.store import QUEUED, RUNNING, WAITING, Row, Store
 from loramux_traces.locking import owner
 
 _COLUMNS: Final = (
@@ -38,9 +37,10 @@ def read_status(store: Store) -> dict[str, Any]:
     """JSON types only, never NaN. Times in seconds since the state folder began; bytes are of the device."""
     pid = owner(store.folder)
     rows = store.jobs()
-    facts = {name: store.fact(name, default) for name, default in _FACTS.items()}
-    now_s = store.fact("now_s", 0.0)
-    updated = store.fact("now_unix_s", 0.0)
+    known = store.facts()
+    facts = {name: known.get(name, default) for name, default in _FACTS.items()}
+    now_s = known.get("now_s", 0.0)
+    updated = known.get("now_unix_s", 0.0)
     if updated:  # the clock of the state folder goes on, whether or not anybody is there
         now_s += max(0.0, time.time() - updated)
     if pid is None:
@@ -53,7 +53,7 @@ def read_status(store: Store) -> dict[str, Any]:
         "now_s": now_s,
         "updated_unix_s": updated,
         **facts,
-        "restarts": max(0, store.fact("starts", 0) - 1),
+        "restarts": max(0, known.get("starts", 0) - 1),
         "oom_events": sum(row["oom_events"] for row in rows),
         "preemptions": sum(row["preemptions"] for row in rows),
         "jobs": [_job(row, running=pid is not None) for row in rows],
@@ -65,11 +65,6 @@ def _job(row: Row, *, running: bool) -> dict[str, Any]:
     job["why"] = row["why"] or row["reason"]
     if row["state"] == QUEUED and not job["why"]:
         job["why"] = "not looked at yet" if running else "no scheduler is running"
-    elif row["state"] in (RUNNING, "WAITING") and not running:
-        job |= {"state": "WAITING", "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
+    elif row["state"] in (RUNNING, WAITING) and not running:
+        job |= {"state": WAITING, "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
     return job
-
-
-def state_folder(path: Path) -> Store:
-    """The store of an existing state folder. StateError where there is none."""
-    return Store(path)

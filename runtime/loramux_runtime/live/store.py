@@ -183,6 +183,11 @@ class Store:
             row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row["value"])
 
+    def facts(self) -> dict[str, Any]:
+        """All facts by name."""
+        with self._errors():
+            return {row["name"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM facts")}
+
     def set_facts(self, **facts: Any) -> None:
         """Set facts by name."""
         with self.transaction():

@@ -88,8 +88,10 @@ def _wait(
             continue
         if time.monotonic() - doing.since_s > hang_s:
             say(f"no sign of life for {hang_s:.0f} s ({_what(doing)}): killing the scheduler's process")
-            _remember(folder, doing)
             child.kill()
+            code = child.wait()  # a big process takes more than one look (50 ms) to die
+            _remember(folder, doing, say)
+            return code
 
 
 def _what(doing: Doing) -> str:
@@ -98,7 +100,7 @@ def _what(doing: Doing) -> str:
     return "the policy was deciding" if doing.phase == "decide" else "checkpoints were being written"
 
 
-def _remember(folder: Path, doing: Doing) -> None:
+def _remember(folder: Path, doing: Doing, say: Callable[[str], None]) -> None:
     """Tell the next process that the policy hung; jobs it finds by itself."""
     if doing.phase != "decide" or not (folder / DATABASE).is_file():
         return
@@ -106,8 +108,8 @@ def _remember(folder: Path, doing: Doing) -> None:
         store = Store(folder)
         store.set_facts(hung_in_decide=True)
         store.close()
-    except LoramuxError:
-        return
+    except LoramuxError as error:
+        say(f"the next process cannot be told that the policy hung: {error}")
 
 
 def _end_with_parent() -> None:

@@ -16,17 +16,21 @@ _SLACK = 1e-9
 """Of a product of steps that a rounding error has lifted above a whole number."""
 
 
-def train_job(spec: JobSpec, *, seed: int, step_scale: float = 1.0, base_model: str | None = None) -> TrainJob:
+def whole_steps(steps: float) -> int:
+    """Rounded up, and at least one."""
+    return max(1, ceil(steps * (1 - _SLACK)))
+
+
+def train_job(spec: JobSpec, *, seed: int) -> TrainJob:
     """The training job of one row of a trace.
 
     `seed`: the run's, from which lengths and tokens are drawn as a simulation with that seed draws the lengths.
-    `step_scale`: shortens (or stretches) every job; steps are rounded up, and at least one. `base_model`: what the run
-    trains on, as the trace names it; None: whatever the trace says. What the run decides for all its jobs (dtype,
-    recompute) is not looked at, nor are deadlines, which no policy reads.
+    What the run decides for all its jobs (base model, dtype, recompute) is not looked at, nor are deadlines, which no
+    policy reads.
 
     Raises UsageError, naming the job, for what cannot run on one real device.
     """
-    steps = _declared(spec, base_model)
+    steps = _declared(spec)
     lengths: dict[str, Any] = {"seq_len": spec.seq_len, "seed": seed}
     if spec.seq_len_p95 is not None:
         lengths["seq_len_p95"] = spec.seq_len_p95
@@ -34,8 +38,6 @@ def train_job(spec: JobSpec, *, seed: int, step_scale: float = 1.0, base_model: 
         lengths["length_dist"] = spec.length_dist
     elif spec.seq_len_p95 is None and is_length_shape(spec.dataset):  # as the cost model reads it
         lengths["length_dist"] = spec.dataset
-    if not 0 < step_scale < float("inf"):
-        raise UsageError(f"step_scale must be above 0, not {step_scale}")
     fields = {
         "id": spec.job_id,
         "method": spec.method,
@@ -43,7 +45,7 @@ def train_job(spec: JobSpec, *, seed: int, step_scale: float = 1.0, base_model: 
         "data": {"synthetic": lengths},
         "batch_size": spec.batch_size,
         "micro_batch_size": spec.micro_batch_size,
-        "steps": max(1, ceil(steps * step_scale * (1 - _SLACK))),
+        "steps": whole_steps(steps),
         "optimizer": {"lr": spec.lr},
         "submit_s": spec.submit_s,
         "priority": spec.priority,
@@ -63,7 +65,7 @@ def _refuse(spec: JobSpec, why: str) -> NoReturn:
     raise UsageError(f"job {spec.job_id} cannot run live: {why}")
 
 
-def _declared(spec: JobSpec, base_model: str | None) -> float:
+def _declared(spec: JobSpec) -> float:
     """Its optimizer steps, once all that a real run does not know is ruled out."""
     if spec.num_gpus > 1:
         _refuse(spec, f"it wants {spec.num_gpus} devices (num_gpus), a run has one")
@@ -71,8 +73,6 @@ def _declared(spec: JobSpec, base_model: str | None) -> float:
         _refuse(spec, "its memory is given (mem_bytes), and a real job takes what it takes")
     if spec.stop_step is not None:
         _refuse(spec, "it is said to stop early (stop_step), and a real job's loss decides that")
-    if base_model is not None and spec.base_model != base_model:
-        _refuse(spec, f"it is on {spec.base_model}, the run's base model is {base_model}")
     if spec.steps is None:
         _refuse(spec, "its length is given in seconds (duration_s); say it in total_steps")
     return spec.steps

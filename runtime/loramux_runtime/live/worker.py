@@ -18,7 +18,7 @@ from loramux_runtime.devices import card_name
 from loramux_runtime.executor import try_step
 from loramux_runtime.faults import NONE, FaultPlan
 from loramux_runtime.jobs_file import TrainJob
-from loramux_runtime.memory import MemoryMeter, resident_bytes
+from loramux_runtime.memory import MemoryMeter, held_beside
 from loramux_runtime.model import FusedModel
 from loramux_runtime.packing import Part
 from loramux_runtime.training_job import TrainingJob
@@ -110,8 +110,7 @@ class DeviceWorker:
 
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)
-        rss = resident_bytes()
-        return cls(model, rss_before=None if rss is None else rss - model.weight_bytes, **options)
+        return cls(model, rss_before=held_beside(model.weight_bytes), **options)
 
     def about(self) -> Whereabouts:
         """Where it is; answered when it is ready."""
@@ -120,12 +119,8 @@ class DeviceWorker:
     def load(self, order: JobOrder) -> None:
         """Take a job in; it can be in the next step."""
         config = TrainJob.model_validate(dict(order.config))
-        adapter = self.model.new_adapter(
-            config.id, config.method, config.adapter_config, seed=config.seed, device="cpu"
-        )
         records = self._records[config.id] = []
-        data = order.data
-        training = TrainingJob(config, adapter, data.train, data.stream, data.eval, log=records.append)
+        training = TrainingJob.new(self.model, config, order.data, log=records.append)
         if order.state is not None:
             training.restore(*to_tensors(order.state))
         training.optimizer.to(self.model.base.device)

@@ -36,7 +36,7 @@ def replayed(folder: Path, policy: str) -> Run:
     (folder / "trace.csv").write_text("\n".join([head, *rows]) + "\n")
     shutil.copy(RECORD, folder / "profile.json")
     trace = read_checked(folder / "trace.csv")
-    jobs = [train_job(spec, seed=SEED, base_model="llama-tiny") for spec in trace.jobs]
+    jobs = [train_job(spec, seed=SEED) for spec in trace.jobs]
     file = JobsFile.model_validate(
         {"base": {"shape": "llama-tiny"}, "jobs": [job.model_dump(mode="json") for job in jobs]}
     )
