@@ -20,10 +20,11 @@ from loramux_runtime.adapters import METHODS
 from loramux_runtime.jobs_file import BaseConfig, read_jobs_file
 from loramux_runtime.kernels import dropout
 from loramux_runtime.model import FusedModel
+from loramux_runtime.profiler import fake as fake_module
 from loramux_runtime.profiler import peaks as peaks_module
 from loramux_runtime.profiler.estimate import estimate, fake_peaks
 from loramux_runtime.profiler.peaks import FakePeaks, cache_folder
-from loramux_runtime.profiler.step import measure_peak
+from loramux_runtime.profiler.step import Peak, measure_peak
 from loramux_runtime.profiler.subjects import RUNTIME_DEFAULTS, Base, read_subjects
 from loramux_runtime.train import open_base
 from loramux_traces.errors import InvalidInputError, UsageError
@@ -85,6 +86,21 @@ def test_what_was_run_once_is_read_from_the_disk(make: Callable[..., FakePeaks],
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.fixture
+def instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure in the place of a step: here what counts is whether one was asked for."""
+
+    class Instead:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def peak(self, _: StepPoint) -> Peak:
+            return Peak(weights=70_144, state=18_432, dynamic=262_656)
+
+    monkeypatch.setattr(fake_module, "FakeStep", Instead)
+
+
+@pytest.mark.usefixtures("instead")
 def test_bad_entries_are_ignored_and_written_anew(make: Callable[..., FakePeaks], tmp_path: Path) -> None:
     found = make().peak(POINT)
     (file,) = (tmp_path / "cache").iterdir()
@@ -99,10 +115,13 @@ def test_bad_entries_are_ignored_and_written_anew(make: Callable[..., FakePeaks]
         assert file.read_bytes() == good
 
 
+@pytest.mark.usefixtures("instead")
 def test_everything_the_peak_depends_on_is_in_the_key(
     make: Callable[..., FakePeaks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make().peak(POINT)
+    first = make()
+    first.peak(POINT)
+    assert first.runs == 1
     deeper = replace(BASE, config={**CONFIG, "num_hidden_layers": 3})
     for peaks, point in (
         (make(base=deeper), POINT),

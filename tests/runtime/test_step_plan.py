@@ -52,11 +52,14 @@ def work(request: pytest.FixtureRequest) -> tuple[ModelShape, FusedModel]:
     return shape, FusedModel(base)
 
 
+@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("methods", [("lora",), ("mixlora",), ("mola", "loramoe", "dynmole"), None])
-def test_the_plan_is_the_tracked_peak(work: tuple[ModelShape, FusedModel], methods: tuple[str, ...] | None) -> None:
+def test_the_plan_is_the_tracked_peak(
+    work: tuple[ModelShape, FusedModel], methods: tuple[str, ...] | None, steps: int
+) -> None:
     shape, model = work
     rng = random.Random(str(methods))
-    for _ in range(5):
+    for _ in range(steps):
         point = random_step(rng) if methods is None else random_step(rng, methods)
         measured = measure_peak(model, point).dynamic
         # What is left: a few hundred bytes of offsets and columns per group, 512 each
@@ -73,11 +76,12 @@ def test_decomposed_adapters_are_planned_on_the_safe_side(work: tuple[ModelShape
         assert 0.98 * measured <= plan_bytes(shape, StepPoint(jobs=jobs)) <= 1.15 * measured
 
 
-def test_bf16_and_fused_groups_as_on_a_device() -> None:
+@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_bf16_and_fused_groups_as_on_a_device(steps: int) -> None:
     shape = SHAPES["llama"]
     fake = FakeStep(config(shape), dtype="bf16")
     rng = random.Random(5)
-    for _ in range(6):
+    for _ in range(steps):
         point = random_step(rng, most_jobs=4)
         point = replace(point, jobs=(*point.jobs, point.jobs[0]))  # two of one structure share their kernels
         peak = fake.peak(point)

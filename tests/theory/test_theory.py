@@ -222,9 +222,7 @@ QUICK = [
     ("sjf", "hyperexp", 0.8),
     ("psjf", "uniform", 0.9),
     ("srpt", "exp", 0.8),
-    ("srpt", "lognormal", 0.9),
     ("las", "exp", 0.8),
-    ("las", "deterministic", 0.7),
     ("ps", "hyperexp", 0.8),
 ]
 

@@ -102,7 +102,7 @@ def count(events: Events, name: str) -> int:
     return sum(row["event"] == name for row in events)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_recorded_stream_gives_the_same_decisions_from_both(tmp_path: Path, policy: str, seed: int) -> None:
     jobs = workload(write_rows(tmp_path), seed)

@@ -20,6 +20,7 @@ from loramux_runtime.early_stop import (
 from loramux_runtime.jobs_file import OptimizerConfig, ScheduleConfig
 from loramux_runtime.optim import JobOptimizer
 from loramux_runtime.slab import Slab, SlabLayout, TensorSpec
+from loramux_runtime.training_job import TrainingJob
 
 from .tiny import job, losses, make_run, play, write_rows
 
@@ -159,7 +160,7 @@ def test_an_early_stop_prediction_does_not_depend_on_when_it_is_asked_for(tmp_pa
     """A replayed run must be told what the recorded one was, and so must a policy that looks late."""
     stops = {"every_steps": 1, "patience": 2}
     run = make_run([job("a", write_rows(tmp_path), data_options={"eval_rows": 4}, evaluation=stops)])
-    early, late = (run._new_training(run._configs["a"]) for _ in range(2))
+    early, late = (TrainingJob.new(run.model, run._configs["a"], run.data["a"]) for _ in range(2))
     falling = [1.0 / (0.05 * t + 0.5) for t in range(20)]
     for loss in falling:
         early._losses.add(loss)

@@ -42,6 +42,7 @@ def test_kills_that_come_anywhere_make_no_suspect(tmp_path: Path, zygote: Zygote
     assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
 
 
+@pytest.mark.slow
 def test_a_supervisor_starts_it_again(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 3))
     order = {"state": str(tmp_path / "state"), "poison": "job01"}
