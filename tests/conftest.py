@@ -1,0 +1,7 @@
+"""One thread in every process of the tests: two beside other work spin for each other, and a step of 30 ms took 3 s."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
