@@ -145,8 +145,10 @@ class Book:
 
     # -- committing
 
-    def flush(self, **facts: Any) -> None:
-        """Commit everything, with these facts of the scheduler."""
+    def flush(self, also: Callable[[], None] | None = None, **facts: Any) -> None:
+        """Commit everything, with these facts of the scheduler and what `also` writes. Where that fails nothing is
+        forgotten.
+        """
         store = self._store
         self._faults.reach("commit", stage="before")
         with store.transaction():
@@ -157,6 +159,8 @@ class Book:
             store.add_samples(self._samples)
             if facts:
                 store.set_facts(**facts)
+            if also is not None:
+                also()
         self._faults.reach("commit", stage="after")
         self._rows.clear()
         self._records.clear()

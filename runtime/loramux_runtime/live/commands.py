@@ -42,9 +42,7 @@ class Commands:
         except LoramuxError as error:
             refused = str(error)
             failed = error if isinstance(error, PolicyError) else None
-        with service.store.transaction():
-            service.book.flush()
-            service.store.answer(command["seq"], answer, refused=refused)
+        service.book.flush(lambda: service.store.answer(command["seq"], answer, refused=refused))
         if failed is not None:  # the policy in charge is broken: the loop has to know
             raise failed
 
@@ -63,7 +61,7 @@ class Commands:
             service.loop.withdraw(job, "cancel", "cancelled by the user")
         else:
             service.inbox.take(job_id)
-            service.set_aside(job_id)
+            service.aside.take(job_id)
             began = row["start_s"] is not None
             service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel", began=began)
         service.cancelled(job_id)
@@ -84,7 +82,7 @@ class Commands:
                 return f"{job_id} is paused, but lost if the scheduler ends: {error}"
         else:
             service.inbox.take(job_id)
-            service.set_aside(job_id)
+            service.aside.take(job_id)
             service.book.set(job_id, state=HELD, reason="paused by the user", why="paused by the user")
         return f"{job_id} is paused"
 

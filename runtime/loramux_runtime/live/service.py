@@ -22,6 +22,7 @@ from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.admission import Admission
 from loramux_runtime.base_model import BaseModel
 from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.live.aside import DRAINING, Aside
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
 from loramux_runtime.live.clock import LiveTimes, MonotonicTimes, first_reading
@@ -133,7 +134,7 @@ class LiveService:
         self.commands = Commands(self)
         self.inbox = LiveInbox(
             store,
-            admit=self._admit,
+            admit=self.admit,
             obey=self.commands.obey,
             lasting=lambda: self._lasting,
             polled=lambda: self.marker.set("decide"),
@@ -141,8 +142,7 @@ class LiveService:
         self.draining = False
         self.worker_deaths: int = store.fact("worker_deaths", 0)
         self._empty_since_s = start_s
-        self._set_aside: dict[str, Row] = {}
-        """Suspects, kept until they can run alone; and, while draining, jobs that have not begun."""
+        self.aside = Aside(self)
         self._sampled = True
         self._finished: list[str] = []
         """Their checkpoints are not needed once the end is committed."""
@@ -191,6 +191,7 @@ class LiveService:
             policy_hung = self.suspects.policy_hung
             store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy, hung_in_decide=False)
         self.saving.tidy({row["job_id"] for row in store.jobs(*OPEN)})
+        self.aside.begin(store.jobs(QUEUED, WAITING))
         if policy_hung and self.settings.on_policy_error == "fallback":
             self.excused(PolicyError(f"policy {self.loop.policy.name} was killed while it decided"))
         row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}
@@ -221,16 +222,14 @@ class LiveService:
 
     # -- jobs in
 
-    def _admit(self, row: Row) -> None:
+    def admit(self, row: Row) -> None:
         """The time of a job has come."""
         row = self.store.job(row["job_id"])
-        if row["state"] not in OPEN or row["state"] == HELD:
-            return
-        if self.suspects.alone(row) or self.suspects.alone_now or (self.draining and row["start_s"] is None):
-            self._set_aside[row["job_id"]] = row
-            if self.suspects.alone(row):
-                self.book.set(row["job_id"], why="runs alone: the scheduler died twice in its steps")
-            return
+        if row["state"] in OPEN and row["state"] != HELD and not self.aside.keep(row):
+            self.arrive(row)
+
+    def arrive(self, row: Row) -> bool:
+        """Whether the job of this row is in the loop now; else it has ended, or waits for its user."""
         self.marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
         self._sampled = False
         if not self.loop.queue.count:
@@ -238,19 +237,17 @@ class LiveService:
         job = self.roster.job(row)
         if job is not None:
             self.loop.arrive(job)
-
-    def set_aside(self, job_id: str) -> bool:
-        """Take a job back that was set aside."""
-        return self._set_aside.pop(job_id, None) is not None
+        return job is not None
 
     def drain(self) -> None:
         """Begin no job any more; end when those that have begun have ended."""
         self.draining = True
         for job in list(self.loop.active.values()):
             if job.first_start_s < 0:
-                self.loop.withdraw(job, "hold", "the scheduler is draining")
-                self.book.set(job.job_id, state=QUEUED, why="the scheduler is draining")
+                self.loop.withdraw(job, "hold", DRAINING)
+                self.book.set(job.job_id, state=QUEUED, why=DRAINING)
                 self.roster.forget(job.job_id)
+        self.aside.drained()
 
     # -- what the executor asks for (contract: `live_executor.Host`)
 
@@ -293,7 +290,7 @@ class LiveService:
                 self.cancelled(job_id)
             else:
                 self.loop.withdraw(job, "lost", "runs alone: its worker died twice in its steps")
-                self._set_aside[job_id] = row
+                self.aside.put(row, "runs alone: its worker died twice in its steps")
 
     def worker_up(self, device_id: int, where: str) -> None:
         """Say so."""
@@ -338,9 +335,7 @@ class LiveService:
             self._empty_since_s = now_s
         elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
             again = self.stalled() or again
-        if not self.loop.active and self._set_aside and not self.draining:
-            self._one_alone()
-            again = True
+        again = self.aside.turn() or again
         if not self._sampled:
             self._sampled = True
             self.progress.sample()
@@ -351,26 +346,10 @@ class LiveService:
                 again = True
         if self.book.urgent or now_s - self.book.committed_s >= self.settings.flush_s:
             self.flush()
-        if self.draining and not self.loop.active:
+        if self.draining and not self.loop.active and not self.aside.busy:
             self.executor.request_stop()
         self.marker.set("decide")
         return again
-
-    def _one_alone(self) -> None:
-        """Nothing else is to do: those that had to wait for a suspect, or the first suspect by itself."""
-        self.suspects.alone_now = None
-        rows, self._set_aside = self._set_aside, {}
-        for row in rows.values():
-            if not self.suspects.alone(row):
-                self._admit(row)
-        kept = [row for row in rows.values() if self.suspects.alone(row)]
-        if len(kept) == len(rows):
-            row = kept.pop(0)
-            job = self.roster.job(row)
-            if job is not None:
-                self.suspects.alone_now = row["job_id"]
-                self.loop.arrive(job)
-        self._set_aside |= {row["job_id"]: row for row in kept}
 
     def _hold(self, job_id: str, reason: str) -> None:
         """A job whose state cannot be saved must not go on as if it could."""

@@ -24,8 +24,6 @@ class Suspects:
     def __init__(self, store: Store, doing: Doing | None) -> None:
         self._store = store
         self._doing = doing
-        self.alone_now: str | None = None
-        """The job that has been given the device for itself."""
 
     @property
     def ended_by_itself(self) -> bool:

@@ -1,0 +1,120 @@
+"""Jobs that are kept out of the loop for a while: suspects, whoever has to wait for one, and what a drain leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from loramux_runtime.live.store import Row
+from loramux_runtime.live.suspects import Suspects
+
+if TYPE_CHECKING:
+    from loramux_runtime.live.service import LiveService
+
+DRAINING: Final = "the scheduler is draining"
+"""Why a job that has not begun waits for the next scheduler."""
+
+
+class Aside:
+    """Suspects (`Suspects.alone`) run one at a time with nobody beside them, each until it is past the step in which
+    the process died. Those that are known at the start come first, so that nobody waits for long; one that turns up
+    while others run (a worker has died) waits until nothing else is to do.
+    """
+
+    def __init__(self, service: LiveService) -> None:
+        self._service = service
+        self._rows: dict[str, Row] = {}
+        self._first: set[str] = set()
+        """Suspects that run before anybody else does."""
+        self._alone: str | None = None
+        """The job that has the device for itself."""
+
+    def begin(self, rows: Iterable[Row]) -> None:
+        """What there is to do at the start of a process."""
+        self._first = {row["job_id"] for row in rows if Suspects.alone(row)}
+
+    def keep(self, row: Row) -> bool:
+        """Whether a job that arrives is kept here, and told why."""
+        why = self._reason(row)
+        if why is not None:
+            self.put(row, why)
+        return why is not None
+
+    def put(self, row: Row, why: str) -> None:
+        """Keep a job that the loop does not have."""
+        self._rows[row["job_id"]] = row
+        self._service.book.set(row["job_id"], why=why)
+
+    def take(self, job_id: str) -> None:
+        """Its user takes the job out."""
+        self._rows.pop(job_id, None)
+        self._first.discard(job_id)
+
+    def drained(self) -> None:
+        """A drain has begun."""
+        for job_id, row in self._rows.items():
+            if not self._may_run(row):
+                self._service.book.set(job_id, why=DRAINING)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job here is still to come, for all that is known now."""
+        return any(self._may_run(row) for row in self._rows.values())
+
+    def turn(self) -> bool:
+        """At a step boundary: whether somebody has come in or gone out."""
+        service = self._service
+        if self._alone is not None:
+            job = service.loop.active.get(self._alone)
+            if job is not None:
+                if job.job_id in service.loop.running:
+                    service.executor.sync(job)
+                if job.done_steps <= service.store.job(self._alone)["crashed_at"]:
+                    return False
+            self._first.discard(self._alone)
+            passed, self._alone = self._alone, None
+            if job is not None and self._first:  # past it; now the next one has to be alone
+                service.loop.withdraw(job, "pause", "another job has to run alone")
+                service.book.flush()
+                self.put(
+                    service.store.job(passed), "another job has to run alone first: the scheduler died in its steps"
+                )
+        elif not self._rows or service.loop.active:
+            return False
+        service.book.flush()
+        return self._next()
+
+    def _next(self) -> bool:
+        """Let in whoever may come, or the first suspect by itself."""
+        service, before = self._service, len(self._rows)
+        rows = [service.store.job(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
+        suspects = [row for row in rows if Suspects.alone(row)]
+        if not suspects:
+            self._first.clear()
+        if not self._first:
+            for row in rows:
+                if not Suspects.alone(row):
+                    del self._rows[row["job_id"]]
+                    service.admit(row)
+        if suspects and not service.loop.active:
+            row = suspects[0]
+            del self._rows[row["job_id"]]
+            self._alone = row["job_id"]
+            if not service.arrive(row):
+                self._first.discard(row["job_id"])
+                self._alone = None
+        return len(self._rows) < before
+
+    def _may_run(self, row: Row) -> bool:
+        return not self._service.draining or row["start_s"] is not None
+
+    def _reason(self, row: Row) -> str | None:
+        if not self._may_run(row):
+            return DRAINING
+        if Suspects.alone(row):
+            return "runs alone: the scheduler died twice in its steps"
+        before = {self._alone} if self._alone is not None else self._first
+        if not before:
+            return None
+        names = ", ".join(sorted(before)[:5])
+        return f"jobs that the scheduler died with run alone first: {names}"
