@@ -156,8 +156,14 @@ class TrainingJob:
 
     def rewind(self) -> None:
         """Forget the step in progress: it will be trained again from its first row, with the same bits."""
+        self._uncount()
         self._next_window()
         self.adapter.slab.grads.zero_()
+
+    def _uncount(self) -> None:
+        """The tokens of the step in progress will be counted again."""
+        first = self.step * self.config.batch_size
+        self.tokens -= sum(self._rows.length(row) for row in self._stream.rows(first, self.rows_done))
 
     def _next_window(self) -> None:
         self.rows_done = self._active_tokens = 0

@@ -81,6 +81,7 @@ class RemoteTraining(TrainingJob):
     def rewind(self) -> None:
         """As the worker has done already."""
         self.untouched = self.whole = False
+        self._uncount()
         self.rows_done = 0
 
     @property
