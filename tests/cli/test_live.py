@@ -166,10 +166,36 @@ def test_what_cannot_be_meant_is_refused(
     assert (ran.code, said in ran.err) == (2, True), ran.err
 
 
-def test_nothing_stays_of_it(folder: Path) -> None:
-    ran = loramux("run", "--state", "state", "--base", "no-such", cwd=folder)
-    assert ran.returncode == 2 and "no shape of that name" in ran.stderr
+REPLAY = ("--base", "jobs.yaml", "--trace", "trace.csv", "--step-scale")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--base", "no-such"), "no shape of that name"), ((*REPLAY, "inf"), "the step scale must be above 0, not inf")],
+)
+def test_nothing_stays_of_it(arguments: tuple[str, ...], said: str, folder: Path) -> None:
+    (folder / "trace.csv").write_text(
+        "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps\na,0,llama-tiny,lora,4,20,3\n"
+    )
+    ran = loramux("run", "--state", "state", *arguments, cwd=folder)
+    assert ran.returncode == 2 and said in ran.stderr, ran.stderr
     assert not (folder / "state").exists()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_scales_that_are_none(scale: float) -> None:
+    from loramux_cli.live_trace import scaled
+    from loramux_profiles.checked import read_checked
+    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_traces.data import sample_path
+    from loramux_traces.errors import UsageError
+
+    for name in ("time_scale", "step_scale"):
+        with pytest.raises(UsageError, match=name.replace("_", " ")):
+            scaled(
+                read_checked(sample_path()), BaseConfig(shape="llama-tiny"), recompute=False,
+                **{"time_scale": 1.0, "step_scale": 1.0, name: scale},
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ Row = dict[str, Any]
 
 
 def discard(folder: Path) -> None:
-    """Remove a database that nobody has put anything into, and the folder if nothing else is in it."""
+    """Remove a database without jobs that no scheduler has run on, and the folder if nothing else is in it."""
     store = Store(folder)
-    used = store.jobs() or store.fact("base") is not None
+    used = store.jobs() or store.fact("starts") is not None
     store.close()
     if used:
         return
