@@ -115,14 +115,14 @@ def load(paths: Sequence[Path]) -> Results:
 def _row(run: Run, label: str) -> dict[str, Any]:
     """One run as a row of figures."""
     return {
-        "policy": label,
+        **flatten_summary(run.summary),
+        **fairness_figures(run.jobs, n_devices(run)),
+        "policy": label,  # after the summary, which has the policy without what tells this run from others of it
         "name": run.policy,
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
         "seed": run.seed,
         "pair": pair_of(run.manifest),
-        **flatten_summary(run.summary),
-        **fairness_figures(run.jobs, n_devices(run)),
     }
 
 

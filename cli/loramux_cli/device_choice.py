@@ -15,6 +15,8 @@ CARDS = (
 """Part of the card's name -> shipped profile."""
 
 
+SMALLEST_MEMORY = 2**20
+"""Less than that is a unit forgotten."""
 TRAINS_WITH = ("torch", "transformers", "safetensors")
 """What the training runtime needs."""
 
@@ -79,4 +81,7 @@ def memory_bytes(text: str) -> int:
         raise UsageError(f"--memory {text[:40]!r}: a number with B, KiB, MiB, GiB, KB, MB or GB")
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     units |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    return int(float(match[1]) * units[match[2] or "B"])
+    size = int(float(match[1]) * units[match[2] or "B"])
+    if size < SMALLEST_MEMORY:
+        raise UsageError(f"--memory {text[:40]!r} is {size:,} bytes: give a unit, as in 6GiB")
+    return size

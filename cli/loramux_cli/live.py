@@ -101,11 +101,15 @@ def run_command(
     with owned(state):
         store = Store(state, create=True)
         model = _base_of(store, base, dtype)
+        _same_weights(store, model)
         last = store.fact("policy_text")
         if policy is None or (last and RESTARTED in os.environ):
             policy = last or "aspen"  # after a crash: what set-policy has acknowledged, not what it was started with
+            _need_file(store, policy, policy_file)
         running.load_policies([policy], policy_file)
-        store.set_facts(policy_text=policy)
+        if RESTARTED not in os.environ:
+            store.set_facts(draining=False)  # who starts a scheduler wants jobs to begin
+        store.set_facts(policy_text=policy, policy_files=[str(file.resolve()) for file in policy_file or ()])
         if trace is not None:
             from loramux_cli.live_trace import replay
 
@@ -137,7 +141,6 @@ def run_command(
 def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
     from loramux_runtime.live.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
-    from loramux_traces.errors import UsageError
     from loramux_traces.runfolder import prepare_folder
 
     def say(text: str) -> None:
@@ -148,9 +151,21 @@ def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
     Store(state, create=True).close()  # at once: jobs may be submitted while the model is loaded
     command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]
     code = supervise(command, state, hang_s=hang_s, say=say)
-    if code == UsageError.exit_code and made:
-        discard(state)  # nothing of a command that could not be meant stays
+    if code != 0 and made:
+        discard(state)  # nothing stays of a command under which no scheduler came up
     return code
+
+
+def _need_file(store: Store, policy: str, given: list[Path] | None) -> None:
+    """The last policy came from a file: that has to be named again (it is code, and so never run unasked)."""
+    from loramux_policies.registry import names
+    from loramux_traces.errors import UsageError
+
+    files = store.fact("policy_files", [])
+    if files and not given and policy.partition(":")[0] not in names():
+        raise UsageError(
+            f"the last policy, {policy}, came from {', '.join(files)}: give --policy-file again, or another --policy"
+        )
 
 
 def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
@@ -166,11 +181,25 @@ def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
         return BaseConfig.model_validate(known)
     wanted = _parse_base(base, dtype)
     document = plain(wanted.model_dump(mode="json"))
-    if known is None:
+    if known is None or (document != known and not store.jobs() and store.fact("starts") is None):
         store.set_facts(base=document)
     elif document != known:
-        raise UsageError(f"{store.folder}: its jobs are on another base model ({known}); use another --state")
+        name = store.fact("base_model") or known.get("shape") or known.get("path") or "a model of its own"
+        raise UsageError(f"{store.folder}: its jobs are on another base model ({name}); use another --state")
     return wanted
+
+
+def _same_weights(store: Store, base: BaseConfig) -> None:
+    """UsageError where the folder of the base model has come to hold another since the first jobs began."""
+    from loramux_runtime.fingerprint import fingerprint
+    from loramux_traces.errors import UsageError
+
+    if base.path is None or not (base.path / "config.json").is_file():  # the loader says what is wrong with it
+        return
+    found, known = fingerprint(base.path), store.fact("base_sha256")
+    if known is not None and known != found and store.jobs():
+        raise UsageError(f"{base.path}: is not the model that the jobs of {store.folder} began on; use another --state")
+    store.set_facts(base_sha256=found)
 
 
 def _parse_base(text: str, dtype: str) -> BaseConfig:
@@ -229,12 +258,29 @@ def _serve(
         if not quiet:
             typer.echo(f"ready: {settings.policy} on {found.device}; submit jobs to {store.folder}", err=True)
         outcome = service.play()
+        if not quiet:
+            typer.echo(_ended(store), err=True)
     write_results(store, manifest(settings, store, profile))
     if outcome.stopped_by is not None:
         return 128 + outcome.stopped_by
     if outcome.hopeless:
         return EXIT_NEVER_FITS
     return EXIT_FAILED_JOBS if outcome.failed else 0
+
+
+def _ended(store: Store) -> str:
+    """What became of the jobs of the folder; why of the latest that failed."""
+    from collections import Counter
+
+    from loramux_cli.status_view import MOST_FAILURES
+    from loramux_traces.errors import printable
+
+    jobs = store.jobs()
+    counts = Counter(job["state"] for job in jobs)
+    lines = ["ended: " + (", ".join(f"{n:,} {state}" for state, n in counts.items()) or "no job")]
+    failed = [job for job in jobs if job["state"].startswith(("FAILED", "REJECTED", "UNSCHED"))]
+    lines += [f"  {job['job_id']}: {job['state']}: {printable(job['reason'], 200)}" for job in failed[-MOST_FAILURES:]]
+    return "\n".join(lines)
 
 
 def _keep_profile(store: Store, name: str) -> None:
@@ -251,11 +297,13 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
     packages = ("loramux", "torch", "transformers", "numpy")
     trace = store.fact("trace") or _submitted(store)
     policy = store.fact("policy_text") or settings.policy
-    changes = sum(event["event"] in ("policy", "policy-error") for event in store.events())
+    events = list(store.events())
+    changes = sum(event["event"] in ("policy", "policy-error") for event in events)
     return {
-        "policy": policy.split(":")[0],
+        "policy": policy,
         "policy_params": policy,
         "policy_changes": changes,
+        "interruptions": sum(event["event"] == "scheduler" for event in events) - 1,
         "seed": trace.get("seed", 0),
         "time_scale": trace.get("time_scale", 1.0),
         "step_scale": trace.get("step_scale", 1.0),
@@ -272,4 +320,9 @@ def manifest(settings: Any, store: Store, profile: Any) -> dict[str, Any]:
 
 
 def _submitted(store: Store) -> dict[str, Any]:
-    return {"name": "submitted", "sha256": "", "provenance": "", "jobs": len(store.jobs())}
+    """Jobs that came by `submit`: what they are says which, so that other queues' are not taken for the same."""
+    import hashlib
+
+    jobs = store.jobs()
+    digest = hashlib.sha256("".join(job["config"] for job in jobs).encode()).hexdigest()
+    return {"name": "submitted", "sha256": digest, "provenance": "", "jobs": len(jobs)}

@@ -30,13 +30,18 @@ class Watchers:
 @contextmanager
 def watched(store: Store, prometheus: Path | None, tensorboard: Path | None) -> Iterator[Watchers]:
     """The watchers that are asked for. UsageError where one of them is not installed."""
-    on_flush = () if prometheus is None else (_prometheus(store, prometheus),)
-    if tensorboard is None:
-        yield Watchers(on_flush)
+    with _prometheus(store, prometheus) as on_flush, _tensorboard(tensorboard) as on_record:
+        yield Watchers(on_flush, on_record)
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Callable[[str, Mapping[str, Any]], None] | None]:
+    if folder is None:
+        yield None
         return
     from loramux_runtime.live.tensorboard import TensorBoardLog
 
-    log = TensorBoardLog(tensorboard)
+    log = TensorBoardLog(folder)
 
     def on_record(job_id: str, row: Mapping[str, Any]) -> None:
         before = log.problem
@@ -45,28 +50,36 @@ def watched(store: Store, prometheus: Path | None, tensorboard: Path | None) -> 
             typer.echo(f"loramux: {log.problem}", err=True)
 
     try:
-        yield Watchers(on_flush, on_record)
+        yield on_record
     finally:
         log.close()
 
 
-def _prometheus(store: Store, path: Path) -> Callable[[], None]:
+@contextmanager
+def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], None], ...]]:
+    """Every few seconds; and when the scheduler ends, that nobody is there any more."""
+    if path is None:
+        yield ()
+        return
     from loramux_runtime.live.prometheus import write_prometheus
     from loramux_runtime.live.status import read_status
     from loramux_traces.errors import StateError
 
     last = [float("-inf")]
 
-    def write() -> None:
-        if time.monotonic() - last[0] < EVERY_S:
+    def write(*, ended: bool = False) -> None:
+        if not ended and time.monotonic() - last[0] < EVERY_S:
             return
         last[0] = time.monotonic()
         try:
-            write_prometheus(path, read_status(store))
+            write_prometheus(path, read_status(store, ended=ended))
         except StateError as error:  # a full disk must not end the training
             typer.echo(f"loramux: {error}", err=True)
 
-    return write
+    try:
+        yield (write,)
+    finally:
+        write(ended=True)
 
 
 def memory_guard(device: Any, profile: Any) -> CapacityGuard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,8 @@ from loramux_cli.live import State
 if TYPE_CHECKING:
     from loramux_runtime.live.store import Store
 
-START_S = 5.0
-"""How long `submit` waits for a scheduler that has just been started to make its state folder."""
+NAMES = {"policy": "set-policy"}
+"""Commands that are called otherwise in the store."""
 JobName = Annotated[str, typer.Argument(help="The job.")]
 Wait = Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the scheduler's answer.")]
 
@@ -31,11 +32,18 @@ def submit_command(
     from loramux_cli.device_choice import need_torch
 
     need_torch()
-    from loramux_cli.submission import read_submission, send
+    from loramux_cli.submission import check_files, other_base, read_submission, send
 
     found = read_submission(jobs, job_id=job_id, priority=priority)
-    store = _open(state, wait_s=START_S)
-    send(store, found, Path.cwd() if str(jobs) == "-" else jobs.resolve().parent)
+    folder = Path.cwd() if str(jobs) == "-" else jobs.resolve().parent
+    check_files(jobs, found, folder)
+    store = _queue(state)
+    note = other_base(jobs, store)
+    if note is not None:
+        typer.echo(f"note: {jobs}: {note}", err=True)
+    send(store, found, folder)
+    if _runs(store) and store.fact("draining"):
+        typer.echo("note: the scheduler is draining; these jobs are for the next one", err=True)
     names = [job.id for job in found]
     if as_json:
         from loramux_traces.filesafe import json_text
@@ -56,7 +64,7 @@ def status_command(
     """Show every job: state, steps, loss, speed, memory, expected finish, and why it waits."""
     from loramux_runtime.live.status import read_status
 
-    store = _open(state)
+    store = _open(state, look_only=True)
     if as_json:
         from loramux_traces.filesafe import json_text
 
@@ -82,12 +90,16 @@ def pause_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
 
 
 def resume_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
-    """Let a paused job wait for the device again."""
+    """Let a paused job wait for the device again; or one that was rejected or did not fit, once that is mended."""
     _ask(state, "resume", job, wait_s=wait)
 
 
 def drain_command(state: State, wait: Wait = 30.0) -> None:
     """Begin no job any more; the scheduler ends when those that have begun have ended. The others stay in the queue."""
+    from loramux_traces.errors import UsageError
+
+    if not _runs(_open(state)):
+        raise UsageError(f"{state}: no scheduler is running, so there is none to drain")
     _ask(state, "drain", wait_s=wait)
 
 
@@ -97,7 +109,7 @@ def set_policy_command(
     """Have a running scheduler decide by another policy from its next step on."""
     from loramux_policies.registry import create
 
-    if ":" not in policy or "=" in policy:
+    if (":" not in policy or "=" in policy) and not _open(state).fact("policy_files"):
         create(policy)  # a name that cannot be meant is refused here already
     _ask(state, "policy", argument=policy, wait_s=wait)
 
@@ -112,14 +124,18 @@ def logs_command(
     from loramux_runtime.live.store import OPEN
     from loramux_traces.filesafe import json_text
 
-    store = _open(state)
-    store.job(job)
-    step = 0
+    store = _open(state, look_only=True)
+    row = store.job(job)
+    if row["state"] not in OPEN or not _runs(store):
+        typer.echo(f"{job} is {row['state']}{': ' + row['reason'] if row['reason'] else ''}", err=True)
+    step, held_out = 0, None
     while True:
         ended = store.job(job)["state"] not in OPEN
         for record in store.records(job, step):
             step = record["step"]
-            typer.echo(json_text(record) if as_json else _line(record))
+            text = _line(record, held_out)
+            held_out = record.get("eval_loss")
+            typer.echo(json_text(record) if as_json else text)
         if not follow or ended:
             return
         time.sleep(0.5)
@@ -136,7 +152,7 @@ def export_command(
 
     from loramux_traces.errors import StateError, UsageError
 
-    store = _open(state)
+    store = _open(state, look_only=True)
     row = store.job(job)
     if out.exists() or out.is_symlink():
         raise StateError(f"{out}: exists already")
@@ -156,19 +172,27 @@ def export_command(
     typer.echo(f"the adapter of {job} is in {out}")
 
 
-def _open(state: Path, *, wait_s: float = 0.0) -> Store:
-    """The state folder; one that a scheduler is about to make is waited for."""
+def _open(state: Path, *, look_only: bool = False) -> Store:
+    """The state folder (`look_only`: it may be somebody else's, without leave to write)."""
     from loramux_runtime.live.store import Store
+
+    return Store(state, read_only=look_only and not os.access(state, os.W_OK))
+
+
+def _queue(state: Path) -> Store:
+    """The state folder; a queue may be filled before the first scheduler comes. StateError for a folder of other
+    things.
+    """
+    from loramux_runtime.live.store import DATABASE, Store
     from loramux_traces.errors import StateError
 
-    until = time.monotonic() + wait_s
-    while True:
-        try:
-            return Store(state)
-        except StateError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.1)
+    if state.is_dir() and any(state.iterdir()) and not (state / DATABASE).exists():
+        raise StateError(f"{state}: is not empty and no scheduler's state (no {DATABASE})")
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"{state}: cannot be made ({error.strerror})") from error
+    return Store(state, create=True)
 
 
 def _runs(store: Store) -> bool:
@@ -179,14 +203,21 @@ def _runs(store: Store) -> bool:
 
 def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: float) -> None:
     """Leave a command and wait for its answer."""
+    from loramux_runtime.live.store import OPEN
     from loramux_traces.errors import UsageError
+    from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
     store = _open(state)
     if job:
-        store.job(job)
+        row = store.job(job)
+        again = verb == "resume" and row["start_s"] is None and row["state"] in (REJECTED, UNSCHEDULABLE)
+        if row["state"] not in OPEN and not again:
+            raise UsageError(f"{job} has ended already: {row['state']}")
     number = store.command(verb, job, argument)
     if not _runs(store):
-        typer.echo(f"noted: {verb} {job}".rstrip() + "; no scheduler is running, the next one will see to it")
+        typer.echo(
+            f"noted: {NAMES.get(verb, verb)} {job}".rstrip() + "; no scheduler is running, the next one will see to it"
+        )
         return
     until = time.monotonic() + wait_s
     while True:
@@ -194,7 +225,9 @@ def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: f
         if found is not None:
             break
         if time.monotonic() > until:
-            typer.echo(f"noted: {verb} {job}".rstrip() + "; the scheduler has not answered yet (a long step?)")
+            typer.echo(
+                f"noted: {NAMES.get(verb, verb)} {job}".rstrip() + "; the scheduler has not answered yet (a long step?)"
+            )
             return
         time.sleep(0.05)
     if found["refused"]:
@@ -202,11 +235,12 @@ def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: f
     typer.echo(found["answer"])
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: dict[str, Any], held_out: float | None) -> str:
+    """A record for people; the held-out loss where it is another than the last one (`held_out`)."""
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
     norm = "-" if record["grad_norm"] is None else f"{record['grad_norm']:.3f}"
     text = f"{record['t_s']:10.1f} s  step {record['step']}/{record['total_steps']}  loss {loss}"
     text += f"  lr {record['lr']:.2e}  grad norm {norm}"
-    if "eval_loss" in record:
+    if record.get("eval_loss") not in (None, held_out):
         text += f"  held-out loss {record['eval_loss']:.4f}"
     return text

@@ -114,12 +114,16 @@ class StatusTable:
         s = self._status
         policy, base, device = (printable(str(s[key]), 60) for key in ("policy", "base_model", "device"))
         state = f"scheduler running as pid {s['pid']}" if s["running"] else "scheduler not running"
+        if not s["updated_unix_s"]:
+            yield f"{state}: it has not begun yet" if s["running"] else f"{state}, and none has run here yet"
+            return
         if s["draining"]:
             state += ", draining"
         if not s["running"] or self._old_s > STALE_S:
             state += f", figures of {clock(self._old_s)} ago"
         yield f"{policy} on {base}, {device}: {state}"
-        yield f"{self._memory()}, {s['tokens_per_s']:,.0f} tokens/s"
+        if s["running"]:
+            yield f"{self._memory()}, {s['tokens_per_s']:,.0f} tokens/s"
         counts = [f"{s['resident']:,} running", f"{s['waiting']:,} waiting", _counted(s["steps"], "fused step")]
         for key, noun in (
             ("oom_events", "out-of-memory event"),
@@ -140,6 +144,8 @@ class StatusTable:
         if s["capacity_bytes"] is not None:
             parts.append(f"of {gib(s['capacity_bytes'])}")
         if used is not None:
+            if s["device"].startswith("cpu"):  # nobody counts tensors there: it is all that the process has held
+                return f"memory of the process {gib(used)} (jobs at most {' '.join([gib(most), *parts[1:]])})"
             parts.append(f"(jobs at most {gib(most)})")
         return " ".join(parts)
 

@@ -35,6 +35,32 @@ def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> 
         raise UsageError("; ".join(e["msg"] for e in error.errors(include_url=False))) from error
 
 
+def check_files(file: Path, jobs: Sequence[TrainJob], folder: Path) -> None:
+    """InvalidInputError for data that is not there: better now than when the scheduler looks."""
+    from loramux_traces.errors import InvalidInputError, Problem
+
+    problems = []
+    for job in jobs:
+        for key in ("path", "eval_path"):
+            wanted = getattr(job.data, key, None)
+            if wanted is not None and not (folder / wanted).exists():
+                what = f"job {job.id}: no such file ({folder / wanted})"
+                problems.append(Problem(file=str(file), line=0, column=f"data.{key}", value=str(wanted), allowed=what))
+    if problems:
+        raise InvalidInputError(problems[:50], total=len(problems))
+
+
+def other_base(file: Path, store: Store) -> str | None:
+    """The base model that a trace says its jobs are on, where the scheduler has another."""
+    from loramux_profiles.checked import read_checked
+
+    ours = store.fact("base_model")
+    if not ours or not TABLES.intersection(file.suffixes):
+        return None
+    others = sorted({spec.base_model for spec in read_checked(file)} - {ours})
+    return f"its jobs are of {', '.join(others)}; here they train on {ours}" if others else None
+
+
 def send(store: Store, jobs: Sequence[TrainJob], folder: Path) -> None:
     """Put them into the queue, all or none."""
     store.submit([(job.model_dump(mode="json"), folder, job.submit_s) for job in jobs])

@@ -139,7 +139,7 @@ def _write(out: Path, jobs: Path, policy: str, profile: Any, run: TrainRun, resu
         out,
         manifest={
             "kind": "real",
-            "policy": policy.split(":")[0],
+            "policy": policy,
             "policy_params": policy,
             "seed": 0,
             "argv": list(sys.argv),

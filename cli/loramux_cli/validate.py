@@ -15,7 +15,7 @@ from loramux_cli import options as o
 
 if TYPE_CHECKING:
     from loramux_analysis.validation import Twin, Validation
-    from loramux_simulator.real_runs import Setting
+    from loramux_simulator.real_runs import Setting, StepTimes
     from loramux_traces.runfolder import Run
 
 EXIT_MISSED = 3
@@ -76,6 +76,8 @@ def validate_command(
     speeds = [step_times(run, setting) for run, setting in zip(runs, settings, strict=True)]
     times = sum(speeds, StepTimes())
     factor = _applied(wanted, times.factor)
+    for note in _notes(runs, speeds, auto=wanted is None):
+        typer.echo(f"note: {note}", err=True)
     with running.hold(out), _folder(out) as home:
         if out is not None:
             prepare_folder(out, force=force, also=("validation.json", "validation.csv", "validation.md"))
@@ -116,6 +118,16 @@ def _applied(wanted: float | None, measured: float | None) -> float:
     if measured is None:
         raise UsageError("--speed-factor auto: the real runs recorded no steps, so nobody knows how fast they were")
     return measured
+
+
+def _notes(runs: Sequence[Run], speeds: Sequence[StepTimes], *, auto: bool) -> Iterator[str]:
+    """What a reader of the figures should know of the real runs."""
+    unknown = [str(run.path) for run, speed in zip(runs, speeds, strict=True) if speed.factor is None]
+    if auto and unknown:
+        yield f"{', '.join(unknown)}: no steps recorded (run --record); the speed factor is that of the other runs"
+    for run in runs:
+        if run.manifest.get("interruptions"):
+            yield f"{run.path}: was interrupted and continued; a simulation knows nothing of the time between"
 
 
 def _one_trace(runs: Sequence[Run], settings: Sequence[Setting]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,8 +20,30 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Mode
         return model.model_validate(data)
     except ValidationError as error:
         problems = []
-        for item in error.errors(include_url=False):
-            key = ".".join(str(part) for part in item["loc"])
+        items = error.errors(include_url=False)
+        for item in items:
+            loc = item["loc"]
+            if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in items):
+                continue  # a list is short of the members that are wrong themselves
+            key = ".".join(str(part) for part in loc)
             value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
-            problems.append(problem(path, key, value, item["msg"].removeprefix("Value error, ")))
+            said = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                value = None
+                said = f"is no field{_meant(model, loc)}"
+            problems.append(problem(path, key, value, said))
         raise InvalidInputError(problems[:50], total=len(problems)) from error
+
+
+def _meant(model: Any, loc: tuple[int | str, ...]) -> str:
+    """`; did you mean ...?` for a field that the model at that place does not have, where one is close."""
+    for part in loc[:-1]:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = fields[part].annotation
+        elif not isinstance(part, int):
+            return ""
+        while get_args(model):  # of a list or an optional: what is in it
+            model = get_args(model)[0]
+    close = get_close_matches(str(loc[-1]), getattr(model, "model_fields", {}), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -53,6 +53,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
         (temporary / CONFIG).write_text(json_text(document, indent=2) + "\n", encoding="utf-8")
         tensors = {name: view.detach().cpu().contiguous() for name, view in adapter.slab.named_parts().items()}
         save_file(tensors, temporary / TENSORS, metadata={"format": "pt"})
+        (temporary / TENSORS).chmod((temporary / CONFIG).stat().st_mode & 0o777)  # safetensors leaves 0600
         for path in (temporary / CONFIG, temporary / TENSORS, temporary):
             sync(path)
         if folder.exists():

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from loramux_runtime.adapter import Adapter
 from loramux_runtime.data import TokenisedRows
+from loramux_runtime.memory import is_out_of_memory
 from loramux_runtime.model import FusedModel
 from loramux_runtime.packing import MicroBatch
 
@@ -25,12 +26,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: FusedModel, adapter: Adapter, rows: TokenisedRows) -> Evaluation:
-    """Score an adapter on rows, without gradients and dropout."""
+    """Score an adapter on rows, without gradients and dropout; where memory runs out, on fewer of them at a time."""
     total = 0.0
     right = exact = start = 0
+    most_tokens = EVAL_TOKENS
     while start < len(rows):
         end = start + 1
-        while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= EVAL_TOKENS:
+        while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= most_tokens:
             end += 1
         found = [rows[row] for row in range(start, end)]
         batch = MicroBatch(
@@ -39,7 +41,13 @@ def evaluate(model: FusedModel, adapter: Adapter, rows: TokenisedRows) -> Evalua
             samples=tuple(range(start, end)),
             window_labels=rows.n_labels,
         )
-        score = model.score(adapter, batch)
+        try:
+            score = model.score(adapter, batch)
+        except RuntimeError as error:
+            if end == start + 1 or not is_out_of_memory(error):
+                raise
+            most_tokens = int(rows.starts[end] - rows.starts[start]) // 2
+            continue
         total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
         start = end
     return Evaluation(total, right / max(1, rows.n_labels), exact / len(rows))

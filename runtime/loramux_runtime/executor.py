@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.meters import Meters
@@ -13,7 +11,7 @@ from loramux_policies.policy import Policy
 from loramux_policies.step_backend import Note, StepDevice, StepTimes
 from loramux_policies.views import FusedStep
 from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.memory import MemoryMeter
+from loramux_runtime.memory import MemoryMeter, is_out_of_memory
 from loramux_runtime.model import FusedModel, JobOutcome
 from loramux_runtime.observed import Observer
 from loramux_runtime.packing import Part
@@ -23,11 +21,6 @@ from loramux_runtime.training_job import TrainingJob
 
 OnStep = Callable[[FusedStep, float, float], None]
 """Called after a fused step with it, its measured and its predicted seconds."""
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: its own class on CUDA, a plain RuntimeError of the allocator on CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> list[JobOutcome] | None:

@@ -208,7 +208,7 @@ def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
     content = _jobs_merged(file, _mapping(file))
     content.pop("base", None)
     if "jobs" not in content:
-        content = {"jobs": [content]}
+        return (validate(TrainJob, file, content),)
     return validate(Submission, file, content).jobs
 
 

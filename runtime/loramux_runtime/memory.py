@@ -27,6 +27,11 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: its own class on CUDA, a plain RuntimeError of the allocator on CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def resident_bytes() -> int | None:
     """Memory that this process holds right now (Linux only; None elsewhere)."""
     return _status("VmRSS")

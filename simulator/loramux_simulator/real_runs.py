@@ -85,7 +85,7 @@ def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> Run
         step_time_factor=factor,
         live=True,
     )
-    result.policy = setting.policy.partition(":")[0]
+    result.policy = setting.policy  # as --policy takes it: two runs of one policy may differ in its parameters
     return result
 
 

@@ -117,7 +117,7 @@ def test_a_day_in_the_life(folder: Path) -> None:
 
     third = start(cwd=folder)  # base and policy are known
     went_on = wait_for(folder, lambda jobs: jobs["long"]["step"] > stopped["jobs"][1]["step"])
-    assert went_on["policy"] == "fifo" and went_on["restarts"] == 1
+    assert went_on["policy"] == "fifo" and went_on["restarts"] == 0
     steps = [
         json.loads(line)["step"]
         for line in loramux("logs", "long", "--state", "state", "--json", cwd=folder).stdout.splitlines()

@@ -33,6 +33,8 @@ from loramux_analysis.style import (
 from loramux_traces.runfolder import Run, run_folder_name
 
 _MOST_DEVICES: Final = 8
+_LOW: Final = 0.05
+"""Below this share of the capacity, the memory panel does not reach up to the line."""
 _MOST_LANES: Final = 24
 #: Stays in a lane beyond which single bars run together (a lane is about 1,400 pixels of the picture).
 _MOST_IN_A_LANE: Final = 300
@@ -86,6 +88,7 @@ def _panels(
         upper.set_title(_device_name(run, device))
         if bars:
             draw_bars(upper, mine, key, colour, span[1] - span[0], scale, lanes)
+            draw_names(upper, mine, span[1] - span[0], scale)
         else:
             _residents(upper, mine, key, colour, span, scale)
         _memory(lower, run, device, span, scale)
@@ -125,6 +128,16 @@ def draw_bars(
     axes.grid(axis="y", visible=False)
 
 
+def draw_names(axes: Axes, table: pd.DataFrame, width_s: float, scale: float) -> None:
+    """Job ids in the bars that have room for them."""
+    for job_id, start, end, lane in table[["job_id", "start_s", "end_s", "lane"]].itertuples(index=False):
+        if end - start > 0.0075 * width_s * (len(job_id) + 1):
+            axes.text(
+                (start + end) / 2 / scale, lane + 0.43, job_id,
+                ha="center", va="center", fontsize=6.5, color="white", clip_on=True,
+            )  # fmt: skip
+
+
 def _residents(
     axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], span: tuple[float, float], scale: float
 ) -> None:
@@ -159,7 +172,12 @@ def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], sca
         axes.fill_between(t / scale, memory / _GIB, step="post", color=_MEMORY, linewidth=0)
     capacity = capacity_bytes(run, device)
     top = float(memory.max()) / _GIB if len(memory) else 1.0
-    if capacity is not None:
+    if capacity is not None and top < _LOW * capacity / _GIB:  # a few MiB of a large machine would not be seen
+        axes.annotate(
+            f"capacity {capacity / _GIB:.4g} GiB, far above", (1.0, 1.0), (-2, -2), xycoords="axes fraction",
+            textcoords="offset points", color=LIMIT, fontsize=8, ha="right", va="top",
+        )  # fmt: skip
+    elif capacity is not None:
         axes.axhline(capacity / _GIB, color=LIMIT, linestyle="--", linewidth=1.2)
         axes.annotate(
             f"capacity {capacity / _GIB:.4g} GiB", (1.0, capacity / _GIB), (-2, 2), xycoords=("axes fraction", "data"),

@@ -70,6 +70,7 @@ def draw(results: Results) -> list[Drawing]:
             axes.set_ylim(bottom=0, top=None if column == "waiting_jobs" else 105)
             plain_numbers(axes, "y")
             if column == "waiting_jobs":
+                axes.set_ylim(top=max(1.0, axes.get_ylim()[1]))
                 axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             if column == "memory_percent":
                 axes.axhline(100, color=LIMIT, linestyle="--", linewidth=1)

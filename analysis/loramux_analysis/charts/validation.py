@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from loramux_analysis.charts.gantt import draw_bars
+from loramux_analysis.charts.gantt import draw_bars, draw_names
 from loramux_analysis.load import describe
 from loramux_analysis.metrics import completed
 from loramux_analysis.real import turnarounds
@@ -214,16 +214,6 @@ def _mean(axes: Axes, validation: Validation, row: PolicyAgreement, at: int, sca
     )  # fmt: skip
 
 
-def _names(axes: Axes, table: pd.DataFrame, width_s: float, scale: float) -> None:
-    """Job ids in the bars that have room for them."""
-    for job_id, start, end, lane in table[["job_id", "start_s", "end_s", "lane"]].itertuples(index=False):
-        if end - start > 0.0075 * width_s * (len(job_id) + 1):
-            axes.text(
-                (start + end) / 2 / scale, lane + 0.43, job_id,
-                ha="center", va="center", fontsize=6.5, color="white", clip_on=True,
-            )  # fmt: skip
-
-
 def _gantts(validation: Validation, twin: Twin) -> Drawing | None:
     """A real run above its simulation, on one axis of time; None where one of them kept no timeline or too many jobs
     were together for bars.
@@ -247,7 +237,7 @@ def _gantts(validation: Validation, twin: Twin) -> Drawing | None:
     grid = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     for axes, (kind, table), n in zip(grid, tables, lanes, strict=True):
         draw_bars(axes, table, key, colour, last - first, scale, n)
-        _names(axes, table, last - first, scale)
+        draw_names(axes, table, last - first, scale)
         ended = float(table["end_s"].max())
         axes.axvline(ended / scale, color=FAINT, linewidth=1, linestyle=":")
         axes.set_title(f"{kind.capitalize()}: last job ended at {ended / scale:.4g} {unit}")

@@ -93,14 +93,12 @@ class Book:
         cost = next(cost for cost in job.costs if cost is not None)
         values["solo_s"] = job.true_steps * cost.accumulation * cost.solo_step_s
 
-    def end_apart(self, job_id: str, state: str, reason: str, *, event: str = "", began: bool = False) -> None:
-        """A job ends that the loop does not have: unschedulable, with data that cannot be used, or held (`began`: it
-        has run before). `event`: the state's name in small letters where nothing is said.
+    def end_apart(self, job_id: str, state: str, reason: str, *, event: str = "") -> None:
+        """A job ends that the loop does not have: unschedulable, with data that cannot be used, or held. `event`: the
+        state's name in small letters where nothing is said.
         """
         now_s = self._now_s()
-        self.set(job_id, state=state, reason=reason, why="", **GONE)
-        if began:
-            self.set(job_id, finish_s=now_s)
+        self.set(job_id, state=state, reason=reason, why="", finish_s=now_s, **GONE)
         self._events.append({"t_s": now_s, "event": event or state.lower(), "job_id": job_id, "detail": reason})
         self.urgent = True
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from safetensors import SafetensorError
 
 from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.live.checkpoint_files import read_files, write_files
+from loramux_runtime.live.checkpoint_files import UnreadableError, cannot_be_opened, read_files, write_files
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import sync
@@ -94,22 +94,37 @@ class CheckpointStore:
         """Restore the newest valid checkpoint into `training`: its `extra`, and its `step` and `rows_done`.
 
         None where there is none. One that is corrupt, half-written or of another job is passed over with a warning that
-        says where and why; StateError, with `training` as it was, where there are some and none is valid. Writes
-        nothing.
+        says where and why; StateError, with `training` as it was, where there are some and none is valid
+        (`UnreadableError` where the disk did not give one of them). Writes nothing.
         """
         parent = self._job_folder(job_id)
         problems = []
+        unreadable = False
         for position, path in sorted(_checkpoints(parent).items(), reverse=True):
             try:
                 extra = _restore(path, job_id, position, training)
             except StateError as error:
+                unreadable = unreadable or isinstance(error, UnreadableError)
                 problems.append(f"{path}: {error}")
                 self._warn(f"checkpoint passed over: {problems[-1]}")
                 continue
             return {**extra, "step": position[0], "rows_done": position[1]}
         if problems:
-            raise StateError(f"no checkpoint of job {job_id} is valid: " + "; ".join(problems))
+            kind = UnreadableError if unreadable else StateError
+            raise kind(f"no checkpoint of job {job_id} is valid: " + "; ".join(problems))
         return None
+
+    def unreadable(self, job_id: str) -> str | None:
+        """Why none of a job's checkpoints can be opened, where it has some and that is so. (Nothing is hashed.)"""
+        problem = None
+        try:
+            for path in _checkpoints(self._job_folder(job_id)).values():
+                problem = cannot_be_opened(path)
+                if problem is None:
+                    return None
+        except StateError as error:
+            return str(error)
+        return problem
 
     def remove(self, job_id: str) -> None:
         """Delete a job's checkpoints: all, or, where that fails (StateError), none."""
@@ -200,7 +215,7 @@ def _checkpoints(parent: Path) -> dict[Position, Path]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise StateError(f"{parent}: cannot be read ({error.strerror})") from error
+        raise UnreadableError(f"{parent}: cannot be read ({error.strerror})") from error
     for name in names:
         shown = name[1 : -len(_ASIDE)] if name.startswith(".") and name.endswith(_ASIDE) else name
         match = _NAME.fullmatch(shown)

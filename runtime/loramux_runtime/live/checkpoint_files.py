@@ -6,6 +6,7 @@ memory, so that nothing can change in between. No symlink is followed, nothing i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,11 @@ from torch import Tensor
 
 from loramux_traces.errors import StateError
 from loramux_traces.filesafe import sync
+
+
+class UnreadableError(StateError):
+    """The disk does not give it now (EIO, EACCES, ESTALE, ...): that says nothing against what is on it."""
+
 
 SCHEMA: Final = 1
 TENSORS: Final = "tensors.safetensors"
@@ -75,6 +81,19 @@ def read_files(folder: Path, most_bytes: int) -> tuple[dict[str, Tensor], dict[s
         raise StateError(f"{TENSORS} is no safetensors file ({error})") from error
 
 
+def cannot_be_opened(folder: Path) -> str | None:
+    """Why the files of a checkpoint cannot be opened now, where they are there."""
+    for name in (MANIFEST, STATE, TENSORS):
+        try:
+            with (folder / name).open("rb") as file:
+                file.read(1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return f"{folder / name} cannot be read ({error.strerror})"
+    return None
+
+
 def _checked(path: Path, most_bytes: int, expected: Any) -> bytes:
     data = _read(path, most_bytes)
     if not isinstance(expected, dict) or expected.get("bytes") != len(data):
@@ -95,7 +114,8 @@ def _read(path: Path, most_bytes: int) -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             return file.read()
     except OSError as error:
-        raise StateError(f"{path.name} cannot be read ({error.strerror})") from error
+        kind = StateError if error.errno in (errno.ENOENT, errno.ELOOP) else UnreadableError
+        raise kind(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def _about(path: Path) -> os.stat_result:
@@ -104,7 +124,7 @@ def _about(path: Path) -> os.stat_result:
     except FileNotFoundError as error:
         raise StateError(f"{path.name} is missing") from error
     except OSError as error:
-        raise StateError(f"{path.name} cannot be read ({error.strerror})") from error
+        raise UnreadableError(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loramux_policies.errors import PolicyError
 from loramux_runtime.live.store import HELD, OPEN, QUEUED, WAITING, Row
 from loramux_traces.errors import LoramuxError, StateError, UsageError
-from loramux_traces.results import CANCELLED
+from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 
 if TYPE_CHECKING:
     from loramux_runtime.live.service import LiveService
@@ -55,15 +55,14 @@ class Commands:
 
     def _cancel(self, job_id: str, _: str) -> str:
         service = self._service
-        row = self._open(job_id)
+        self._open(job_id)
         job = service.loop.active.get(job_id)
         if job is not None:
             service.loop.withdraw(job, "cancel", "cancelled by the user")
         else:
             service.inbox.take(job_id)
             service.aside.take(job_id)
-            began = row["start_s"] is not None
-            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel", began=began)
+            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel")
         service.cancelled(job_id)
         return f"{job_id} is cancelled"
 
@@ -88,6 +87,13 @@ class Commands:
 
     def _resume(self, job_id: str, _: str) -> str:
         service = self._service
+        service.book.flush()
+        row = service.store.job(job_id)
+        if row["state"] in (REJECTED, UNSCHEDULABLE) and row["start_s"] is None:
+            again = {"data_sha256": None, "micro_batch": None, "drawn_by": None, "finish_s": None}
+            service.book.set(job_id, state=QUEUED, reason="", why="", **again)
+            service.inbox.put(row, service.executor.now_s)
+            return f"{job_id} is looked at again"
         row = self._open(job_id)
         if row["state"] != HELD:
             raise UsageError(f"{job_id} is not paused")
@@ -107,8 +113,9 @@ class Commands:
 
     def _export(self, job_id: str, target: str) -> str:
         service = self._service
-        self._open(job_id)
+        row = self._open(job_id)
         if not service.in_memory(job_id):
-            raise UsageError(f"{job_id} has not been trained yet")
+            what = "has not been trained yet" if row["start_s"] is None else "is not in memory until it runs again"
+            raise UsageError(f"{job_id} {what}")
         service.export(job_id, Path(target))
         return f"the adapter of {job_id} as it is now is in {target}"

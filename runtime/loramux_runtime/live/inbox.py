@@ -38,16 +38,19 @@ class LiveInbox:
         """Commands first, in order: `cancel` and the job it is for may come together."""
         version = self._store.version  # before the reading: what comes meanwhile is news again
         if version != self._version:
-            self._version = version
-            self._read_jobs(now_s)
-            for row in self._store.open_commands():
+            with self._store.transaction():  # one moment: no command is seen without the job that it is for
+                self._read_jobs(now_s)
+                commands = self._store.open_commands()
+            for row in commands:
                 self._obey(row)
+            self._version = version
         while self._coming and self._coming[0][0] <= now_s:
             self._admit(heappop(self._coming)[2])
         self._polled()
 
     def put(self, row: Row, now_s: float) -> None:
         """A job comes (again): at its time, or now."""
+        self.take(row["job_id"])
         heappush(self._coming, (max(now_s, row["submit_s"] or 0.0), row["job_id"], row))
 
     def news(self) -> bool:

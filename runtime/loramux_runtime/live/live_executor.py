@@ -28,6 +28,9 @@ class Host(Protocol):
     def joins(self, job: Job) -> None:
         """A job's state is about to be brought onto its device."""
 
+    def joined(self) -> None:
+        """It has been brought."""
+
     def step_follows(self, runs: Sequence[LiveRun[TrainingJob]]) -> None:
         """A fused step with these jobs is about to run."""
 
@@ -126,7 +129,9 @@ class LiveExecutor(LiveBackend, Executor):
         self._host.joins(job)
         if job.job_id not in self._training:
             self._training[job.job_id] = self._host.training_of(job)
-        return super()._training_of(job, device)
+        training = super()._training_of(job, device)
+        self._host.joined()
+        return training
 
     def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
         super()._launch(device, predicted_s)

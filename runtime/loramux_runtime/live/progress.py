@@ -31,7 +31,7 @@ class Progress:
         """What was predicted at most, likewise."""
         self._before = {name: service.store.fact(f"all_{name}", 0) for name in TOTALS}
         """Totals of the processes before this one."""
-        self._rate: tuple[float, float] = (0.0, 0.0)
+        self._rate: tuple[float, float] | None = None
         """(time, tokens) a while ago."""
         self._tokens_per_s = 0.0
 
@@ -41,6 +41,8 @@ class Progress:
         service = self._service
         executor, book = service.executor, service.book
         for job_id, job in service.loop.running.items():
+            if job.run is None:  # its state could not be brought, and the process ends of that
+                continue
             training = job.run.training
             executor.sync(job)
             values = book.figures(job)
@@ -112,8 +114,9 @@ class Progress:
         loop, meters = service.loop, service.executor.meters
         ledgers = list(loop.fleet)
         now_s, tokens = service.executor.now_s, sum(meters.real_tokens)
-        since_s, before = self._rate
-        if now_s - since_s >= RATE_S:
+        since_s, before = self._rate or (now_s, tokens)
+        self._rate = since_s, before
+        if now_s - since_s >= (RATE_S if self._tokens_per_s else 1.0):
             self._tokens_per_s = (tokens - before) / (now_s - since_s)
             self._rate = (now_s, tokens)
         busy_s = sum(meters.busy_until(ledger.device_id, now_s, len(ledger.jobs)) for ledger in ledgers)

@@ -57,13 +57,13 @@ class Roster:
             digest = admitted.data.train.sha256
         except (LoramuxError, ValidationError) as error:
             if before is None:
-                self._book.end_apart(job_id, REJECTED, str(error))
+                self._book.end_apart(job_id, REJECTED, "; ".join(str(error).splitlines()))
             else:  # a disk that is not there, say: what it has learned is kept
                 self._book.hold_apart(job_id, f"its data cannot be read any more: {error}")
             return None
-        if before is not None and digest != before:
+        if row["start_s"] is not None and digest != before:
             reason = "its rows are not those it began with: the data file has changed"
-            self._book.end_apart(job_id, FAILED_DATA, reason, began=row["start_s"] is not None)
+            self._book.end_apart(job_id, FAILED_DATA, reason)
             return None
         self._admitted[job_id] = admitted
         _go_on(job, row)

@@ -9,6 +9,7 @@ from typing import Final
 from loramux_policies.job import Job
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
+from loramux_runtime.live.checkpoint_files import UnreadableError
 from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError
 
@@ -44,17 +45,25 @@ class Saving:
         self._cost_s = 0.0
         """What the last round took."""
 
-    def tidy(self, needed: Collection[str]) -> None:
-        """Delete what a killed process has left: half-written files, and checkpoints of jobs that have ended."""
-        self.checkpoints.sweep()
+    def tidy(self, needed: Collection[str], warn: Callable[[str], None]) -> None:
+        """Delete what a killed process has left: half-written files, and checkpoints of jobs that have ended. What
+        cannot be deleted costs only space; the next start tries again.
+        """
+        try:
+            self.checkpoints.sweep()
+        except StateError as error:
+            warn(str(error))
         for job_id in self.checkpoints.job_ids():
             if job_id not in needed:
-                self.checkpoints.remove(job_id)
+                self.forget(job_id, warn)
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, job_id: str, warn: Callable[[str], None]) -> None:
         """The job has ended."""
-        self.checkpoints.remove(job_id)
         self._saved.pop(job_id, None)
+        try:
+            self.checkpoints.remove(job_id)
+        except StateError as error:
+            warn(str(error))
 
     def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
         """Bring a job to its newest valid checkpoint, if it has one. With none valid it begins again: the same steps
@@ -62,6 +71,8 @@ class Saving:
         """
         try:
             found = self.checkpoints.load(job.job_id, training)
+        except UnreadableError:  # to begin again would throw away what is there
+            raise
         except StateError as error:
             warn(f"{error}; {job.job_id} begins again at its first step")
             found = None

@@ -117,9 +117,7 @@ class LiveService:
         self.capacity_bytes = float(cost.capacity_bytes)
         """Of one device."""
         ledgers = [ledger_of(cost, settings.max_resident, device_id) for device_id in range(devices)]
-        self.loop = Scheduler(
-            policy, ledgers, self.executor, max_resident=settings.max_resident, listener=self.book.hear
-        )
+        self.loop = Scheduler(policy, ledgers, self.executor, max_resident=settings.max_resident, listener=self._hear)
         self.saving = Saving(
             CheckpointStore(store.folder / "checkpoints", faults=faults, warn=warn),
             self.book,
@@ -189,11 +187,20 @@ class LiveService:
             self.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
             self.suspects.note()
             policy_hung = self.suspects.policy_hung
-            store.set_facts(starts=store.fact("starts", 0) + 1, policy=self.settings.policy, hung_in_decide=False)
-        self.saving.tidy({row["job_id"] for row in store.jobs(*OPEN)})
+            died = self._last_s is not None and not self.suspects.ended_by_itself
+            store.set_facts(
+                starts=store.fact("starts", 0) + 1,
+                restarts=store.fact("restarts", 0) + died,
+                policy=self.settings.policy,
+                hung_in_decide=False,
+            )
+        self.saving.tidy({row["job_id"] for row in store.jobs(*OPEN)}, self._warn)
         self.aside.begin(store.jobs(QUEUED, WAITING))
-        if policy_hung and self.settings.on_policy_error == "fallback":
-            self.excused(PolicyError(f"policy {self.loop.policy.name} was killed while it decided"))
+        if policy_hung:
+            error = PolicyError(f"policy {self.loop.policy.name} was killed while it decided")
+            if self.settings.on_policy_error == "exit":
+                raise error
+            self.excused(error)
         row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}
         self.book.note(row if self._last_s is None else {**row, "last_s": self._last_s})
 
@@ -213,7 +220,7 @@ class LiveService:
         self.progress.note(self.executor.now_s)
         self.book.flush(now_s=self._times.now_s(), now_unix_s=time.time(), **self.progress.facts())
         for job_id in self._finished:
-            self.saving.forget(job_id)
+            self.saving.forget(job_id, self._warn)
             self.progress.forget(job_id)
             self.book.forget(job_id)
         self._finished.clear()
@@ -225,7 +232,9 @@ class LiveService:
     def admit(self, row: Row) -> None:
         """The time of a job has come."""
         row = self.store.job(row["job_id"])
-        if row["state"] in OPEN and row["state"] != HELD and not self.aside.keep(row):
+        if row["state"] not in OPEN or row["state"] == HELD or row["job_id"] in self.loop.active:
+            return
+        if not self.aside.keep(row):
             self.arrive(row)
 
     def arrive(self, row: Row) -> bool:
@@ -234,10 +243,18 @@ class LiveService:
         self._sampled = False
         if not self.loop.queue.count:
             self._empty_since_s = self.executor.now_s
+        unreadable = None if self.in_memory(row["job_id"]) else self.saving.checkpoints.unreadable(row["job_id"])
+        if unreadable is not None:
+            self.book.hold_apart(row["job_id"], f"its checkpoint cannot be read now: {unreadable}")
+            return False
         job = self.roster.job(row)
         if job is not None:
             self.loop.arrive(job)
-        return job is not None
+            return True
+        self.book.flush()
+        if self.store.job(row["job_id"])["state"] not in OPEN:
+            self.cancelled(row["job_id"])
+        return False
 
     def drain(self) -> None:
         """Begin no job any more; end when those that have begun have ended."""
@@ -316,7 +333,7 @@ class LiveService:
         self.marker.set("idle")
         if self._times.now_s() - self.book.committed_s >= IDLE_FLUSH_S:
             self.flush()
-        return self.inbox.news() or self._look_at_memory()
+        return self.inbox.news() or self._look_at_memory() or self._stall_due(self._times.now_s())
 
     def _look_at_memory(self) -> bool:
         changed = None if self._watch is None else self._watch(self._times.now_s())
@@ -333,8 +350,9 @@ class LiveService:
         again = self._look_at_memory()
         if self.loop.running or not self.loop.queue.count:
             self._empty_since_s = now_s
-        elif self.loop.queue.count and now_s - self._empty_since_s > STALL_S:
+        elif self._stall_due(now_s):
             again = self.stalled() or again
+            self._empty_since_s = now_s  # where nothing fits: look again after as long
         again = self.aside.turn() or again
         if not self._sampled:
             self._sampled = True
@@ -385,11 +403,17 @@ class LiveService:
         self.executor.use_policy(policy)
         self.loop.use_policy(policy)
 
+    def _stall_due(self, now_s: float) -> bool:
+        """Whether to ask why nothing runs. (fifo waits for its first job to fit: others have taken memory.)"""
+        if self.loop.running or not self.loop.queue.count or self.loop.policy.name == FALLBACK:
+            return False
+        return now_s - self._empty_since_s > STALL_S
+
     def stalled(self) -> bool:
         """Whether another policy has taken over because this one leaves an empty device to itself. PolicyError where
         that is to end the scheduler.
         """
-        if self.loop.policy.name == FALLBACK:  # it waits for its first job to fit: others have taken memory
+        if self.loop.policy.name == FALLBACK:
             return False
         free = [ledger for ledger in self.loop.fleet if ledger.capacity > 0.0]
         fits = [job.job_id for job in self.loop.queue if any(ledger.has_room(job.cost_on(0)) for ledger in free)]
@@ -412,6 +436,11 @@ class LiveService:
 
     # -- jobs out
 
+    def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        self.book.hear(event, job, devices, detail)
+        if event in ("fail", "reject"):  # the other ends are told to `_ended` or come from `cancelled`
+            self.cancelled(job.job_id)
+
     def _ended(self, job: Job, training: TrainingJob) -> None:
         self.book.set(job.job_id, step=training.step, tokens=training.tokens)
         if not training.diverged:
@@ -429,6 +458,7 @@ class LiveService:
         self._warn(f"{job.job_id} is paused: {reason}")
         self.book.unfinish(job, reason)
         self.roster.forget(job.job_id)
+        self.book.flush()  # its records, before the checkpoint that has them behind it
         try:
             self.saving.save(job.job_id, training)
         except StateError:  # from its last checkpoint then: the same bits again
@@ -437,6 +467,10 @@ class LiveService:
     def joins(self, job: Job) -> None:
         """A job's state is about to be brought onto its device: if that is the end of this process, it is suspect."""
         self.marker.set("step", {job.job_id: job.done_steps})
+
+    def joined(self) -> None:
+        """It is there; the policy may be asked again."""
+        self.marker.set("decide")
 
     def in_memory(self, job_id: str) -> bool:
         """Whether the job has a training state."""

@@ -33,9 +33,12 @@ _FACTS: Final[dict[str, Any]] = {
 }
 
 
-def read_status(store: Store) -> dict[str, Any]:
-    """JSON types only, never NaN. Times in seconds since the state folder began; bytes are of the device."""
-    pid = owner(store.folder)
+def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
+    """JSON types only, never NaN. Times in seconds since the state folder began; bytes are of the device.
+
+    `ended`: asked for by a scheduler that has ended, and only holds the folder still.
+    """
+    pid = None if ended else owner(store.folder)
     rows = store.jobs()
     known = store.facts()
     facts = {name: known.get(name, default) for name, default in _FACTS.items()}
@@ -44,7 +47,7 @@ def read_status(store: Store) -> dict[str, Any]:
     if updated:  # the clock of the state folder goes on, whether or not anybody is there
         now_s += max(0.0, time.time() - updated)
     if pid is None:
-        facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None}
+        facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None, "memory_predicted_bytes": 0.0}
     return {
         "schema_version": 1,
         "state_dir": str(store.folder),
@@ -53,18 +56,24 @@ def read_status(store: Store) -> dict[str, Any]:
         "now_s": now_s,
         "updated_unix_s": updated,
         **facts,
-        "restarts": max(0, known.get("starts", 0) - 1),
+        "restarts": known.get("restarts", 0),
         "oom_events": sum(row["oom_events"] for row in rows),
         "preemptions": sum(row["preemptions"] for row in rows),
-        "jobs": [_job(row, running=pid is not None) for row in rows],
+        "jobs": [_job(row, now_s, running=pid is not None, draining=facts["draining"]) for row in rows],
     }
 
 
-def _job(row: Row, *, running: bool) -> dict[str, Any]:
+def _job(row: Row, now_s: float, *, running: bool, draining: bool) -> dict[str, Any]:
     job = {name: row[name] for name in _COLUMNS}
     job["why"] = row["why"] or row["reason"]
-    if row["state"] == QUEUED and not job["why"]:
-        job["why"] = "not looked at yet" if running else "no scheduler is running"
+    if row["state"] == QUEUED and not (job["why"] and running):
+        ahead_s = (row["submit_s"] or 0.0) - now_s
+        if not running:
+            job["why"] = "no scheduler is running"
+        elif ahead_s > 0.0:
+            job["why"] = f"is submitted in {ahead_s:.0f} s"
+        else:
+            job["why"] = "the scheduler is draining" if draining else "not looked at yet"
     elif row["state"] in (RUNNING, WAITING) and not running:
         job |= {"state": WAITING, "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
     return job

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
@@ -107,6 +108,15 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
+def _looked_at(path: Path) -> sqlite3.Connection:
+    """A database in a folder that cannot be written. SQLite needs the -shm file of one in use; without one nobody
+    writes, and the file is all there is.
+    """
+    mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
+    uri = f"file:{quote(str(path.absolute()))}?{mode}"
+    return sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)
+
+
 class Store:
     """The database of one state folder. Every method that writes has committed when it returns, but those that say
     otherwise.
@@ -114,7 +124,7 @@ class Store:
     Raises StateError where the database cannot be read or written, or is not of this version.
     """
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
         self.folder = folder
         path = folder / DATABASE
         if not create and not path.is_file():
@@ -122,10 +132,13 @@ class Store:
         if path.is_symlink():
             raise StateError(f"{path}: is a symlink")
         with self._errors():
-            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+            if read_only:
+                self._db = _looked_at(path)
+            else:
+                self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA busy_timeout=30000")
             if create:
                 self._make()

@@ -21,6 +21,8 @@ MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
 RESTARTS: Final = 10
 LIVED_S: Final = 60.0
 """After so many deaths in a row, each within so long of its start, there are no more restarts."""
+START_SHARE: Final = 3.0
+"""A process may load its model for so many times as long as it may hang later."""
 POLL_S: Final = 0.2
 RESTARTED: Final = "LORAMUX_RESTARTED"
 """In the environment of a process that takes the place of one that died: its command line is that of the first."""
@@ -62,7 +64,8 @@ def supervise(
             if stopped_by:
                 return 128 + stopped_by[0]
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-            short_lives = short_lives + 1 if time.monotonic() - began_s < LIVED_S else 0
+            lived_s = time.monotonic() - began_s
+            short_lives = short_lives + 1 if lived_s < LIVED_S or not _has_begun(folder, began_s) else 0
             if short_lives > RESTARTS:
                 say(f"the scheduler's process {how}, {short_lives} times soon after its start: giving up")
                 return 1
@@ -84,7 +87,13 @@ def _wait(
         except subprocess.TimeoutExpired:
             pass
         doing = read_marker(folder)
-        if doing is None or doing.since_s < started_s or doing.phase in ("idle", "stopped"):
+        if doing is None or doing.since_s < started_s:
+            if time.monotonic() - started_s > START_SHARE * hang_s:
+                say(f"nothing has begun in {START_SHARE * hang_s:.0f} s: killing the scheduler's process")
+                child.kill()
+                return child.wait()
+            continue
+        if doing.phase in ("idle", "stopped"):
             continue
         if time.monotonic() - doing.since_s > hang_s:
             say(f"no sign of life for {hang_s:.0f} s ({_what(doing)}): killing the scheduler's process")
@@ -92,6 +101,11 @@ def _wait(
             code = child.wait()  # a big process takes more than one look (50 ms) to die
             _remember(folder, doing, say)
             return code
+
+
+def _has_begun(folder: Path, began_s: float) -> bool:
+    doing = read_marker(folder)
+    return doing is not None and doing.since_s >= began_s
 
 
 def _what(doing: Doing) -> str:

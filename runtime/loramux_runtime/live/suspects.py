@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from loramux_runtime.live.book import GONE
 from loramux_runtime.live.marker import Doing
-from loramux_runtime.live.store import Row, Store
+from loramux_runtime.live.store import OPEN, Row, Store
 from loramux_traces.results import FAILED_CRASHED
 
 ALONE_AFTER: Final = 2
@@ -39,18 +40,21 @@ class Suspects:
         """Count the death of the last process against the jobs of its step (inside the caller's transaction)."""
         if self._doing is None or self._doing.phase != "step":
             return
+        if self._store.fact("counted_mark") == self._doing.since_s:  # by a start that came no further
+            return
+        self._store.set_facts(counted_mark=self._doing.since_s)
         jobs = self._doing.jobs
         for row in self.blame(jobs):
             if self.hopeless(row, alone=len(jobs) == 1):
                 job_id, reason = row["job_id"], self.reason(row)
-                self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="")
                 t_s = self._store.fact("now_s", 0.0)
+                self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="", finish_s=t_s, **GONE)
                 self._store.add_events([{"t_s": t_s, "event": "crash", "job_id": job_id, "detail": reason}])
 
     def blame(self, jobs: Mapping[str, float]) -> list[Row]:
         """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""
         found = []
-        for before in self._store.jobs():
+        for before in self._store.jobs(*OPEN):
             at = jobs.get(before["job_id"])
             if at is None:
                 continue
