@@ -66,6 +66,13 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
                     background.append(
                         subprocess.Popen([*start, *arguments[:-1]], cwd=tmp_path, stdout=said, stderr=said)
                     )
+            elif arguments[0] == "train":  # a third of its steps will do; `run` below takes them all
+                file = tmp_path / arguments[1]
+                whole = file.read_text(encoding="utf-8")
+                assert whole.count("steps: 120") == 1
+                file.write_text(whole.replace("steps: 120", "steps: 40"), encoding="utf-8")
+                run([*start, *arguments], tmp_path)
+                file.write_text(whole, encoding="utf-8")
             else:
                 run([*start, *arguments], tmp_path)
         assert not background

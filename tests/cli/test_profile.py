@@ -57,6 +57,7 @@ def wait_for_lines(path: Path, n: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow  # test_profiler breaks one off within this process; the command line's resume is below
 def test_a_killed_run_goes_on_and_its_record_is_whole(config: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "tiny.json"
     journal = tmp_path / "tiny.json.partial.jsonl"

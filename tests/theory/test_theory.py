@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 Folder = Path
 
 JOBS = 20_000
+FEW = 8_000
+"""Of the runs of `make test` that are compared job by job."""
 SEEDS = range(10)
 LOADS = (0.5, 0.7, 0.8, 0.9)
 GIB = 2**30
@@ -188,9 +190,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return tmp_path_factory.mktemp("traces")
 
 
-def per_job(name: str, law: str, rho: float, seed: int, traces: Folder, out: Path) -> tuple[Array, Array]:
+def per_job(
+    name: str, law: str, rho: float, seed: int, traces: Folder, out: Path, jobs: int = JOBS
+) -> tuple[Array, Array]:
     """One run of one cell, checked job by job; sizes and turnarounds."""
-    trace = generate(traces / f"{law}-{rho}-{seed}.csv", law, rho, seed)
+    trace = generate(traces / f"{law}-{rho}-{seed}-of-{jobs}.csv", law, rho, seed, jobs=jobs)
     rows, how = read_trace(trace), DISCIPLINES[name]
     arrival, size = rows["submit_s"].to_numpy(float), rows["duration_s"].to_numpy(float)
     expected = how.reference(arrival, size)
@@ -229,7 +233,7 @@ QUICK = [
 
 @pytest.mark.parametrize(("name", "law", "rho"), QUICK)
 def test_each_job(name: str, law: str, rho: float, traces: Folder, tmp_path: Path) -> None:
-    per_job(name, law, rho, 0, traces, tmp_path / "out")
+    per_job(name, law, rho, 0, traces, tmp_path / "out", jobs=FEW)
 
 
 @pytest.mark.slow
@@ -294,8 +298,10 @@ SEVERAL: dict[str, tuple[str, Callable[[Array, Array, int], Array]]] = {
 }
 
 
-def several(name: str, law: str, rho: float, seed: int, devices: int, traces: Folder, out: Path) -> float:
-    trace = generate(traces / f"{law}-{rho}-{seed}-{devices}.csv", law, rho, seed, servers=devices)
+def several(
+    name: str, law: str, rho: float, seed: int, devices: int, traces: Folder, out: Path, jobs: int = JOBS
+) -> float:
+    trace = generate(traces / f"{law}-{rho}-{seed}-{devices}-of-{jobs}.csv", law, rho, seed, jobs=jobs, servers=devices)
     rows, (policy, reference) = read_trace(trace), SEVERAL[name]
     expected = reference(rows["submit_s"].to_numpy(float), rows["duration_s"].to_numpy(float), devices)
     flags = ("--devices", f"{devices}xa100-80g", *SEAT)
@@ -305,7 +311,7 @@ def several(name: str, law: str, rho: float, seed: int, devices: int, traces: Fo
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_each_job_on_four_devices(name: str, traces: Folder, tmp_path: Path) -> None:
-    several(name, "exp", 0.8, 0, 4, traces, tmp_path / "out")
+    several(name, "exp", 0.8, 0, 4, traces, tmp_path / "out", jobs=FEW)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -339,20 +345,20 @@ def test_erlang_c(rho: float, traces: Folder, tmp_path: Path) -> None:
 # --- co-running ------------------------------------------------------------------------------------------------------
 
 
-def co_running(law: str, rho: float, seed: int, traces: Folder, out: Path) -> float:
+def co_running(law: str, rho: float, seed: int, traces: Folder, out: Path, jobs: int = JOBS) -> float:
     """Unlimited residents that share phi(n): every job starts at once."""
-    trace = generate(traces / f"{law}-{rho}-{seed}.csv", law, rho, seed)
+    trace = generate(traces / f"{law}-{rho}-{seed}-of-{jobs}.csv", law, rho, seed, jobs=jobs)
     rows = read_trace(trace)
     expected = ref.shared(rows["submit_s"].to_numpy(float), rows["duration_s"].to_numpy(float), phi)
-    jobs = simulate(trace, "fifo", ("--speedup-curve", CURVE), out)
-    assert_each_job(jobs, expected)
-    assert (jobs["waiting_time"] == 0).all()
+    done = simulate(trace, "fifo", ("--speedup-curve", CURVE), out)
+    assert_each_job(done, expected)
+    assert (done["waiting_time"] == 0).all()
     return float(expected.mean())
 
 
 def test_each_job_co_running(traces: Folder, tmp_path: Path) -> None:
     """Load 1.2 of one job alone, within the 2.5 that co-running reaches."""
-    co_running("hyperexp", 1.2, 0, traces, tmp_path / "out")
+    co_running("hyperexp", 1.2, 0, traces, tmp_path / "out", jobs=FEW)
 
 
 @pytest.mark.slow
