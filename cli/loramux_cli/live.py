@@ -273,10 +273,11 @@ def _ended(store: Store) -> str:
     from collections import Counter
 
     from loramux_cli.status_view import MOST_FAILURES
+    from loramux_runtime.live.store import OPEN
     from loramux_traces.errors import printable
 
     jobs = store.jobs()
-    counts = Counter(job["state"] for job in jobs)
+    counts = Counter("still to do" if job["state"] in OPEN else job["state"] for job in jobs)
     lines = ["ended: " + (", ".join(f"{n:,} {state}" for state, n in counts.items()) or "no job")]
     failed = [job for job in jobs if job["state"].startswith(("FAILED", "REJECTED", "UNSCHED"))]
     lines += [f"  {job['job_id']}: {job['state']}: {printable(job['reason'], 200)}" for job in failed[-MOST_FAILURES:]]

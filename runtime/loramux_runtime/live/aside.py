@@ -56,6 +56,9 @@ class Aside:
             if not self._may_run(row):
                 self._service.book.set(job_id, why=DRAINING)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     @property
     def busy(self) -> bool:
         """Whether a job here is still to come, for all that is known now."""

@@ -106,7 +106,7 @@ class Progress:
         for ledger in service.loop.fleet:
             measured = service.executor.peak_bytes(ledger.device_id)
             held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
-            service.book.sample(ledger.device_id, held, len(ledger.jobs), service.loop.n_waiting)
+            service.book.sample(ledger.device_id, held, len(ledger.jobs), service.n_waiting)
 
     def facts(self) -> dict[str, Any]:
         """The scheduler's own figures."""

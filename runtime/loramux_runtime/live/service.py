@@ -182,7 +182,7 @@ class LiveService:
                 left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
                 store.update(row["job_id"], state=WAITING, **left)
             if self._last_s is not None:  # nobody was there from then on
-                waiting = len(store.jobs(WAITING))
+                waiting = store.count(WAITING, HELD)
                 store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(self.engine.devices))
             self.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
             self.suspects.note()
@@ -209,7 +209,7 @@ class LiveService:
         for job_id, reason in self.saving.save_all():
             self._warn(f"{job_id}: {reason}")
         for device in range(self.engine.devices):
-            self.book.sample(device, 0.0, 0, self.loop.n_waiting)
+            self.book.sample(device, 0.0, 0, self.n_waiting)
         self.flush()
         self.store.set_facts(draining=False)
         self.marker.set("stopped")
@@ -354,9 +354,6 @@ class LiveService:
             again = self.stalled() or again
             self._empty_since_s = now_s  # where nothing fits: look again after as long
         again = self.aside.turn() or again
-        if not self._sampled:
-            self._sampled = True
-            self.progress.sample()
         if self.saving.due(now_s):
             self.marker.set("save")
             for job, reason in self.saving.save_due(now_s):
@@ -364,6 +361,9 @@ class LiveService:
                 again = True
         if self.book.urgent or now_s - self.book.committed_s >= self.settings.flush_s:
             self.flush()
+        if not self._sampled:  # what is held is counted in the store: after the commit
+            self._sampled = True
+            self.progress.sample()
         if self.draining and not self.loop.active and not self.aside.busy:
             self.executor.request_stop()
         self.marker.set("decide")
@@ -438,6 +438,7 @@ class LiveService:
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.book.hear(event, job, devices, detail)
+        self._sampled = False
         if event in ("fail", "reject"):  # the other ends are told to `_ended` or come from `cancelled`
             self.cancelled(job.job_id)
 
@@ -463,6 +464,13 @@ class LiveService:
             self.saving.save(job.job_id, training)
         except StateError:  # from its last checkpoint then: the same bits again
             self._warn(f"{job.job_id}: nor can its checkpoint be written")
+
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that have come and are on no device, those that are paused by a user or set aside among them: they are
+        what the waiting and paused times of the table add up to.
+        """
+        return self.loop.n_waiting + len(self.aside) + self.store.count(HELD)
 
     def joins(self, job: Job) -> None:
         """A job's state is about to be brought onto its device: if that is the end of this process, it is suspect."""

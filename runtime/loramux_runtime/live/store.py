@@ -245,6 +245,12 @@ class Store:
         with self._errors():
             return [dict(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
+    def count(self, *states: str) -> int:
+        """How many jobs are in these states."""
+        text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))})"
+        with self._errors():
+            return int(self._db.execute(text, states).fetchone()[0])
+
     def jobs_after(self, seq: int) -> list[Row]:
         """Jobs submitted after the one of this number."""
         with self._errors():

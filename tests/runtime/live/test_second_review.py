@@ -355,3 +355,23 @@ def test_out_of_memory_in_an_evaluation_scores_fewer_rows_at_a_time(
     assert max(sizes) == 4 and states(store) == {"job00": "COMPLETED"}
     last, expected = (run["job00"][-1]["eval_loss"] for run in (curves(store), curves(whole)))
     assert last == pytest.approx(expected, rel=1e-5)
+
+
+def test_counts_and_times_agree_when_jobs_are_paused(tmp_path: Path) -> None:
+    """Little's law: a job that its user has paused is waiting in both."""
+    from loramux_analysis.metrics import littles_law
+    from loramux_runtime.live.results import write_results
+    from loramux_traces.runfolder import read_run
+
+    store = submit(tmp_path / "state", jobs(tmp_path, 4, steps=12))
+    asks = {
+        2: lambda other: other.command("pause", "job02"),
+        4: lambda other: other.command("pause", "job00"),
+        16: lambda other: other.command("resume", "job00"),
+        20: lambda other: other.command("resume", "job02"),
+    }
+    play(store, "exclusive", faults=at_steps(store.folder, asks))
+    assert set(states(store).values()) == {"COMPLETED"}
+    write_results(store, {"policy": "exclusive"})
+    queue, devices = littles_law(read_run(store.folder))
+    assert queue.gap < 0.05 and devices.gap < 0.05, (queue, devices)
