@@ -31,12 +31,19 @@ def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str, place: i
     return f"waits: {_obstacle(view, plan, job_id)}{_ahead(view, job_id, place)}"
 
 
+def in_queue(place: int) -> str:
+    """Where a job is in the queue that has so many before it."""
+    if place == 0:
+        return "it is first in the queue"
+    return "1 job is before it in the queue" if place == 1 else f"{place:,} jobs are before it in the queue"
+
+
 def _ahead(view: LiveView | ClusterSnapshot, job_id: str, place: int | None = None) -> str:
     if place is not None:
-        return f"; {place} jobs are before it in the queue"
+        return f"; {in_queue(place)}"
     for place, job in enumerate(view.waiting(view.n_waiting)):
         if job.job_id == job_id:
-            return f"; {place} jobs are before it in the queue"
+            return f"; {in_queue(place)}"
     return ""
 
 

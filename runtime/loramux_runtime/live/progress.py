@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from loramux_policies.explain import why
+from loramux_policies.explain import in_queue, why
 from loramux_policies.live_view import LiveView
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Progress:
                 if place < EXPLAINED:
                     text = why(view, plan, job.job_id, place)
                 else:
-                    text = f"waits: {place} jobs are before it in the queue"
+                    text = in_queue(place)
                 service.book.set(job.job_id, why=text.removeprefix("waits: "))
         finally:
             view.close()

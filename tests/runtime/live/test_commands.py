@@ -179,8 +179,8 @@ def test_status_says_why_a_job_waits(tmp_path: Path) -> None:
     found = {job["job_id"]: job for job in status["jobs"]}
     assert status["running"] and status["resident"] == 2 and status["waiting"] == 2
     assert [found[name]["state"] for name in sorted(found)] == ["RUNNING", "RUNNING", "WAITING", "WAITING"]
-    assert found["job02"]["why"] == "every seat is taken; 0 jobs are before it in the queue"
-    assert found["job03"]["why"].endswith("1 jobs are before it in the queue")
+    assert found["job02"]["why"] == "every seat is taken; it is first in the queue"
+    assert found["job03"]["why"].endswith("; 1 job is before it in the queue")
     first = found["job00"]
     assert first["step"] > 0 and first["loss"] > 0 and first["predicted_bytes"] > 0
     assert first["expected_finish_s"] > status["now_s"] - 60
