@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from loramux_runtime.live.store import Store
 
 EXIT_FAILED_JOBS = 3
-PROFILE = "profile.json"
-"""The device profile that the scheduler has gone by, in its state folder."""
 EXIT_NEVER_FITS = 4
 State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
 
@@ -107,9 +105,6 @@ def run_command(
             policy = last or "aspen"  # after a crash: what set-policy has acknowledged, not what it was started with
             _need_file(store, policy, policy_file)
         running.load_policies([policy], policy_file)
-        if RESTARTED not in os.environ:
-            store.set_facts(draining=False)  # who starts a scheduler wants jobs to begin
-        store.set_facts(policy_text=policy, policy_files=[str(file.resolve()) for file in policy_file or ()])
         if trace is not None:
             from loramux_cli.live_trace import replay
 
@@ -133,7 +128,8 @@ def run_command(
                 profile = choose_profile(found.where, device_profile, memory, allow_other=allow_other, card=found.card)
                 name = profile_name(found.where, device_profile, found.card)
                 _keep_profile(store, name)
-                code = _serve(store, settings, model, found, profile, watchers, hang_s=hang_after, quiet=quiet)
+                files = [str(file.resolve()) for file in policy_file or ()]
+                code = _serve(store, settings, model, found, profile, watchers, files, hang_s=hang_after, quiet=quiet)
         store.close()
     raise typer.Exit(code)
 
@@ -141,6 +137,8 @@ def run_command(
 def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
     from loramux_runtime.live.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
+    from loramux_traces.errors import StateError
+    from loramux_traces.locking import owner
     from loramux_traces.runfolder import prepare_folder
 
     def say(text: str) -> None:
@@ -151,7 +149,7 @@ def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
     Store(state, create=True).close()  # at once: jobs may be submitted while the model is loaded
     command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]
     code = supervise(command, state, hang_s=hang_s, say=say)
-    if code != 0 and made:
+    if code not in (0, StateError.exit_code) and made and owner(state) is None:
         discard(state)  # nothing stays of a command under which no scheduler came up
     return code
 
@@ -181,7 +179,7 @@ def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
         return BaseConfig.model_validate(known)
     wanted = _parse_base(base, dtype)
     document = plain(wanted.model_dump(mode="json"))
-    if known is None or (document != known and not store.jobs() and store.fact("starts") is None):
+    if known is None or store.fact("starts") is None:  # no scheduler has come up on it yet
         store.set_facts(base=document)
     elif document != known:
         name = store.fact("base_model") or known.get("shape") or known.get("path") or "a model of its own"
@@ -197,7 +195,7 @@ def _same_weights(store: Store, base: BaseConfig) -> None:
     if base.path is None or not (base.path / "config.json").is_file():  # the loader says what is wrong with it
         return
     found, known = fingerprint(base.path), store.fact("base_sha256")
-    if known is not None and known != found and store.jobs():
+    if known is not None and known != found and store.fact("starts") is not None:
         raise UsageError(f"{base.path}: is not the model that the jobs of {store.folder} began on; use another --state")
     store.set_facts(base_sha256=found)
 
@@ -227,6 +225,7 @@ def _serve(
     found: Opened,
     profile: Any,
     watchers: Watchers,
+    policy_files: list[str],
     *,
     hang_s: float,
     quiet: bool,
@@ -235,6 +234,7 @@ def _serve(
     from loramux_policies.registry import create
     from loramux_runtime.live.results import write_results
     from loramux_runtime.live.service import LiveService
+    from loramux_runtime.live.supervisor import RESTARTED
 
     def warn(text: str) -> None:
         typer.echo(f"loramux: {text}", err=True)
@@ -255,6 +255,9 @@ def _serve(
             on_flush=watchers.on_flush,
             on_record=watchers.on_record,
         )
+        if RESTARTED not in os.environ:
+            store.set_facts(draining=False)  # who starts a scheduler wants jobs to begin
+        store.set_facts(policy_text=settings.policy, policy_files=policy_files)
         if not quiet:
             typer.echo(f"ready: {settings.policy} on {found.device}; submit jobs to {store.folder}", err=True)
         outcome = service.play()
@@ -286,6 +289,7 @@ def _ended(store: Store) -> str:
 
 def _keep_profile(store: Store, name: str) -> None:
     from loramux_profiles.devices import device_file
+    from loramux_runtime.live.store import PROFILE
     from loramux_traces.filesafe import write_text
 
     write_text(store.folder / PROFILE, device_file(name).read_text(encoding="utf-8"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,7 @@ from loramux_cli.live import State
 if TYPE_CHECKING:
     from loramux_runtime.live.store import Store
 
+T = TypeVar("T")
 NAMES = {"policy": "set-policy"}
 """Commands that are called otherwise in the store."""
 JobName = Annotated[str, typer.Argument(help="The job.")]
@@ -74,7 +76,8 @@ def status_command(
     from loramux_cli.status_view import watch as keep_watching
 
     if watch:
-        keep_watching(lambda: read_status(store), every, show_all=show_all)
+        store.close()
+        keep_watching(lambda: _look(state, read_status), every, show_all=show_all)
         return
     show(read_status(store), show_all=show_all)
 
@@ -139,6 +142,8 @@ def logs_command(
         if not follow or ended:
             return
         time.sleep(0.5)
+        store.close()
+        store = _open(state, look_only=True)  # anew: without leave to write, only what was there then is seen
 
 
 def export_command(
@@ -179,19 +184,28 @@ def _open(state: Path, *, look_only: bool = False) -> Store:
     return Store(state, read_only=look_only and not os.access(state, os.W_OK))
 
 
+def _look(state: Path, read: Callable[[Store], T]) -> T:
+    """One look at a state folder."""
+    store = _open(state, look_only=True)
+    try:
+        return read(store)
+    finally:
+        store.close()
+
+
 def _queue(state: Path) -> Store:
     """The state folder; a queue may be filled before the first scheduler comes. StateError for a folder of other
     things.
     """
-    from loramux_runtime.live.store import DATABASE, Store
+    from loramux_runtime.live.store import DATABASE, OURS, Store
     from loramux_traces.errors import StateError
 
-    if state.is_dir() and any(state.iterdir()) and not (state / DATABASE).exists():
-        raise StateError(f"{state}: is not empty and no scheduler's state (no {DATABASE})")
     try:
         state.mkdir(parents=True, exist_ok=True)
+        if not (state / DATABASE).exists() and any(path.name not in OURS for path in state.iterdir()):
+            raise StateError(f"{state}: is not empty and no scheduler's state (no {DATABASE})")
     except OSError as error:
-        raise StateError(f"{state}: cannot be made ({error.strerror})") from error
+        raise StateError(f"{state}: cannot be used ({error.strerror})") from error
     return Store(state, create=True)
 
 
@@ -210,7 +224,8 @@ def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: f
     store = _open(state)
     if job:
         row = store.job(job)
-        again = verb == "resume" and row["start_s"] is None and row["state"] in (REJECTED, UNSCHEDULABLE)
+        again = row["start_s"] is None and row["state"] in (REJECTED, UNSCHEDULABLE)
+        again = again and (verb == "resume" or any(c["job_id"] == job for c in store.open_commands()))
         if row["state"] not in OPEN and not again:
             raise UsageError(f"{job} has ended already: {row['state']}")
     number = store.command(verb, job, argument)

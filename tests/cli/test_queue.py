@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("torch")
 from loramux_cli.live_watch import watched
 from loramux_runtime.fingerprint import fingerprint
 from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.store import Store, discard
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
@@ -126,3 +127,57 @@ def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(StateError, match="cannot be read"):
         fingerprint(tmp_path)
+
+
+def test_a_first_start_that_fails_binds_nothing(folder: Path, cli: Cli) -> None:
+    """Neither its base nor its policy; and the queue that was filled before it is kept."""
+    cli("submit", "job.yaml", "--state", "state")
+    for wrong in (("--base", "llama-7b", "--policy", "nix"), ("--base", "job.yaml")):
+        assert cli("run", "--state", "state", "--no-supervise", *wrong).code == 2
+    (folder / "base.yaml").write_text(
+        "base:\n  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,\n"
+        "           num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 280}\n"
+    )
+    right = ("--base", "base.yaml", "--policy", "fifo", "--exit-when-idle", "--no-supervise")
+    ran = cli("run", "--state", "state", *right)
+    assert ran.code == 0 and "ended: 1 COMPLETED" in ran.err, ran.err
+    other = cli("run", "--state", "state", "--base", "llama-tiny", "--no-supervise")
+    assert other.code == 2 and "another base model (tiny-llama)" in other.err
+
+
+def test_a_retired_folder_can_be_used_again(folder: Path, cli: Cli) -> None:
+    state = folder / "state"
+    state.mkdir()
+    late = Store(state, create=True)
+    (state / "profile.json").write_text("{}")
+    discard(state)
+    assert not state.exists()
+    with pytest.raises(StateError):  # open before, and told that nothing was acknowledged
+        late.submit([({"id": "a", "method": "lora", "priority": 0, "user": "", "group": ""}, state, 0.0)])
+    state.mkdir()
+    (state / "profile.json").write_text("{}")
+    assert cli("submit", "job.yaml", "--state", "state").code == 0
+    discard(state)
+    assert [row["job_id"] for row in Store(state).jobs()] == ["a"]
+
+
+def test_whoever_makes_a_folder_at_the_same_moment_is_waited_for(tmp_path: Path) -> None:
+    """(One in five was told that the database is locked.)"""
+    problems: list[BaseException] = []
+
+    def make(state: Path, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        try:
+            Store(state, create=True).close()
+        except StateError as error:
+            problems.append(error)
+
+    for i in range(40):
+        state, barrier = tmp_path / f"s{i}", threading.Barrier(2)
+        state.mkdir()
+        both = [threading.Thread(target=make, args=(state, barrier)) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+    assert problems == []

@@ -82,7 +82,11 @@ class Aside:
                 self.put(
                     service.store.job(passed), "another job has to run alone first: the scheduler died in its steps"
                 )
-        elif not self._rows or service.loop.active:
+        elif service.loop.active:
+            others = any(self._may_run(row) and not Suspects.alone(row) for row in self._rows.values())
+            if self._first or not others:
+                return False
+        elif not self.busy:
             return False
         service.book.flush()
         return self._next()

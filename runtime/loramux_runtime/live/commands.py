@@ -55,7 +55,7 @@ class Commands:
 
     def _cancel(self, job_id: str, _: str) -> str:
         service = self._service
-        self._open(job_id)
+        row = self._open(job_id)
         job = service.loop.active.get(job_id)
         if job is not None:
             service.loop.withdraw(job, "cancel", "cancelled by the user")
@@ -63,6 +63,8 @@ class Commands:
             service.inbox.take(job_id)
             service.aside.take(job_id)
             service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel")
+            if (row["submit_s"] or 0.0) > service.executor.now_s:  # before its time
+                service.book.set(job_id, finish_s=None)
         service.cancelled(job_id)
         return f"{job_id} is cancelled"
 

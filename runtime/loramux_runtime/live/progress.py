@@ -137,7 +137,7 @@ class Progress:
             "capacity_bytes": int(service.capacity_bytes),
             "memory_bytes": max((peak for peak in peaks if peak is not None), default=None),
             "memory_predicted_bytes": max(ledger.used if ledger.jobs else 0.0 for ledger in ledgers),
-            "waiting": loop.n_waiting,
+            "waiting": service.n_waiting,
             "resident": sum(len(ledger.jobs) for ledger in ledgers),
             "steps": int(self._before["steps"] + totals["steps"]),
             "tokens": int(self._before["tokens"] + totals["tokens"]),

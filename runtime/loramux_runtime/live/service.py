@@ -182,7 +182,7 @@ class LiveService:
                 left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
                 store.update(row["job_id"], state=WAITING, **left)
             if self._last_s is not None:  # nobody was there from then on
-                waiting = store.count(WAITING, HELD)
+                waiting = store.count(QUEUED, WAITING, HELD, by_s=self._last_s)
                 store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(self.engine.devices))
             self.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
             self.suspects.note()
@@ -199,6 +199,7 @@ class LiveService:
         if policy_hung:
             error = PolicyError(f"policy {self.loop.policy.name} was killed while it decided")
             if self.settings.on_policy_error == "exit":
+                self.marker.set("stopped")
                 raise error
             self.excused(error)
         row = {"t_s": self._times.now_s(), "event": "scheduler", "detail": f"policy {self.loop.policy.name}"}
@@ -262,8 +263,9 @@ class LiveService:
         for job in list(self.loop.active.values()):
             if job.first_start_s < 0:
                 self.loop.withdraw(job, "hold", DRAINING)
-                self.book.set(job.job_id, state=QUEUED, why=DRAINING)
+                self.book.set(job.job_id, state=QUEUED)
                 self.roster.forget(job.job_id)
+                self.aside.put(self.store.job(job.job_id), DRAINING)
         self.aside.drained()
 
     # -- what the executor asks for (contract: `live_executor.Host`)
@@ -470,7 +472,7 @@ class LiveService:
         """Jobs that have come and are on no device, those that are paused by a user or set aside among them: they are
         what the waiting and paused times of the table add up to.
         """
-        return self.loop.n_waiting + len(self.aside) + self.store.count(HELD)
+        return self.loop.n_waiting + len(self.aside) + self.store.count(HELD, by_s=self.executor.now_s)
 
     def joins(self, job: Job) -> None:
         """A job's state is about to be brought onto its device: if that is the end of this process, it is suspect."""
@@ -486,6 +488,7 @@ class LiveService:
 
     def cancelled(self, job_id: str) -> None:
         """Nothing of the job is needed any more."""
+        self._sampled = False
         self._training.pop(job_id, None)
         self._finished.append(job_id)
         self.roster.forget(job_id)

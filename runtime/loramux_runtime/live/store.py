@@ -17,10 +17,18 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from loramux_runtime.live.marker import MARKER
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
+from loramux_traces.locking import LOCK, owned
 
 DATABASE: Final = "queue.sqlite3"
+PROFILE: Final = "profile.json"
+"""The device profile that the scheduler has gone by, in its state folder."""
+OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, LOCK)
+"""Files that a scheduler leaves in its folder before it has come up."""
+WAL_S: Final = 10.0
+"""SQLite waits for nobody when it turns to WAL: whoever makes the same folder at the same moment is waited for here."""
 SCHEMA_VERSION: Final = 1
 QUEUED: Final = "QUEUED"
 """Acknowledged; no scheduler has looked at it yet."""
@@ -97,13 +105,14 @@ Row = dict[str, Any]
 
 def discard(folder: Path) -> None:
     """Remove a database without jobs that no scheduler has run on, and the folder if nothing else is in it."""
-    store = Store(folder)
-    used = store.jobs() or store.fact("starts") is not None
-    store.close()
-    if used:
-        return
-    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
-        (folder / name).unlink(missing_ok=True)
+    with owned(folder):
+        store = Store(folder)
+        retired = store.retire()
+        store.close()
+        if retired:
+            for name in OURS:
+                if name != LOCK:
+                    (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -115,6 +124,18 @@ def _looked_at(path: Path) -> sqlite3.Connection:
     mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
     uri = f"file:{quote(str(path.absolute()))}?{mode}"
     return sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)
+
+
+def _to_wal(db: sqlite3.Connection) -> None:
+    until = time.monotonic() + WAL_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 class Store:
@@ -136,7 +157,7 @@ class Store:
                 self._db = _looked_at(path)
             else:
                 self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-                self._db.execute("PRAGMA journal_mode=WAL")
+                _to_wal(self._db)
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA busy_timeout=30000")
@@ -161,6 +182,16 @@ class Store:
                     if statement.strip():
                         self._db.execute(statement)
                 self._put_fact("schema_version", SCHEMA_VERSION)
+
+    def retire(self) -> bool:
+        """Make the database useless, unless it holds a job or a scheduler has run on it: whoever has it open and waits
+        to submit is refused, and acknowledged nothing that would be lost with the file.
+        """
+        with self.transaction():
+            used = self.jobs() or self.fact("starts") is not None
+            if not used:
+                self._db.execute("DROP TABLE jobs")
+        return not used
 
     def close(self) -> None:
         """Close the database."""
@@ -245,11 +276,11 @@ class Store:
         with self._errors():
             return [dict(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
-    def count(self, *states: str) -> int:
-        """How many jobs are in these states."""
-        text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))})"
+    def count(self, *states: str, by_s: float) -> int:
+        """How many jobs that were submitted by then are in these states."""
+        text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))}) AND submit_s <= ?"
         with self._errors():
-            return int(self._db.execute(text, states).fetchone()[0])
+            return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
     def jobs_after(self, seq: int) -> list[Row]:
         """Jobs submitted after the one of this number."""

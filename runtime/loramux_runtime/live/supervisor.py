@@ -21,8 +21,10 @@ MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
 RESTARTS: Final = 10
 LIVED_S: Final = 60.0
 """After so many deaths in a row, each within so long of its start, there are no more restarts."""
-START_SHARE: Final = 3.0
-"""A process may load its model for so many times as long as it may hang later."""
+START_S: Final = 1800.0
+"""A process may load its model for so long without a sign of life (for as long as it may hang, where that is longer):
+140 GB from a network disk take a quarter of an hour.
+"""
 POLL_S: Final = 0.2
 RESTARTED: Final = "LORAMUX_RESTARTED"
 """In the environment of a process that takes the place of one that died: its command line is that of the first."""
@@ -88,8 +90,8 @@ def _wait(
             pass
         doing = read_marker(folder)
         if doing is None or doing.since_s < started_s:
-            if time.monotonic() - started_s > START_SHARE * hang_s:
-                say(f"nothing has begun in {START_SHARE * hang_s:.0f} s: killing the scheduler's process")
+            if time.monotonic() - started_s > max(START_S, hang_s):
+                say(f"nothing has begun in {max(START_S, hang_s):.0f} s: killing the scheduler's process")
                 child.kill()
                 return child.wait()
             continue

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from loramux_policies import Policy
+from loramux_policies.views import ClusterView, JobView, Order, Plan
 from loramux_runtime.faults import FaultPlan
 from loramux_runtime.live.status import read_status
 from loramux_runtime.live.store import Store
@@ -129,3 +131,45 @@ def test_what_an_answer_could_not_commit_is_not_forgotten(tmp_path: Path, monkey
     play(store, "fifo")
     assert curves(store) == curves(whole)
     assert answers(store) == [("the policy is srtf now", "")]
+
+
+def test_a_policy_that_fails_on_one_strands_nobody(tmp_path: Path) -> None:
+    """The others that were set aside come in too, before whoever is submitted later."""
+    found = jobs(tmp_path, 4)
+    store = twice_dead(tmp_path, found[:1])
+    submit(tmp_path / "state", found[1:])
+
+    def key(job: JobView) -> tuple[Any, ...]:
+        if job.job_id == "job01":
+            raise ZeroDivisionError("order")
+        return (job.submit_s,)
+
+    class Picky(Policy):
+        name = "picky"
+        order = Order(key=key)
+
+        def place(self, view: ClusterView) -> Plan:
+            plan = view.plan()
+            for job in view.waiting(view.n_waiting):
+                plan.start_first(job.job_id)
+            return plan
+
+    seen: list[tuple[str, ...]] = []
+    late = [dict(found[0], id=f"late{i}") for i in range(3)]
+    come = lambda: submit(tmp_path / "state", late).close() if len(seen) == 5 else None
+    play(store, Picky(), max_resident=2, faults=watched(seen, come))
+    assert set(states(store).values()) == {"COMPLETED"}
+    assert any(event["event"] == "policy-error" for event in store.events())
+    first = {name: next(i for i, names in enumerate(seen) if name in names) for name in states(store)}
+    assert max(first["job01"], first["job02"], first["job03"]) < min(first[job["id"]] for job in late)
+
+
+def test_who_is_set_aside_or_paused_is_counted_as_waiting(tmp_path: Path) -> None:
+    found = jobs(tmp_path, 4)
+    store = twice_dead(tmp_path, found[:1])
+    submit(tmp_path / "state", found[1:])
+    store.command("pause", "job03")
+    waiting: list[int] = []
+    look = lambda: waiting.append(read_status(store)["waiting"])
+    play(store, "fifo", faults=watched([], look))
+    assert waiting[0] == 3 and states(store)["job03"] == "HELD"

@@ -221,6 +221,7 @@ def test_a_hang_ends_the_scheduler_where_that_is_asked_for(tmp_path: Path) -> No
 
 def test_a_process_that_never_begins_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RESTARTS", 1)
+    monkeypatch.setattr(supervisor, "START_S", 0.2)
     said: list[str] = []
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     assert supervise(command, tmp_path, hang_s=0.1, say=said.append, poll_s=0.02) == 1
