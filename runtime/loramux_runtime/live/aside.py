@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from loramux_runtime.live.store import Row
+from loramux_runtime.live.store import DRAINING, Row
 from loramux_runtime.live.suspects import Suspects
 
 if TYPE_CHECKING:
     from loramux_runtime.live.service import LiveService
-
-DRAINING: Final = "the scheduler is draining"
-"""Why a job that has not begun waits for the next scheduler."""
 
 
 class Aside:

@@ -46,12 +46,19 @@ class Commands:
         if failed is not None:  # the policy in charge is broken: the loop has to know
             raise failed
 
-    def _open(self, job_id: str) -> Row:
+    def _row(self, job_id: str) -> Row:
         self._service.book.flush()
-        row = self._service.store.job(job_id)
+        return self._service.store.job(job_id)
+
+    def _open(self, job_id: str) -> Row:
+        row = self._row(job_id)
         if row["state"] not in OPEN:
-            raise UsageError(f"{job_id} has ended already: {row['state']}")
+            raise self._ended(row)
         return row
+
+    @staticmethod
+    def _ended(row: Row) -> UsageError:
+        return UsageError(f"{row['job_id']} has ended already: {row['state']}")
 
     def _cancel(self, job_id: str, _: str) -> str:
         service = self._service
@@ -89,14 +96,14 @@ class Commands:
 
     def _resume(self, job_id: str, _: str) -> str:
         service = self._service
-        service.book.flush()
-        row = service.store.job(job_id)
+        row = self._row(job_id)
         if row["state"] in (REJECTED, UNSCHEDULABLE) and row["start_s"] is None:
             again = {"data_sha256": None, "micro_batch": None, "drawn_by": None, "finish_s": None}
             service.book.set(job_id, state=QUEUED, reason="", why="", **again)
             service.inbox.put(row, service.executor.now_s)
             return f"{job_id} is looked at again"
-        row = self._open(job_id)
+        if row["state"] not in OPEN:
+            raise self._ended(row)
         if row["state"] != HELD:
             raise UsageError(f"{job_id} is not paused")
         service.book.set(job_id, state=QUEUED if row["start_s"] is None else WAITING, reason="", why="")

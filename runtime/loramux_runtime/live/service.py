@@ -22,7 +22,7 @@ from loramux_runtime.adapter_files import save_adapter
 from loramux_runtime.admission import Admission
 from loramux_runtime.base_model import BaseModel
 from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.live.aside import DRAINING, Aside
+from loramux_runtime.live.aside import Aside
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
 from loramux_runtime.live.clock import LiveTimes, MonotonicTimes, first_reading
@@ -35,7 +35,7 @@ from loramux_runtime.live.progress import Progress
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.store import HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.store import DRAINING, HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.signals import stop_on_signal
 from loramux_runtime.training_job import TrainingJob

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from loramux_runtime.live.store import QUEUED, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.store import DRAINING, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_traces.locking import owner
 
 _COLUMNS: Final = (
@@ -73,7 +73,7 @@ def _job(row: Row, now_s: float, *, running: bool, draining: bool) -> dict[str, 
         elif ahead_s > 0.0:
             job["why"] = f"is submitted in {ahead_s:.0f} s"
         else:
-            job["why"] = "the scheduler is draining" if draining else "not looked at yet"
+            job["why"] = DRAINING if draining else "not looked at yet"
     elif row["state"] in (RUNNING, WAITING) and not running:
         job |= {"state": WAITING, "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
     return job

@@ -36,6 +36,8 @@ WAITING: Final = "WAITING"
 RUNNING: Final = "RUNNING"
 HELD: Final = "HELD"
 """Paused by a user until `resume`."""
+DRAINING: Final = "the scheduler is draining"
+"""Why a job that has not begun waits for the next scheduler."""
 OPEN: Final = (QUEUED, WAITING, RUNNING, HELD)
 """States that are not final."""
 

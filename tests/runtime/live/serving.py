@@ -155,6 +155,16 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Eager(Policy):
+    """Starts whatever fits, in its order."""
+
+    def place(self, view: ClusterView) -> Plan:
+        plan = view.plan()
+        for job in view.waiting(view.n_waiting):
+            plan.start_first(job.job_id)
+        return plan
+
+
 class Sleepy(Policy):
     """Never answers."""
 

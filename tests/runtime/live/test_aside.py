@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from loramux_policies import Policy
-from loramux_policies.views import ClusterView, JobView, Order, Plan
+from loramux_policies.views import JobView, Order
 from loramux_runtime.faults import FaultPlan
 from loramux_runtime.live.status import read_status
 from loramux_runtime.live.store import Store
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
-from .serving import curves, jobs, play, service, submit
+from .serving import Eager, curves, jobs, play, service, submit
 from .test_commands import answers, states
 
 
@@ -31,13 +30,14 @@ def dying_with(job_id: str) -> FaultPlan:
     return FaultPlan(step=fault)
 
 
-def twice_dead(folder: Path, found: list[dict[str, Any]]) -> Store:
-    """A scheduler that has died twice in the first step of these jobs together."""
-    store = submit(folder / "state", found)
+def twice_dead(folder: Path, found: list[dict[str, Any]], n: int) -> Store:
+    """A scheduler that has died twice in the first step of the first `n` jobs together; the others came since."""
+    store = submit(folder / "state", found[:n])
     for _ in range(2):
         with pytest.raises(ValueError, match="a fault of ours"):
             play(store, "fifo", faults=dying_with(found[0]["id"]))
-    assert [row["crashes"] for row in store.jobs()] == [1] * len(found)  # the second is counted at the next start
+    assert [row["crashes"] for row in store.jobs()] == [1] * n  # the second is counted at the next start
+    submit(folder / "state", found[n:]).close()
     return store
 
 
@@ -55,8 +55,7 @@ def test_suspects_run_alone_until_they_are_past_the_step_and_then_together(tmp_p
     found = jobs(tmp_path, 4)
     whole = submit(tmp_path / "whole", found)
     play(whole, "fifo")
-    store = twice_dead(tmp_path, found[:3])
-    submit(tmp_path / "state", found[3:])
+    store = twice_dead(tmp_path, found, 3)
     seen: list[tuple[str, ...]] = []
     reasons: list[dict[str, str]] = []
     look = lambda: reasons.append({job["job_id"]: job["why"] for job in read_status(store)["jobs"]})
@@ -72,8 +71,7 @@ def test_suspects_run_alone_until_they_are_past_the_step_and_then_together(tmp_p
 
 def test_a_suspect_that_is_cancelled_or_paused_keeps_nobody_waiting(tmp_path: Path) -> None:
     found = jobs(tmp_path, 4)
-    store = twice_dead(tmp_path, found[:3])
-    submit(tmp_path / "state", found[3:])
+    store = twice_dead(tmp_path, found, 3)
     for verb, job_id in (("cancel", "job00"), ("pause", "job01"), ("cancel", "job02")):
         store.command(verb, job_id)
     play(store, "fifo")
@@ -85,8 +83,7 @@ def test_a_suspect_that_is_cancelled_or_paused_keeps_nobody_waiting(tmp_path: Pa
 
 def test_a_drain_finishes_begun_jobs_that_are_set_aside(tmp_path: Path) -> None:
     found = jobs(tmp_path, 4)
-    store = twice_dead(tmp_path, found[:3])
-    submit(tmp_path / "state", found[3:])
+    store = twice_dead(tmp_path, found, 3)
     store.command("drain")
     play(store, "fifo", exit_when_idle=False)
     assert states(store) == {"job00": "COMPLETED", "job01": "COMPLETED", "job02": "COMPLETED", "job03": "QUEUED"}
@@ -97,8 +94,7 @@ def test_a_drain_finishes_begun_jobs_that_are_set_aside(tmp_path: Path) -> None:
 
 def test_a_drain_says_so_to_those_that_wait_for_a_suspect(tmp_path: Path) -> None:
     found = jobs(tmp_path, 4)
-    store = twice_dead(tmp_path, found[:3])
-    submit(tmp_path / "state", found[3:])
+    store = twice_dead(tmp_path, found, 3)
     seen: list[tuple[str, ...]] = []
     drain = lambda: None if len(seen) != 1 else Store(store.folder).command("drain") and None
     play(store, "fifo", faults=watched(seen, drain), exit_when_idle=False)
@@ -136,23 +132,16 @@ def test_what_an_answer_could_not_commit_is_not_forgotten(tmp_path: Path, monkey
 def test_a_policy_that_fails_on_one_strands_nobody(tmp_path: Path) -> None:
     """The others that were set aside come in too, before whoever is submitted later."""
     found = jobs(tmp_path, 4)
-    store = twice_dead(tmp_path, found[:1])
-    submit(tmp_path / "state", found[1:])
+    store = twice_dead(tmp_path, found, 1)
 
     def key(job: JobView) -> tuple[Any, ...]:
         if job.job_id == "job01":
             raise ZeroDivisionError("order")
         return (job.submit_s,)
 
-    class Picky(Policy):
+    class Picky(Eager):
         name = "picky"
         order = Order(key=key)
-
-        def place(self, view: ClusterView) -> Plan:
-            plan = view.plan()
-            for job in view.waiting(view.n_waiting):
-                plan.start_first(job.job_id)
-            return plan
 
     seen: list[tuple[str, ...]] = []
     late = [dict(found[0], id=f"late{i}") for i in range(3)]
@@ -166,8 +155,7 @@ def test_a_policy_that_fails_on_one_strands_nobody(tmp_path: Path) -> None:
 
 def test_who_is_set_aside_or_paused_is_counted_as_waiting(tmp_path: Path) -> None:
     found = jobs(tmp_path, 4)
-    store = twice_dead(tmp_path, found[:1])
-    submit(tmp_path / "state", found[1:])
+    store = twice_dead(tmp_path, found, 1)
     store.command("pause", "job03")
     waiting: list[int] = []
     look = lambda: waiting.append(read_status(store)["waiting"])

@@ -26,7 +26,7 @@ from loramux_runtime.live.store import Store
 from loramux_runtime.live.supervisor import supervise
 from loramux_traces.locking import owned
 
-from .serving import curves, jobs, play, service, submit
+from .serving import Eager, curves, jobs, play, service, submit
 from .test_commands import answers, at_steps, states
 
 
@@ -278,15 +278,9 @@ def test_commands_behind_one_that_ends_a_policy_are_carried_out(tmp_path: Path) 
     def worse(job: JobView) -> tuple[Any, ...]:
         raise ZeroDivisionError("order")
 
-    class Turns(Policy):
+    class Turns(Eager):
         name = "turns"
         order = Order(key=key)
-
-        def place(self, view: ClusterView) -> Plan:
-            plan = view.plan()
-            for job in view.waiting(view.n_waiting):
-                plan.start_first(job.job_id)
-            return plan
 
     class Worse(Policy):
         order = Order(key=worse)
