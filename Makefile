@@ -46,7 +46,7 @@ check: $(DEV)
 runtime: $(RUNTIME)
 
 gpu:
-	@PYTHONPATH=traces:profiles:policies:simulator:runtime:analysis:cli $(GPU_PYTHON) -m loramux_runtime.gpu $(GPU_OUT)
+	@PYTHONPATH=traces:profiles:policies:simulator:runtime:analysis:cli:tests/benchmarks $(GPU_PYTHON) -m gpu $(GPU_OUT)
 
 clean:
 	rm -rf .venv demo dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

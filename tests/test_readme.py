@@ -95,7 +95,7 @@ def test_every_command_is_in_the_table() -> None:
 
 
 def test_the_jobs_file_it_shows_is_valid(tmp_path: Path) -> None:
-    from loramux_runtime.jobs_file import read_jobs_file
+    from loramux_runtime.jobs.jobs_file import read_jobs_file
 
     (text,) = blocks("yaml")
     file = tmp_path / "jobs.yaml"

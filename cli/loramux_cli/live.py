@@ -16,7 +16,7 @@ from loramux_cli.live_watch import Watchers, memory_guard, watched
 
 if TYPE_CHECKING:
     from loramux_cli.live_engine import Opened
-    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_runtime.jobs.jobs_file import BaseConfig
     from loramux_runtime.live.store import Store
 
 EXIT_FAILED_JOBS = 3
@@ -168,7 +168,7 @@ def _need_file(store: Store, policy: str, given: list[Path] | None) -> None:
 
 def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
     """The base model of the state folder: said once, and the same from then on."""
-    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_runtime.jobs.jobs_file import BaseConfig
     from loramux_traces.errors import UsageError
     from loramux_traces.filesafe import plain
 
@@ -189,7 +189,7 @@ def _base_of(store: Store, base: str | None, dtype: str) -> BaseConfig:
 
 def _same_weights(store: Store, base: BaseConfig) -> None:
     """UsageError where the folder of the base model has come to hold another since the first jobs began."""
-    from loramux_runtime.fingerprint import fingerprint
+    from loramux_runtime.jobs.fingerprint import fingerprint
     from loramux_traces.errors import UsageError
 
     if base.path is None or not (base.path / "config.json").is_file():  # the loader says what is wrong with it
@@ -202,7 +202,7 @@ def _same_weights(store: Store, base: BaseConfig) -> None:
 
 def _parse_base(text: str, dtype: str) -> BaseConfig:
     from loramux_profiles.shapes import shape_names
-    from loramux_runtime.jobs_file import BaseConfig, read_base
+    from loramux_runtime.jobs.jobs_file import BaseConfig, read_base
     from loramux_traces.errors import UsageError
 
     path = Path(text)

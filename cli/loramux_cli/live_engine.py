@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from loramux_traces.errors import UsageError
 
 if TYPE_CHECKING:
-    from loramux_runtime.base_model import BaseModel
-    from loramux_runtime.jobs_file import BaseConfig
+    from loramux_runtime.fused.base_model import BaseModel
+    from loramux_runtime.jobs.jobs_file import BaseConfig
     from loramux_runtime.live.pool import WorkerPool
 
 ENGINES = ("local", "ray")
@@ -61,9 +61,9 @@ class Opened:
 @contextmanager
 def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
     """With the base model loaded; actors and a Ray cluster of our own end with it."""
-    from loramux_runtime.devices import card_name, choose_device, set_threads
-    from loramux_runtime.memory import held_beside, keep_freed_memory
-    from loramux_runtime.train import open_base, outline_base
+    from loramux_runtime.fused.devices import card_name, choose_device, set_threads
+    from loramux_runtime.fused.memory import held_beside, keep_freed_memory
+    from loramux_runtime.train.run import open_base, outline_base
 
     if choice.engine == "local":
         where = choose_device(choice.device)

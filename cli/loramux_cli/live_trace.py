@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from loramux_traces.errors import UsageError
 
 if TYPE_CHECKING:
-    from loramux_runtime.jobs_file import BaseConfig, TrainJob
+    from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
     from loramux_runtime.live.store import Store
     from loramux_traces.job import JobSpec, Trace
 

@@ -79,7 +79,7 @@ def profile_command(
     if target.exists() and not force and not (resume and journal_path(target).exists()):
         raise StateError(f"{target}: there is a whole profile already; --force replaces it")
     from loramux_profiles.shapes import load_shape
-    from loramux_runtime.devices import choose_device, set_threads
+    from loramux_runtime.fused.devices import choose_device, set_threads
 
     where = choose_device(device)
     model_shape = load_shape(shape or str(path))
@@ -176,7 +176,7 @@ def _print(record: ProfileRecord, *, as_json: bool) -> None:
 
 def _device_name(where: Any) -> str:
     from loramux_cli.from_journal import profile_name
-    from loramux_runtime.devices import card_name
+    from loramux_runtime.fused.devices import card_name
 
     return "cpu" if where.type == "cpu" else profile_name(card_name(where))
 
@@ -191,8 +191,8 @@ def _limit(memory: str | None, where: Any) -> float | None:
 
 
 def _model(shape: str | None, path: Path | None, dtype: Any, where: Any) -> Any:
-    from loramux_runtime.base_model import build_base, load_base, shape_config
-    from loramux_runtime.model import FusedModel
+    from loramux_runtime.fused.base_model import build_base, load_base, shape_config
+    from loramux_runtime.fused.model import FusedModel
 
     if path is not None:
         return FusedModel(load_base(path, dtype=dtype, device=where))

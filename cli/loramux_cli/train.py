@@ -14,8 +14,8 @@ from loramux_cli import options as o
 from loramux_cli.device_choice import choose_profile, need_torch
 
 if TYPE_CHECKING:
-    from loramux_runtime.jobs_file import JobsFile
-    from loramux_runtime.train import TrainResult, TrainRun
+    from loramux_runtime.jobs.jobs_file import JobsFile
+    from loramux_runtime.train.run import TrainResult, TrainRun
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
@@ -49,10 +49,10 @@ def train_command(
 
     need_torch()
     from loramux_policies.registry import create
-    from loramux_runtime.devices import choose_device, set_threads
-    from loramux_runtime.jobs_file import read_jobs_file
-    from loramux_runtime.memory import keep_freed_memory
-    from loramux_runtime.train import TrainRun, open_base
+    from loramux_runtime.fused.devices import choose_device, set_threads
+    from loramux_runtime.fused.memory import keep_freed_memory
+    from loramux_runtime.jobs.jobs_file import read_jobs_file
+    from loramux_runtime.train.run import TrainRun, open_base
 
     running.load_policies([policy], policy_file)
     file = read_jobs_file(jobs)

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_profile import held_out
 
+from bench_profile import held_out
 from loramux_profiles.records import ProfileRecord, read_record
 from loramux_profiles.step_plan import plan_bytes
 from loramux_profiles.step_plan.structure import stored_params
 from loramux_profiles.step_point import JobPoint, StepPoint
-from loramux_runtime.base_model import build_base, shape_config
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.base_model import build_base, shape_config
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.identity import commit, describe_device, versions
 from loramux_runtime.profiler.step import measure_peak
 from loramux_runtime.profiler.tracker import MemoryLimitError

@@ -21,7 +21,6 @@ from itertools import product
 from pathlib import Path
 
 from live_traces import mixed_trace
-
 from loramux_traces.filesafe import read_json_object, write_json
 from loramux_traces.runfolder import MANIFEST
 from loramux_traces.writer import write_trace

@@ -21,7 +21,7 @@ import torch
 from loramux_profiles.shapes import load_shape
 from loramux_profiles.step_plan import plan_bytes
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.base_model import shape_config
+from loramux_runtime.fused.base_model import shape_config
 from loramux_runtime.profiler.fake import FakeStep
 from loramux_runtime.profiler.identity import commit, versions
 from loramux_traces.filesafe import write_json

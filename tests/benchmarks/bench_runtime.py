@@ -26,6 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.fused.memory import keep_freed_memory
 from peer_peft import Peft
 from runtime_profile import profile_step
 from runtime_work import (
@@ -42,12 +48,6 @@ from runtime_work import (
     real_tokens,
     timed,
 )
-
-from loramux_runtime.adapters.dynmole.config import DynMoleConfig
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.base_model import BaseModel
-from loramux_runtime.memory import keep_freed_memory
 
 HERE = Path(__file__).parent
 EIGHT_JOBS = (48, 64, 96, 128, 160, 224, 288, 336)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+
 from runtime_work import IGNORED, LR, Rows, config, labels_of
 
 

@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-from runtime_work import SHAPE, Fused, build, mixed_rows, real_tokens
 from torch.profiler import ProfilerActivity, profile
 
-from loramux_runtime.adapters.dynmole.config import DynMoleConfig
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.context import running_step
+from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.context import running_step
+from runtime_work import SHAPE, Fused, build, mixed_rows, real_tokens
 
 GEMMS = ("aten::mm", "aten::addmm", "aten::addmm_")
 KINDS: dict[str, tuple[str, ...]] = {

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.base_model import BaseModel, build_base
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import MicroBatch, Part
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.base_model import BaseModel, build_base
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import MicroBatch, Part
 
 SHAPE: Final = {
     "hidden_size": 512,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from loramux_runtime.jobs_file import TrainJob
+from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.live.status import read_status
 from loramux_runtime.live.store import OPEN, Store
 from loramux_traces.errors import LoramuxError

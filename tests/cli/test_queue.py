@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from loramux_cli.live_watch import watched
-from loramux_runtime.fingerprint import fingerprint
+from loramux_runtime.jobs.fingerprint import fingerprint
 from loramux_runtime.live.status import read_status
 from loramux_runtime.live.store import Store, discard
 from loramux_traces.errors import StateError

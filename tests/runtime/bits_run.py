@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
 
 from .matrix import NAMES, base, batch, case
 

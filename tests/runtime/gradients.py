@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_runtime.adapters.dora import row_norms
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.adapters.dora import row_norms
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
 
 
 class _Step(torch.autograd.Function):

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.adapters.dynmole.config import DynMoleConfig
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.adapters.mola.config import LoraMoeConfig, MolaConfig
-from loramux_runtime.base_model import BaseModel, build_base
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
+from loramux_runtime.fused.base_model import BaseModel, build_base
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
 
 LLAMA = {
     "hidden_size": 24,

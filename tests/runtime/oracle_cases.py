@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loramux_runtime.adapter_config import config_of, known_keys
-from loramux_runtime.base_model import BaseModel, load_base
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import MicroBatch, Part
+from loramux_runtime.fused.base_model import BaseModel, load_base
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import MicroBatch, Part
+from loramux_runtime.jobs.adapter_config import config_of, known_keys
 
 from .matrix import with_dropout
 

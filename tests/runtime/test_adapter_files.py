@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loramux_runtime import adapter_files
-from loramux_runtime.adapter_files import CONFIG, TENSORS, load_adapter, save_adapter
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
+from loramux_runtime.jobs import adapter_files
+from loramux_runtime.jobs.adapter_files import CONFIG, TENSORS, load_adapter, save_adapter
 from loramux_traces.errors import InvalidInputError, StateError
 
 from .matrix import NAMES, batch, build, fused, shaken

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from loramux_runtime.base_model import build_base, load_base, shape_config
+from loramux_runtime.fused.base_model import build_base, load_base, shape_config
 from loramux_traces.errors import InvalidInputError, UsageError
 
 from .matrix import build

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 
 from .matrix import build, fused, parts, zero_grads
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_runtime.kernels.dropout import DropKey, row_keys, site_key, threshold
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.kernels.dropout import DropKey, row_keys, site_key, threshold
+from loramux_runtime.fused.packing import Part
 
 from .matrix import batch, fused, parts, shaken
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_runtime.base_model import FAMILIES, BaseModel
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.base_model import FAMILIES, BaseModel
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
 
 from .gradients import check, hold_norms
 from .matrix import NAMES, batch, build, case, grads, shaken

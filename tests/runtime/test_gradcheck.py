@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch.autograd.gradcheck import GradcheckError
 
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.packing import Part
 
 from .gradients import check, hold_norms
 from .matrix import NAMES, batch, fused, parts, shaken

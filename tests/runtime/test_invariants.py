@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.adapters import METHODS
-from loramux_runtime.adapters.base import BaseSites, Site
-from loramux_runtime.adapters.dynmole.config import DynMoleConfig
-from loramux_runtime.adapters.dynmole.layer import entropy, mask
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.adapters.mola.config import LoraMoeConfig, MolaConfig
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
-from loramux_runtime.slab import SlabLayout
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import BaseSites, Site
+from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
+from loramux_runtime.fused.adapters.dynmole.layer import entropy, mask
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
+from loramux_runtime.fused.slab import SlabLayout
 
 from .matrix import NAMES, batch, case, fused, parts, shake, worst, zero_grads
 from .reference import plain_model

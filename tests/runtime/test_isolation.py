@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
 
 from .matrix import NAMES, batch, fused, parts, shaken, zero_grads
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 
 from .oracle_cases import OracleCase, check, oracle_base, oracle_cases
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_runtime.packing import MicroBatch, Part
+from loramux_runtime.fused.packing import MicroBatch, Part
 
 from .matrix import NAMES, batch, fused, grads, parts, rows, shaken, worst, zero_grads
 

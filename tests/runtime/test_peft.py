@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.adapter_files import load_adapter, save_adapter
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.jobs.adapter_files import load_adapter, save_adapter
 
 from .matrix import batch, case, fused, grads, shaken, worst
 from .reference import plain_model

@@ -17,8 +17,8 @@ from loramux_profiles.records import Transfers
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import METHODS, AdapterPoint, JobPoint, StepPoint
 from loramux_profiles.time_features import FEATURES, INDEX, step_features
-from loramux_runtime.base_model import build_base
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.base_model import build_base
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits, draw
 from loramux_runtime.profiler.journal import Journal, journal_path, read_journal, rows_of
 from loramux_runtime.profiler.measure import Measured, Timed, measure_block, peak, side_by_side

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.packing import Part
 
 from .matrix import NAMES, batch, fused, grads, parts, shaken, worst, zero_grads
 from .reference import Reference

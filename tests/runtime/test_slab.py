@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from loramux_profiles.widths import RANK_BUCKETS, multiple_of_8, rank_bucket
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.adapters.mixlora.config import MixLoraConfig
-from loramux_runtime.slab import ALIGN, SlabLayout
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.slab import ALIGN, SlabLayout
 
 from .matrix import NAMES, case, fused, shaken
 

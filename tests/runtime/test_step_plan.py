@@ -14,8 +14,8 @@ from loramux_profiles.shapes import ModelShape  # noqa: E402
 from loramux_profiles.step_plan import plan_bytes, step_plan  # noqa: E402
 from loramux_profiles.step_plan.structure import stored_params  # noqa: E402
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint  # noqa: E402
-from loramux_runtime.base_model import BaseModel, build_base  # noqa: E402
-from loramux_runtime.model import FusedModel  # noqa: E402
+from loramux_runtime.fused.base_model import BaseModel, build_base  # noqa: E402
+from loramux_runtime.fused.model import FusedModel  # noqa: E402
 from loramux_runtime.profiler.fake import FakeStep  # noqa: E402
 from loramux_runtime.profiler.step import PointStep, measure_peak  # noqa: E402
 from loramux_runtime.profiler.tracker import MemoryLimitError, StorageTracker  # noqa: E402

@@ -12,7 +12,7 @@ import numpy as np
 
 from loramux_runtime.data.templates import Rendered
 from loramux_runtime.data.tokenizer import Encoded, Tokenizer
-from loramux_runtime.packing import IGNORED
+from loramux_runtime.fused.packing import IGNORED
 from loramux_traces.problems import Problems
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from loramux_runtime.times import PredictedTimes, Times
+from loramux_runtime.train.times import PredictedTimes, Times
 
 POLL_S: Final = 0.1
 """How often an idle scheduler looks for commands; at work it looks at every step boundary."""

@@ -11,17 +11,17 @@ from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
 from loramux_policies.step_backend import Note
 from loramux_profiles.fitted import FittedModel
-from loramux_runtime.admission import Admitted
-from loramux_runtime.base_model import BaseModel
-from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.jobs.preparation import Admitted
+from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.clock import LiveTimes
 from loramux_runtime.live.live_executor import Host, LiveBackend, LiveExecutor
 from loramux_runtime.live.pool import WorkerPool
 from loramux_runtime.live.pool_executor import PoolExecutor
 from loramux_runtime.live.remote_training import RemoteTraining
-from loramux_runtime.model import FusedModel
-from loramux_runtime.observed import Observer
-from loramux_runtime.training_job import Log, TrainingJob
+from loramux_runtime.train.faults import NONE, FaultPlan
+from loramux_runtime.train.observer import Observer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

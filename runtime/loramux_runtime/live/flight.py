@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from loramux_profiles.step_point import AdapterPoint
-from loramux_runtime.packing import MicroBatch
+from loramux_runtime.fused.packing import MicroBatch
 
 
 class Flight(NamedTuple):

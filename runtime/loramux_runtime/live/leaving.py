@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from loramux_policies.job import Job
 from loramux_policies.live_run import LiveRun
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.jobs.training_job import TrainingJob
 
 
 class Leaver(NamedTuple):

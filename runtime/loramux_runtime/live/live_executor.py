@@ -10,10 +10,10 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.job import WAITING, Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.step_backend import StepDevice, StepTimes
-from loramux_runtime.executor import Executor
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.clock import LiveTimes
-from loramux_runtime.training_backend import TrainingBackend
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.train.backend import TrainingBackend
+from loramux_runtime.train.executor import Executor
 
 
 class Host(Protocol):

@@ -12,6 +12,7 @@ from loramux_policies.live_run import LiveRun
 from loramux_policies.meters import Meters
 from loramux_policies.policy import Policy
 from loramux_policies.step_backend import StepBackend, StepDevice, StepTimes
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.clock import POLL_S, LiveTimes
 from loramux_runtime.live.flight import Flight
 from loramux_runtime.live.leaving import Leaving
@@ -20,8 +21,7 @@ from loramux_runtime.live.nursery import Nursery
 from loramux_runtime.live.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.pool_states import PoolStates
 from loramux_runtime.live.worker import StepReport
-from loramux_runtime.observed import Observer
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.train.observer import Observer
 
 TIME_SLACK: Final = 1e-12
 """Relative: steps that are predicted to end closer together than this end at one instant (as in the simulator)."""

@@ -8,6 +8,7 @@ from loramux_policies.job import RUNNING, Job
 from loramux_policies.live_run import LiveRun
 from loramux_policies.step_backend import StepBackend, StepDevice
 from loramux_policies.views import FusedStep
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.flight import Flight
 from loramux_runtime.live.leaving import Leaver, Leaving
 from loramux_runtime.live.live_executor import LiveBackend
@@ -15,8 +16,7 @@ from loramux_runtime.live.nursery import Nursery
 from loramux_runtime.live.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.remote_training import RemoteTraining
 from loramux_runtime.live.worker import StepReport
-from loramux_runtime.training_backend import end_of
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.train.backend import end_of
 from loramux_traces.errors import StateError
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.adapters import METHODS
-from loramux_runtime.admission import Admitted
-from loramux_runtime.base_model import BaseModel
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.preparation import Admitted
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.worker import JobOrder, JobReport, State, to_arrays, to_tensors
-from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError
 
 

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from loramux_policies.intake import Intake
 from loramux_policies.job import Job
 from loramux_profiles.cost import CostModel
-from loramux_runtime.admission import Admission, Admitted
-from loramux_runtime.jobs_file import TrainJob
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.jobs.preparation import Admission, Admitted
+from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.store import Row
-from loramux_runtime.training_job import Log, TrainingJob
 from loramux_traces.errors import LoramuxError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from loramux_policies.job import Job
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
 from loramux_runtime.live.checkpoint_files import UnreadableError
-from loramux_runtime.training_job import TrainingJob
 from loramux_traces.errors import StateError
 
 MOST_SHARE: Final = 0.02

@@ -18,10 +18,10 @@ from loramux_policies.scheduler import Scheduler
 from loramux_policies.step_backend import ledger_of
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
-from loramux_runtime.adapter_files import save_adapter
-from loramux_runtime.admission import Admission
-from loramux_runtime.base_model import BaseModel
-from loramux_runtime.faults import NONE, FaultPlan
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.adapter_files import save_adapter
+from loramux_runtime.jobs.preparation import Admission
+from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.aside import Aside
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore
@@ -37,8 +37,8 @@ from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.store import DRAINING, HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_runtime.live.suspects import Suspects
-from loramux_runtime.signals import stop_on_signal
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.train.faults import NONE, FaultPlan
+from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from loramux_profiles.lengths import is_length_shape
-from loramux_runtime.jobs_file import TrainJob
+from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 

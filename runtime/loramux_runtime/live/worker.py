@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from loramux_runtime.base_model import BaseModel
 from loramux_runtime.data import JobData
-from loramux_runtime.devices import card_name
-from loramux_runtime.executor import try_step
-from loramux_runtime.faults import NONE, FaultPlan
-from loramux_runtime.jobs_file import TrainJob
-from loramux_runtime.memory import MemoryMeter, held_beside
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import Part
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.fused.devices import card_name
+from loramux_runtime.fused.memory import MemoryMeter, held_beside
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import Part
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.train.executor import try_step
+from loramux_runtime.train.faults import NONE, FaultPlan
 
 State = tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]
 """What `TrainingJob.state` gives, its tensors as arrays on the host."""
@@ -104,9 +104,9 @@ class DeviceWorker:
     @classmethod
     def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
         """On a base model of its own. `base`: of `jobs_file.BaseConfig`, as JSON."""
-        from loramux_runtime.devices import choose_device, set_threads
-        from loramux_runtime.jobs_file import BaseConfig
-        from loramux_runtime.train import open_base
+        from loramux_runtime.fused.devices import choose_device, set_threads
+        from loramux_runtime.jobs.jobs_file import BaseConfig
+        from loramux_runtime.train.run import open_base
 
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)

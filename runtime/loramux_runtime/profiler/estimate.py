@@ -140,7 +140,7 @@ def fake_peaks(
 
 
 def _configuration(base: Base) -> Any:
-    from loramux_runtime.base_model import shape_config
+    from loramux_runtime.fused.base_model import shape_config
 
     if base.config is None:
         return shape_config(base.shape.name)

@@ -18,9 +18,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loramux_profiles.step_point import StepPoint
-from loramux_runtime.base_model import BaseModel, FrozenDtype, build_base
-from loramux_runtime.kernels import dropout
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.base_model import BaseModel, FrozenDtype, build_base
+from loramux_runtime.fused.kernels import dropout
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.step import Peak, PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.measure import Measured, measure_block
 from loramux_traces.errors import InvalidInputError, Problem, StateError, UsageError
 

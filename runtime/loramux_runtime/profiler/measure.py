@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.step import PointStep, measure_peak
 
 

@@ -15,7 +15,7 @@ from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
 from loramux_profiles.time_features import Floats, step_features
 from loramux_profiles.time_model import TimeModel
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits
 from loramux_runtime.profiler.journal import Journal, record_block, unfinished
 from loramux_runtime.profiler.measure import Measured

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.adapter import Adapter
-from loramux_runtime.adapters import METHODS
-from loramux_runtime.adapters.lora.config import LoraConfig
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
 from loramux_runtime.profiler.tracker import StorageTracker
 
 RATE = 0.05

@@ -26,7 +26,7 @@ from loramux_traces.job import Dtype, JobSpec
 from loramux_traces.reader import folder_of
 
 if TYPE_CHECKING:
-    from loramux_runtime.jobs_file import JobsFile
+    from loramux_runtime.jobs.jobs_file import JobsFile
 
 MAX_BYTES: Final = 16 << 20
 RUNTIME_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
@@ -120,7 +120,7 @@ def read_subjects(
     if seq_len is not None:
         return _outlined(path, document, base, changes)
     try:
-        from loramux_runtime.jobs_file import read_jobs_file
+        from loramux_runtime.jobs.jobs_file import read_jobs_file
     except ImportError as error:
         raise UsageError(
             f"{path}: reading the jobs' data needs {error.name}: pip install 'loramux[runtime]', or give --seq-len"
@@ -183,8 +183,8 @@ def _of_jobs_file(
     file: JobsFile, base: Base | None, dtype: Dtype | None, recompute: bool, tell: Callable[[str], None]
 ) -> Subjects:
     from loramux_runtime.data import load_tokenizer
-    from loramux_runtime.job_data import job_data
-    from loramux_runtime.job_specs import spec_of_data
+    from loramux_runtime.jobs.job_data import job_data
+    from loramux_runtime.jobs.job_specs import spec_of_data
 
     known = base or _base_of_file(file.base.model_dump(), file.folder if file.base.path is None else Path())
     tokenizer = load_tokenizer(file.base.path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loramux_runtime.data import DataConfig, JobData, Tokenizer, load_data
 from loramux_runtime.data.rows import RowBuilder
 from loramux_runtime.data.templates import Rendered
-from loramux_runtime.packing import IGNORED, MicroBatch
+from loramux_runtime.fused.packing import IGNORED, MicroBatch
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.problems import Problems
 

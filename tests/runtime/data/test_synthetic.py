@@ -12,8 +12,8 @@ from loramux_policies.job import Job
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
 from loramux_runtime.data import SyntheticConfig, SyntheticRows, length_stats
-from loramux_runtime.jobs_file import TrainJob
-from loramux_runtime.packing import IGNORED
+from loramux_runtime.fused.packing import IGNORED
+from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_simulator.micro_batches import BLOCK, ReadyRun
 from loramux_traces.job import JobSpec
 

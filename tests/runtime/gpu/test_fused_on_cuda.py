@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_runtime.base_model import BaseModel, build_base, shape_config
-from loramux_runtime.gpu.workload import METHODS, TINY
-from loramux_runtime.model import FusedModel
-from loramux_runtime.packing import MicroBatch, Part
+from gpu.workload import METHODS, TINY
+from loramux_runtime.fused.base_model import BaseModel, build_base, shape_config
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import MicroBatch, Part
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gpu import live as part
+from gpu.store import Store
 from loramux_profiles.checked import read_checked
-from loramux_runtime.gpu import live as part
-from loramux_runtime.gpu.store import Store
 
 
 @pytest.mark.parametrize("tiny", [True, False])

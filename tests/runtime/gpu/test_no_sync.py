@@ -21,10 +21,10 @@ def work() -> tuple[Any, list[Any]]:
         pytest.skip("no CUDA device")
     from transformers import AutoConfig
 
-    from loramux_runtime.adapters import METHODS as KNOWN
-    from loramux_runtime.base_model import build_base
-    from loramux_runtime.model import FusedModel
-    from loramux_runtime.packing import MicroBatch, Part
+    from loramux_runtime.fused.adapters import METHODS as KNOWN
+    from loramux_runtime.fused.base_model import build_base
+    from loramux_runtime.fused.model import FusedModel
+    from loramux_runtime.fused.packing import MicroBatch, Part
 
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1000}
     config = AutoConfig.for_model("llama", num_attention_heads=4, num_key_value_heads=2, **shape)
@@ -39,7 +39,7 @@ def work() -> tuple[Any, list[Any]]:
 
 
 def test_no_synchronisation_inside_the_step(work: tuple[Any, list[Any]]) -> None:
-    from loramux_runtime.context import running_step
+    from loramux_runtime.fused.context import running_step
 
     model, parts = work
     model.step(parts)  # libraries initialise themselves, channel keys are copied once

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from gpu import profile as part
+from gpu.points import FILE, drawn_points, load_points, points_text, shrunk
+from gpu.store import Store
 from loramux_profiles.step_point import METHODS, StepPoint
-from loramux_runtime.gpu import profile as part
-from loramux_runtime.gpu.points import FILE, drawn_points, load_points, points_text, shrunk
-from loramux_runtime.gpu.store import Store
-from loramux_runtime.model import FusedModel
+from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler import measure
 from loramux_runtime.profiler.journal import read_journal
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_file_is_what_is_drawn() -> None:
-    """`python -m loramux_runtime.gpu.points` writes it again."""
+    """`python -m gpu.points` writes it again."""
     assert FILE.read_text(encoding="utf-8") == points_text(drawn_points())
     assert load_points() == drawn_points()
     assert FILE.stat().st_size < 150_000

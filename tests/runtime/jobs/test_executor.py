@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux_policies import Policy
-from loramux_runtime.faults import FaultPlan
+from loramux_runtime.train.faults import FaultPlan
 from loramux_simulator import simulate
 from loramux_traces.job import Trace
 

@@ -9,8 +9,8 @@ from loramux_profiles.devices import load_device
 from loramux_profiles.fitted import FittedModel
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.observed import Observer
-from loramux_runtime.packing import MicroBatch
+from loramux_runtime.fused.packing import MicroBatch
+from loramux_runtime.train.observer import Observer
 
 ADAPTER = AdapterPoint(method="lora", rank=8)
 

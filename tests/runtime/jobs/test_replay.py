@@ -16,9 +16,9 @@ import torch
 from loramux_policies import create
 from loramux_policies.replay import replay
 from loramux_policies.stream import Stream, decisions
-from loramux_runtime.faults import FaultPlan, recorded_faults
-from loramux_runtime.times import RealTimes, RecordedTimes
-from loramux_runtime.train import TrainRun
+from loramux_runtime.train.faults import FaultPlan, recorded_faults
+from loramux_runtime.train.run import TrainRun
+from loramux_runtime.train.times import RealTimes, RecordedTimes
 from loramux_traces.errors import StateError
 
 from .tiny import job, make_run, play, profile, write_rows

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_runtime.early_stop import (
+from loramux_runtime.fused.slab import Slab, SlabLayout, TensorSpec
+from loramux_runtime.jobs.early_stop import (
     KEPT_LOSSES,
     PREDICT_EVERY,
     LossTail,
@@ -17,10 +18,9 @@ from loramux_runtime.early_stop import (
     predicted_improvement,
     stop_likelihood,
 )
-from loramux_runtime.jobs_file import OptimizerConfig, ScheduleConfig
-from loramux_runtime.optim import JobOptimizer
-from loramux_runtime.slab import Slab, SlabLayout, TensorSpec
-from loramux_runtime.training_job import TrainingJob
+from loramux_runtime.jobs.jobs_file import OptimizerConfig, ScheduleConfig
+from loramux_runtime.jobs.optim import JobOptimizer
+from loramux_runtime.jobs.training_job import TrainingJob
 
 from .tiny import job, losses, make_run, play, write_rows
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from loramux_profiles.devices import load_device
-from loramux_runtime.faults import FaultPlan
 from loramux_runtime.live.service import LiveService
+from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
 
 from .serving import curves, jobs, play, service, submit

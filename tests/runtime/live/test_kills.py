@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.faults import FaultPlan
 from loramux_runtime.live.store import Store
+from loramux_runtime.train.faults import FaultPlan
 
 from .serving import curves, jobs, play, submit
 from .zygote import Zygote

@@ -17,7 +17,7 @@ import pytest
 if find_spec("ray") is None:  # not importorskip: the cluster is set up before ray is imported
     pytest.skip("ray is not installed", allow_module_level=True)
 
-from loramux_runtime.jobs_file import BaseConfig
+from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.pool import WorkerDied
 from loramux_runtime.live.ray_cluster import RayCluster
 from loramux_runtime.live.ray_pool import RayPool

@@ -11,7 +11,7 @@ from loramux_policies import create
 from loramux_policies.replay import replay
 from loramux_policies.stream import decisions
 from loramux_profiles.devices import load_device
-from loramux_runtime.faults import FaultPlan
+from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.job import JobSpec
 from loramux_traces.locking import owned
 

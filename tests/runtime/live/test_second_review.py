@@ -16,7 +16,6 @@ from loramux_policies import Policy, register
 from loramux_policies.errors import PolicyError
 from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
-from loramux_runtime.faults import FaultPlan
 from loramux_runtime.live import checkpoint, supervisor
 from loramux_runtime.live import service as service_module
 from loramux_runtime.live.inbox import LiveInbox
@@ -24,6 +23,7 @@ from loramux_runtime.live.marker import Marker, read_marker
 from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.store import Store
 from loramux_runtime.live.supervisor import supervise
+from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
 
 from .serving import Eager, curves, jobs, play, service, submit
@@ -331,7 +331,7 @@ def test_data_may_change_until_a_job_begins(tmp_path: Path) -> None:
 def test_out_of_memory_in_an_evaluation_scores_fewer_rows_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loramux_runtime.model import FusedModel
+    from loramux_runtime.fused.model import FusedModel
 
     found = jobs(tmp_path, 1, steps=3)
     whole = submit(tmp_path / "whole", found)

@@ -13,8 +13,8 @@ from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
 from loramux_profiles.work import JobCost
 from loramux_runtime.data import byte_tokenizer
-from loramux_runtime.job_data import job_data
-from loramux_runtime.job_specs import spec_of_data
+from loramux_runtime.jobs.job_data import job_data
+from loramux_runtime.jobs.job_specs import spec_of_data
 from loramux_runtime.live.trace_jobs import train_job, whole_steps
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec

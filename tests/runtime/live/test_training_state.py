@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_runtime.model import JobOutcome
-from loramux_runtime.packing import Part
+from loramux_runtime.fused.model import JobOutcome
+from loramux_runtime.fused.packing import Part
 from loramux_traces.errors import StateError
 
 from ..matrix import NAMES

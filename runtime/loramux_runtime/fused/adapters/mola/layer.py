@@ -1,0 +1,53 @@
+"""Routing of MoLA and LoRAMoE."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from loramux_runtime.fused.adapters.balance import balance_loss, balance_stats, top_k_weights
+from loramux_runtime.fused.adapters.base import BaseSites
+from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
+from loramux_runtime.fused.adapters.plugin import Plugin
+from loramux_runtime.fused.groups import JobGroup
+from loramux_runtime.fused.stats import RouterStats
+
+
+class Mola(Plugin):
+    """Top-k of each linear's experts, weights renormalised, layer-wise numbers of experts."""
+
+    name: ClassVar[str] = "mola"
+    config_type: ClassVar[type[Any]] = MolaConfig
+
+    def experts_of(self, config: MolaConfig, layer: int, base: BaseSites) -> int:
+        """Experts of a layer's linears."""
+        return config.experts_of(layer, base.layers)
+
+    def rule(self, config: MolaConfig) -> tuple[Any, ...]:
+        """k."""
+        return (config.top_k,)
+
+    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+        """w = p over the k largest, divided by their sum; zero elsewhere."""
+        p = torch.softmax(logits, 1)
+        chosen, weights = top_k_weights(p, group.config.top_k)
+        if any(adapter.config.router_aux_loss_coef for adapter in group.adapters):
+            stats.add(group.index, experts, balance_stats(p, chosen, group))
+        return torch.zeros_like(p).scatter(1, chosen, weights)
+
+    def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+        """Load-balance loss, where a job asks for it."""
+        return balance_loss(group, stats, [adapter.config.router_aux_loss_coef for adapter in group.adapters])
+
+
+class LoraMoe(Plugin):
+    """Soft routing over all experts (arXiv 2312.09979): MoLA with the mask off."""
+
+    name: ClassVar[str] = "loramoe"
+    config_type: ClassVar[type[Any]] = LoraMoeConfig
+
+    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+        """w = softmax(logits)."""
+        return torch.softmax(logits, 1)

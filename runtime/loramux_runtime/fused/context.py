@@ -1,0 +1,45 @@
+"""The step that is running: model code between the caller and our modules passes no argument of ours through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from loramux_runtime.fused.packing import StepLayout
+from loramux_runtime.fused.stats import RouterStats
+
+
+@dataclass(slots=True, kw_only=True)
+class StepContext:
+    """What attention, adapted linears and routers find."""
+
+    layout: StepLayout
+    anchor: Tensor
+    """Requires a gradient, so that backward passes of adapted linears run even where their input needs none."""
+    stats: RouterStats = field(default_factory=RouterStats)
+    """Of the layer that is running."""
+
+
+_running: list[StepContext] = []
+
+
+def current_step() -> StepContext:
+    """The running step; RuntimeError outside one."""
+    if not _running:
+        raise RuntimeError("the model runs only inside a fused step")
+    return _running[-1]
+
+
+@contextmanager
+def running_step(layout: StepLayout) -> Iterator[StepContext]:
+    """Run the model inside this step (its backward pass too, where layers are recomputed)."""
+    context = StepContext(layout=layout, anchor=torch.zeros(1, device=layout.input_ids.device, requires_grad=True))
+    _running.append(context)
+    try:
+        yield context
+    finally:
+        _running.pop()

@@ -1,0 +1,253 @@
+"""`adapter_config.json`: the configuration of an adapter file, in PEFT's words.
+
+LoRA is PEFT's own file. The mixtures add `routing_strategy`, `num_experts`, `top_k` and the fields of their
+configuration under the same names; MixLoRA has its attention adapters under `attention_lora` (null: none). Files of
+the authors' tools are read too: there the attention projections stand in `target_modules` (a list, or names with
+booleans) and `expert_lora` holds what the experts have different.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import PRESETS
+from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
+from loramux_traces.errors import InvalidInputError, Problem
+
+_RENAMED: Final = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "router_init_std": "router_init_range",
+}
+MAX_INTEGER: Final = 4096
+"""Of ranks and numbers of experts in a file: what a corrupt file may have us allocate stays small."""
+_SHARED: Final = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+"""What attention and experts of one MixLoRA may have different."""
+_SAYS_NOTHING: Final = (
+    *("method", "routing_strategy", "peft_type", "task_type", "base_model_name_or_path", "revision", "name", "dtype"),
+    *("inference_mode", "auto_mapping", "peft_version", "init_lora_weights", "megatron_core", "qalora_group_size"),
+    *("loss", "aux_loss"),
+)
+"""Keys that change nothing about what a trained adapter computes (or are read elsewhere)."""
+
+
+class _Bad(Exception):
+    """A value of a key that cannot be taken; `allowed` says what can."""
+
+    def __init__(self, key: str, value: Any, allowed: str) -> None:
+        super().__init__(allowed)
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+def write_config(method: str, config: Any, modules: tuple[str, ...], base_name: str) -> dict[str, Any]:
+    """The JSON object of a configuration. `modules`: the linears a LoRA adapts (PEFT does not know our presets)."""
+    document: dict[str, Any] = {
+        "peft_type": method.upper(),
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "bias": "none",
+    }
+    if method == "lora":
+        document |= {"fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None}
+        return document | _write(config) | {"target_modules": list(modules)}
+    document |= {"routing_strategy": method, "top_k": None} | _write(config)
+    if isinstance(config, MixLoraConfig):
+        document["target_modules"] = document.pop("expert_modules")
+        attention = document.pop("attention")
+        document["attention_lora"] = None if attention is None else _write(attention)
+    return document
+
+
+def _write(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, tuple):
+            value = list(value)
+        elif field.name == "alpha" and value == int(value):
+            value = int(value)  # PEFT's own files hold an integer
+        elif isinstance(value, float) and math.isinf(value):
+            value = str(value)
+        found[_RENAMED.get(field.name, field.name)] = value
+    return found
+
+
+def parse_config(text: str | bytes, file: str) -> tuple[str, Any]:
+    """(method, configuration) of an `adapter_config.json`. InvalidInputError names the key at fault."""
+    try:
+        document = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(file, "", "", f"not readable as JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise _invalid(file, "", "", "must hold a JSON object")
+    return config_of(document, file)
+
+
+def config_of(document: Mapping[str, Any], file: str) -> tuple[str, Any]:
+    """(method, configuration) of a configuration object; a key that is missing or null takes the method's default."""
+    try:
+        method = _method(document)
+        return method, _config(method, document)
+    except _Bad as bad:
+        raise _invalid(file, bad.key, json.dumps(bad.value, default=str)[:80], bad.allowed) from bad
+    except ValueError as error:  # what the configuration's own checks say
+        raise _invalid(file, "", "", str(error)) from error
+
+
+def known_keys(method: str) -> frozenset[str]:
+    """Keys that a configuration of this method may hold with any legal value."""
+    names = {_RENAMED.get(field.name, field.name) for field in fields(METHODS[method].config_type)}
+    if method == "mixlora":
+        names = names - {"attention", "expert_modules"} | {"target_modules", "attention_lora", "expert_lora"}
+    return frozenset(names.union(_SAYS_NOTHING, ("num_experts", "top_k")))
+
+
+def _invalid(file: str, key: str, value: str, allowed: str) -> InvalidInputError:
+    return InvalidInputError([Problem(file=file, line=0, column=key, value=value, allowed=allowed)])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def _method(document: Mapping[str, Any]) -> str:
+    for key in ("method", "routing_strategy", "peft_type"):
+        value = document.get(key)
+        if value is not None:
+            if not isinstance(value, str) or value.lower() not in METHODS:
+                raise _Bad(key, value, f"must be one of {', '.join(METHODS)}")
+            return value.lower()
+    raise _Bad("peft_type", None, "is missing: it says which method this is")
+
+
+def _config(method: str, document: Mapping[str, Any]) -> Any:
+    _refuse_others(document, known_keys(method), "")
+    if method == "mixlora":
+        return _mixlora(document)
+    config_type = METHODS[method].config_type
+    values = _values(config_type, document)
+    config = config_type(**values)
+    top_k = document.get("top_k")
+    if top_k is not None and "top_k" not in values:  # soft and dynamic routing have no k of their own
+        own = {"loramoe": "num_experts", "dynmole": "keep_top_k"}.get(method)
+        if own is None or top_k != getattr(config, own):
+            raise _Bad("top_k", top_k, f"{method} has no top_k" + (f" other than its {own}" if own else ""))
+    if method == "lora" and document.get("num_experts") is not None:
+        raise _Bad("num_experts", document["num_experts"], "LoRA has no experts")
+    return config
+
+
+def _refuse_others(document: Mapping[str, Any], known: Collection[str], within: str) -> None:
+    """A key we do not know may only hold a value that asks for nothing."""
+    for key, value in document.items():
+        if key not in known and value not in (None, False, {}, [], "", "none", 0):
+            raise _Bad(f"{within}{key}", value, "is not supported for this method")
+
+
+def _mixlora(document: Mapping[str, Any]) -> MixLoraConfig:
+    own = {key: value for key, value in document.items() if key not in ("attention_lora", "expert_lora")}
+    names = _modules("target_modules", own.pop("target_modules", None))
+    experts, rest = _split(names)
+    changes = _sub_object("expert_lora", document.get("expert_lora") or {})
+    _refuse_others(changes, (*_SHARED, *_SAYS_NOTHING), "expert_lora.")
+    values = _values(MixLoraConfig, {**own, **changes})
+    if names is not None:
+        values["expert_modules"] = experts
+    if "attention_lora" in document:
+        if rest:
+            raise _Bad("target_modules", rest, "attention's linears are named in attention_lora")
+        inner = document["attention_lora"]
+        values["attention"] = None if inner is None else _attention(_sub_object("attention_lora", inner))
+    elif names is not None:
+        same: dict[str, Any] = {key: own[key] for key in _SHARED if key in own}
+        values["attention"] = _attention({**same, "target_modules": rest}) if rest else None
+    return MixLoraConfig(**values)
+
+
+def _split(names: str | tuple[str, ...] | None) -> tuple[tuple[str, ...], str | list[str]]:
+    """(experts' linears, attention's) of `target_modules`; on bases that fuse them `gate_up_proj` is two."""
+    if names is None:
+        return (), ""
+    if names in ("all-linear", "mlp"):
+        return FFN, "attention" if names == "all-linear" else ""
+    chosen = () if isinstance(names, str) else names
+    experts = tuple(name for name in FFN if name in chosen or ("gate_up_proj" in chosen and name in FFN[:2]))
+    if not experts:
+        raise _Bad("target_modules", names, f"must name some of {', '.join(FFN)}")
+    return experts, [name for name in chosen if name not in (*FFN, "gate_up_proj")]
+
+
+def _attention(document: Mapping[str, Any]) -> LoraConfig:
+    _refuse_others(document, known_keys("lora"), "attention_lora.")
+    return LoraConfig(**{"target_modules": "attention", **_values(LoraConfig, document)})
+
+
+def _sub_object(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Bad(key, value, "must be an object")
+    return value
+
+
+def _values(config_type: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration that the document gives, checked against the types they are declared with."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(config_type).items():
+        key = _RENAMED.get(name, name)
+        value = document.get(key)
+        if value is None or name in ("attention", "expert_modules"):
+            continue
+        found[name] = _modules(key, value) if name == "target_modules" else _typed(key, value, hint)
+    return found
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if not isinstance(value, bool):
+        if int in kinds and isinstance(value, int) and abs(value) <= MAX_INTEGER:
+            return value
+        if float in kinds and (_finite(value) or (value, key) == ("inf", "entropy_threshold")):
+            return float(value)
+        whole = isinstance(value, list) and all(type(item) is int and abs(item) <= MAX_INTEGER for item in value)
+        if tuple[int, ...] in kinds and whole:
+            return tuple(value)
+    integer = f"an integer of at most {MAX_INTEGER}"
+    words = {bool: "true or false", int: integer, float: "a finite number", tuple[int, ...]: "a list of such integers"}
+    raise _Bad(key, value, f"must be {' or '.join(words[kind] for kind in kinds)}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+def _modules(key: str, value: Any) -> str | tuple[str, ...] | None:
+    """A preset, a list of names, or names with booleans (the authors' training configurations)."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in PRESETS:
+            raise _Bad(key, value, f"must be a list of linears or one of {', '.join(PRESETS)}")
+        return value
+    if isinstance(value, dict) and all(isinstance(wanted, bool) for wanted in value.values()):
+        value = [name for name, wanted in value.items() if wanted]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise _Bad(key, value, "must be a list of linears, or linears with true or false")
+    return tuple(value)

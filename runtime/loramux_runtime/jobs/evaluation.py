@@ -1,0 +1,53 @@
+"""Scores of held-out rows."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from loramux_runtime.data import TokenisedRows
+from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.memory import is_out_of_memory
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.packing import MicroBatch
+
+EVAL_TOKENS: Final = 4096
+"""Tokens of held-out rows in one evaluation pass."""
+
+
+class Evaluation(NamedTuple):
+    """Held-out rows."""
+
+    loss: float
+    """Mean cross entropy per learned token."""
+    token_accuracy: float
+    """Share of learned tokens that were the likeliest."""
+    exact_match: float
+    """Share of rows whose every learned token was: what greedy decoding answers exactly."""
+
+
+def evaluate(model: FusedModel, adapter: Adapter, rows: TokenisedRows) -> Evaluation:
+    """Score an adapter on rows, without gradients and dropout; where memory runs out, on fewer of them at a time."""
+    total = 0.0
+    right = exact = start = 0
+    most_tokens = EVAL_TOKENS
+    while start < len(rows):
+        end = start + 1
+        while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= most_tokens:
+            end += 1
+        found = [rows[row] for row in range(start, end)]
+        batch = MicroBatch(
+            tokens=tuple(tokens for tokens, _ in found),
+            labels=tuple(labels for _, labels in found),
+            samples=tuple(range(start, end)),
+            window_labels=rows.n_labels,
+        )
+        try:
+            score = model.score(adapter, batch)
+        except RuntimeError as error:
+            if end == start + 1 or not is_out_of_memory(error):
+                raise
+            most_tokens = int(rows.starts[end] - rows.starts[start]) // 2
+            continue
+        total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
+        start = end
+    return Evaluation(total, right / max(1, rows.n_labels), exact / len(rows))

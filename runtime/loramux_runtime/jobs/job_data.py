@@ -1,0 +1,34 @@
+"""The rows of a job, whatever its data settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from loramux_runtime.data import JobData, SyntheticData, Tokenizer, load_data, synthetic_data
+from loramux_runtime.jobs.jobs_file import TrainJob
+
+
+def job_data(
+    job: TrainJob,
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int,
+    base: Path | None = None,
+    roots: Sequence[Path] | None = None,
+) -> JobData:
+    """The job's rows, from its file (arguments and errors of `load_data`) or synthetic.
+
+    Synthetic ones are those of the micro-batch size that the job asks for, until `JobData.bound` to what it gets.
+    """
+    if not isinstance(job.data, SyntheticData):
+        return load_data(job.data, tokenizer, vocab_size=vocab_size, seed=job.seed, base=base, roots=roots)
+    assert job.steps is not None  # the jobs file has seen to it
+    return synthetic_data(
+        job.data.synthetic,
+        job.id,
+        rows=job.steps * job.batch_size,
+        micro_batch=job.micro_batch_size or job.batch_size,
+        vocab_size=vocab_size,
+        seed=job.seed,
+    )

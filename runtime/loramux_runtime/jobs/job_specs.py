@@ -1,0 +1,93 @@
+"""A training job in the terms of a trace, so that the same cost model, loop and policies take it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from loramux_profiles.hf_config import shape_from_dict
+from loramux_profiles.shapes import register_shape
+from loramux_runtime.data import JobData, SyntheticData, length_stats
+from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_traces.job import Dtype, JobSpec
+
+Targets = Literal["all-linear", "attention", "mlp", "qv"]
+
+
+def register_base(base: BaseModel) -> str:
+    """Make the base's shape known to the cost model; returns the label that jobs name it by."""
+    label = re.sub(r"[^A-Za-z0-9_.-]+", "-", base.name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "base"
+    label = f"{label[:100]}.run"  # never the name of a shipped shape, whose vocabulary or depth may differ
+    register_shape(shape_from_dict(base.hf.config.to_dict(), label))
+    return label
+
+
+def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recompute: bool) -> JobSpec:
+    """The job as a row of a trace: mean and p95 of its real lengths, its rank and experts, its declared steps."""
+    dtype: Dtype = "bf16" if base.dtype == torch.bfloat16 else "fp32"
+    return spec_of_data(job, data, label, dtype=dtype, recompute=recompute)
+
+
+class _Lengths(NamedTuple):
+    """What a trace says of lengths."""
+
+    seq_len: float
+    seq_len_p95: float | None
+    length_dist: str | None = None
+
+
+def _lengths(job: TrainJob, data: JobData) -> _Lengths:
+    if isinstance(job.data, SyntheticData):  # the trace's own words, of which these rows are one draw
+        said = job.data.synthetic
+        return _Lengths(said.seq_len, said.seq_len_p95, said.length_dist)
+    stats = length_stats(data.train)
+    return _Lengths(stats.mean, max(stats.p95, stats.mean))
+
+
+def _targets(config: Any) -> Targets:
+    if isinstance(config, MixLoraConfig):
+        return "mlp" if config.attention is None else "all-linear"
+    # a list of linears has no name in a trace: costed as if all were adapted, an upper bound
+    targets = config.target_modules
+    return targets if targets in ("attention", "mlp", "qv") else "all-linear"
+
+
+def spec_of_data(job: TrainJob, data: JobData, label: str, *, dtype: Dtype, recompute: bool) -> JobSpec:
+    """The same without a base model at hand."""
+    config = job.adapter_config
+    experts = getattr(config, "num_experts", None)
+    if isinstance(experts, tuple):
+        experts = max(experts)
+    top_k = getattr(config, "top_k", getattr(config, "keep_top_k", None))
+    lengths = _lengths(job, data)
+    return JobSpec(
+        job_id=job.id,
+        submit_s=job.submit_s,
+        base_model=label,
+        method=job.method,
+        batch_size=job.batch_size,
+        micro_batch_size=job.micro_batch_size,
+        seq_len=lengths.seq_len,
+        seq_len_p95=lengths.seq_len_p95,
+        length_dist=lengths.length_dist,
+        total_steps=float(job.steps) if job.steps is not None else None,
+        num_samples=len(data.train) if job.steps is None else None,
+        epochs=job.epochs,
+        user=job.user,
+        group=job.group,
+        priority=job.priority,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        target_modules=_targets(config),
+        num_experts=experts,
+        top_k=max(1, min(top_k, experts)) if top_k is not None and experts is not None else 1,
+        dtype=dtype,
+        recompute=recompute,
+        lr=job.optimizer.lr,
+        seed=job.seed,
+    )

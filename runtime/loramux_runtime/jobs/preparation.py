@@ -1,0 +1,55 @@
+"""From a job's configuration to what the scheduler and the trainer need: its rows, and the job as a row of a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loramux_runtime.data import JobData, load_tokenizer
+from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.job_data import job_data
+from loramux_runtime.jobs.job_specs import job_spec, register_base
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_traces.errors import UsageError
+from loramux_traces.job import JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A job that the base model can train."""
+
+    config: TrainJob
+    data: JobData
+    spec: JobSpec
+
+
+class Admission:
+    """Checks jobs against one base model before anything of them is trained."""
+
+    def __init__(self, base: BaseModel, tokenizer_path: Path | None, *, recompute: bool = False) -> None:
+        self._base = base
+        self._tokenizer = load_tokenizer(tokenizer_path)
+        self._label = register_base(base)
+        self._recompute = recompute
+
+    def admit(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> Admitted:
+        """The job with its rows read. `folder`: where its relative paths start; `submit_s`: instead of the job's own.
+
+        Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows cannot be used.
+        """
+        self.check_adapter(job)
+        data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder)
+        spec = job_spec(job, data, self._label, self._base, self._recompute)
+        if submit_s is not None:
+            spec = replace(spec, submit_s=submit_s)
+        return Admitted(config=job, data=data, spec=spec)
+
+    def check_adapter(self, job: TrainJob) -> None:
+        """UsageError where the adapter does not fit the base."""
+        method, config = METHODS[job.method], job.adapter_config
+        try:
+            method.specs(config, self._base.sites)
+            method.plans(config, self._base.sites)
+        except ValueError as error:
+            raise UsageError(f"job {job.id}: {error}") from error
