@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.base_model import BaseModel, build_base
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import MicroBatch, Part

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.kernels.dropout import DropKey, row_keys, site_key, threshold
 from loramux_runtime.fused.packing import IGNORED, MicroBatch

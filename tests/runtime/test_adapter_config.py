@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.fused.adapters import METHODS
 from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
 from loramux_runtime.jobs.adapter_config import config_of, known_keys, parse_config, write_config

@@ -16,7 +16,7 @@ from loramux_profiles.devices import load_device
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.kernels import dropout
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.jobs.jobs_file import BaseConfig, read_jobs_file

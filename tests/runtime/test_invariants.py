@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters import METHODS
-from loramux_runtime.fused.adapters.base import BaseSites, Site
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.fused.adapters.dynmole.layer import entropy, mask
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
+from loramux_runtime.fused.sites import BaseSites, Site
 from loramux_runtime.fused.slab import SlabLayout
 
 from .matrix import NAMES, batch, case, fused, parts, shake, worst, zero_grads

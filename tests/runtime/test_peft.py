@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
 from loramux_runtime.jobs.adapter_files import load_adapter, save_adapter

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loramux_profiles.shapes import load_shape
-from loramux_runtime.fused.adapters.base import BaseSites, Site
 from loramux_runtime.fused.attention import NAME
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
+from loramux_runtime.fused.sites import BaseSites, Site
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.kernels.dropout import DropKey, site_key, threshold
 
 

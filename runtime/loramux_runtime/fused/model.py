@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from loramux_runtime.fused.adapted import AdaptedLinear, AdaptedMlp, StepLayer
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import Adapter
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.context import StepContext, running_step
 from loramux_runtime.fused.kernels.loss import CHUNK_ROWS, chunked_cross_entropy

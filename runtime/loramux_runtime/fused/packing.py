@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loramux_profiles.work import ROUNDING
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.groups import JobGroup, Segment, group_by_structure
 from loramux_runtime.fused.kernels.dropout import row_keys
 from loramux_runtime.fused.kernels.loss import LossRows

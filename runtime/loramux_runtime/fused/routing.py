@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_runtime.fused.groups import JobGroup
+from loramux_runtime.fused.adapters.base import GroupRows
 from loramux_runtime.fused.kernels.grouped import grouped_narrow
 
 
@@ -17,7 +17,7 @@ from loramux_runtime.fused.kernels.grouped import grouped_narrow
 class Router:
     """The gates of one group on one input."""
 
-    group: JobGroup
+    group: GroupRows
     key: str
     """Of the gate in each job's slab."""
     start: int
@@ -86,7 +86,7 @@ def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple
     return same if x.requires_grad else x, tuple(logits)
 
 
-def sum_per_job(values: Tensor, group: JobGroup) -> Tensor:
+def sum_per_job(values: Tensor, group: GroupRows) -> Tensor:
     """[rows, n] -> [jobs, n]: differentiable sums over each job's rows alone (a product with ones and zeros would carry
     one job's NaN to all)."""
     return torch.stack([values[a:b].sum(0) for a, b in group.slices])

@@ -16,10 +16,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from loramux_runtime.fused.adapters import METHODS
-from loramux_runtime.fused.adapters.base import PRESETS
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
+from loramux_runtime.fused.sites import PRESETS
 from loramux_traces.errors import InvalidInputError, Problem
 
 _RENAMED: Final = {

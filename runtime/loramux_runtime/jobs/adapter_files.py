@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import Adapter
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.slab import SlabLayout
 from loramux_runtime.jobs.adapter_config import parse_config, write_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from loramux_runtime.data import TokenisedRows
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.memory import is_out_of_memory
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import MicroBatch

@@ -21,7 +21,7 @@ from pydantic import (
 from loramux_profiles.datafiles import problem
 from loramux_profiles.validation import validate
 from loramux_runtime.data import DataConfig, SyntheticData
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_traces.errors import InvalidInputError
 
 MAX_BYTES = 16 << 20

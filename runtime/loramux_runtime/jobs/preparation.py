@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loramux_runtime.data import JobData, load_tokenizer
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.job_data import job_data
 from loramux_runtime.jobs.job_specs import job_spec, register_base

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.data import JobData, Rows, SampleStream, TokenisedRows
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.model import FusedModel, JobOutcome
 from loramux_runtime.fused.packing import IGNORED, MicroBatch
 from loramux_runtime.jobs.early_stop import LossTail, Patience, stop_likelihood

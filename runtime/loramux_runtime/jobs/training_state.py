@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from torch import Tensor
 
 from loramux_runtime.data import Rows, SampleStream
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.jobs.early_stop import KEPT_LOSSES
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import StateError

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import Adapter
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.preparation import Admitted
 from loramux_runtime.jobs.training_job import TrainingJob

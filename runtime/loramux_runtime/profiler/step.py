@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters import METHODS
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
 from loramux_runtime.profiler.tracker import StorageTracker

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux_profiles.step_point import AdapterPoint
-from loramux_runtime.fused.adapter import Adapter
+from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.jobs.adapter_files import load_adapter, save_adapter
 from loramux_runtime.profiler.step import adapter_config

@@ -21,7 +21,7 @@ def work() -> tuple[Any, list[Any]]:
         pytest.skip("no CUDA device")
     from transformers import AutoConfig
 
-    from loramux_runtime.fused.adapters import METHODS as KNOWN
+    from loramux_runtime.fused.adapters.methods import METHODS as KNOWN
     from loramux_runtime.fused.base_model import build_base
     from loramux_runtime.fused.model import FusedModel
     from loramux_runtime.fused.packing import MicroBatch, Part

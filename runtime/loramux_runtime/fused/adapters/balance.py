@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from loramux_runtime.fused.groups import JobGroup
+from loramux_runtime.fused.adapters.base import GroupRows
 from loramux_runtime.fused.routing import sum_per_job
 from loramux_runtime.fused.stats import RouterStats
 
@@ -18,13 +18,13 @@ def top_k_weights(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return chosen, top / top.sum(1, keepdim=True)
 
 
-def balance_stats(p: Tensor, chosen: Tensor, group: JobGroup) -> Tensor:
+def balance_stats(p: Tensor, chosen: Tensor, group: GroupRows) -> Tensor:
     """[jobs, 2 experts]: per expert the sum of its probabilities, and how often it was chosen (no gradient)."""
     counts = torch.zeros_like(p).scatter(1, chosen, 1.0)
     return torch.cat([sum_per_job(p, group), sum_per_job(counts.detach(), group)], 1)
 
 
-def balance_loss(group: JobGroup, stats: RouterStats, coefs: Sequence[float]) -> Tensor | None:
+def balance_loss(group: GroupRows, stats: RouterStats, coefs: Sequence[float]) -> Tensor | None:
     """coef * E * sum_i f_i P_i per job: f_i how often expert i was chosen per token (over all k choices), P_i its mean
     probability, over the tokens of all routers at once (arXiv 2404.15159, eq. 9 and its code). Balanced: k * coef.
 

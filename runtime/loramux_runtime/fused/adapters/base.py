@@ -1,100 +1,96 @@
-"""What an adapter method is to the fused step: tensors, low-rank plans, routing, and for some a block of the FFN."""
+"""What an adapter method is to the fused step (tensors, low-rank plans, routing, for some a block of the FFN), and one
+job's adapter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from loramux_runtime.fused.slab import TensorSpec
-
-if TYPE_CHECKING:
-    from loramux_runtime.fused.adapter import Adapter
-    from loramux_runtime.fused.groups import JobGroup
-    from loramux_runtime.fused.stats import RouterStats
-
-PRESETS: Final[dict[str, tuple[str, ...] | None]] = {
-    "all-linear": None,
-    "attention": ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
-    "qv": ("q_proj", "v_proj", "qkv_proj"),
-}
-"""Names that `target_modules` may be instead of a list; None: every linear of the layer."""
+from loramux_runtime.fused.kernels.dropout import DropKey
+from loramux_runtime.fused.sites import BaseSites, Plans
+from loramux_runtime.fused.slab import Slab, SlabLayout, TensorSpec
+from loramux_runtime.fused.stats import RouterStats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A frozen linear of every decoder layer that adapters may change."""
+class GroupRows(Protocol):
+    """What a method sees of the rows it works on: those of some jobs of one step, one after the other.
 
-    name: str
-    """For example `q_proj`; on bases that fuse them `qkv_proj`, `gate_up_proj`."""
-    block: Literal["self_attn", "mlp"]
-    n_in: int
-    n_out: int
+    `groups.JobGroup` is the one there is; methods name this protocol, so that groups may import adapters.
+    """
 
+    @property
+    def index(self) -> int:
+        """Number of the group in the step."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseSites:
-    """What adapters need to know of a base model."""
+    @property
+    def method(self) -> Method:
+        """The method of its jobs."""
 
-    layers: int
-    hidden: int
-    ffn: int
-    sites: tuple[Site, ...]
-    prefix: str = "model.layers"
-    """Path of the decoder layers inside the Hugging Face model (names of LoRA files)."""
+    @property
+    def config(self) -> Any:
+        """Configuration of the first job: structure is common to all, scales and dropout are not."""
 
-    def site(self, name: str) -> Site:
-        """A linear by name; ValueError names those there are."""
-        for site in self.sites:
-            if site.name == name:
-                return site
-        raise ValueError(
-            f"the base model has no linear called {name!r} (it has {', '.join(s.name for s in self.sites)})"
-        )
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """One per job."""
 
-    def targets(
-        self, wanted: str | Sequence[str], within: Literal["self_attn", "mlp"] | None = None
-    ) -> tuple[Site, ...]:
-        """The linears of a preset or a list, in the base's order. ValueError for an unknown name or an empty choice."""
-        if isinstance(wanted, str):
-            if wanted not in PRESETS:
-                raise ValueError(
-                    f"target_modules must be a list of linears or one of {', '.join(PRESETS)}, not {wanted!r}"
-                )
-            names = PRESETS[wanted]
-            found = [s for s in self.sites if names is None or s.name in names]
-        else:
-            names = tuple(self.site(name).name for name in wanted)
-            found = [s for s in self.sites if s.name in names]
-        return tuple(s for s in found if within is None or s.block == within)
+    @property
+    def training(self) -> bool:
+        """Whether dropout applies and gradients are wanted."""
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the stacked copies (`stack`)."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearPlan:
-    """How one linear of one layer is changed by an adapter: keys of its slab and factors."""
+    @property
+    def start(self) -> int:
+        """Row of the packed step where the group begins."""
 
-    a: str
-    b: str
-    rank: int
-    """Of one expert."""
-    scale: float
-    """alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
-    dropout: float
-    router: str | None = None
-    """Key of the gate where the linear has a router of its own."""
-    experts: int = 1
-    magnitude: str | None = None
-    """Key of DoRA's magnitude vector."""
+    @property
+    def n_rows(self) -> int:
+        """Tokens of the group."""
+
+    @property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """Each job's rows within the group."""
+
+    @property
+    def offs(self) -> Tensor:
+        """[jobs] int32: where each job's rows end within the group."""
+
+    @property
+    def job_of_row(self) -> Tensor:
+        """[n_rows] int64: index of the row's job within the group."""
+
+    def put(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """Host numbers as a tensor on the group's device, without waiting for it."""
+
+    def sizes_column(self, dtype: torch.dtype) -> Tensor:
+        """[jobs, 1]: each job's tokens."""
+
+    def stack(self, key: str) -> Tensor:
+        """The jobs' parameters `key` as [jobs, *shape] in the compute dtype."""
+
+    def add_grad(self, key: str, grads: Tensor) -> None:
+        """Add [jobs, *shape] to the jobs' gradients."""
+
+    def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
+
+    def drop_key(self, rates: Sequence[float], layer: int, projection: str) -> DropKey | None:
+        """Key of a site's dropout masks; None where no job of the group drops anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """What a method that replaces the FFN between its projections is given: one group's rows of one layer."""
 
-    group: JobGroup
+    group: GroupRows
     layer: int
     hidden: Tensor
     """[rows, d]: input of the FFN."""
@@ -108,9 +104,6 @@ class Block:
     """Frozen weight by name: gate_proj, up_proj, down_proj (slices of it where the base fuses two)."""
     linear: Callable[[str, Tensor, tuple[tuple[int, int], ...]], Tensor]
     """The frozen linear, without its bias, on rows in these slices."""
-
-
-Plans = Mapping[tuple[int, str], LinearPlan]
 
 
 class Method:
@@ -133,7 +126,7 @@ class Method:
         """What must be equal for two jobs to share grouped GEMMs; scales, dropout and loss weights need not be."""
         raise NotImplementedError
 
-    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+    def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """Weights [rows, experts] of a linear's experts from its gate's logits; adds what the loss needs to `stats`."""
         raise NotImplementedError
 
@@ -141,16 +134,49 @@ class Method:
         """([rows, f] for the frozen down-projection, [rows, d] to add after it or None); where `has_block`."""
         raise NotImplementedError
 
-    def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Auxiliary loss of each job [jobs], or None."""
         return None
 
-    def active_experts(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def active_experts(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Mean experts kept per token of each job [jobs], where the routing decides it."""
         return None
 
     def finish_initialisation(self, adapter: Adapter, weight_of: Any) -> None:
         """Initial values that depend on the base: `weight_of(layer, name)` gives a frozen weight."""
+
+
+class Adapter:
+    """A trainable adapter. `seed` keys its initial values and its dropout masks, never those of its peers.
+
+    Raises ValueError where the configuration does not fit the base.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        method: Method,
+        config: Any,
+        base: BaseSites,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.job_id = job_id
+        self.method = method
+        self.config = config
+        self.seed = seed
+        self.plans = method.plans(config, base)
+        self.structure = method.structure(config, base)
+        self.slab = Slab(SlabLayout(method.specs(config, base)), device=device, dtype=dtype)
+        self.slab.initialise(seed, generator=generator)
+
+    @property
+    def n_params(self) -> int:
+        """Trainable parameters (without the padding of ranks)."""
+        return self.slab.layout.n_params
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from loramux_profiles.widths import multiple_of_8
-from loramux_runtime.fused.adapters.base import BaseSites, LinearPlan, Method, Plans, Site, scale_of
+from loramux_runtime.fused.adapters.base import Method, scale_of
+from loramux_runtime.fused.sites import BaseSites, LinearPlan, Plans, Site
 from loramux_runtime.fused.slab import FilePart, TensorSpec
 
 

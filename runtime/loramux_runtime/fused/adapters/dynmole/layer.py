@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from loramux_runtime.fused.adapters.base import GroupRows
 from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.fused.adapters.plugin import Plugin
-from loramux_runtime.fused.groups import JobGroup
 from loramux_runtime.fused.routing import sum_per_job
 from loramux_runtime.fused.stats import RouterStats
 
@@ -68,7 +68,7 @@ class DynMole(Plugin):
             config.normalised_entropy,
         )
 
-    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+    def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = p * mask, not renormalised. Statistics: sums of p, of w, of the entropy and of the experts kept."""
         config: DynMoleConfig = group.config
         p = torch.softmax(logits, 1)
@@ -81,7 +81,7 @@ class DynMole(Plugin):
         stats.add(group.index, experts, sum_per_job(out, group))
         return w
 
-    def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """dyn_coef * mean(H) + aux_coef * E * sum_i f_i P_i with f_i the mean of w_i (it carries gradient)."""
         ((experts, sums, routers),) = stats.of_group(group.index)
         mean = sums / (routers * group.sizes_column(sums.dtype))
@@ -91,7 +91,7 @@ class DynMole(Plugin):
         aux = group.put([c.router_aux_loss_coef for c in configs], sums.dtype)
         return dyn * mean[:, 2 * experts] + aux * balance
 
-    def active_experts(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def active_experts(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Experts kept per token, over all routers."""
         ((experts, sums, routers),) = stats.of_group(group.index)
         kept: Tensor = sums.detach()[:, 2 * experts + 1] / (routers * group.sizes_column(sums.dtype))[:, 0]

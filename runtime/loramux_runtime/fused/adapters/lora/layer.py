@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from loramux_profiles.widths import rank_bucket
-from loramux_runtime.fused.adapter import Adapter
-from loramux_runtime.fused.adapters.base import BaseSites, LinearPlan, Method, Plans, Site, scale_of
+from loramux_runtime.fused.adapters.base import Adapter, Method, scale_of
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.sites import BaseSites, LinearPlan, Plans, Site
 from loramux_runtime.fused.slab import FilePart, TensorSpec
 
 

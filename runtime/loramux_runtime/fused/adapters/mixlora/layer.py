@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from loramux_profiles.widths import multiple_of_8
-from loramux_runtime.fused.adapter import Adapter
 from loramux_runtime.fused.adapters.balance import balance_loss, balance_stats, top_k_weights
-from loramux_runtime.fused.adapters.base import BaseSites, Block, Method, Plans, scale_of
+from loramux_runtime.fused.adapters.base import Adapter, Block, GroupRows, Method, scale_of
 from loramux_runtime.fused.adapters.dora import decompose, leaf, row_norms
 from loramux_runtime.fused.adapters.lora.layer import Lora, lora_specs
 from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
-from loramux_runtime.fused.groups import JobGroup
 from loramux_runtime.fused.kernels.dropout import DropKey
 from loramux_runtime.fused.kernels.expert_ffn import expert_ffn
 from loramux_runtime.fused.kernels.experts import ExpertPair, Slots, combine, make_slots, slot_update, token_update
 from loramux_runtime.fused.kernels.gated import gated
 from loramux_runtime.fused.routing import Router, router_logits
+from loramux_runtime.fused.sites import BaseSites, Plans
 from loramux_runtime.fused.slab import FilePart, TensorSpec
 from loramux_runtime.fused.stats import RouterStats
 
@@ -118,7 +117,7 @@ class MixLora(Method):
                     )
             adapter.slab.version += 1
 
-    def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Load-balance loss over the gates of all layers."""
         return balance_loss(group, stats, [adapter.config.router_aux_loss_coef for adapter in group.adapters])
 
@@ -200,7 +199,7 @@ class MixLora(Method):
         return combine(decompose(base, dropped, slot_update(a, slots, pair), ratio), w, slots)
 
     @staticmethod
-    def _kept(group: JobGroup) -> Tensor:
+    def _kept(group: GroupRows) -> Tensor:
         """1 / (1 - p) by row."""
         return group.column([1.0 / (1.0 - adapter.config.dropout) for adapter in group.adapters], group.compute_dtype)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from loramux_runtime.fused.adapters.balance import balance_loss, balance_stats, top_k_weights
-from loramux_runtime.fused.adapters.base import BaseSites
+from loramux_runtime.fused.adapters.base import GroupRows
 from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
 from loramux_runtime.fused.adapters.plugin import Plugin
-from loramux_runtime.fused.groups import JobGroup
+from loramux_runtime.fused.sites import BaseSites
 from loramux_runtime.fused.stats import RouterStats
 
 
@@ -29,7 +29,7 @@ class Mola(Plugin):
         """k."""
         return (config.top_k,)
 
-    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+    def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = p over the k largest, divided by their sum; zero elsewhere."""
         p = torch.softmax(logits, 1)
         chosen, weights = top_k_weights(p, group.config.top_k)
@@ -37,7 +37,7 @@ class Mola(Plugin):
             stats.add(group.index, experts, balance_stats(p, chosen, group))
         return torch.zeros_like(p).scatter(1, chosen, weights)
 
-    def auxiliary(self, group: JobGroup, stats: RouterStats) -> Tensor | None:
+    def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Load-balance loss, where a job asks for it."""
         return balance_loss(group, stats, [adapter.config.router_aux_loss_coef for adapter in group.adapters])
 
@@ -48,6 +48,6 @@ class LoraMoe(Plugin):
     name: ClassVar[str] = "loramoe"
     config_type: ClassVar[type[Any]] = LoraMoeConfig
 
-    def route(self, group: JobGroup, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
+    def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """w = softmax(logits)."""
         return torch.softmax(logits, 1)
