@@ -201,7 +201,7 @@ def _same_weights(store: Store, base: BaseConfig) -> None:
 
 
 def _parse_base(text: str, dtype: str) -> BaseConfig:
-    from loramux_profiles.shapes import shape_names
+    from loramux_profiles.shape_catalog import shape_names
     from loramux_runtime.jobs.jobs_file import BaseConfig, read_base
     from loramux_traces.errors import UsageError
 

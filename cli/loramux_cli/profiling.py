@@ -78,7 +78,7 @@ def profile_command(
 
     if target.exists() and not force and not (resume and journal_path(target).exists()):
         raise StateError(f"{target}: there is a whole profile already; --force replaces it")
-    from loramux_profiles.shapes import load_shape
+    from loramux_profiles.shape_catalog import load_shape
     from loramux_runtime.fused.devices import choose_device, set_threads
 
     where = choose_device(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from loramux_profiles.devices import load_device
 from loramux_profiles.lengths import length_dist
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 from loramux_traces.errors import InvalidInputError, LoramuxError
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.reader import folder_of, read_trace

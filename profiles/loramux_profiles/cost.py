@@ -19,7 +19,8 @@ from loramux_profiles.memory import Copies, Fusion, Implementation
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.rates import ExpectedStep, expected_step
 from loramux_profiles.row_lengths import longest_admitted
-from loramux_profiles.shapes import ModelShape, load_shape
+from loramux_profiles.shape_catalog import load_shape
+from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan.structure import stored_params
 from loramux_profiles.step_point import AdapterPoint
 from loramux_profiles.steptime import Ints

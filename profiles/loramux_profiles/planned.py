@@ -8,17 +8,38 @@ of jobs and is remembered; a step asks about its real lengths.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan import plan_bytes
-from loramux_profiles.step_point import JobPoint, StepPoint
-
-if TYPE_CHECKING:
-    from loramux_profiles.work import JobCost
+from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 
 REMEMBERED: Final = 65_536
 """Sets of classes whose bytes are kept."""
+
+
+class PlannedJob(Protocol):
+    """What the plan asks of a class of jobs (`work.JobCost`)."""
+
+    @property
+    def adapter(self) -> AdapterPoint | None:
+        """What the plan knows its adapter by."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences in one micro-batch."""
+
+    @property
+    def length_q(self) -> int:
+        """Admission quantile of the longest row of a micro-batch, tokens."""
+
+    @property
+    def tokens_q(self) -> float:
+        """Admission quantile of a micro-batch's tokens."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether layers are run again in the backward pass."""
 
 
 class PlannedMemory:
@@ -30,14 +51,14 @@ class PlannedMemory:
         self.shape, self.dtype, self.exact = shape, dtype, exact
         self.scale, self.offset_bytes = scale, offset_bytes
         self._known: dict[tuple[int, ...], float] = {}
-        self._classes: dict[int, JobCost] = {}
+        self._classes: dict[int, PlannedJob] = {}
         """Keeps classes alive whose ids are keys."""
 
     def point_bytes(self, point: StepPoint) -> float:
         """Of a step."""
         return self.scale * plan_bytes(self.shape, point, dtype=self.dtype, exact=self.exact) + self.offset_bytes
 
-    def admitted(self, costs: Sequence[JobCost]) -> float:
+    def admitted(self, costs: Sequence[PlannedJob]) -> float:
         """Of a set of jobs at their admission quantiles, each with its whole micro-batch; 0 for none."""
         if not costs:
             return 0.0
@@ -52,24 +73,24 @@ class PlannedMemory:
             known = self._known[key] = self.step((cost, _admitted_lengths(cost)) for cost in ordered)
         return known
 
-    def admitted_point(self, costs: Sequence[JobCost]) -> StepPoint:
+    def admitted_point(self, costs: Sequence[PlannedJob]) -> StepPoint:
         """The step that `admitted` speaks of."""
         jobs = tuple(_job_point(cost, _admitted_lengths(cost)) for cost in costs)
         return StepPoint(jobs=jobs, recompute=any(cost.recompute for cost in costs))
 
-    def step(self, parts: Iterable[tuple[JobCost, Sequence[int]]]) -> float:
+    def step(self, parts: Iterable[tuple[PlannedJob, Sequence[int]]]) -> float:
         """Of a step with these jobs' rows of these lengths. All tokens count as learned, the most there can be."""
         found = list(parts)
         jobs = tuple(_job_point(cost, lengths) for cost, lengths in found)
         return self.point_bytes(StepPoint(jobs=jobs, recompute=any(cost.recompute for cost, _ in found)))
 
 
-def _job_point(cost: JobCost, lengths: Sequence[int]) -> JobPoint:
+def _job_point(cost: PlannedJob, lengths: Sequence[int]) -> JobPoint:
     assert cost.adapter is not None, "a planned base has planned jobs"
     return JobPoint(adapter=cost.adapter, lengths=tuple(lengths), labels=sum(lengths) - len(lengths))
 
 
-def _admitted_lengths(cost: JobCost) -> tuple[int, ...]:
+def _admitted_lengths(cost: PlannedJob) -> tuple[int, ...]:
     """Rows that have the admission quantile of the micro-batch's tokens, none longer than that of its longest row."""
     tokens = int(cost.tokens_q)
     longest = max(1, min(int(cost.length_q), tokens))

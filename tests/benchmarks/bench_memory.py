@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 from loramux_profiles.step_plan import plan_bytes
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.fused.base_model import shape_config

@@ -8,7 +8,7 @@ import pytest
 
 from loramux_profiles.adapters import AdapterCost, active_experts, adapter_cost
 from loramux_profiles.memory import layer_bytes
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 
 SHAPE = load_shape("llama-2-7b")
 METHODS = ("lora", "mixlora", "mola", "loramoe", "dynmole")

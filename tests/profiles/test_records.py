@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loramux_profiles.records import ProfileRecord, check_matches, digest, read_record, write_record
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 from loramux_traces.errors import InvalidInputError, UsageError
 
 from .measured import SHAPE, document, record

@@ -10,7 +10,7 @@ from loramux_profiles.datafiles import data_dir
 from loramux_profiles.devices import device_names
 from loramux_profiles.fit import time_model
 from loramux_profiles.records import check_matches, read_record
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 
 RECORDS = sorted(path for path in data_dir().glob("*/*.json") if path.name != "device.json")
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from loramux_profiles.shapes import load_shape
+from loramux_profiles.shape_catalog import load_shape
 from loramux_runtime.fused.attention import NAME
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.sites import BaseSites, Site

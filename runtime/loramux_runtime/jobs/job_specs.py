@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from loramux_profiles.hf_config import shape_from_dict
-from loramux_profiles.shapes import register_shape
+from loramux_profiles.shape_catalog import register_shape
 from loramux_runtime.data import JobData, SyntheticData, length_stats
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.base_model import BaseModel

@@ -19,7 +19,8 @@ from loramux_profiles.checked import read_checked
 from loramux_profiles.datafiles import looks_like_path, problem, read_json
 from loramux_profiles.fitted import adapter_point
 from loramux_profiles.hf_config import shape_from_dict
-from loramux_profiles.shapes import ModelShape, load_shape, register_shape, shape_names
+from loramux_profiles.shape_catalog import load_shape, register_shape, shape_names
+from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.job import Dtype, JobSpec

@@ -17,7 +17,8 @@ from gpu.points import SEED, load_points, points_text, shrunk
 from gpu.store import Store
 from gpu.timing import clear
 from gpu.workload import TINY, load
-from loramux_profiles.shapes import ModelShape, load_shape
+from loramux_profiles.shape_catalog import load_shape
+from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.identity import describe_run
