@@ -234,7 +234,7 @@ def _exit(results: Sequence[tuple[str, RunResult]]) -> None:
 
 
 def _explainer(job_id: str, policy: str) -> Callable[[Any, Any], None]:
-    from loramux_policies.explain import why
+    from loramux_policies.loop.explain import why
 
     last = ""
 

@@ -34,7 +34,9 @@ def train_command(
     threads: o.Threads = None,
     record: Annotated[
         bool,
-        typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux_policies.replay."),
+        typer.Option(
+            "--record", help="Write every fused step into events.jsonl too (loramux_policies.stepping.replay)."
+        ),
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,

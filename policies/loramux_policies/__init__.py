@@ -1,9 +1,9 @@
 """Who runs now: views, the `Policy` base class, the registry, the decide-apply loop and the shipped rules."""
 
 from loramux_policies.errors import PlanError, PolicyError
-from loramux_policies.packing import fuse_all, start_in_order, start_or_preempt
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create, load_file, names, register
+from loramux_policies.rule_helpers import fuse_all, start_in_order, start_or_preempt
 from loramux_policies.views import (
     Changes,
     ClusterView,

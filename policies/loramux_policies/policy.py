@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from loramux_policies.packing import fuse_all
+from loramux_policies.rule_helpers import fuse_all
 from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Plan, first_come
 
 

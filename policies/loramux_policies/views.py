@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from loramux_policies.snapshot import ClusterSnapshot
+    from loramux_policies.loop.snapshot import ClusterSnapshot
 
 Metric = Literal["remaining_s", "attained_s"]
 Rule = Literal["best-fit", "worst-fit", "first-fit", "least-loaded"]

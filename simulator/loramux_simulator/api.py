@@ -17,14 +17,14 @@ import pandas as pd
 
 from loramux_policies import Policy, create
 from loramux_policies.errors import PolicyError
-from loramux_policies.intake import Intake
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
-from loramux_policies.live_view import LiveView
-from loramux_policies.meters import Meters
-from loramux_policies.plan import DeltaPlan
-from loramux_policies.recorder import Recorder
-from loramux_policies.scheduler import Scheduler
+from loramux_policies.loop.intake import Intake
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.meters import Meters
+from loramux_policies.loop.plan import DeltaPlan
+from loramux_policies.loop.recorder import Recorder
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_profiles.cost import CostModel
 from loramux_profiles.curves import SpeedupCurve, load_curve
 from loramux_profiles.devices import DeviceProfile, parse_devices

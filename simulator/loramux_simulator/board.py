@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from loramux_policies.backend import Floats
-from loramux_policies.job import Job
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
 from loramux_simulator.virtual_time import Run, VirtualClock
 
 EMPTY: Final = -1e300

@@ -12,8 +12,8 @@ import simpy
 from simpy.core import EmptySchedule
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.job import Job
-from loramux_policies.scheduler import Scheduler
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.scheduler import Scheduler
 
 TIME_SLACK = 1e-12
 """Relative: two events closer than this are one batch (delays are rounded when they are added to the clock). At 1e7 s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loramux_policies.meters import Meters
+from loramux_policies.loop.meters import Meters
 from loramux_simulator.virtual_time import Run
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.length_table import Floats, Ints
 from loramux_profiles.row_lengths import BLOCK, PURPOSE, draw_block
 from loramux_profiles.streams import generator

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from loramux_policies.meters import Speed
-from loramux_policies.shares import phi_at, seating
+from loramux_policies.loop.meters import Speed
+from loramux_policies.stepping.shares import phi_at, seating
 from loramux_profiles.memory import Fusion
 from loramux_profiles.rates import ExpectedStep, expected_step
 from loramux_profiles.work import JobCost

@@ -8,7 +8,7 @@ from math import exp, hypot
 from statistics import NormalDist
 from typing import Final
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.streams import uniform
 from loramux_simulator.options import SimOptions
 from loramux_traces.job import JobSpec

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from loramux_policies.backend import Floats
-from loramux_policies.job import Job
-from loramux_policies.meters import IDLE, Meters, Speed
-from loramux_policies.scheduler import Scheduler
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import IDLE, Meters, Speed
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_simulator.board import Board
 from loramux_simulator.clock import Clock
 from loramux_simulator.gang import GangRun, count_off
@@ -45,7 +45,7 @@ class RateDevice:
 
 
 class RateEngine:
-    """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`)."""
+    """Backend of the decide-apply loop (contract: `loramux_policies.loop.backend.Backend`)."""
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ class StepTimes:
 def step_times(run: Run, setting: Setting) -> StepTimes:
     """Measured seconds of a run's fused steps, and what the profile says of the same rows.
 
-    From the recorded stream (`loramux_policies.stream`); where the run kept none, its own account of the refit
+    From the recorded stream (`loramux_policies.stepping.stream`); where the run kept none, its own account of the refit
     (`prediction` in summary.json) stands for it, in units of its steps.
     """
     steps = [event for event in run.events() if event.get("event") == "step" and not event.get("oom")]

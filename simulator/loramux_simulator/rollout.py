@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from loramux_policies.fused_device import FusedDevice
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
 from loramux_policies.policy import Policy
+from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_profiles.work import JobCost
 from loramux_simulator.micro_batches import ReadyRun
 from loramux_simulator.paces import Rolled, place_of

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from loramux_policies.backend import Floats
-from loramux_policies.fused_device import FusedDevice
-from loramux_policies.job import Job
-from loramux_policies.meters import IDLE, Meters
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import IDLE, Meters
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.scheduler import Scheduler
-from loramux_policies.shares import phi_at
+from loramux_policies.stepping.fused_device import FusedDevice
+from loramux_policies.stepping.shares import phi_at
 from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
 from loramux_simulator.micro_batches import ReadyRun
@@ -50,7 +50,7 @@ class StepDevice:
 
 
 class StepEngine:
-    """Backend of the decide-apply loop (contract: `loramux_policies.backend.Backend`). Jobs on one device each.
+    """Backend of the decide-apply loop (contract: `loramux_policies.loop.backend.Backend`). Jobs on one device each.
 
     A job that is paused in the middle of a step is credited with that step: it runs to its end on a real device too.
     The job can go on, or end, once that step has ended.

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.work import JobCost
 
 _SERIAL: Final = count()

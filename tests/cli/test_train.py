@@ -65,7 +65,7 @@ def test_it_leaves_a_run_folder_and_adapters(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_recorded_run_is_replayed_from_its_folder(cli: Cli, tmp_path: Path) -> None:
     from loramux_policies import create
-    from loramux_policies.replay import replay
+    from loramux_policies.stepping.replay import replay
     from loramux_profiles.devices import load_device
     from loramux_runtime.jobs.jobs_file import read_jobs_file
     from loramux_runtime.train.run import TrainRun, open_base

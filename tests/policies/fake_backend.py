@@ -10,12 +10,12 @@ from math import inf
 import numpy as np
 
 from loramux_policies import Policy
-from loramux_policies.backend import Floats
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import DeltaPlan
-from loramux_policies.scheduler import Scheduler
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import DeltaPlan
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.views import Entry, FusedStep, ReadyJob
 from loramux_profiles.length_table import LengthDist
 from loramux_profiles.work import BaseCost, JobCost

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_profiles.planned import PlannedMemory

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loramux_policies import create
-from loramux_policies.replay import Replay, replay
-from loramux_policies.stream import Stream, decisions
+from loramux_policies.stepping.replay import Replay, replay
+from loramux_policies.stepping.stream import Stream, decisions
 from loramux_profiles.devices import load_device
 from loramux_traces.errors import StateError
 from loramux_traces.job import JobSpec

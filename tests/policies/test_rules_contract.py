@@ -8,9 +8,9 @@ import random
 import pytest
 
 from loramux_policies import Policy, create, names
-from loramux_policies.job import Job
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import DeltaPlan, Pause, Reject, Share, Start
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import DeltaPlan, Pause, Reject, Share, Start
 from loramux_policies.registry import find, parameters
 
 from .fake_backend import base, free, job, play, shared

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from loramux_policies import create
-from loramux_policies.job import Job
-from loramux_policies.live_view import LiveView
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.live_view import LiveView
 from loramux_policies.rules._highs import Limits, zero_one_program
 from loramux_policies.rules.gittins import Gittins
 from loramux_policies.rules.max_min import MaxMin

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from loramux_policies import create
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 
 from ..theory import references as ref
 from .fake_backend import free, job, play

@@ -190,7 +190,9 @@ def test_data_is_found_inside_an_installed_package(tmp_path: Path) -> None:
     shutil.copytree(profiles, tmp_path / "loramux_profiles", ignore=ignore)
     shutil.copytree(traces, tmp_path / "loramux_traces", ignore=ignore)
     shutil.copytree(datafiles.data_dir(), tmp_path / "loramux_profiles" / "data", dirs_exist_ok=True)
-    code = "from loramux_profiles import datafiles, shape_catalog as c; print(datafiles.data_dir(), len(c.shape_names()))"
+    code = (
+        "from loramux_profiles import datafiles, shape_catalog as c; print(datafiles.data_dir(), len(c.shape_names()))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == [

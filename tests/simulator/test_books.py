@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramux_policies import Plan, Policy, PolicyError, start_in_order
-from loramux_policies.fleet import Fleet
-from loramux_policies.fused_device import FusedDevice
-from loramux_policies.intake import Intake
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
+from loramux_policies.loop.fleet import Fleet
+from loramux_policies.loop.intake import Intake
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
+from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_policies.views import ClusterView, Entry, FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loramux_policies import create
-from loramux_policies.job import Job
-from loramux_policies.scheduler import Scheduler
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device

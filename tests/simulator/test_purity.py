@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from loramux_policies import Policy, create, names
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import DeltaPlan
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import DeltaPlan
 
 from .workloads import Case, cases
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_policies import Policy, PolicyError
-from loramux_policies.shares import phi_at, seating
+from loramux_policies.stepping.shares import phi_at, seating
 from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, Plan
 from loramux_simulator import RunResult, simulate
 

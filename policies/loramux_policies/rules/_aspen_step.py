@@ -11,7 +11,7 @@ from itertools import groupby
 from math import ceil
 from typing import Final
 
-from loramux_policies.packing import halved
+from loramux_policies.rule_helpers import halved
 from loramux_policies.views import DeviceView, FusedStep, ReadyJob
 from loramux_profiles.work import ROUNDING
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
+from loramux_policies.rule_helpers import start_in_order
 from loramux_policies.views import ClusterView, Plan
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from loramux_policies.packing import as_many_as_fit, start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
+from loramux_policies.rule_helpers import as_many_as_fit, start_in_order
 from loramux_policies.views import ClusterView, DeviceView, FusedStep, Plan, ReadyJob
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from loramux_policies.packing import start_in_order
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
+from loramux_policies.rule_helpers import start_in_order
 from loramux_policies.rules._rounds import contenders, deal, next_round_s, start_of_round
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 

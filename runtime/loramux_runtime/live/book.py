@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.results import CANCELLED, COMPLETED, FAILED_CRASHED, FAILED_DIVERGED, FAILED_OOM, REJECTED

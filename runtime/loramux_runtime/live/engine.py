@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from loramux_policies.job import Job
-from loramux_policies.meters import Meters
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import Note
+from loramux_policies.stepping.driver import Note
 from loramux_profiles.fitted import FittedModel
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel

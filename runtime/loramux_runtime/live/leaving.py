@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from loramux_policies.job import Job
-from loramux_policies.live_run import LiveRun
+from loramux_policies.loop.job import Job
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.training_job import TrainingJob
 
 

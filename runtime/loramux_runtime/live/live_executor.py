@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.job import WAITING, Job
-from loramux_policies.live_run import LiveRun
-from loramux_policies.step_backend import StepDevice, StepTimes
+from loramux_policies.loop.job import WAITING, Job
+from loramux_policies.stepping.driver import StepDevice, StepTimes
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.clock import LiveTimes
 from loramux_runtime.train.backend import TrainingBackend

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
-from loramux_policies.job import Job
-from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import Meters
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import StepBackend, StepDevice, StepTimes
+from loramux_policies.stepping.driver import StepBackend, StepDevice, StepTimes
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.clock import POLL_S, LiveTimes
 from loramux_runtime.live.flight import Flight

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from loramux_policies.job import RUNNING, Job
-from loramux_policies.live_run import LiveRun
-from loramux_policies.step_backend import StepBackend, StepDevice
+from loramux_policies.loop.job import RUNNING, Job
+from loramux_policies.stepping.driver import StepBackend, StepDevice
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.flight import Flight

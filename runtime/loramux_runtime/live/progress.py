@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from loramux_policies.explain import in_queue, why
-from loramux_policies.live_view import LiveView
+from loramux_policies.loop.explain import in_queue, why
+from loramux_policies.loop.live_view import LiveView
 
 if TYPE_CHECKING:
     from loramux_runtime.live.service import LiveService

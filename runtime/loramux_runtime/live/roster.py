@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loramux_policies.intake import Intake
-from loramux_policies.job import Job
+from loramux_policies.loop.intake import Intake
+from loramux_policies.loop.job import Job
 from loramux_profiles.cost import CostModel
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.preparation import Admission, Admitted

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.book import Book
 from loramux_runtime.live.checkpoint import CheckpointStore

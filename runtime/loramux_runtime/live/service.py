@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.job import Job
-from loramux_policies.live_run import LiveRun
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create
-from loramux_policies.scheduler import Scheduler
-from loramux_policies.step_backend import ledger_of
+from loramux_policies.stepping.driver import ledger_of
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel

@@ -24,4 +24,4 @@ class LiveSettings:
     on_policy_error: Literal["fallback", "exit"] = "fallback"
     """A policy that raises, over-commits or stalls is replaced by fifo, or ends the scheduler."""
     record: bool = False
-    """Log every fused step, so that the decisions can be taken again (`loramux_policies.replay`)."""
+    """Log every fused step, so that the decisions can be taken again (`loramux_policies.stepping.replay`)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import IDLE, Meters
-from loramux_policies.step_backend import End, StepBackend, StepDevice
+from loramux_policies.loop.meters import IDLE, Meters
+from loramux_policies.stepping.driver import End, StepBackend, StepDevice
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_profiles.work import ROUNDING
 from loramux_runtime.jobs.training_job import TrainingJob
 

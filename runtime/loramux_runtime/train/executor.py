@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loramux_policies.job import Job
-from loramux_policies.live_run import LiveRun
-from loramux_policies.meters import Meters
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.step_backend import Note, StepDevice, StepTimes
+from loramux_policies.stepping.driver import Note, StepDevice, StepTimes
+from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
 from loramux_runtime.fused.memory import MemoryMeter, is_out_of_memory
 from loramux_runtime.fused.model import FusedModel, JobOutcome

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from loramux_policies.stream import Stream
+from loramux_policies.stepping.stream import Stream
 
 Fault = Callable[[str, dict[str, object]], None]
 """Called at a named point with facts about it; may raise what a real fault would raise."""

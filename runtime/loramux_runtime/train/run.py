@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from loramux_policies.intake import Intake
-from loramux_policies.job import Job
-from loramux_policies.meters import Meters
+from loramux_policies.loop.intake import Intake
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.meters import Meters
+from loramux_policies.loop.recorder import Recorder
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.recorder import Recorder
-from loramux_policies.scheduler import Scheduler
-from loramux_policies.step_backend import Arrivals, ledger_of
+from loramux_policies.stepping.driver import Arrivals, ledger_of
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
@@ -92,7 +92,7 @@ def outline_base(config: BaseConfig) -> BaseModel:
 class TrainRun:
     """The parts of one run, put together. Load the data and check every job before anything is trained.
 
-    `record`: the events hold every fused step too, so that `loramux_policies.replay` can take the decisions again.
+    `record`: the events hold every fused step too, so that `stepping.replay` can take the decisions again.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from loramux_policies.replay import Moments
-from loramux_policies.stream import Moment, Stream
+from loramux_policies.stepping.replay import Moments
+from loramux_policies.stepping.stream import Moment, Stream
 
 
 class Times(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
 from loramux_runtime.data import SyntheticConfig, SyntheticRows, length_stats

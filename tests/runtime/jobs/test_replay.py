@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from loramux_policies import create
-from loramux_policies.replay import replay
-from loramux_policies.stream import Stream, decisions
+from loramux_policies.stepping.replay import replay
+from loramux_policies.stepping.stream import Stream, decisions
 from loramux_runtime.train.faults import FaultPlan, recorded_faults
 from loramux_runtime.train.run import TrainRun
 from loramux_runtime.train.times import RealTimes, RecordedTimes
@@ -149,7 +149,7 @@ def test_a_changed_stream_changes_the_decisions(tmp_path: Path) -> None:
 
 def test_a_replay_explains_every_decision(tmp_path: Path) -> None:
     """The views and plans of the run, one by one: what each waiting job waits for."""
-    from loramux_policies.explain import why
+    from loramux_policies.loop.explain import why
 
     jobs = workload(write_rows(tmp_path), 0)
     run, events = record(jobs, "fifo")

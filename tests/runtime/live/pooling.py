@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loramux_policies import create
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_policies.policy import Policy
 from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_runtime.jobs.jobs_file import BaseConfig

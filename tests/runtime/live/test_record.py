@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from loramux_policies import create
-from loramux_policies.replay import replay
-from loramux_policies.stream import decisions
+from loramux_policies.stepping.replay import replay
+from loramux_policies.stepping.stream import decisions
 from loramux_profiles.devices import load_device
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.job import JobSpec

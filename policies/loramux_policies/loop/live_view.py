@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PlanError
-from loramux_policies.job import DONE, RUNNING, Job
-from loramux_policies.plan import DeltaPlan
-from loramux_policies.ranking import Ranking
-from loramux_policies.snapshot import ClusterSnapshot, take_snapshot
+from loramux_policies.loop.job import DONE, RUNNING, Job
+from loramux_policies.loop.plan import DeltaPlan
+from loramux_policies.loop.ranking import Ranking
+from loramux_policies.loop.snapshot import ClusterSnapshot, take_snapshot
+from loramux_policies.loop.waiting import CLOSED, WaitingWindow
 from loramux_policies.views import Changes, JobView, Metric, StaleViewError
-from loramux_policies.waiting import CLOSED, WaitingWindow
 
 if TYPE_CHECKING:
-    from loramux_policies.scheduler import Scheduler
+    from loramux_policies.loop.scheduler import Scheduler
 
 
 class LiveView:

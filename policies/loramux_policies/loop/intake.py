@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
 from loramux_profiles.devices import load_device
 from loramux_profiles.work import ADMISSION_QUANTILE, JobCost

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PlanError
-from loramux_policies.fleet import Fleet
-from loramux_policies.job import RUNNING, Job
-from loramux_policies.plan import DeltaPlan
+from loramux_policies.loop.fleet import Fleet
+from loramux_policies.loop.job import RUNNING, Job
+from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.views import Changes, JobView, Metric, Order
 
 if TYPE_CHECKING:
-    from loramux_policies.scheduler import Scheduler
+    from loramux_policies.loop.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from sortedcontainers import SortedList
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_policies.views import JobView, Order, StaleViewError, first_come
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import DeltaPlan, Pause, Reject, Start
-from loramux_policies.snapshot import ClusterSnapshot
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import DeltaPlan, Pause, Reject, Start
+from loramux_policies.loop.snapshot import ClusterSnapshot
 
 GIB = 2.0**30
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.work import ROUNDING, BaseCost, JobCost
 
 SEAT_SLACK: Final = 1e-9

@@ -13,16 +13,16 @@ from math import inf
 from typing import Any
 
 from loramux_policies.errors import LeftTheRecord
-from loramux_policies.intake import Intake
-from loramux_policies.job import Job
-from loramux_policies.live_run import LiveRun
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import DeltaPlan
+from loramux_policies.loop.intake import Intake
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import DeltaPlan
+from loramux_policies.loop.recorder import Recorder
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.recorder import Recorder
-from loramux_policies.scheduler import Scheduler
-from loramux_policies.step_backend import Arrivals, End, Note, StepBackend, StepDevice, StepTimes, ledger_of
-from loramux_policies.stream import Moment, Story, Stream
+from loramux_policies.stepping.driver import Arrivals, End, Note, StepBackend, StepDevice, StepTimes, ledger_of
+from loramux_policies.stepping.live_run import LiveRun
+from loramux_policies.stepping.stream import Moment, Story, Stream
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_traces.job import JobSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_profiles.work import JobCost
 
 

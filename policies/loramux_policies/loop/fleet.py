@@ -10,8 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
 from loramux_policies.views import Rule
 from loramux_profiles.work import JobCost
 

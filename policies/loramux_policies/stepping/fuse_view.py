@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_policies.views import Entry, FusedStep, ReadyJob, ReadyView, StaleViewError
 from loramux_profiles.work import BaseCost, JobCost
 
 if TYPE_CHECKING:
-    from loramux_policies.fused_device import FusedDevice
+    from loramux_policies.stepping.fused_device import FusedDevice
 
 
 class StepRun(ReadyJob, Protocol):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 from loramux_traces.job import JobSpec
 from loramux_traces.results import (
     COMPLETED,

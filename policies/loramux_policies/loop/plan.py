@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loramux_policies.errors import PlanError
-from loramux_policies.fleet import Fleet
-from loramux_policies.job import DONE, WAITING, Job
+from loramux_policies.loop.fleet import Fleet
+from loramux_policies.loop.job import DONE, WAITING, Job
 from loramux_policies.views import Rule
 
 

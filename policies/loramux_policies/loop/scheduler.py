@@ -12,16 +12,16 @@ from typing import Final
 
 from sortedcontainers import SortedKeyList
 
-from loramux_policies.backend import Backend
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
-from loramux_policies.fleet import Fleet
-from loramux_policies.job import DONE, RUNNING, WAITING, Job, view_of
-from loramux_policies.ledger import SEAT_SLACK, Ledger
-from loramux_policies.live_view import LiveView
-from loramux_policies.plan import Action, DeltaPlan, Pause, Reject, Share, Start
+from loramux_policies.loop.backend import Backend
+from loramux_policies.loop.fleet import Fleet
+from loramux_policies.loop.job import DONE, RUNNING, WAITING, Job, view_of
+from loramux_policies.loop.ledger import SEAT_SLACK, Ledger
+from loramux_policies.loop.live_view import LiveView
+from loramux_policies.loop.plan import Action, DeltaPlan, Pause, Reject, Share, Start
+from loramux_policies.loop.waiting import WaitingQueue
 from loramux_policies.policy import Policy
 from loramux_policies.views import JobView
-from loramux_policies.waiting import WaitingQueue
 
 OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02

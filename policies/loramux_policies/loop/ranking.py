@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loramux_policies.backend import Floats
-from loramux_policies.job import Job
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
 
 
 class Ranking:

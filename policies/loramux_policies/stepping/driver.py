@@ -14,15 +14,15 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 
-from loramux_policies.backend import Floats
 from loramux_policies.errors import PolicyError
-from loramux_policies.fused_device import FusedDevice
-from loramux_policies.job import Job
-from loramux_policies.ledger import Ledger
-from loramux_policies.live_run import LiveRun, P
+from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import Ledger
+from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.scheduler import Scheduler
-from loramux_policies.stream import step_row, time_row
+from loramux_policies.stepping.fused_device import FusedDevice
+from loramux_policies.stepping.live_run import LiveRun, P
+from loramux_policies.stepping.stream import step_row, time_row
 from loramux_policies.views import FusedStep
 from loramux_profiles.cost import CostModel
 
@@ -212,7 +212,7 @@ class StepBackend(ABC, Generic[P]):
             self._trained.append(run)
 
     def set_share(self, job: Job, share: float) -> None:
-        """Jobs with shares below one take turns (`loramux_policies.shares`)."""
+        """Jobs with shares below one take turns (`loramux_policies.stepping.shares`)."""
         self.device_of(job).fused.reseat()
 
     def stop(self, job: Job) -> None:

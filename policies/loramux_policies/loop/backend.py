@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loramux_policies.job import Job
+from loramux_policies.loop.job import Job
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

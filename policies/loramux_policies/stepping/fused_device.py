@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
-from loramux_policies.fuse_view import BaseTurn, FuseView, R, place
-from loramux_policies.ledger import Ledger
+from loramux_policies.loop.ledger import Ledger
 from loramux_policies.policy import Policy
-from loramux_policies.shares import Seating, phi_at, seating
+from loramux_policies.stepping.fuse_view import BaseTurn, FuseView, R, place
+from loramux_policies.stepping.shares import Seating, phi_at, seating
 from loramux_policies.views import FusedStep
 from loramux_profiles.planned import PlannedMemory
 from loramux_profiles.work import ROUNDING, BaseCost
