@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from loramux_policies.loop.snapshot import ClusterSnapshot
+from typing import Any, Literal, NamedTuple, Protocol
 
 Metric = Literal["remaining_s", "attained_s"]
 Rule = Literal["best-fit", "worst-fit", "first-fit", "least-loaded"]
@@ -285,7 +282,7 @@ class ClusterView(Protocol):
     def used_bytes(self, device_id: int) -> float:
         """Upper bound of what the residents need."""
 
-    def snapshot(self) -> ClusterSnapshot:
+    def snapshot(self) -> ClusterView:
         """A frozen copy that outlives the call: O(jobs), for tests, recording and --explain."""
 
     def plan(self) -> Plan: ...

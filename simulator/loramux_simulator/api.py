@@ -273,7 +273,7 @@ class _Run:
             return fused
         roll = RollOut(
             policy,
-            lambda i: self.loop.fleet[i],
+            lambda i: self.loop.cluster.fleet[i],
             options.seed,
             padded=options.fusion == "padded",
             stops=self.predictions.end_steps,
@@ -294,7 +294,7 @@ class _Run:
 
     def _runs_out(self, job: Job, device_id: int) -> float:
         """Bytes that the device would need, where they are more than it has; else 0."""
-        ledger = self.loop.fleet[device_id]
+        ledger = self.loop.cluster.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
         type_index = self.type_of[device_id]
         if ledger.dynamic * self.worst[type_index] <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
@@ -304,7 +304,7 @@ class _Run:
 
     def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
         if event == "arrive":
-            self.meters.queue(self.engine.now_s, self.loop.n_waiting)
+            self.meters.queue(self.engine.now_s, self.loop.cluster.n_waiting)
             if self.recorder.events is None:
                 return
         self.recorder.hear(event, job, devices, detail)
@@ -369,7 +369,7 @@ class _Run:
         self.decided_warm = self.loop.decisions
 
     def _check_nobody_starved(self) -> None:
-        waiting = list(self.loop.queue)
+        waiting = list(self.loop.cluster.queue)
         if waiting:
             names = ", ".join(job.job_id for job in waiting[:3])
             raise PolicyError(

@@ -155,7 +155,7 @@ class Clock:
 
     def _review(self, event: Any) -> None:
         self._reviews.discard(event.value)
-        if self.loop.active:
+        if self.loop.cluster.active:
             self.loop.review()
             if not (self._held and self._held()):
                 self.request_decision()
@@ -163,11 +163,11 @@ class Clock:
     def _decide(self, _: Any) -> None:
         self._decision_due = False
         loop, now_s = self.loop, self.env.now
-        active = len(loop.active)
+        active = len(loop.cluster.active)
         if active != self._seen_active or self._next_job is not self._seen_job:
             self._seen_job, self._seen_active, self._fruitless = self._next_job, active, 0
             self._look_at, self._barren, self._looked = loop.decisions + LOOK_EVERY, 0, None
-        moving = now_s > self._decided_s and (loop.running or self._next_job is not None)
+        moving = now_s > self._decided_s and (loop.cluster.running or self._next_job is not None)
         self._decided_s = now_s
         self._fruitless += 1 if moving else IDLE_WEIGHT
         if loop.decisions >= self._look_at:
@@ -175,7 +175,7 @@ class Clock:
         if self._fruitless > MOST_FRUITLESS or self._barren > BARREN_LOOKS:
             raise PolicyError(
                 f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job "
-                f"arrives, starts for good or ends ({len(loop.queue)} wait, {len(loop.running)} run)"
+                f"arrives, starts for good or ends ({len(loop.cluster.queue)} wait, {len(loop.cluster.running)} run)"
             )
         loop.decide()
         self._on_decided()
@@ -184,10 +184,10 @@ class Clock:
         """Whether the active jobs, the same ones since the last look, have got anything for their pauses."""
         loop = self.loop
         self._look_at = loop.decisions + LOOK_EVERY
-        for job in loop.running.values():
+        for job in loop.cluster.running.values():
             loop.backend.sync(job)
-        service_s = sum([job.attained_s for job in loop.active.values()])
-        pauses = sum([job.preemptions for job in loop.active.values()])
+        service_s = sum([job.attained_s for job in loop.cluster.active.values()])
+        pauses = sum([job.preemptions for job in loop.cluster.active.values()])
         before, self._looked = self._looked, (now_s, service_s, pauses)
         if before is None or service_s - before[1] > LEAST_SERVICE * (now_s - before[0]):
             self._barren = 0

@@ -286,12 +286,12 @@ class RateEngine:
                     self._reschedule(self.devices[device_id], now_s)
                 else:
                     self._set_timer(self.devices[device_id])
-        self._meters.queue(now_s, self._loop.n_waiting)
+        self._meters.queue(now_s, self._loop.cluster.n_waiting)
 
     def _reschedule(self, device: RateDevice, now_s: float) -> None:
         clock, runs, board = device.clock, device.runs, self._board
         device_id = device.device_id
-        self._meters.memory(device_id, now_s, self._loop.fleet[device_id].expected, len(runs))
+        self._meters.memory(device_id, now_s, self._loop.cluster.fleet[device_id].expected, len(runs))
         if not runs:
             device.timer += 1
             device.speed = IDLE
@@ -318,7 +318,7 @@ class RateEngine:
             need_bytes = self._ooms(newest, device_id)
             if need_bytes and newest.run is not None and newest.first_start_s >= 0:
                 at_s = now_s + newest.cost_on(device.type_index).solo_step_s
-                have_bytes = self._loop.fleet[device_id].capacity
+                have_bytes = self._loop.cluster.fleet[device_id].capacity
                 self._clock.at(at_s, self._out_of_memory, (newest, newest.run, need_bytes, have_bytes))
 
     def _set_timer(self, device: RateDevice) -> None:

@@ -210,10 +210,10 @@ class StepEngine:
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
         """Attained and remaining solo seconds of all running jobs."""
-        jobs = list(self._loop.running.values())
+        jobs = list(self._loop.cluster.running.values())
         for job in jobs:
             self.sync(job)
-        remaining = [self._loop.remaining_s(job) for job in jobs]
+        remaining = [self._loop.cluster.remaining_s(job) for job in jobs]
         return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
 
     def finish_s(self, job: Job) -> float:
@@ -247,11 +247,11 @@ class StepEngine:
             device = self.devices[device_id]
             if not device.busy and device.fused.runs:
                 self._begin(device)
-        self._meters.queue(self.now_s, self._loop.n_waiting)
+        self._meters.queue(self.now_s, self._loop.cluster.n_waiting)
 
     def _begin(self, device: StepDevice) -> None:
         fused = device.fused
-        fused.ledger = self._loop.fleet[fused.device_id]
+        fused.ledger = self._loop.cluster.fleet[fused.device_id]
         fused.now_s = self.now_s
         loading_s = fused.load() if fused.debts else None
         if loading_s is not None:
@@ -344,5 +344,5 @@ class StepEngine:
 
     def _memory(self, device: StepDevice) -> None:
         device_id, residents = device.fused.device_id, device.residents
-        ledger = self._loop.fleet[device_id]
+        ledger = self._loop.cluster.fleet[device_id]
         self._meters.memory(device_id, self.now_s, ledger.expected if residents else 0.0, residents)

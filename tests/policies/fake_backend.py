@@ -142,8 +142,8 @@ class FakeBackend:
         pass
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        jobs = [job for job in self.loop.running.values() if job.spec.num_gpus == 1]
-        left = [self.loop.remaining_s(job) for job in jobs]
+        jobs = [job for job in self.loop.cluster.running.values() if job.spec.num_gpus == 1]
+        left = [self.loop.cluster.remaining_s(job) for job in jobs]
         return jobs, np.array([job.attained_s for job in jobs]), np.array(left)
 
     def finish_s(self, job: Job) -> float:
@@ -159,35 +159,35 @@ class FakeBackend:
         return job.true_steps - job.attained_s
 
     def _rate(self, job: Job) -> float:
-        totals = [sum(other.share for other in self.loop.fleet[d].jobs.values()) for d in job.devices]
+        totals = [sum(other.share for other in self.loop.cluster.fleet[d].jobs.values()) for d in job.devices]
         return min(job.share * self.phi(total) / total for total in totals)
 
     def run(self, loop: Scheduler, jobs: Iterable[Job], until_s: float = inf) -> None:
         """Events in order of time: ends, then arrivals, then one decision."""
         self.loop = loop
         waiting = sorted(jobs, key=lambda job: (job.spec.submit_s, job.job_id), reverse=True)
-        while waiting or loop.running:
-            rates = {job_id: self._rate(job) for job_id, job in loop.running.items()}
-            times = [self.now_s + self._left(job) / rates[i] for i, job in loop.running.items()]
+        while waiting or loop.cluster.running:
+            rates = {job_id: self._rate(job) for job_id, job in loop.cluster.running.items()}
+            times = [self.now_s + self._left(job) / rates[i] for i, job in loop.cluster.running.items()]
             times += [waiting[-1].spec.submit_s] if waiting else []
             times += [t_s for t_s in self._reviews if t_s > self.now_s]
             for i, attained_s in self._watches.items():
-                times.append(self.now_s + max(0.0, attained_s - loop.running[i].attained_s) / rates[i])
+                times.append(self.now_s + max(0.0, attained_s - loop.cluster.running[i].attained_s) / rates[i])
             then_s = min(times)
             if then_s > until_s:
                 return
-            for i, job in loop.running.items():
+            for i, job in loop.cluster.running.items():
                 job.attained_s += rates[i] * (then_s - self.now_s)
                 job.done_steps = job.attained_s
             self.now_s = then_s
             slack = 1e-12 + 1e-14 * then_s
-            for job in [job for job in loop.running.values() if self._left(job) <= slack * 10]:
+            for job in [job for job in loop.cluster.running.values() if self._left(job) <= slack * 10]:
                 job.attained_s = job.done_steps = job.true_steps
                 self.finished_s[job.job_id] = then_s
                 self._watches.pop(job.job_id, None)
                 loop.finish(job)
             for i, attained_s in list(self._watches.items()):
-                if loop.running[i].attained_s >= attained_s - slack * 10:
+                if loop.cluster.running[i].attained_s >= attained_s - slack * 10:
                     del self._watches[i]
                     loop.review()
             if any(t_s <= then_s for t_s in self._reviews):
@@ -196,8 +196,8 @@ class FakeBackend:
             while waiting and waiting[-1].spec.submit_s <= then_s:
                 loop.arrive(waiting.pop())
             loop.decide()
-            assert loop.running or waiting or not loop.queue, (
-                f"{loop.policy.name} stalls with {len(loop.queue)} waiting"
+            assert loop.cluster.running or waiting or not loop.cluster.queue, (
+                f"{loop.policy.name} stalls with {len(loop.cluster.queue)} waiting"
             )
 
 
@@ -229,7 +229,7 @@ def play(
     ]
 
     def check(*_: object) -> None:
-        for ledger in loop.fleet:
+        for ledger in loop.cluster.fleet:
             assert ledger.used <= ledger.capacity and ledger.seats <= ledger.seats_max + 1e-6
 
     backend = FakeBackend(phi)

@@ -34,7 +34,7 @@ def test_best_fit_packs_and_fifo_spreads() -> None:
         devices: set[int | None] = set()
 
         def look(view: LiveView, _: object) -> None:
-            devices.update(view.device_of(job_id) for job_id in view._loop.running)  # noqa: B023
+            devices.update(view.device_of(job_id) for job_id in view._cluster.running)  # noqa: B023
 
         play(create(name), [job(f"j{i}", i, 50, 2) for i in range(3)], devices=3, gib=8.0, on_plan=look)
         assert len(devices - {None}) >= used and (used == 3 or len(devices - {None}) == 1)
@@ -146,7 +146,7 @@ def test_dot_product_puts_the_large_where_there_is_room() -> None:
     seen: dict[str, int | None] = {}
 
     def look(view: LiveView, _: object) -> None:
-        seen.update({job_id: view.device_of(job_id) for job_id in view._loop.running})
+        seen.update({job_id: view.device_of(job_id) for job_id in view._cluster.running})
 
     play(create("dot-product"), jobs, devices=2, gib=8.0, on_plan=look)
     assert seen["a"] != seen["c"]

@@ -295,7 +295,7 @@ def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.Monke
     seen = {"oom": 0, "finish": 0}
 
     def look(view: Any, plan: Any) -> None:
-        for ledger in view._loop.fleet:
+        for ledger in view._cluster.fleet:
             fresh = ledger.copy()
             fresh._total()
             assert ledger.used == pytest.approx(fresh.used, rel=1e-12)

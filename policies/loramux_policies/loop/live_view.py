@@ -5,9 +5,9 @@ returns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PlanError
+from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.job import DONE, RUNNING, Job
 from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.loop.ranking import Ranking
@@ -15,17 +15,14 @@ from loramux_policies.loop.snapshot import ClusterSnapshot, take_snapshot
 from loramux_policies.loop.waiting import CLOSED, WaitingWindow
 from loramux_policies.views import Changes, JobView, Metric, StaleViewError
 
-if TYPE_CHECKING:
-    from loramux_policies.loop.scheduler import Scheduler
-
 
 class LiveView:
     """One call's view of the cluster (contract: `views.ClusterView`)."""
 
-    __slots__ = ("_changes", "_loop", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
+    __slots__ = ("_changes", "_cluster", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
 
-    def __init__(self, loop: Scheduler, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
-        self._loop = loop
+    def __init__(self, cluster: Cluster, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
+        self._cluster = cluster
         self._now_s = now_s
         self._news = news
         self._changes: Changes | None = None
@@ -45,10 +42,10 @@ class LiveView:
         for window in self.windows:
             window._queue = CLOSED
 
-    def _fresh(self) -> Scheduler:
+    def _fresh(self) -> Cluster:
         if not self.open:
             raise StaleViewError("this view is over: place() has returned; keep view.snapshot() instead")
-        return self._loop
+        return self._cluster
 
     @property
     def now_s(self) -> float:
@@ -65,7 +62,7 @@ class LiveView:
 
     @property
     def n_waiting(self) -> int:
-        return self._loop.queue.count if self.open else len(self._fresh().queue)
+        return self._cluster.queue.count if self.open else len(self._fresh().queue)
 
     @property
     def n_devices(self) -> int:
@@ -77,16 +74,16 @@ class LiveView:
 
     def waiting(self, n: int) -> Sequence[JobView]:
         """The first n waiting jobs in order, lazily."""
-        window = WaitingWindow(self._loop.queue if self.open else self._fresh().queue, n)
+        window = WaitingWindow(self._cluster.queue if self.open else self._fresh().queue, n)
         self.windows.append(window)
         return window
 
     def residents(self, device_id: int) -> Sequence[JobView]:
         """Jobs on a device with current figures, in order of their start."""
-        loop = self._fresh()
-        if not 0 <= device_id < len(loop.fleet):
-            raise PlanError(f"no device {device_id}; there are {len(loop.fleet)}, from 0")
-        return [self._view(job) for job in loop.fleet[device_id].jobs.values()]
+        cluster = self._fresh()
+        if not 0 <= device_id < len(cluster.fleet):
+            raise PlanError(f"no device {device_id}; there are {len(cluster.fleet)}, from 0")
+        return [self._view(job) for job in cluster.fleet[device_id].jobs.values()]
 
     def _view(self, job: Job) -> JobView:
         views = self._views
@@ -94,14 +91,14 @@ class LiveView:
             views = self._views = {}
         view = views.get(job.job_id)
         if view is None:
-            view = views[job.job_id] = self._loop.current_view(job)
+            view = views[job.job_id] = self._cluster.current_view(job)
         return view
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
         """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not
         enough.
         """
-        loop = self._fresh()
+        cluster = self._fresh()
         rankings = self._rankings
         if rankings is None:
             rankings = self._rankings = {}
@@ -109,7 +106,7 @@ class LiveView:
         if ranking is None:
             if metric not in ("attained_s", "remaining_s"):
                 raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
-            jobs, attained, remaining = loop.backend.progress()
+            jobs, attained, remaining = cluster.backend.progress()
             ranking = rankings[metric] = Ranking(jobs, attained if metric == "attained_s" else remaining)
         return self._largest(ranking, above) if ranking.value(0) > above else iter(())
 
@@ -127,16 +124,16 @@ class LiveView:
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
         """Residents anywhere that the order puts behind this job, last first."""
-        loop = self._fresh()
-        mine = loop.queue.key_of(job)
-        if loop.policy.order.moves:
-            views = [self._view(r) for r in loop.running.values()]
-            behind = [(loop.queue.key_of(v), v) for v in views]
+        cluster = self._fresh()
+        mine = cluster.queue.key_of(job)
+        if cluster.queue.order.moves:
+            views = [self._view(r) for r in cluster.running.values()]
+            behind = [(cluster.queue.key_of(v), v) for v in views]
             behind = [item for item in behind if item[0] > mine]
             behind.sort(key=lambda item: item[0], reverse=True)
             yield from (v for _, v in behind)
             return
-        for resident in reversed(loop.by_order()):
+        for resident in reversed(cluster.by_order()):
             if resident.key <= mine:
                 return
             self._fresh()
@@ -155,7 +152,7 @@ class LiveView:
         """Service received, in seconds-alone."""
         job = self._job(job_id)
         if job.state == RUNNING:
-            self._loop.backend.sync(job)
+            self._cluster.backend.sync(job)
         return job.attained_s
 
     def finish_s(self, job_id: str) -> float:
@@ -163,7 +160,7 @@ class LiveView:
         job = self._job(job_id)
         if job.state != RUNNING:
             raise PlanError(f"finish_s({job_id}): not running")
-        return self._loop.backend.finish_s(job)
+        return self._cluster.backend.finish_s(job)
 
     def switch_s(self, job_id: str) -> float:
         """Seconds one pause and resume of this job cost its device."""
@@ -183,13 +180,13 @@ class LiveView:
 
     def plan(self) -> DeltaPlan:
         """An empty plan."""
-        loop = self._loop if self.open else self._fresh()
-        plan = DeltaPlan(loop.fleet, loop.active, self._now_s)
+        cluster = self._cluster if self.open else self._fresh()
+        plan = DeltaPlan(cluster.fleet, cluster.active, self._now_s)
         self.plans.append(plan)
         return plan
 
     def _job(self, job_id: str) -> Job:
-        job = (self._loop if self.open else self._fresh()).active.get(job_id)
+        job = (self._cluster if self.open else self._fresh()).active.get(job_id)
         if job is None or job.state == DONE:
             raise PlanError(f"no waiting or running job is called {job_id!r}")
         return job

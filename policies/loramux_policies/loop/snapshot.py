@@ -7,16 +7,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PlanError
+from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.fleet import Fleet
 from loramux_policies.loop.job import RUNNING, Job
 from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.views import Changes, JobView, Metric, Order
-
-if TYPE_CHECKING:
-    from loramux_policies.loop.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,31 +127,31 @@ class ClusterSnapshot:
         return fact
 
 
-def take_snapshot(loop: Scheduler, now_s: float, changes: Changes) -> ClusterSnapshot:
-    """Copy the loop's state: views with current figures, ledgers, and the jobs they count."""
+def take_snapshot(cluster: Cluster, now_s: float, changes: Changes) -> ClusterSnapshot:
+    """Copy the state of the cluster: views with current figures, ledgers, and the jobs they count."""
     facts: dict[str, JobFacts] = {}
     jobs: dict[str, Job] = {}
-    for job_id, job in loop.active.items():
+    for job_id, job in cluster.active.items():
         running = job.state == RUNNING
-        view = loop.current_view(job)
+        view = cluster.current_view(job)
         facts[job_id] = JobFacts(
             view=view,
             device_id=job.devices[0] if running else None,
-            finish_s=loop.backend.finish_s(job) if running else None,
-            remaining_s=loop.remaining_s(job),
-            switch_s=loop.switch_s(job),
-            key=loop.queue.key_of(view),
+            finish_s=cluster.backend.finish_s(job) if running else None,
+            remaining_s=cluster.remaining_s(job),
+            switch_s=cluster.switch_s(job),
+            key=cluster.queue.key_of(view),
         )
         jobs[job_id] = copy.copy(job)
-    ledgers = [ledger.copy() for ledger in loop.fleet]
+    ledgers = [ledger.copy() for ledger in cluster.fleet]
     for ledger in ledgers:
         ledger.jobs = {job_id: jobs[job_id] for job_id in ledger.jobs}
     return ClusterSnapshot(
         now_s=now_s,
         changes=changes,
-        max_resident=loop.max_resident,
-        order=loop.policy.order,
-        queue=tuple(job.view for job in loop.queue),
+        max_resident=cluster.max_resident,
+        order=cluster.queue.order,
+        queue=tuple(job.view for job in cluster.queue),
         facts=facts,
         fleet=Fleet(ledgers),
         jobs=jobs,

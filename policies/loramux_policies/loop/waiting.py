@@ -17,9 +17,10 @@ class WaitingQueue:
     matters.
     """
 
-    __slots__ = ("_line", "_order", "count")
+    __slots__ = ("_line", "_order", "count", "order")
 
     def __init__(self, order: Order) -> None:
+        self.order = order
         self._order = order.key
         self.count = 0
         self._line: SortedList[tuple[Any, ...]] = SortedList()

@@ -231,10 +231,10 @@ class StepBackend(ABC, Generic[P]):
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
         """Attained and remaining solo seconds of all running jobs."""
-        jobs = list(self._loop.running.values())
+        jobs = list(self._loop.cluster.running.values())
         for job in jobs:
             self.sync(job)
-        remaining = [self._loop.remaining_s(job) for job in jobs]
+        remaining = [self._loop.cluster.remaining_s(job) for job in jobs]
         return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
 
     def finish_s(self, job: Job) -> float:
@@ -329,8 +329,8 @@ class StepBackend(ABC, Generic[P]):
 
     def _idle(self, loop: Scheduler, inbox: Inbox) -> bool:
         """Nothing runs: wait for what comes next. False where nothing will."""
-        upcoming = [self._reviews[0]] if self._reviews and loop.active else []
-        if not upcoming and len(loop.queue) and self._stalled():
+        upcoming = [self._reviews[0]] if self._reviews and loop.cluster.active else []
+        if not upcoming and len(loop.cluster.queue) and self._stalled():
             return True
         coming = inbox.next_s()
         if coming is not None:
@@ -346,7 +346,7 @@ class StepBackend(ABC, Generic[P]):
 
     def _take_off(self, device: StepDevice[P]) -> None:
         fused = device.fused
-        fused.ledger = self._loop.fleet[fused.device_id]
+        fused.ledger = self._loop.cluster.fleet[fused.device_id]
         fused.now_s = self._now_s
         step = fused.next_step()
         predicted_s = fused.cost(step, memory=False).seconds
@@ -371,7 +371,7 @@ class StepBackend(ABC, Generic[P]):
         if not times.out_of_memory:
             fused.advance(step)
         if times.scale is not None:
-            self._loop.fleet[fused.device_id].rescale(times.scale)
+            self._loop.cluster.fleet[fused.device_id].rescale(times.scale)
         if self._note is not None:
             likely = {run.job_id: run.p_stop for run in runs}
             self._note(step_row(step, device.lengths, likely, *times))
@@ -429,7 +429,7 @@ class StepBackend(ABC, Generic[P]):
         names = {run.job_id for run in runs}
         newest = [run for run in device.fused.runs.values() if run.job_id in names]
         if newest:
-            ledger = self._loop.fleet[device.fused.device_id]
+            ledger = self._loop.cluster.fleet[device.fused.device_id]
             figures = f"at most {ledger.used:.0f} bytes were expected, {ledger.capacity:.0f} are available"
             self._loop.evict(newest[-1].job, f"{OUT_OF_MEMORY} ({figures})")
 

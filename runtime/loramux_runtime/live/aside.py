@@ -65,9 +65,9 @@ class Aside:
         """At a step boundary: whether somebody has come in or gone out."""
         service = self._service
         if self._alone is not None:
-            job = service.loop.active.get(self._alone)
+            job = service.loop.cluster.active.get(self._alone)
             if job is not None:
-                if job.job_id in service.loop.running:
+                if job.job_id in service.loop.cluster.running:
                     service.executor.sync(job)
                 if job.done_steps <= service.store.job(self._alone)["crashed_at"]:
                     return False
@@ -79,7 +79,7 @@ class Aside:
                 self.put(
                     service.store.job(passed), "another job has to run alone first: the scheduler died in its steps"
                 )
-        elif service.loop.active:
+        elif service.loop.cluster.active:
             others = any(self._may_run(row) and not Suspects.alone(row) for row in self._rows.values())
             if self._first or not others:
                 return False
@@ -100,7 +100,7 @@ class Aside:
                 if not Suspects.alone(row):
                     del self._rows[row["job_id"]]
                     service.admit(row)
-        if suspects and not service.loop.active:
+        if suspects and not service.loop.cluster.active:
             row = suspects[0]
             del self._rows[row["job_id"]]
             self._alone = row["job_id"]

@@ -63,7 +63,7 @@ class Commands:
     def _cancel(self, job_id: str, _: str) -> str:
         service = self._service
         row = self._open(job_id)
-        job = service.loop.active.get(job_id)
+        job = service.loop.cluster.active.get(job_id)
         if job is not None:
             service.loop.withdraw(job, "cancel", "cancelled by the user")
         else:
@@ -80,7 +80,7 @@ class Commands:
         row = self._open(job_id)
         if row["state"] == HELD:
             raise UsageError(f"{job_id} is paused already")
-        job = service.loop.active.get(job_id)
+        job = service.loop.cluster.active.get(job_id)
         if job is not None:
             service.loop.withdraw(job, "hold", "paused by the user")
             try:

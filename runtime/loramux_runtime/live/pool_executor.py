@@ -194,7 +194,7 @@ class PoolExecutor(PoolStates):
             if self._where.pop(run.job_id, None) is not None:  # else it has not been sent: its state is here
                 self._begin_again(run.job)
         super()._bury(device, runs)
-        self._capacity[device_id] = self._capacity.get(device_id) or self._loop.fleet[device_id].capacity
+        self._capacity[device_id] = self._capacity.get(device_id) or self._loop.cluster.fleet[device_id].capacity
         self._loop.set_capacity(device_id, 0.0)
         self._host.worker_died(device_id, self._nursery.how(device_id), in_step)
         if not self._stopping:

@@ -40,7 +40,7 @@ class Progress:
         self.note_memory()
         service = self._service
         executor, book = service.executor, service.book
-        for job_id, job in service.loop.running.items():
+        for job_id, job in service.loop.cluster.running.items():
             if job.run is None:  # its state could not be brought, and the process ends of that
                 continue
             training = job.run.training
@@ -61,21 +61,21 @@ class Progress:
             if job_id in self._peaks:
                 values["peak_bytes"] = self._peaks[job_id]
             book.set(job_id, **values)
-        for gone in self._tokens.keys() - service.loop.running.keys():
+        for gone in self._tokens.keys() - service.loop.cluster.running.keys():
             del self._tokens[gone]
             book.set(gone, tokens_per_s=None)
-        if service.loop.n_waiting:
+        if service.loop.cluster.n_waiting:
             self._explain(now_s)
 
     def _explain(self, now_s: float) -> None:
         service = self._service
-        view = LiveView(service.loop, now_s, ([], [], [], []))
+        view = LiveView(service.loop.cluster, now_s, ([], [], [], []))
         try:
             plan = view.plan()
-            for job in service.loop.apart:
+            for job in service.loop.cluster.apart:
                 ids = ", ".join(sorted(job.apart)[:5])
                 service.book.set(job.job_id, why=f"ran out of memory beside others: runs when {ids} have ended")
-            for place, job in enumerate(list(service.loop.queue)):
+            for place, job in enumerate(list(service.loop.cluster.queue)):
                 if place < EXPLAINED:
                     text = why(view, plan, job.job_id, place)
                 else:
@@ -89,7 +89,7 @@ class Progress:
         service = self._service
         for device in service.executor.devices:
             device_id = device.fused.device_id
-            bound, peak = service.loop.fleet[device_id].used, service.executor.peak_bytes(device_id)
+            bound, peak = service.loop.cluster.fleet[device_id].used, service.executor.peak_bytes(device_id)
             for job_id in device.fused.runs:
                 self._bounds[job_id] = max(bound, self._bounds.get(job_id, 0.0))
                 if peak is not None:
@@ -103,7 +103,7 @@ class Progress:
     def sample(self) -> None:
         """Memory and residents from now on, for the timeline: measured where it can be, else what is expected."""
         service = self._service
-        for ledger in service.loop.fleet:
+        for ledger in service.loop.cluster.fleet:
             measured = service.executor.peak_bytes(ledger.device_id)
             held = (ledger.expected if measured is None else measured) if ledger.jobs else 0.0
             service.book.sample(ledger.device_id, held, len(ledger.jobs), service.n_waiting)
@@ -112,7 +112,7 @@ class Progress:
         """The scheduler's own figures."""
         service = self._service
         loop, meters = service.loop, service.executor.meters
-        ledgers = list(loop.fleet)
+        ledgers = list(loop.cluster.fleet)
         now_s, tokens = service.executor.now_s, sum(meters.real_tokens)
         since_s, before = self._rate or (now_s, tokens)
         self._rate = since_s, before

@@ -170,7 +170,7 @@ class LiveService:
     @property
     def _lasting(self) -> bool:
         """Whether something may still come: a job, a command, or the memory that others have taken."""
-        if self._watch is not None and self.loop.active:
+        if self._watch is not None and self.loop.cluster.active:
             return True
         return not self.settings.exit_when_idle and not self.draining
 
@@ -233,7 +233,7 @@ class LiveService:
     def admit(self, row: Row) -> None:
         """The time of a job has come."""
         row = self.store.job(row["job_id"])
-        if row["state"] not in OPEN or row["state"] == HELD or row["job_id"] in self.loop.active:
+        if row["state"] not in OPEN or row["state"] == HELD or row["job_id"] in self.loop.cluster.active:
             return
         if not self.aside.keep(row):
             self.arrive(row)
@@ -242,7 +242,7 @@ class LiveService:
         """Whether the job of this row is in the loop now; else it has ended, or waits for its user."""
         self.marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
         self._sampled = False
-        if not self.loop.queue.count:
+        if not self.loop.cluster.queue.count:
             self._empty_since_s = self.executor.now_s
         unreadable = None if self.in_memory(row["job_id"]) else self.saving.checkpoints.unreadable(row["job_id"])
         if unreadable is not None:
@@ -260,7 +260,7 @@ class LiveService:
     def drain(self) -> None:
         """Begin no job any more; end when those that have begun have ended."""
         self.draining = True
-        for job in list(self.loop.active.values()):
+        for job in list(self.loop.cluster.active.values()):
             if job.first_start_s < 0:
                 self.loop.withdraw(job, "hold", DRAINING)
                 self.book.set(job.job_id, state=QUEUED)
@@ -279,10 +279,10 @@ class LiveService:
 
     def _attained_s(self, job_id: str) -> float:
         """Service that the job has received by now."""
-        job = self.loop.active.get(job_id)
+        job = self.loop.cluster.active.get(job_id)
         if job is None:
             return self.book.attained_s(job_id)
-        if job.job_id in self.loop.running:
+        if job.job_id in self.loop.cluster.running:
             self.executor.sync(job)
         return job.attained_s
 
@@ -301,7 +301,7 @@ class LiveService:
         self.book.flush()
         self.suspects.blame(in_step)
         for job_id in in_step:
-            row, job = self.store.job(job_id), self.loop.active.get(job_id)
+            row, job = self.store.job(job_id), self.loop.cluster.active.get(job_id)
             if job is None or not self.suspects.alone(row):
                 continue
             if self.suspects.hopeless(row, alone=len(in_step) == 1):
@@ -350,7 +350,7 @@ class LiveService:
         """Save and commit what is due, and see whether the run should go on as it does."""
         now_s = self.executor.now_s
         again = self._look_at_memory()
-        if self.loop.running or not self.loop.queue.count:
+        if self.loop.cluster.running or not self.loop.cluster.queue.count:
             self._empty_since_s = now_s
         elif self._stall_due(now_s):
             again = self.stalled() or again
@@ -366,7 +366,7 @@ class LiveService:
         if not self._sampled:  # what is held is counted in the store: after the commit
             self._sampled = True
             self.progress.sample()
-        if self.draining and not self.loop.active and not self.aside.busy:
+        if self.draining and not self.loop.cluster.active and not self.aside.busy:
             self.executor.request_stop()
         self.marker.set("decide")
         return again
@@ -374,7 +374,7 @@ class LiveService:
     def _hold(self, job_id: str, reason: str) -> None:
         """A job whose state cannot be saved must not go on as if it could."""
         self._warn(f"{job_id} is paused: {reason}")
-        job = self.loop.active.get(job_id)
+        job = self.loop.cluster.active.get(job_id)
         if job is not None:
             self.loop.withdraw(job, "hold", reason)
 
@@ -407,7 +407,7 @@ class LiveService:
 
     def _stall_due(self, now_s: float) -> bool:
         """Whether to ask why nothing runs. (fifo waits for its first job to fit: others have taken memory.)"""
-        if self.loop.running or not self.loop.queue.count or self.loop.policy.name == FALLBACK:
+        if self.loop.cluster.running or not self.loop.cluster.queue.count or self.loop.policy.name == FALLBACK:
             return False
         return now_s - self._empty_since_s > STALL_S
 
@@ -417,8 +417,10 @@ class LiveService:
         """
         if self.loop.policy.name == FALLBACK:
             return False
-        free = [ledger for ledger in self.loop.fleet if ledger.capacity > 0.0]
-        fits = [job.job_id for job in self.loop.queue if any(ledger.has_room(job.cost_on(0)) for ledger in free)]
+        free = [ledger for ledger in self.loop.cluster.fleet if ledger.capacity > 0.0]
+        fits = [
+            job.job_id for job in self.loop.cluster.queue if any(ledger.has_room(job.cost_on(0)) for ledger in free)
+        ]
         if not fits:
             return False
         self._empty_since_s = self.executor.now_s
@@ -472,7 +474,7 @@ class LiveService:
         """Jobs that have come and are on no device, those that are paused by a user or set aside among them: they are
         what the waiting and paused times of the table add up to.
         """
-        return self.loop.n_waiting + len(self.aside) + self.store.count(HELD, by_s=self.executor.now_s)
+        return self.loop.cluster.n_waiting + len(self.aside) + self.store.count(HELD, by_s=self.executor.now_s)
 
     def joins(self, job: Job) -> None:
         """A job's state is about to be brought onto its device: if that is the end of this process, it is suspect."""
@@ -495,7 +497,7 @@ class LiveService:
 
     def export(self, job_id: str, folder: Path) -> None:
         """Write the adapter of a job in memory as it is now. StateError where it cannot be written."""
-        job = self.loop.active.get(job_id)
+        job = self.loop.cluster.active.get(job_id)
         if job is not None:
             self.executor.bring(job)
         save_adapter(self._training[job_id].adapter, folder, self.base.name, overwrite=True)

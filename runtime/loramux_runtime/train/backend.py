@@ -38,7 +38,7 @@ class TrainingBackend(StepBackend[TrainingJob]):
         self._note_memory(run.job.devices[0])
 
     def _boundary(self) -> bool:
-        self.meters.queue(self.now_s, self._loop.n_waiting)
+        self.meters.queue(self.now_s, self._loop.cluster.n_waiting)
         return False
 
     def _account(self, device: StepDevice[TrainingJob]) -> None:
@@ -47,5 +47,5 @@ class TrainingBackend(StepBackend[TrainingJob]):
     def _note_memory(self, device_id: int) -> None:
         """The device's residents have changed."""
         residents = len(self.devices[device_id].fused.runs)
-        expected = self._loop.fleet[device_id].expected if residents else 0.0
+        expected = self._loop.cluster.fleet[device_id].expected if residents else 0.0
         self.meters.memory(device_id, self.now_s, self.peak_bytes(device_id) or expected, residents)

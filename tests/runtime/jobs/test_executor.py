@@ -40,7 +40,7 @@ def test_every_job_completes_and_the_books_add_up(tmp_path: Path) -> None:
         result.summary["effective_tokens_per_s"] * result.summary["makespan_s"]
     )
     assert result.summary["steps"] == len(result.steps)
-    assert not run.executor.fused.runs and not run.loop.running
+    assert not run.executor.fused.runs and not run.loop.cluster.running
 
 
 class TakesTurns(Policy):
@@ -87,7 +87,7 @@ def test_an_out_of_memory_costs_only_the_newest_its_place(tmp_path: Path) -> Non
     run, result = play(jobs, "fifo", faults=FaultPlan(step=once))
     assert result.summary["oom_events"] == 2
     assert set(result.jobs["final_state"]) == {"COMPLETED"}
-    assert run.loop.fleet[0].raised > 0
+    assert run.loop.cluster.fleet[0].raised > 0
     undisturbed = play(jobs, "fifo")[1]
     assert losses(result) == losses(undisturbed)
     tokens = [{(r["job_id"], r["step"]): r["tokens"] for r in which.training} for which in (result, undisturbed)]

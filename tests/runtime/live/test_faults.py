@@ -56,7 +56,7 @@ def test_out_of_memory_evicts_the_newest_and_changes_no_bits(tmp_path: Path, who
     evicted = [event for event in store.events() if event["event"] == "oom"]
     assert len(evicted) == 2 and "bytes were expected" in evicted[0]["detail"]
     assert sum(row["oom_events"] for row in store.jobs()) == 2
-    assert scheduler.loop.fleet[0].raised > 0.0
+    assert scheduler.loop.cluster.fleet[0].raised > 0.0
 
 
 def test_out_of_memory_alone_halves_the_micro_batch(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -230,9 +230,9 @@ def test_a_process_that_takes_memory_is_respected(tmp_path: Path, whole: dict[st
 
     def watch(now_s: float) -> float | None:
         asked[0] += 1
-        seen.append((box[0].capacity_bytes, len(box[0].loop.fleet[0].jobs)))
+        seen.append((box[0].capacity_bytes, len(box[0].loop.cluster.fleet[0].jobs)))
         if asked[0] == 6:
-            return box[0].loop.fleet[0].used * 0.6
+            return box[0].loop.cluster.fleet[0].used * 0.6
         return 1e9 if asked[0] == 12 else None
 
     box: list[LiveService] = []

@@ -1,0 +1,97 @@
+"""The cluster as the loop knows it: its jobs, the queue they wait in, the devices they run on, and what may be asked of
+them.
+
+Views and snapshots are made of it; the scheduler alone changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sortedcontainers import SortedKeyList
+
+from loramux_policies.loop.backend import Backend
+from loramux_policies.loop.fleet import Fleet
+from loramux_policies.loop.job import RUNNING, WAITING, Job, view_of
+from loramux_policies.loop.ledger import Ledger
+from loramux_policies.loop.waiting import WaitingQueue
+from loramux_policies.views import JobView, Order
+
+
+class Cluster:
+    """Jobs, queue and fleet of one run."""
+
+    __slots__ = ("_sorted", "active", "apart", "backend", "fleet", "max_resident", "queue", "running")
+
+    def __init__(self, order: Order, ledgers: Sequence[Ledger], backend: Backend, max_resident: float) -> None:
+        self.backend = backend
+        self.fleet = Fleet(ledgers)
+        self.max_resident = max_resident
+        """Seats per device: the user's limit or the policy's wish, whichever is smaller."""
+        self.queue = WaitingQueue(order)
+        self.active: dict[str, Job] = {}
+        """Waiting and running jobs by id."""
+        self.running: dict[str, Job] = {}
+        self.apart: list[Job] = []
+        """Waiting jobs that are not in the queue (`Scheduler.evict`)."""
+        self._sorted: SortedKeyList[Job, tuple[object, ...]] | None = None
+
+    # -- questions
+
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that wait, in the queue or apart from it."""
+        return self.queue.count + len(self.apart)
+
+    def current_view(self, job: Job) -> JobView:
+        """The view of a job as of now."""
+        if job.state == WAITING:
+            return job.view
+        self.backend.sync(job)
+        return view_of(job)
+
+    def remaining_s(self, job: Job) -> float:
+        """Predicted seconds left, alone on its device, or on the first device type while it waits."""
+        if job.state == WAITING:
+            return job.view.remaining_s
+        self.backend.sync(job)
+        cost = job.cost_on(self.fleet[job.devices[0]].type_index)
+        return max(0.0, job.predicted_steps - job.done_steps) * cost.solo_step_s * cost.accumulation
+
+    def switch_s(self, job: Job) -> float:
+        """Seconds that one pause and resume of this job cost its device."""
+        return 2.0 * (job.costs[0] or next(cost for cost in job.costs if cost is not None)).pause_s
+
+    def by_order(self) -> SortedKeyList[Job, tuple[object, ...]]:
+        """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""
+        if self._sorted is None:
+            self._sorted = SortedKeyList(self.running.values(), key=lambda job: job.key)
+        return self._sorted
+
+    # -- changes
+
+    def run(self, job: Job, devices: tuple[int, ...], share: float) -> None:
+        """The job is a resident of these devices from now on (its fleet knows already)."""
+        job.state, job.devices, job.share = RUNNING, devices, share
+        self.running[job.job_id] = job
+        if self._sorted is not None:
+            self._sorted.add(job)
+
+    def leave(self, job: Job) -> tuple[int, ...]:
+        """The job is no resident any more (its fleet knows already); returns where it was."""
+        devices = job.devices
+        del self.running[job.job_id]
+        if self._sorted is not None:
+            self._sorted.remove(job)
+        job.devices = ()
+        return devices
+
+    def reorder(self, order: Order, max_resident: float) -> None:
+        """The same residents on the same devices, with so many seats each, and an empty queue in another order."""
+        self._sorted = None
+        self.max_resident = max_resident
+        self.fleet = Fleet([ledger.emptied(max_resident) for ledger in self.fleet])
+        for job in self.running.values():
+            for device in job.devices:
+                self.fleet.add(job, device, job.share)
+        self.queue = WaitingQueue(order)
