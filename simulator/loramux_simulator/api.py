@@ -17,6 +17,7 @@ import pandas as pd
 
 from loramux_policies import Policy, create
 from loramux_policies.errors import PolicyError
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
@@ -302,13 +303,13 @@ class _Run:
         actual = ledger.dynamic * exp(self.sigmas[type_index] * self._error(job))
         return actual + ledger.capacity - room if actual > room else 0.0
 
-    def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        if event == "arrive":
+    def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        if event == Event.ARRIVE:
             self.meters.queue(self.engine.now_s, self.loop.cluster.n_waiting)
             if self.recorder.events is None:
                 return
         self.recorder.hear(event, job, devices, detail)
-        if self.progress is not None and event in ("finish", "fail", "reject"):
+        if self.progress is not None and event in (Event.FINISH, Event.FAIL, Event.REJECT):
             self.ended += 1
             if self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))

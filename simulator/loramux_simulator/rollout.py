@@ -57,7 +57,7 @@ class RollOut:
 
     def _play(self, runs: Sequence[Run]) -> Rolled:
         device: FusedDevice[ReadyRun] = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
-        device.ledger = self._ledger_of(device.device_id)
+        device.costs.ledger = self._ledger_of(device.device_id)
         players = {
             run.job.job_id: ReadyRun(run.job, run.cost, self._seed, stop_steps=self._stops(run.job)) for run in runs
         }
@@ -69,7 +69,7 @@ class RollOut:
         seconds = real = computed = 0.0
         for _ in range(STEPS):
             step = device.next_step()
-            cost = device.cost(step, memory=False)
+            cost = device.costs.cost(step, memory=False)
             seconds += cost.seconds
             real += cost.real_tokens
             computed += cost.computed_tokens

@@ -225,7 +225,7 @@ class StepEngine:
         fused = device.fused
         start_s = max(self.now_s, device.stall_until_s)
         if fused.phi is not None:
-            seats = max(fused.seats, job.share)
+            seats = max(fused.costs.seats, job.share)
             own = phi_at(fused.phi, seats) * job.share / seats
             return start_s + (left * cost.solo_step_s + fused.debts.get(job.job_id, 0.0)) / own
         return start_s + left * (device.seconds or cost.solo_step_s) / fused.part(job.share)
@@ -251,7 +251,7 @@ class StepEngine:
 
     def _begin(self, device: StepDevice) -> None:
         fused = device.fused
-        fused.ledger = self._loop.cluster.fleet[fused.device_id]
+        fused.costs.ledger = self._loop.cluster.fleet[fused.device_id]
         fused.now_s = self.now_s
         loading_s = fused.load() if fused.debts else None
         if loading_s is not None:
@@ -260,7 +260,7 @@ class StepEngine:
             self._clock.at(device.ends_s, self._loaded, device)
             return
         step = fused.next_step()
-        cost = fused.cost(step, memory=self._actual is not None)
+        cost = fused.costs.cost(step, memory=self._actual is not None)
         device.busy = True
         seconds = cost.seconds * self._time_factor
         device.seconds = seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * seconds
@@ -269,7 +269,7 @@ class StepEngine:
         if self._actual is not None:
             names = {entry.job_id for entry in step.entries}
             newest = next(run for run in reversed(fused.runs.values()) if run.job_id in names).job
-            ledger = fused.ledger
+            ledger = fused.costs.ledger
             static = ledger.own + ledger.weights + ledger.context
             need_bytes = static + self._actual(newest, cost.dynamic_bytes)
             if need_bytes > ledger.capacity:

@@ -215,7 +215,7 @@ def test_a_simulated_step_costs_what_the_cost_model_says(fusion: Any) -> None:
             runs.append(run)
         rows = [int(rng.integers(1, run.rows + 1)) for run in runs]
         step = FusedStep(base, tuple(Entry(run.job_id, n) for run, n in zip(runs, rows, strict=True)))
-        cost = device.cost(step)
+        cost = device.costs.cost(step)
         lengths = [np.array(run.lengths[:n]) for run, n in zip(runs, rows, strict=True)]
         seconds, computed = model.step_s([run.cost for run in runs], lengths)
         assert cost.seconds == pytest.approx(seconds, rel=1e-12)
@@ -280,11 +280,11 @@ def test_a_step_that_over_commits_is_refused() -> None:
             return device.step(device.ready)
 
     device = FusedDevice(0, Greedy(), padded=False)
-    device.ledger = bench.ledger(0, 1)
+    device.costs.ledger = bench.ledger(0, 1)
     for one in jobs:
-        device.ledger.add(one, 1.0)
+        device.costs.ledger.add(one, 1.0)
         device.add(ReadyRun(one, one.cost_on(1), 0))
-    device.ledger.capacity = device.ledger.own + device.ledger.weights + device.ledger.context
+    device.costs.ledger.capacity = device.costs.ledger.own + device.costs.ledger.weights + device.costs.ledger.context
     with pytest.raises(PolicyError, match=r"greedy.*over-commits"):
         device.next_step()
 

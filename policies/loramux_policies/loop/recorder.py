@@ -10,22 +10,14 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from loramux_policies.loop.events import BEGINS, FINAL_STATE, LEAVES, Event
 from loramux_policies.loop.job import Job
 from loramux_traces.job import JobSpec
-from loramux_traces.results import (
-    COMPLETED,
-    FAILED_DIVERGED,
-    FAILED_OOM,
-    JOB_COLUMNS,
-    REJECTED,
-    UNFINISHED,
-    UNSCHEDULABLE,
-)
+from loramux_traces.results import JOB_COLUMNS, UNFINISHED
 
-STATES: Final = (UNFINISHED, COMPLETED, FAILED_OOM, UNSCHEDULABLE, REJECTED, FAILED_DIVERGED)
-_STATE_OF_EVENT: Final = {"finish": 1, "fail": 2, "unschedulable": 3, "reject": 4, "diverge": 5}
-_LEAVES: Final = frozenset(("finish", "pause", "oom", "diverge"))
-"""Events that end a stay on devices."""
+STATES: Final = (UNFINISHED, *FINAL_STATE.values())
+_CODES: Final = {event: code for code, event in enumerate(FINAL_STATE, start=1)}
+"""Event -> place in STATES: a byte per job where a million of them are kept."""
 
 
 class Recorder:
@@ -70,29 +62,25 @@ class Recorder:
         """One event of the loop (`Scheduler`'s listener)."""
         now_s = self._now_s()
         index = job.index
-        if event == "start" or event == "resume":
+        code = _CODES.get(event)
+        if event in BEGINS:
             if self._segments:
                 self._open[index] = now_s
             try:
                 self._devices[index] = self._device_names[devices]
             except KeyError:
                 self._devices[index] = self._device_names[devices] = "+".join(map(str, devices))
-        elif event in _LEAVES:
-            if self._segments:
-                start_s = self._open.pop(index)
-                for device in devices:
-                    self._seg_job.append(index)
-                    self._seg_device.append(device)
-                    self._seg_start.append(start_s)
-                    self._seg_end.append(now_s)
-            if event == "finish":
-                self._end(job, 1, now_s, devices)
-            elif event == "diverge":
-                self._end(job, _STATE_OF_EVENT[event], now_s, devices)
+        elif event in LEAVES and index in self._open:
+            start_s = self._open.pop(index)
+            for device in devices:
+                self._seg_job.append(index)
+                self._seg_device.append(device)
+                self._seg_start.append(start_s)
+                self._seg_end.append(now_s)
+        if code is not None:
+            self._end(job, code, now_s, devices)
+            if event != Event.FINISH:
                 self._reasons[index] = detail
-        elif event in _STATE_OF_EVENT:
-            self._end(job, _STATE_OF_EVENT[event], now_s, devices)
-            self._reasons[index] = detail
         if self.events is not None:
             row: dict[str, Any] = {"t_s": now_s, "event": event, "job_id": job.job_id}
             if devices:
@@ -108,11 +96,11 @@ class Recorder:
 
     def unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
         """A job that never fits any device of the run."""
-        self._state[index] = _STATE_OF_EVENT["unschedulable"]
+        self._state[index] = _CODES[Event.UNSCHEDULABLE]
         self._reasons[index] = reason
         if self.events is not None:
             self.events.append(
-                {"t_s": spec.submit_s, "event": "unschedulable", "job_id": spec.job_id, "detail": reason}
+                {"t_s": spec.submit_s, "event": Event.UNSCHEDULABLE, "job_id": spec.job_id, "detail": reason}
             )
 
     def _end(self, job: Job, state: int, now_s: float, devices: tuple[int, ...]) -> None:

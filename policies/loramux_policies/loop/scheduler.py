@@ -13,6 +13,7 @@ from typing import Final
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
 from loramux_policies.loop.backend import Backend
 from loramux_policies.loop.cluster import Cluster
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import DONE, RUNNING, WAITING, Job
 from loramux_policies.loop.ledger import SEAT_SLACK, Ledger
 from loramux_policies.loop.live_view import LiveView
@@ -29,12 +30,11 @@ where one stay in a hundred runs out (adaptive conformal inference, Gibbs and Ca
 SETTLE_ROUNDS: Final = 64
 """A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
 
-Listener = Callable[[str, Job, tuple[int, ...], str], None]
-"""Called with (event, job, devices, detail) for arrive, start, resume, share, pause, lost, finish, reject, oom, fail,
-cancel, hold."""
+Listener = Callable[[Event, Job, tuple[int, ...], str], None]
+"""Called with (event, job, devices, detail) after each event."""
 
 
-def _nobody(event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+def _nobody(event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
     """Listens to nothing."""
 
 
@@ -78,7 +78,7 @@ class Scheduler:
         try:
             self._put(job)
         finally:  # it has arrived even where the policy's order fails on it: another policy may take over
-            self._tell("arrive", job, (), "")
+            self._tell(Event.ARRIVE, job, (), "")
             self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
             self._due = True
@@ -98,7 +98,7 @@ class Scheduler:
         self._finished.append(job.job_id)
         self._freed.extend(devices)
         self._due = True
-        self._tell("finish", job, devices, "")
+        self._tell(Event.FINISH, job, devices, "")
         if self.cluster.apart:
             self._join_again(job.job_id)
 
@@ -118,9 +118,9 @@ class Scheduler:
         job.oom_events += 1
         job.oom_alone += not beside
         self._due = True
-        self._tell("oom", job, devices, detail)
+        self._tell(Event.OOM, job, devices, detail)
         if job.oom_alone > OOM_RETRIES:
-            self.drop(job, "fail", f"out of memory {job.oom_events} times: {detail}")
+            self.drop(job, Event.FAIL, f"out of memory {job.oom_events} times: {detail}")
             return
         self._paused.append(job.job_id)
         if beside and (job.oom_events - job.oom_alone) % (OOM_RETRIES + 1) == 0:
@@ -138,12 +138,12 @@ class Scheduler:
                 self.cluster.apart.remove(job)
                 self._enqueue(job)
 
-    def fail(self, job: Job, event: str, detail: str) -> None:
+    def fail(self, job: Job, event: Event, detail: str) -> None:
         """A running job, which the backend has taken off its device, ends without having done its steps."""
         devices = self._leave(job)
         self.drop(job, event, detail, devices)
 
-    def drop(self, job: Job, event: str, detail: str, devices: tuple[int, ...] = ()) -> None:
+    def drop(self, job: Job, event: Event, detail: str, devices: tuple[int, ...] = ()) -> None:
         """End a job that is neither waiting in the queue nor running (`devices`: where it ran until now)."""
         job.state = DONE
         self.cluster.active.pop(job.job_id, None)
@@ -152,7 +152,7 @@ class Scheduler:
         if self.cluster.apart:
             self._join_again(job.job_id)
 
-    def withdraw(self, job: Job, event: str, detail: str = "") -> None:
+    def withdraw(self, job: Job, event: Event, detail: str = "") -> None:
         """A user takes a waiting or running job out: for good (`cancel`), or until it arrives again (`hold`)."""
         devices: tuple[int, ...] = ()
         if job.state == RUNNING:
@@ -218,13 +218,13 @@ class Scheduler:
         """The device of a running job is gone, and with it what the job has learned since it was last saved: it waits
         again (the backend has set its figures back).
         """
-        self._push_out(job, detail, event="lost")
+        self._push_out(job, detail, event=Event.LOST)
 
-    def _push_out(self, job: Job, detail: str, event: str = "pause") -> None:
+    def _push_out(self, job: Job, detail: str, event: Event = Event.PAUSE) -> None:
         """A resident waits again, through no fault of its own and by no decision of the policy."""
         self.backend.stop(job)
         devices = self._leave(job)
-        job.preemptions += event == "pause"
+        job.preemptions += event == Event.PAUSE
         self._tell(event, job, devices, detail)
         self._paused.append(job.job_id)
         self._due = True
@@ -300,12 +300,12 @@ class Scheduler:
                 job.first_start_s = self.backend.now_s
             self.cluster.run(job, devices, share)
             self.backend.start(job, devices, share)
-            self._tell("resume" if again else "start", job, devices, "")
+            self._tell(Event.RESUME if again else Event.START, job, devices, "")
         elif isinstance(action, Pause):
             self.backend.stop(job)
             devices = self.cluster.leave(job)
             job.preemptions += 1
-            self._tell("pause", job, devices, "")
+            self._tell(Event.PAUSE, job, devices, "")
             self._enqueue(job)
         elif isinstance(action, Share):
             job.share = action.share
@@ -314,7 +314,7 @@ class Scheduler:
             assert isinstance(action, Reject)
             self.cluster.queue.remove(job)
             detail = f"{action.reason} (needs {action.need_bytes:.0f} bytes, {action.have_bytes:.0f} available)"
-            self.drop(job, "reject", detail)
+            self.drop(job, Event.REJECT, detail)
             self._due = False
 
     def _set_barrier(self, view: LiveView, plan: DeltaPlan) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.backend import Floats
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
 from loramux_policies.loop.scheduler import Scheduler
@@ -56,9 +57,9 @@ class StepTimes(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a job ends: `event` is finish or diverge, `detail` why."""
+    """How a job ends: with FINISH or DIVERGE, and why."""
 
-    event: str
+    event: Event
     detail: str
 
 
@@ -346,10 +347,10 @@ class StepBackend(ABC, Generic[P]):
 
     def _take_off(self, device: StepDevice[P]) -> None:
         fused = device.fused
-        fused.ledger = self._loop.cluster.fleet[fused.device_id]
+        fused.costs.ledger = self._loop.cluster.fleet[fused.device_id]
         fused.now_s = self._now_s
         step = fused.next_step()
-        predicted_s = fused.cost(step, memory=False).seconds
+        predicted_s = fused.costs.cost(step, memory=False).seconds
         device.step = step
         device.runs = [fused.runs[entry.job_id] for entry in step.entries]
         if self._note is not None:
@@ -407,7 +408,7 @@ class StepBackend(ABC, Generic[P]):
                     loop.review()
             return
         self._leave(job)
-        if end.event == "finish":
+        if end.event == Event.FINISH:
             job.true_steps = job.done_steps
             loop.finish(job)
         else:

@@ -4,27 +4,16 @@ moves forward. No clock in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple
+from collections.abc import Callable
+from typing import Generic
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
-from loramux_policies.loop.ledger import Ledger
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.fuse_view import BaseTurn, FuseView, R, place
+from loramux_policies.stepping.fuse_view import FuseView
 from loramux_policies.stepping.shares import Seating, phi_at, seating
+from loramux_policies.stepping.step_costs import StepCosts
+from loramux_policies.stepping.turns import BaseTurn, R, place
 from loramux_policies.views import FusedStep
-from loramux_profiles.planned import PlannedMemory
-from loramux_profiles.work import ROUNDING, BaseCost
-
-
-class StepCost(NamedTuple):
-    """What one fused step takes."""
-
-    seconds: float
-    computed_tokens: float
-    real_tokens: float
-    dynamic_bytes: float
-    """Expected peak of the activations at the real lengths."""
 
 
 class FusedDevice(Generic[R]):
@@ -39,15 +28,13 @@ class FusedDevice(Generic[R]):
         "_seated",
         "_seating",
         "_spent",
+        "costs",
         "debts",
         "device_id",
-        "ledger",
         "now_s",
-        "padded",
         "phi",
         "policy",
         "runs",
-        "seats",
         "turns",
     )
 
@@ -56,16 +43,12 @@ class FusedDevice(Generic[R]):
     ) -> None:
         self.device_id = device_id
         self.policy = policy
-        self.padded = padded
         self.phi = phi
-        self.ledger: Ledger | None = None
-        """Set by the engine before each step: the loop replaces ledgers as plans are applied."""
+        self.costs: StepCosts[R] = StepCosts(device_id, padded=padded, phi=phi)
         self.now_s = 0.0
-        self.runs: dict[str, R] = {}
+        self.runs = self.costs.runs
         self.turns: dict[str, BaseTurn[R]] = {}
         self._next_turn = 0
-        self.seats = 0.0
-        """Sum of the residents' shares."""
         self._seated: list[str] = []
         """Residents in the order of `_seating`."""
         self._seating: Seating | None = None
@@ -85,7 +68,7 @@ class FusedDevice(Generic[R]):
 
     def reseat(self) -> None:
         """Residents or their shares have changed."""
-        self.seats = sum([run.job.share for run in self.runs.values()])
+        self.costs.seats = sum([run.job.share for run in self.runs.values()])
         self._seating = None
         if self.phi is None and any(run.job.share < 1.0 for run in self.runs.values()):
             runs = sorted(self.runs.values(), key=place)
@@ -94,7 +77,7 @@ class FusedDevice(Generic[R]):
 
     def part(self, share: float) -> float:
         """Part of the steps that a resident of this share is in."""
-        return share / min(1.0, self.seats or 1.0)
+        return share / min(1.0, self.costs.seats or 1.0)
 
     def _turn_of(self, run: R) -> str:
         return run.cost.base.key if self.phi is None else run.job_id
@@ -141,14 +124,14 @@ class FusedDevice(Generic[R]):
             self.debts[job_id] = debt - part
         else:
             del self.debts[job_id]
-        seconds = part / phi_at(self.phi, self.seats)
+        seconds = part / phi_at(self.phi, self.costs.seats)
         spent[job_id] += seconds / run.job.share
         return seconds
 
     def next_step(self) -> FusedStep:
         """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
         turn = self._turn()
-        view = FuseView(self, turn)
+        view = FuseView(self.costs, turn, self.now_s)
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
@@ -186,105 +169,8 @@ class FusedDevice(Generic[R]):
                     f"policy {name}: fuse() names {entry.job_id!r}, whose share leaves it out of this step"
                 )
             seen.add(entry.job_id)
-        if len(seen) > 1 and not self._entries_fit(step, turn.base):
+        if len(seen) > 1 and not self.costs.fits_step(step):
             raise PolicyError(f"policy {name}: fuse() over-commits device {self.device_id}")
-
-    def _entries_fit(self, step: FusedStep, base: BaseCost) -> bool:
-        if self.ledger is None:
-            return True
-        dynamic = self.cost(step).dynamic_bytes
-        return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
-
-    def _static(self) -> float:
-        assert self.ledger is not None
-        return self.ledger.own + self.ledger.weights + self.ledger.context
-
-    def fits(self, base: BaseCost, runs: Sequence[R]) -> bool:
-        """Whether whole micro-batches of these runs fit by the upper bound at their real lengths."""
-        if self.ledger is None or not runs:
-            return True
-        charged = [run for run in runs if not run.cost.overridden]
-        if not charged:
-            return True
-        if base.planned is not None:
-            return self._planned_fits(base.planned, charged)
-        dynamic = base.dynamic_bytes
-        padded = -(-max(run.longest for run in runs) // ROUNDING) * ROUNDING if self.padded else 0
-        for run in charged:
-            cost, rows = run.cost, run.rows
-            tokens = rows * padded if self.padded else run.tokens
-            squares = rows * padded * padded if self.padded else run.squares
-            dynamic += cost.token_bytes * tokens + cost.square_bytes * squares + cost.row_bytes * rows
-        return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
-
-    def _planned_fits(self, planned: PlannedMemory, runs: Sequence[R]) -> bool:
-        """By the allocation plan; without asking it where all residents fit as they were admitted and these rows are no
-        longer than that (most steps: the plan takes about half a millisecond, such an answer microseconds).
-        """
-        ledger = self.ledger
-        assert ledger is not None
-        if ledger.used <= ledger.capacity and all(
-            run.tokens <= run.cost.tokens_q and run.longest <= run.cost.length_q for run in runs
-        ):
-            return True
-        dynamic = planned.step((run.cost, run.lengths[: run.rows]) for run in runs)
-        return self._static() + dynamic * ledger.factor(len(ledger.jobs)) <= ledger.capacity
-
-    def cost(self, step: FusedStep, *, memory: bool = True) -> StepCost:
-        """Time, tokens and memory of a step at the real lengths of its micro-batches.
-
-        Without `memory` the plan is not asked (half a millisecond), and `dynamic_bytes` means nothing.
-        """
-        runs = self.runs
-        real = computed = 0
-        work = squared = fixed = dynamic = 0.0
-        charged = False
-        floors: dict[str, float] = {}
-        base: BaseCost | None = None
-        if self.padded:
-            longest = max(
-                runs[e.job_id].longest if e.rows == runs[e.job_id].rows else max(runs[e.job_id].lengths[: e.rows])
-                for e in step.entries
-            )
-            padded = -(-longest // ROUNDING) * ROUNDING
-        for job_id, rows in step.entries:
-            run = runs[job_id]
-            cost = run.cost
-            base = cost.base
-            if rows == run.rows:
-                tokens, squares = run.tokens, run.squares
-            else:
-                lengths = run.lengths[:rows]
-                tokens, squares = sum(lengths), sum(n * n for n in lengths)
-            real += tokens
-            if self.padded:
-                tokens = rows * padded
-                squares = tokens * padded
-            computed += tokens
-            work += cost.token_s * tokens
-            squared += cost.square_s * squares
-            fixed += cost.step_s
-            floors[cost.method] = cost.method_floor_s
-            if not cost.overridden:
-                charged = True
-                dynamic += cost.token_bytes * tokens + cost.square_bytes * squares + cost.row_bytes * rows
-        assert base is not None
-        rounded = -(-computed // ROUNDING) * ROUNDING
-        work += (rounded - computed) * base.token_s
-        floor = base.floor_s + sum(floors.values())
-        busy = base.read_s + work + squared
-        seconds = (busy if busy > floor else floor) + fixed
-        if self.phi is not None:
-            seconds /= phi_at(self.phi, self.seats)
-        if not charged:
-            return StepCost(seconds, rounded, real, 0.0)
-        if base.planned is not None and memory:
-            dynamic = base.planned.step(
-                (run.cost, run.lengths[:rows])
-                for run, rows in ((runs[job_id], rows) for job_id, rows in step.entries)
-                if not run.cost.overridden
-            )
-        return StepCost(seconds, rounded, real, base.dynamic_bytes + dynamic)
 
     def advance(self, step: FusedStep) -> None:
         """The step has run: its jobs move on, the others have waited one step more."""
@@ -294,6 +180,6 @@ class FusedDevice(Generic[R]):
                 run.waited += 1
         if self.phi is not None and step.entries:
             mover = runs[step.entries[0].job_id]
-            self._spent[mover.job_id] += self.cost(step, memory=False).seconds / mover.job.share
+            self._spent[mover.job_id] += self.costs.cost(step, memory=False).seconds / mover.job.share
         for job_id, rows in step.entries:
             runs[job_id].advance(rows)

@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 
 from loramux_policies.errors import LeftTheRecord
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.live_view import LiveView
@@ -84,7 +85,7 @@ class RecordedJob:
         story = self._story
         if story.end_rows is None or self._rows < story.end_rows:
             return None
-        return End("diverge", story.diverged) if story.diverged else End("finish", "")
+        return End(Event.DIVERGE, story.diverged) if story.diverged else End(Event.FINISH, "")
 
 
 class ReplayBackend(StepBackend[RecordedJob]):

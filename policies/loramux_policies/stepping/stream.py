@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from loramux_policies.loop.events import Event
 from loramux_policies.views import FusedStep
 from loramux_traces.errors import StateError
 
@@ -152,9 +153,9 @@ class _Reader:
             self.stopped = True
         elif event == "step":
             self._step(row)
-        elif event == "finish" or event == "diverge":
+        elif event in (Event.FINISH, Event.DIVERGE):
             job_id = row["job_id"]
-            self.ends[job_id] = (self._rows[job_id], row["detail"] if event == "diverge" else "")
+            self.ends[job_id] = (self._rows[job_id], row["detail"] if event == Event.DIVERGE else "")
 
     def _step(self, row: Mapping[str, Any]) -> None:
         out_of_memory = bool(row.get("oom"))

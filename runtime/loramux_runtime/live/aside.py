@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from loramux_policies.loop.events import Event
 from loramux_runtime.live.store import DRAINING, Row
 from loramux_runtime.live.suspects import Suspects
 
@@ -74,7 +75,7 @@ class Aside:
             self._first.discard(self._alone)
             passed, self._alone = self._alone, None
             if job is not None and self._first:  # past it; now the next one has to be alone
-                service.loop.withdraw(job, "pause", "another job has to run alone")
+                service.loop.withdraw(job, Event.PAUSE, "another job has to run alone")
                 service.book.flush()
                 self.put(
                     service.store.job(passed), "another job has to run alone first: the scheduler died in its steps"

@@ -9,21 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
 from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
 from loramux_runtime.train.faults import NONE, FaultPlan
-from loramux_traces.results import CANCELLED, COMPLETED, FAILED_CRASHED, FAILED_DIVERGED, FAILED_OOM, REJECTED
 
-ENDS: Final = {
-    "finish": COMPLETED,
-    "fail": FAILED_OOM,
-    "reject": REJECTED,
-    "diverge": FAILED_DIVERGED,
-    "cancel": CANCELLED,
-    "crash": FAILED_CRASHED,
-}
-"""Event -> the final state that it leaves a job in."""
-
+RETURN: Final = "return"
+"""A job that has begun arrives again (`Event.ARRIVE` in the log of a scheduler that knew it before)."""
 GONE: Final[Row] = {"expected_finish_s": None, "tokens_per_s": None}
 """Of a job that is on no device."""
 
@@ -43,33 +35,34 @@ class Book:
         self.urgent = False
         """A job has changed its state since the last commit."""
         self.committed_s = float("-inf")
-        self.counts = {"oom": 0, "pause": 0, "lost": 0}
+        self.counts = {Event.OOM: 0, Event.PAUSE: 0, Event.LOST: 0}
         """Events of this process."""
 
     # -- what happens
 
-    def hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+    def hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         """One event of the loop."""
         now_s = self._now_s()
         if event in self.counts:
             self.counts[event] += 1
         values = self.figures(job)
         self._attained_s[job.job_id] = job.attained_s
-        if event == "arrive":
+        name = str(event)
+        if event == Event.ARRIVE:
             values["state"] = WAITING
-            event = "arrive" if job.first_start_s < 0 else "return"
-        elif event in ("start", "resume"):
+            name = name if job.first_start_s < 0 else RETURN
+        elif event in BEGINS:
             values |= {"state": RUNNING, "start_s": job.first_start_s, "why": "", "reason": ""}
             values["devices"] = "+".join(map(str, devices))
-        elif event in ("pause", "oom", "lost"):
+        elif event in (Event.PAUSE, Event.OOM, Event.LOST):
             values |= {"state": WAITING, "stopped_s": now_s, "reason": detail, **GONE}
-        elif event == "hold":
+        elif event == Event.HOLD:
             values |= {"state": HELD, "stopped_s": now_s, "reason": detail, "why": detail, **GONE}
-        elif event in ENDS:
+        elif event in FINAL_STATE:
             self._end(values, job, devices)
-            values |= {"state": ENDS[event], "finish_s": now_s, "reason": detail, "why": "", **GONE}
+            values |= {"state": FINAL_STATE[event], "finish_s": now_s, "reason": detail, "why": "", **GONE}
         self.set(job.job_id, **values)
-        row: Row = {"t_s": now_s, "event": event, "job_id": job.job_id}
+        row: Row = {"t_s": now_s, "event": name, "job_id": job.job_id}
         if devices:
             row["devices"] = list(devices)
         if detail:
@@ -105,14 +98,14 @@ class Book:
     def hold_apart(self, job_id: str, reason: str) -> None:
         """A job that the loop does not have, and that has begun, waits for its user."""
         self.set(job_id, state=HELD, reason=reason, why=reason, **GONE)
-        self._events.append({"t_s": self._now_s(), "event": "hold", "job_id": job_id, "detail": reason})
+        self._events.append({"t_s": self._now_s(), "event": Event.HOLD, "job_id": job_id, "detail": reason})
         self.urgent = True
 
     def unfinish(self, job: Job, reason: str) -> None:
         """A job that has just finished is not done after all."""
-        event = {"event": "finish", "job_id": job.job_id}
+        event = {"event": Event.FINISH, "job_id": job.job_id}
         last = max(i for i, row in enumerate(self._events) if event.items() <= row.items())
-        self._events[last] |= {"event": "hold", "detail": reason}
+        self._events[last] |= {"event": Event.HOLD, "detail": reason}
         held = {"state": HELD, "reason": reason, "why": reason, "finish_s": None, "stopped_s": self._now_s()}
         self.set(job.job_id, **held, **GONE)
 

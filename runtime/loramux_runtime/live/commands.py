@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PolicyError
+from loramux_policies.loop.events import Event
 from loramux_runtime.live.store import HELD, OPEN, QUEUED, WAITING, Row
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
@@ -65,11 +66,11 @@ class Commands:
         row = self._open(job_id)
         job = service.loop.cluster.active.get(job_id)
         if job is not None:
-            service.loop.withdraw(job, "cancel", "cancelled by the user")
+            service.loop.withdraw(job, Event.CANCEL, "cancelled by the user")
         else:
             service.inbox.take(job_id)
             service.aside.take(job_id)
-            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event="cancel")
+            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event=Event.CANCEL)
             if (row["submit_s"] or 0.0) > service.executor.now_s:  # before its time
                 service.book.set(job_id, finish_s=None)
         service.cancelled(job_id)
@@ -82,7 +83,7 @@ class Commands:
             raise UsageError(f"{job_id} is paused already")
         job = service.loop.cluster.active.get(job_id)
         if job is not None:
-            service.loop.withdraw(job, "hold", "paused by the user")
+            service.loop.withdraw(job, Event.HOLD, "paused by the user")
             try:
                 service.executor.bring(job)
                 service.saving.save_now(job_id)

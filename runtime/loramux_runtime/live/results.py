@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
+from loramux_policies.loop.events import BEGINS, LEAVES
 from loramux_runtime.live.store import OPEN, Row, Store
 from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline, summarise
 from loramux_traces.runfolder import write_run
-
-_BEGINS: Final = ("start", "resume")
-_LEAVES: Final = ("finish", "pause", "oom", "lost", "diverge", "cancel", "hold", "crash", "fail", "interrupted")
 
 
 def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +103,9 @@ def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
         if event == "scheduler":
             for job_id in list(open_):
                 close(job_id, row["last_s"] if "last_s" in row else row["t_s"])
-        elif event in _BEGINS:
+        elif event in BEGINS:
             open_[row["job_id"]] = (row["t_s"], row.get("devices", [0]))
-        elif event in _LEAVES and row.get("job_id") in open_:
+        elif event in LEAVES and row.get("job_id") in open_:
             close(row["job_id"], row["t_s"])
     for job_id in list(open_):
         close(job_id, end_s)

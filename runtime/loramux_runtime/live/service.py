@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
@@ -262,7 +263,7 @@ class LiveService:
         self.draining = True
         for job in list(self.loop.cluster.active.values()):
             if job.first_start_s < 0:
-                self.loop.withdraw(job, "hold", DRAINING)
+                self.loop.withdraw(job, Event.HOLD, DRAINING)
                 self.book.set(job.job_id, state=QUEUED)
                 self.roster.forget(job.job_id)
                 self.aside.put(self.store.job(job.job_id), DRAINING)
@@ -305,10 +306,10 @@ class LiveService:
             if job is None or not self.suspects.alone(row):
                 continue
             if self.suspects.hopeless(row, alone=len(in_step) == 1):
-                self.loop.withdraw(job, "crash", self.suspects.reason(row))
+                self.loop.withdraw(job, Event.CRASH, self.suspects.reason(row))
                 self.cancelled(job_id)
             else:
-                self.loop.withdraw(job, "lost", "runs alone: its worker died twice in its steps")
+                self.loop.withdraw(job, Event.LOST, "runs alone: its worker died twice in its steps")
                 self.aside.put(row, "runs alone: its worker died twice in its steps")
 
     def worker_up(self, device_id: int, where: str) -> None:
@@ -376,7 +377,7 @@ class LiveService:
         self._warn(f"{job_id} is paused: {reason}")
         job = self.loop.cluster.active.get(job_id)
         if job is not None:
-            self.loop.withdraw(job, "hold", reason)
+            self.loop.withdraw(job, Event.HOLD, reason)
 
     def excused(self, error: PolicyError) -> bool:
         """Go on under fifo, unless told otherwise."""
@@ -440,10 +441,10 @@ class LiveService:
 
     # -- jobs out
 
-    def _hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
+    def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.book.hear(event, job, devices, detail)
         self._sampled = False
-        if event in ("fail", "reject"):  # the other ends are told to `_ended` or come from `cancelled`
+        if event in (Event.FAIL, Event.REJECT):  # the other ends are told to `_ended` or come from `cancelled`
             self.cancelled(job.job_id)
 
     def _ended(self, job: Job, training: TrainingJob) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from loramux_policies.loop.events import Event
 from loramux_runtime.live.book import GONE
 from loramux_runtime.live.marker import Doing
 from loramux_runtime.live.store import OPEN, Row, Store
@@ -49,7 +50,7 @@ class Suspects:
                 job_id, reason = row["job_id"], self.reason(row)
                 t_s = self._store.fact("now_s", 0.0)
                 self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="", finish_s=t_s, **GONE)
-                self._store.add_events([{"t_s": t_s, "event": "crash", "job_id": job_id, "detail": reason}])
+                self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": job_id, "detail": reason}])
 
     def blame(self, jobs: Mapping[str, float]) -> list[Row]:
         """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.meters import IDLE, Meters
 from loramux_policies.stepping.driver import End, StepBackend, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
@@ -14,8 +15,8 @@ from loramux_runtime.jobs.training_job import TrainingJob
 def end_of(training: TrainingJob) -> End | None:
     """How the job has ended, if it has."""
     if training.diverged:
-        return End("diverge", training.diverged)
-    return End("finish", "") if training.finished else None
+        return End(Event.DIVERGE, training.diverged)
+    return End(Event.FINISH, "") if training.finished else None
 
 
 class TrainingBackend(StepBackend[TrainingJob]):
