@@ -17,7 +17,7 @@ from loramux_cli.live_watch import Watchers, memory_guard, watched
 if TYPE_CHECKING:
     from loramux_cli.live_engine import Opened
     from loramux_runtime.jobs.jobs_file import BaseConfig
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
@@ -90,7 +90,7 @@ def run_command(
         raise typer.Exit(_supervised(state, hang_after, quiet=quiet))
     from loramux_cli import running
     from loramux_runtime.live.settings import LiveSettings
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
     from loramux_runtime.live.supervisor import RESTARTED
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder
@@ -135,7 +135,7 @@ def run_command(
 
 
 def _supervised(state: Path, hang_s: float, *, quiet: bool) -> int:
-    from loramux_runtime.live.store import DATABASE, Store, discard
+    from loramux_runtime.live.state.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
     from loramux_traces.errors import StateError
     from loramux_traces.locking import owner
@@ -232,8 +232,8 @@ def _serve(
 ) -> int:
     from loramux_cli import running
     from loramux_policies.registry import create
-    from loramux_runtime.live.results import write_results
     from loramux_runtime.live.service import LiveService
+    from loramux_runtime.live.state.results import write_results
     from loramux_runtime.live.supervisor import RESTARTED
 
     def warn(text: str) -> None:
@@ -276,7 +276,7 @@ def _ended(store: Store) -> str:
     from collections import Counter
 
     from loramux_cli.status_view import MOST_FAILURES
-    from loramux_runtime.live.store import OPEN
+    from loramux_runtime.live.state.store import OPEN
     from loramux_traces.errors import printable
 
     jobs = store.jobs()
@@ -289,7 +289,7 @@ def _ended(store: Store) -> str:
 
 def _keep_profile(store: Store, name: str) -> None:
     from loramux_profiles.devices import device_file
-    from loramux_runtime.live.store import PROFILE
+    from loramux_runtime.live.state.store import PROFILE
     from loramux_traces.filesafe import write_text
 
     write_text(store.folder / PROFILE, device_file(name).read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from loramux_traces.errors import UsageError
 if TYPE_CHECKING:
     from loramux_runtime.fused.base_model import BaseModel
     from loramux_runtime.jobs.jobs_file import BaseConfig
-    from loramux_runtime.live.pool import WorkerPool
+    from loramux_runtime.live.drive.pool import WorkerPool
 
 ENGINES = ("local", "ray")
 
@@ -34,7 +34,7 @@ class EngineChoice:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {self.engine[:40]!r}")
         if self.engine == "ray":
-            from loramux_runtime.live.ray_cluster import need_ray
+            from loramux_runtime.live.drive.ray_cluster import need_ray
 
             need_ray()
         elif self.devices not in (None, 1) or self.address is not None:
@@ -74,8 +74,8 @@ def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Itera
             keep_freed_memory()
         yield Opened(where=where, card=card_name(where), base=base, pool=None, rss_before=rss_before)
         return
-    from loramux_runtime.live.ray_cluster import RayCluster
-    from loramux_runtime.live.ray_pool import RayPool
+    from loramux_runtime.live.drive.ray_cluster import RayCluster
+    from loramux_runtime.live.drive.ray_pool import RayPool
 
     set_threads(1, 0)  # nothing is computed here
     cluster = RayCluster(choice.address, cpus=choice.devices or 1)

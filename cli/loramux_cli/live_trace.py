@@ -12,7 +12,7 @@ from loramux_traces.errors import UsageError
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
     from loramux_traces.job import JobSpec, Trace
 
 TRACE = "trace.csv"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from loramux_runtime.live.memory_watch import CapacityGuard
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
+    from loramux_runtime.live.watch.memory_watch import CapacityGuard
 
 EVERY_S = 5.0
 """Between two Prometheus files: their text takes up to 35 ms for 1,000 jobs."""
@@ -39,7 +39,7 @@ def _tensorboard(folder: Path | None) -> Iterator[Callable[[str, Mapping[str, An
     if folder is None:
         yield None
         return
-    from loramux_runtime.live.tensorboard import TensorBoardLog
+    from loramux_runtime.live.watch.tensorboard import TensorBoardLog
 
     log = TensorBoardLog(folder)
 
@@ -61,8 +61,8 @@ def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], 
     if path is None:
         yield ()
         return
-    from loramux_runtime.live.prometheus import write_prometheus
-    from loramux_runtime.live.status import read_status
+    from loramux_runtime.live.watch.prometheus import write_prometheus
+    from loramux_runtime.live.watch.status import read_status
     from loramux_traces.errors import StateError
 
     last = [float("-inf")]
@@ -85,7 +85,7 @@ def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], 
 def memory_guard(device: Any, profile: Any) -> CapacityGuard:
     """Notices what other processes take of the device's memory."""
     from loramux_profiles.cost import CostModel
-    from loramux_runtime.live.memory_watch import CapacityGuard, CudaWatch, HostWatch
+    from loramux_runtime.live.watch.memory_watch import CapacityGuard, CudaWatch, HostWatch
 
     context = float(profile.parameters["context_bytes"].value)
     watch = CudaWatch(device, context_bytes=context) if device.type == "cuda" else HostWatch()

@@ -14,7 +14,7 @@ from loramux_cli import options as o
 from loramux_cli.live import State
 
 if TYPE_CHECKING:
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
 
 T = TypeVar("T")
 NAMES = {"policy": "set-policy"}
@@ -64,7 +64,7 @@ def status_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Show every job: state, steps, loss, speed, memory, expected finish, and why it waits."""
-    from loramux_runtime.live.status import read_status
+    from loramux_runtime.live.watch.status import read_status
 
     store = _open(state, look_only=True)
     if as_json:
@@ -124,7 +124,7 @@ def logs_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Print what a job has learned, a line per optimizer step: loss, learning rate, gradient norm."""
-    from loramux_runtime.live.store import OPEN
+    from loramux_runtime.live.state.store import OPEN
     from loramux_traces.filesafe import json_text
 
     store = _open(state, look_only=True)
@@ -179,7 +179,7 @@ def export_command(
 
 def _open(state: Path, *, look_only: bool = False) -> Store:
     """The state folder (`look_only`: it may be somebody else's, without leave to write)."""
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
 
     return Store(state, read_only=look_only and not os.access(state, os.W_OK))
 
@@ -197,7 +197,7 @@ def _queue(state: Path) -> Store:
     """The state folder; a queue may be filled before the first scheduler comes. StateError for a folder of other
     things.
     """
-    from loramux_runtime.live.store import DATABASE, OURS, Store
+    from loramux_runtime.live.state.store import DATABASE, OURS, Store
     from loramux_traces.errors import StateError
 
     try:
@@ -217,7 +217,7 @@ def _runs(store: Store) -> bool:
 
 def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: float) -> None:
     """Leave a command and wait for its answer."""
-    from loramux_runtime.live.store import OPEN
+    from loramux_runtime.live.state.store import OPEN
     from loramux_traces.errors import UsageError
     from loramux_traces.results import REJECTED, UNSCHEDULABLE
 

@@ -10,7 +10,7 @@ from loramux_traces.errors import UsageError
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs.jobs_file import TrainJob
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
 
 TABLES = {".csv", ".jsonl", ".ndjson"}
 """Endings of traces."""

@@ -120,7 +120,7 @@ def _backend(engine: str, address: str | None) -> Iterator[str | None]:
         return
     import importlib
 
-    from loramux_runtime.live.ray_cluster import RayCluster
+    from loramux_runtime.live.drive.ray_cluster import RayCluster
 
     cluster = RayCluster(address)
     try:

@@ -81,7 +81,7 @@ def _shares(policy: str, profile: str) -> Iterator[dict[str, object]]:
             file = Path(folder) / "jobs.json"
             file.write_text(json.dumps({"jobs": jobs}))
             run = [sys.executable, "-m", "loramux_cli.main"]
-            from loramux_runtime.live.store import Store
+            from loramux_runtime.live.state.store import Store
 
             state.mkdir()
             Store(state, create=True).close()

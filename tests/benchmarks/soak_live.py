@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import OPEN, Store
+from loramux_runtime.live.state.store import OPEN, Store
+from loramux_runtime.live.watch.status import read_status
 from loramux_traces.errors import LoramuxError
 from loramux_traces.filesafe import write_json
 from loramux_traces.locking import owner

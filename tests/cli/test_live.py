@@ -213,7 +213,7 @@ def test_scales_that_are_none(scale: float) -> None:
     ],
 )
 def test_bad_jobs_are_refused(text: str, said: str, folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loramux_runtime.live.store import Store
+    from loramux_runtime.live.state.store import Store
 
     (folder / "state").mkdir()
     store = Store(folder / "state", create=True)

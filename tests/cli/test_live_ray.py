@@ -43,7 +43,7 @@ def test_options_that_do_not_go_together(options: list[str], tmp_path: Path) -> 
 def test_ray_is_imported_only_when_asked_for() -> None:
     code = (
         "import sys, loramux_cli.live, loramux_cli.live_engine, loramux_cli.sweep, loramux_runtime.live.service,"
-        " loramux_runtime.live.ray_pool, loramux_runtime.live.ray_cluster; assert 'ray' not in sys.modules"
+        " loramux_runtime.live.drive.ray_pool, loramux_runtime.live.drive.ray_cluster; assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 
 from loramux_cli.live_watch import watched
 from loramux_runtime.jobs.fingerprint import fingerprint
-from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import Store, discard
+from loramux_runtime.live.state.store import Store, discard
+from loramux_runtime.live.watch.status import read_status
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 

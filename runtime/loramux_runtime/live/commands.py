@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
-from loramux_runtime.live.store import HELD, OPEN, QUEUED, WAITING, Row
+from loramux_runtime.live.state.store import HELD, OPEN, QUEUED, WAITING, Row
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 

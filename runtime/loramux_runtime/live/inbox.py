@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
-from loramux_runtime.live.store import HELD, OPEN, QUEUED, Row, Store
+from loramux_runtime.live.state.store import HELD, OPEN, QUEUED, Row, Store
 
 
 class LiveInbox:

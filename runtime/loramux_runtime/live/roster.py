@@ -15,8 +15,8 @@ from loramux_profiles.cost import CostModel
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.preparation import Admission, Admitted
 from loramux_runtime.jobs.training_job import Log, TrainingJob
-from loramux_runtime.live.book import Book
-from loramux_runtime.live.store import Row
+from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.store import Row
 from loramux_traces.errors import LoramuxError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE

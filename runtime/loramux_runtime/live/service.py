@@ -23,21 +23,21 @@ from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.adapter_files import save_adapter
 from loramux_runtime.jobs.preparation import Admission
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.aside import Aside
-from loramux_runtime.live.book import Book
-from loramux_runtime.live.checkpoint import CheckpointStore
-from loramux_runtime.live.clock import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.commands import Commands
-from loramux_runtime.live.engine import Engine
+from loramux_runtime.live.drive.clock import LiveTimes, MonotonicTimes, first_reading
+from loramux_runtime.live.drive.engine import Engine
+from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.inbox import LiveInbox
-from loramux_runtime.live.marker import Marker, read_marker
-from loramux_runtime.live.pool import WorkerPool
-from loramux_runtime.live.progress import Progress
+from loramux_runtime.live.quarantine import Aside
 from loramux_runtime.live.roster import Roster
-from loramux_runtime.live.saving import Saving
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.store import DRAINING, HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.checkpoint import CheckpointStore
+from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.live.state.store import DRAINING, HELD, OPEN, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_runtime.live.suspects import Suspects
+from loramux_runtime.live.watch.progress import Progress
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import LoramuxError, StateError, UsageError

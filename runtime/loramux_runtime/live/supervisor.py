@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_runtime.live.marker import Doing, read_marker
-from loramux_runtime.live.store import DATABASE, Store
+from loramux_runtime.live.state.marker import Doing, read_marker
+from loramux_runtime.live.state.store import DATABASE, Store
 from loramux_traces.errors import LoramuxError
 
 MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)

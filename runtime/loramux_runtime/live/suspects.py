@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from loramux_policies.loop.events import Event
-from loramux_runtime.live.book import GONE
-from loramux_runtime.live.marker import Doing
-from loramux_runtime.live.store import OPEN, Row, Store
+from loramux_runtime.live.state.book import GONE
+from loramux_runtime.live.state.marker import Doing
+from loramux_runtime.live.state.store import OPEN, Row, Store
 from loramux_traces.results import FAILED_CRASHED
 
 ALONE_AFTER: Final = 2

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from loramux_runtime.live.memory_watch import CudaWatch
+from loramux_runtime.live.watch.memory_watch import CudaWatch
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loramux_policies.views import JobView, Order
-from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state.store import Store
+from loramux_runtime.live.watch.status import read_status
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned

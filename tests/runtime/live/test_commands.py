@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from loramux_runtime.jobs.adapter_files import read_adapter_config
-from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import supervise  # noqa: F401  (imports without torch)
+from loramux_runtime.live.watch.status import read_status
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.locking import owned

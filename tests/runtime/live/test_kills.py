@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import FaultPlan
 
 from .serving import curves, jobs, play, submit

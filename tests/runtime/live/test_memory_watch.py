@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_runtime.live.memory_watch import CapacityGuard, CudaWatch, FakeWatch, HostWatch, MemoryWatch
+from loramux_runtime.live.watch.memory_watch import CapacityGuard, CudaWatch, FakeWatch, HostWatch, MemoryWatch
 
 GIB = 2.0**30
 MIB = 2.0**20

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from loramux_runtime.live.prometheus import ENDED_FOR_S, MOST_ENDED, MOST_LIVE, prometheus_text, write_prometheus
+from loramux_runtime.live.watch.prometheus import ENDED_FOR_S, MOST_ENDED, MOST_LIVE, prometheus_text, write_prometheus
 from loramux_traces.errors import StateError
 
 from .status import STATES, every_state, job, status

@@ -18,9 +18,9 @@ if find_spec("ray") is None:  # not importorskip: the cluster is set up before r
     pytest.skip("ray is not installed", allow_module_level=True)
 
 from loramux_runtime.jobs.jobs_file import BaseConfig
-from loramux_runtime.live.pool import WorkerDied
-from loramux_runtime.live.ray_cluster import RayCluster
-from loramux_runtime.live.ray_pool import RayPool
+from loramux_runtime.live.drive.pool import WorkerDied
+from loramux_runtime.live.drive.ray_cluster import RayCluster
+from loramux_runtime.live.drive.ray_pool import RayPool
 from loramux_traces.errors import HardwareMissingError, StateError, UsageError
 
 from . import serving

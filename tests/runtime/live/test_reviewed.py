@@ -14,11 +14,11 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 from loramux_runtime.live import service as service_module
-from loramux_runtime.live.marker import Marker
-from loramux_runtime.live.results import job_table
-from loramux_runtime.live.status import read_status
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state.marker import Marker
+from loramux_runtime.live.state.results import job_table
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import supervise
+from loramux_runtime.live.watch.status import read_status
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
 

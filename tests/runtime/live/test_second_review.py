@@ -16,12 +16,13 @@ from loramux_policies import Policy, register
 from loramux_policies.errors import PolicyError
 from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
-from loramux_runtime.live import checkpoint, supervisor
 from loramux_runtime.live import service as service_module
+from loramux_runtime.live import supervisor
 from loramux_runtime.live.inbox import LiveInbox
-from loramux_runtime.live.marker import Marker, read_marker
-from loramux_runtime.live.saving import Saving
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state import checkpoint
+from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import supervise
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
@@ -108,7 +109,7 @@ def stop_at(left: list[int], scheduler: Any) -> None:
 def test_an_error_of_the_disk_in_mid_read_ends_the_process_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loramux_runtime.live import checkpoint_files
+    from loramux_runtime.live.state import checkpoint_files
     from loramux_traces.errors import StateError
 
     store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=12))
@@ -355,7 +356,7 @@ def test_out_of_memory_in_an_evaluation_scores_fewer_rows_at_a_time(
 def test_counts_and_times_agree_when_jobs_are_paused(tmp_path: Path) -> None:
     """Little's law: a job that its user has paused is waiting in both."""
     from loramux_analysis.metrics import littles_law
-    from loramux_runtime.live.results import write_results
+    from loramux_runtime.live.state.results import write_results
     from loramux_traces.runfolder import read_run
 
     store = submit(tmp_path / "state", jobs(tmp_path, 4, steps=12))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from loramux_runtime.live import supervisor
-from loramux_runtime.live.marker import Marker, read_marker
-from loramux_runtime.live.store import Store
+from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import supervise
 
 from . import serving

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.live import tensorboard as module
-from loramux_runtime.live.tensorboard import RETRY_S, TensorBoardLog
+from loramux_runtime.live.watch import tensorboard as module
+from loramux_runtime.live.watch.tensorboard import RETRY_S, TensorBoardLog
 from loramux_traces.errors import UsageError
 
 

@@ -13,14 +13,14 @@ from loramux_policies.policy import Policy
 from loramux_policies.stepping.driver import StepBackend, StepDevice, StepTimes
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.clock import POLL_S, LiveTimes
-from loramux_runtime.live.flight import Flight
-from loramux_runtime.live.leaving import Leaving
-from loramux_runtime.live.live_executor import Host
-from loramux_runtime.live.nursery import Nursery
-from loramux_runtime.live.pool import WorkerDied, WorkerPool
-from loramux_runtime.live.pool_states import PoolStates
-from loramux_runtime.live.worker import StepReport
+from loramux_runtime.live.drive.clock import POLL_S, LiveTimes
+from loramux_runtime.live.drive.departures import Leaving
+from loramux_runtime.live.drive.flight import Flight
+from loramux_runtime.live.drive.job_states import PoolStates
+from loramux_runtime.live.drive.local_executor import Host
+from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
+from loramux_runtime.live.drive.worker import StepReport
+from loramux_runtime.live.drive.worker_restarts import Nursery
 from loramux_runtime.train.observer import Observer
 
 TIME_SLACK: Final = 1e-12

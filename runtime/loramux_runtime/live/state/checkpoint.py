@@ -18,7 +18,7 @@ from typing import Any, Final
 from safetensors import SafetensorError
 
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.checkpoint_files import UnreadableError, cannot_be_opened, read_files, write_files
+from loramux_runtime.live.state.checkpoint_files import UnreadableError, cannot_be_opened, read_files, write_files
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import sync

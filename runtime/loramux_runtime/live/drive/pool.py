@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from loramux_runtime.live.worker import DeviceWorker, StepReport, Whereabouts
+from loramux_runtime.live.drive.worker import DeviceWorker, StepReport, Whereabouts
 
 
 class WorkerDied(Exception):

@@ -9,13 +9,13 @@ from loramux_policies.stepping.driver import StepBackend, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.flight import Flight
-from loramux_runtime.live.leaving import Leaver, Leaving
-from loramux_runtime.live.live_executor import LiveBackend
-from loramux_runtime.live.nursery import Nursery
-from loramux_runtime.live.pool import WorkerDied, WorkerPool
-from loramux_runtime.live.remote_training import RemoteTraining
-from loramux_runtime.live.worker import StepReport
+from loramux_runtime.live.drive.departures import Leaver, Leaving
+from loramux_runtime.live.drive.flight import Flight
+from loramux_runtime.live.drive.local_executor import LiveBackend
+from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
+from loramux_runtime.live.drive.remote_training import RemoteTraining
+from loramux_runtime.live.drive.worker import StepReport
+from loramux_runtime.live.drive.worker_restarts import Nursery
 from loramux_runtime.train.backend import end_of
 from loramux_traces.errors import StateError
 

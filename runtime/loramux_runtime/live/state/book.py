@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
-from loramux_runtime.live.store import HELD, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.state.store import HELD, RUNNING, WAITING, Row, Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 RETURN: Final = "return"

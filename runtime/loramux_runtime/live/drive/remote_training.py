@@ -15,7 +15,7 @@ from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.preparation import Admitted
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.worker import JobOrder, JobReport, State, to_arrays, to_tensors
+from loramux_runtime.live.drive.worker import JobOrder, JobReport, State, to_arrays, to_tensors
 from loramux_traces.errors import StateError
 
 

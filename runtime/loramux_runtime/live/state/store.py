@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from loramux_runtime.live.marker import MARKER
+from loramux_runtime.live.state.marker import MARKER
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned

@@ -11,7 +11,7 @@ from loramux_policies.loop.job import WAITING, Job
 from loramux_policies.stepping.driver import StepDevice, StepTimes
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.clock import LiveTimes
+from loramux_runtime.live.drive.clock import LiveTimes
 from loramux_runtime.train.backend import TrainingBackend
 from loramux_runtime.train.executor import Executor
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from loramux_runtime.live.pool import WorkerDied
-from loramux_runtime.live.ray_cluster import RayCluster
-from loramux_runtime.live.worker import DeviceWorker, StepReport, Whereabouts
+from loramux_runtime.live.drive.pool import WorkerDied
+from loramux_runtime.live.drive.ray_cluster import RayCluster
+from loramux_runtime.live.drive.worker import DeviceWorker, StepReport, Whereabouts
 from loramux_traces.errors import HardwareMissingError, StateError, UsageError
 
 START_S: Final = 600.0

@@ -15,11 +15,11 @@ from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.jobs.preparation import Admitted
 from loramux_runtime.jobs.training_job import Log, TrainingJob
-from loramux_runtime.live.clock import LiveTimes
-from loramux_runtime.live.live_executor import Host, LiveBackend, LiveExecutor
-from loramux_runtime.live.pool import WorkerPool
-from loramux_runtime.live.pool_executor import PoolExecutor
-from loramux_runtime.live.remote_training import RemoteTraining
+from loramux_runtime.live.drive.clock import LiveTimes
+from loramux_runtime.live.drive.local_executor import Host, LiveBackend, LiveExecutor
+from loramux_runtime.live.drive.pool import WorkerPool
+from loramux_runtime.live.drive.pool_executor import PoolExecutor
+from loramux_runtime.live.drive.remote_training import RemoteTraining
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.observer import Observer
 

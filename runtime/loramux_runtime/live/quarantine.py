@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from loramux_policies.loop.events import Event
-from loramux_runtime.live.store import DRAINING, Row
+from loramux_runtime.live.state.store import DRAINING, Row
 from loramux_runtime.live.suspects import Suspects
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from loramux_runtime.live.store import DRAINING, QUEUED, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.state.store import DRAINING, QUEUED, RUNNING, WAITING, Row, Store
 from loramux_traces.locking import owner
 
 _COLUMNS: Final = (

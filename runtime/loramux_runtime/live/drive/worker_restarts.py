@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import Final
 
-from loramux_runtime.live.pool import WorkerDied, WorkerPool
+from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_traces.errors import HardwareMissingError
 
 RESTARTS: Final = 5
