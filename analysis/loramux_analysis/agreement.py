@@ -1,5 +1,6 @@
 """How well two sets of figures agree: relative error, distribution distance, ranking. Used for simulated against
-real."""
+real.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +26,21 @@ def mape(predicted: Floats, actual: Floats) -> float | None:
 
 def ks_distance(a: Floats, b: Floats) -> float | None:
     """Kolmogorov-Smirnov distance: the largest gap between the two empirical CDFs, 0 to 1; None when either is
-    empty."""
+    empty.
+    """
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
         return None
-    both = np.concatenate([a, b])  # not scipy's ks_2samp: its p-value, unused here, warns for samples of one
+    # not scipy's ks_2samp: its p-value, unused here, warns for samples of one
+    both = np.concatenate([a, b])
     shares = [np.searchsorted(np.sort(side), both, side="right") / len(side) for side in (a, b)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
 def wasserstein(a: Floats, b: Floats) -> float | None:
     """Wasserstein distance of two samples, in their unit: how far values must move, in the mean, for one empirical
-    distribution to become the other; None when either is empty."""
+    distribution to become the other; None when either is empty.
+    """
     a, b = a[np.isfinite(a)], b[np.isfinite(b)]
     if not len(a) or not len(b):
         return None
@@ -45,7 +49,8 @@ def wasserstein(a: Floats, b: Floats) -> float | None:
 
 def kendall_tau(a: Floats, b: Floats) -> float | None:
     """Kendall's tau-b of two rankings of the same things: 1 same order, -1 reversed; None for fewer than two or all
-    tied."""
+    tied.
+    """
     use = np.isfinite(a) & np.isfinite(b)
     a, b = a[use], b[use]
     if len(a) < 2 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:

@@ -1,8 +1,9 @@
 """ASPEN's published evaluation (arXiv 2312.02515) beside ours: figures as data, tables, charts, Markdown.
 
-Marks say how a published figure was obtained: V read in a source, D digitised from the authors' vector figures (about
-1% accurate), I inferred. Hours depend on rows and epochs that the authors do not state, so that what is compared is
-each system's ratio to a baseline of its own experiment; absolute figures stand beside them for the record.
+Marks say how a published figure was obtained: V read in a source, D digitised from the authors'
+vector figures (about 1% accurate), I inferred. Hours depend on rows and epochs that the authors do
+not state, so that what is compared is each system's ratio to a baseline of its own experiment;
+absolute figures stand beside them for the record.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _per_system(experiment: str, metric: str, mark: Mark, values: Mapping[str, f
     return [Published(experiment, system, metric, value, mark) for system, value in values.items()]
 
 
-#: tokens/s: (sequential, parallel processes, ASPEN) by model and card; the card of those without one is not stated [D].
+#: tokens/s: (sequential, parallel processes, ASPEN) by model and card; the card of those without
+#: one is not stated [D].
 TOKENS_PER_S: Final = {
     "LLaMA-7B A100": (608.4, 649.3, 674.6),
     "LLaMA-7B QLoRA": (903.0, 838.0, 1146.0),
@@ -113,7 +115,8 @@ TABLE_COLUMNS: Final = (
 
 class Ours(NamedTuple):
     """One figure of ours. `kind`: check (predicted), fit (used to choose a constant, so that agreement says little),
-    context (another workload: only ratios compare), or ours (nothing published)."""
+    context (another workload: only ratios compare), or ours (nothing published).
+    """
 
     experiment: str
     system: str
@@ -143,8 +146,9 @@ def _hours(seconds: float | None) -> float | None:
 def compare(ours: Sequence[Ours]) -> pd.DataFrame:
     """Published and ours side by side: TABLE_COLUMNS, one row per (experiment, system, metric) that either has.
 
-    `difference` is ours / published - 1. Ratios are to the experiment's baseline (EXPERIMENTS) on the same side, and
-    `ratio_difference` is our ratio / theirs - 1. Missing figures are NaN in the table and null in JSON.
+    `difference` is ours / published - 1. Ratios are to the experiment's baseline (EXPERIMENTS) on
+    the same side, and `ratio_difference` is our ratio / theirs - 1. Missing figures are NaN in the
+    table and null in JSON.
     """
     theirs = {(p.experiment, p.system, p.metric): p for p in PUBLISHED}
     mine = {(o.experiment, o.system, o.metric): o for o in ours}
@@ -383,7 +387,8 @@ def markdown(
     table: pd.DataFrame, about: Sequence[str], sensitivity: pd.DataFrame, pictures: Sequence[str], why: str = ""
 ) -> str:
     """The report. `about`: paragraphs (command, versions, assumptions) after the title; `sensitivity`: hours of other
-    settings, one a row, as they are; `why`: a paragraph after them."""
+    settings, one a row, as they are; `why`: a paragraph after them.
+    """
     lines = ["# ASPEN's evaluation, simulated", ""]
     for paragraph in about:
         lines += [paragraph, ""]

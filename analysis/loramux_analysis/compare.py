@@ -31,9 +31,9 @@ class Comparison:
     """A tidy table: one row per (load, policy, metric), with a 95% interval and the paired difference against the
     baseline.
 
-    `over` and `diff_over` say what an interval resamples: `seeds`, `jobs` (one seed only), or empty (no interval).
-    `diff` is policy minus baseline in the figure's unit, averaged over `pairs` that had the same jobs; `change` is the
-    ratio of the two means minus 1.
+    `over` and `diff_over` say what an interval resamples: `seeds`, `jobs` (one seed only), or empty
+    (no interval). `diff` is policy minus baseline in the figure's unit, averaged over `pairs` that
+    had the same jobs; `change` is the ratio of the two means minus 1.
     """
 
     table: pd.DataFrame

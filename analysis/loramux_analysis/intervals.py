@@ -14,7 +14,8 @@ Floats = NDArray[np.float64]
 
 LEVEL: Final = 0.95
 _DRAWS: Final = 4000
-#: A draw over many jobs costs memory in proportion; its quantiles need fewer draws than that of three seeds.
+#: A draw over many jobs costs memory in proportion; its quantiles need fewer draws than that of
+#: three seeds.
 _JOB_DRAWS: Final = 1000
 
 
@@ -37,9 +38,10 @@ class Interval:
 def over_seeds(values: Floats) -> Interval:
     """Mean of one value per seed with an expanded percentile bootstrap interval.
 
-    The plain percentile interval is too narrow for few values; the percentiles are moved out as far as Student's t asks
-    for (Hesterberg, The American Statistician 69(4), 2015, section 3.3). For 2 or 3 seeds that is the whole range of
-    the values: more a resampling cannot say. One value: no interval.
+    The plain percentile interval is too narrow for few values; the percentiles are moved out as far
+    as Student's t asks for (Hesterberg, The American Statistician 69(4), 2015, section 3.3). For 2
+    or 3 seeds that is the whole range of the values: more a resampling cannot say. One value: no
+    interval.
     """
     values = values[np.isfinite(values)]
     return _interval(values, None, _seed_sums, len(values), "seeds" if len(values) > 1 else "")
@@ -61,8 +63,9 @@ def of_mean(values: Floats) -> Interval:
 def over_jobs(values: Floats) -> Interval:
     """Mean over the jobs of one run, in order of submission, with a circular block bootstrap interval.
 
-    Jobs near in time wait behind the same others, so blocks of about sqrt(n) neighbours are drawn, not single jobs. It
-    speaks of other draws of such jobs under this one arrival pattern: seeds say more. Fewer than 20 jobs: no interval.
+    Jobs near in time wait behind the same others, so blocks of about sqrt(n) neighbours are drawn,
+    not single jobs. It speaks of other draws of such jobs under this one arrival pattern: seeds say
+    more. Fewer than 20 jobs: no interval.
     """
     return _interval(values, None, _job_sums, round(len(values) ** 0.5), "jobs" if len(values) >= 20 else "")
 
@@ -70,7 +73,8 @@ def over_jobs(values: Floats) -> Interval:
 def change_over_seeds(values: Floats, base: Floats) -> Interval:
     """Ratio of means minus 1, of pairs: both sides of a pair are drawn together, so that common luck cancels.
 
-    A ratio of sums in every draw, not a difference over a fixed mean: it can never say less than -100%.
+    A ratio of sums in every draw, not a difference over a fixed mean: it can never say less than
+    -100%.
     """
     return _interval(values, base, _seed_sums, len(values), "seeds" if len(values) > 1 else "")
 

@@ -1,5 +1,6 @@
 """Run folders and sweeps as tidy tables: one row a run, one row a job, labels that tell them apart, and where they
-come from."""
+come from.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ class Results:
     """What was read. `table` has one row a run (of run folders and of results.csv files); `runs` only those with
     their jobs.
 
-    Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`, `seed`, `pair` (equal for
-    runs of the same jobs: trace, load and seed), then the figures. `labels` are those of `runs`, in their order.
+    Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`, `seed`,
+    `pair` (equal for runs of the same jobs: trace, load and seed), then the figures. `labels` are
+    those of `runs`, in their order.
     """
 
     runs: tuple[Run, ...]
@@ -74,15 +76,16 @@ class Results:
 
     def about(self, *runs: Run) -> str:
         """One line for the foot of a chart or table: simulated or measured, how well the costs are known, which
-        trace."""
+        trace.
+        """
         return describe([run.manifest for run in runs] or self.manifests)
 
 
 def load(paths: Sequence[Path]) -> Results:
     """Read run folders, folders of runs and sweep folders, each run once.
 
-    Raises InvalidInputError for a path that is none of these or when nothing was found, StateError when a file is
-    corrupt.
+    Raises InvalidInputError for a path that is none of these or when nothing was found, StateError
+    when a file is corrupt.
     """
     runs: dict[Path, Run] = {}
     tables: list[pd.DataFrame] = []
@@ -152,7 +155,8 @@ def spec(name: str, params: dict[str, Any]) -> str:
 
 def label_runs(runs: Sequence[Run]) -> list[str]:
     """A label for each run: its policy, with only those parameters and settings that differ between runs of that
-    policy."""
+    policy.
+    """
     labels = []
     for run in runs:
         peers = [other for other in runs if other.policy == run.policy]
@@ -195,7 +199,8 @@ def swept_labels(table: pd.DataFrame) -> list[str]:
 
 def describe(manifests: Sequence[dict[str, Any]]) -> str:
     """One line that says where figures come from, for example `simulated, costs assumed; trace: sample.csv, modelled;
-    rate`."""
+    rate`.
+    """
     kinds = sorted({str(m.get("kind", "simulated")) for m in manifests if m}) or ["simulated"]
     origins = {str(m.get("origin", "unknown")) for m in manifests} or {"unknown"}
     worst = min(origins, key=lambda o: _ORIGINS.index(o) if o in _ORIGINS else 0)

@@ -24,7 +24,9 @@ class Figure:
     unit: str
     lower_is_better: bool = True
     job_column: str = ""
-    """Column of jobs.csv it is the mean of, if it is one (then one seed alone can give an interval over jobs)."""
+    """Column of jobs.csv it is the mean of, if it is one (then one seed alone can give an interval
+    over jobs).
+    """
     short: str = ""
     """A short name with its unit, for a terminal."""
 
@@ -66,9 +68,9 @@ def n_devices(run: Run) -> int:
 def contention(jobs: pd.DataFrame, devices: int) -> Floats:
     """Mean number of devices asked for per device that exists, over each job's life [submission, finish]; at least 1.
 
-    A job counts from submission to finish with its `num_gpus`; one that never ended counts to the end of the run, one
-    that was never admitted does not count. NaN for jobs without a finish. O(n log n): differences of the integral of
-    the step function.
+    A job counts from submission to finish with its `num_gpus`; one that never ended counts to the
+    end of the run, one that was never admitted does not count. NaN for jobs without a finish. O(n
+    log n): differences of the integral of the step function.
     """
     submit = jobs["submission_time"].to_numpy(dtype=np.float64)
     finish = jobs["finish_time"].to_numpy(dtype=np.float64)
@@ -85,7 +87,8 @@ def contention(jobs: pd.DataFrame, devices: int) -> Floats:
     life = finish - submit
     if not len(times):
         return np.full(len(jobs), np.nan)
-    # A job that ends the moment it is submitted lives no time: it sees the contention of that moment as 1.
+    # A job that ends the moment it is submitted lives no time: it sees the contention of that
+    # moment as 1.
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (np.interp(finish, times, area) - np.interp(submit, times, area)) / life
     mean = np.where(life > 0, mean, 1.0)
@@ -95,10 +98,10 @@ def contention(jobs: pd.DataFrame, devices: int) -> Floats:
 def finish_time_fairness(jobs: pd.DataFrame, devices: int) -> Floats:
     """Themis' rho of each completed job: turnaround / (solo time x mean contention); NaN elsewhere.
 
-    The denominator is how long the job would have taken alone on its equal share of the cluster, given how many
-    others were there during its life (Mahajan et al., NSDI 2020; contention averaged over the life as in Gavel, OSDI
-    2020). rho <= 1: the job did at least as well as its fair share. Sharing a base model makes rho < 1 possible for
-    all jobs at once.
+    The denominator is how long the job would have taken alone on its equal share of the cluster,
+    given how many others were there during its life (Mahajan et al., NSDI 2020; contention averaged
+    over the life as in Gavel, OSDI 2020). rho <= 1: the job did at least as well as its fair share.
+    Sharing a base model makes rho < 1 possible for all jobs at once.
     """
     turnaround = jobs["turnaround_time"].to_numpy(dtype=np.float64)
     solo = jobs["solo_time"].to_numpy(dtype=np.float64)
@@ -132,7 +135,8 @@ def fairness_figures(jobs: pd.DataFrame, devices: int) -> dict[str, float | None
 @dataclass(frozen=True, slots=True)
 class LittleCheck:
     """One use of Little's law: the time integral of a count against the sum of the times of the jobs counted,
-    job-seconds."""
+    job-seconds.
+    """
 
     what: str
     integral_job_s: float
@@ -148,9 +152,9 @@ class LittleCheck:
 def littles_law(run: Run) -> list[LittleCheck]:
     """Little's law over the whole run, from two records kept apart: counts from the timeline, times from jobs.csv.
 
-    Queue: integral of the number waiting = sum of waiting and paused time. Devices: integral of residents = sum of
-    execution time x num_gpus. Both are exact over a window in which the system starts and ends empty. Empty without a
-    timeline.
+    Queue: integral of the number waiting = sum of waiting and paused time. Devices: integral of
+    residents = sum of execution time x num_gpus. Both are exact over a window in which the system
+    starts and ends empty. Empty without a timeline.
     """
     if not run.has_timeline:
         return []

@@ -28,9 +28,9 @@ def draw_charts(
 ) -> list[Path]:
     """Draw every chart these results have data for, or the `kinds` asked for; returns the files, each PNG, SVG and CSV.
 
-    `tell` is called with one line per chart that is drawn or left out. Older charts of the same names are replaced.
-    Raises UsageError for an unknown kind, InvalidInputError when a kind asked for lacks its data, StateError when the
-    folder cannot be written.
+    `tell` is called with one line per chart that is drawn or left out. Older charts of the same
+    names are replaced. Raises UsageError for an unknown kind, InvalidInputError when a kind asked
+    for lacks its data, StateError when the folder cannot be written.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:

@@ -40,7 +40,8 @@ def turnarounds(simulated: Run, real: Run) -> pd.DataFrame:
 
 def compare_real(simulated: Run, real: Run) -> RealComparison:
     """Compare two runs of one trace job by job, over the jobs that completed in both; those missing in one are
-    counted."""
+    counted.
+    """
     both = turnarounds(simulated, real)
     x, y = (both[side].to_numpy(dtype=np.float64) for side in ("simulated_s", "real_s"))
     errors = np.abs(relative_errors(x, y))

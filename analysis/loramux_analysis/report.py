@@ -30,7 +30,8 @@ def write_report(
 ) -> list[Path]:
     """Write report.md and its charts (in plots/) and return all files, the report first.
 
-    Raises InvalidInputError for a baseline that is not there, StateError when the folder cannot be written.
+    Raises InvalidInputError for a baseline that is not there, StateError when the folder cannot be
+    written.
     """
     make_folder(folder)
     comparison = compare_results(results, baseline)

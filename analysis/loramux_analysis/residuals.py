@@ -16,8 +16,8 @@ def draw_residuals(
 ) -> list[Path]:
     """One chart per series, `<name>-<series>.png`, .svg and .csv; the paths.
 
-    `series`: name -> (measured, log(measured / predicted), label of the measured axis). Raises StateError where the
-    folder cannot be written.
+    `series`: name -> (measured, log(measured / predicted), label of the measured axis). Raises
+    StateError where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []

@@ -17,9 +17,9 @@ Floats = NDArray[np.float64]
 def step_average(t_s: Floats, values: Floats, edges_s: Floats) -> Floats:
     """Time average, between each pair of edges, of the step function that takes `values[i]` from `t_s[i]` on.
 
-    Before the first time it is 0. Averages are exact (differences of the integral), so that nothing is lost or
-    aliased when a hundred thousand changes become some hundred points. `t_s` ascends; several values at one time: the
-    last holds.
+    Before the first time it is 0. Averages are exact (differences of the integral), so that nothing
+    is lost or aliased when a hundred thousand changes become some hundred points. `t_s` ascends;
+    several values at one time: the last holds.
     """
     if not len(t_s):
         return np.zeros(len(edges_s) - 1)
@@ -73,8 +73,8 @@ def capacity_bytes(run: Run, device_id: Any) -> float | None:
 def stays(run: Run) -> pd.DataFrame:
     """One row per stay of a job on a device: job_id, device_id, start_s, end_s, lane, method, base_model, user.
 
-    Lanes count from 0 on each device: the lowest that is free, so that their number is the most residents there were.
-    A stay without an end lasts to the end of the run.
+    Lanes count from 0 on each device: the lowest that is free, so that their number is the most
+    residents there were. A stay without an end lasts to the end of the run.
     """
     table = pd.DataFrame(run.timeline["segments"])
     if table.empty:
@@ -91,7 +91,8 @@ def stays(run: Run) -> pd.DataFrame:
 
 def assign_lanes(start_s: Floats, end_s: Floats) -> NDArray[np.int64]:
     """The lowest free lane of each stay, in order of start (starts ascend). A stay may begin the moment another
-    ends."""
+    ends.
+    """
     lanes = np.zeros(len(start_s), dtype=np.int64)
     free: list[int] = []
     busy: list[tuple[float, int]] = []

@@ -1,6 +1,7 @@
 """The one visual style: colours, fonts, axes, the foot of every chart, and how a chart is saved.
 
-Figures are made without pyplot, so that importing this changes no global state and needs no display.
+Figures are made without pyplot, so that importing this changes no global state and needs no
+display.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from loramux_traces.filesafe import atomic, write_csv
 
-#: Okabe and Ito's palette (readable with every common colour blindness), without the faint yellow; black is the text.
+#: Okabe and Ito's palette (readable with every common colour blindness), without the faint yellow;
+#: black is the text.
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 INK: Final = "#222222"
 FAINT: Final = "#8a8a8a"
@@ -117,7 +119,8 @@ def save(drawing: Drawing, folder: Path) -> list[Path]:
 def _freeze(figure: Figure) -> None:
     """Lay the figure out once and round where things are.
 
-    The constraint solver's answers differ in the last bit from run to run, and an SVG's ids are hashes of them.
+    The constraint solver's answers differ in the last bit from run to run, and an SVG's ids are
+    hashes of them.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -19,8 +19,8 @@ _GIB: Final = 2**30
 def chrome_trace(run: Run) -> dict[str, Any]:
     """The trace-event object of a run.
 
-    One process a device and one thread a seat, with counters of memory (GiB) and residents; a first process counts the
-    waiting jobs. Times are microseconds of the run's own clock.
+    One process a device and one thread a seat, with counters of memory (GiB) and residents; a first
+    process counts the waiting jobs. Times are microseconds of the run's own clock.
     """
     events: list[dict[str, Any]] = []
     _name(events, _QUEUE_PID, "queue", 0)

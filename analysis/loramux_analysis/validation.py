@@ -1,7 +1,7 @@
 """Simulated against real, over policies and repeats: errors beside the noise of the real runs, and the ranking.
 
-The real runs of one policy are repeats of each other; every one has simulated twins (its own seed, or several seeds).
-Errors are (simulated - real) / real, as fractions.
+The real runs of one policy are repeats of each other; every one has simulated twins (its own seed,
+or several seeds). Errors are (simulated - real) / real, as fractions.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Ranking:
 
     tau: float | None
     disjoint: tuple[tuple[str, str], ...]
-    """Pairs whose real 95% intervals do not meet: those that the real runs have put in an order (better first)."""
+    """Pairs whose real 95% intervals do not meet: those that the real runs have put in an order
+    (better first).
+    """
     discordant: tuple[tuple[str, str], ...]
     """Those of them that the simulation puts the other way round."""
 
@@ -109,8 +111,9 @@ class Validation:
     policies: tuple[PolicyAgreement, ...]
     ranking: Ranking
     speed_factor: float | None
-    """Measured over predicted seconds of the fused steps of all real runs: above 1, the machine was slower than its
-    profile says."""
+    """Measured over predicted seconds of the fused steps of all real runs: above 1, the machine was
+    slower than its profile says.
+    """
     applied_factor: float
     """What simulated step times were multiplied by."""
     twins: tuple[Twin, ...]
@@ -177,7 +180,8 @@ def validate(twins: Sequence[Twin], *, speed_factor: float | None, applied_facto
 
 def _agreement(policy: str, twins: Sequence[Twin]) -> PolicyAgreement:
     reals = [twin.real for twin in twins]
-    shared = {id(run): run for twin in twins for run in twin.simulated}  # repeats of one seed have one simulation
+    # repeats of one seed have one simulation
+    shared = {id(run): run for twin in twins for run in twin.simulated}
     every = [*reals, *shared.values()]
     tables = [completed(run.jobs).set_index("job_id")["turnaround_time"] for run in every]
     common = sorted(set.intersection(*(set(table.index) for table in tables)))

@@ -24,7 +24,9 @@ import json, torch
 cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
 print(json.dumps([{"name": card.name, "memory_bytes": card.total_memory} for card in cards]))
 """
-"""Run in a process of its own: importing torch takes seconds, and a driver that hangs must not hang us."""
+"""Run in a process of its own: importing torch takes seconds, and a driver that hangs must not hang
+us.
+"""
 GPU_CHECK_S: Final = 60.0
 
 
@@ -42,7 +44,8 @@ def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Print o
 
 def examine() -> dict[str, Any]:
     """What there is: `packages` by version (None: not installed), `gpus` that torch sees (name, memory_bytes;
-    `gpu_problem` where it could not be asked), and whether each part can run."""
+    `gpu_problem` where it could not be asked), and whether each part can run.
+    """
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

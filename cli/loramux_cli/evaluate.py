@@ -1,6 +1,7 @@
 """`loramux evaluate aspen`: ASPEN's published evaluation, simulated, beside what the authors report.
 
-What is assumed is in `ASSUMPTIONS`, and goes into the report. Nothing here is tuned to a published latency.
+What is assumed is in `ASSUMPTIONS`, and goes into the report. Nothing here is tuned to a published
+latency.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def _group() -> None:
 RowOrder = Literal["shuffled", "sorted"]
 DEVICE: Final = "aspen-a100-80g"
 EPOCHS: Final = 3
-"""num_epochs of the released configuration (config/finetune.json). The generator's mean lengths are divided by it, so
-that the non-pad tokens stay the 28.15 million that the authors' hours and effective rates agree on."""
+"""num_epochs of the released configuration (config/finetune.json). The generator's mean lengths are
+divided by it, so that the non-pad tokens stay the 28.15 million that the authors' hours and
+effective rates agree on.
+"""
 ALPACA_LEN, SQL_LEN = 200.0, 470.0
 RANK: Final = 8
 TARGETS: Final = "qv"

@@ -17,7 +17,8 @@ REPEATS = 5
 
 def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
     """The record, without a fit. UsageError or InvalidInputError where the journal is damaged, holds no step, or is of
-    a card that has no name."""
+    a card that has no name.
+    """
     from loramux_profiles.datafiles import problem
     from loramux_profiles.records import ProfileRecord
     from loramux_profiles.validation import validate

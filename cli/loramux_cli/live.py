@@ -102,7 +102,8 @@ def run_command(
         _same_weights(store, model)
         last = store.fact("policy_text")
         if policy is None or (last and RESTARTED in os.environ):
-            policy = last or "aspen"  # after a crash: what set-policy has acknowledged, not what it was started with
+            # after a crash: what set-policy has acknowledged, not what it was started with
+            policy = last or "aspen"
             _need_file(store, policy, policy_file)
         running.load_policies([policy], policy_file)
         if trace is not None:
@@ -192,7 +193,8 @@ def _same_weights(store: Store, base: BaseConfig) -> None:
     from loramux_runtime.jobs.fingerprint import fingerprint
     from loramux_traces.errors import UsageError
 
-    if base.path is None or not (base.path / "config.json").is_file():  # the loader says what is wrong with it
+    # the loader says what is wrong with it
+    if base.path is None or not (base.path / "config.json").is_file():
         return
     found, known = fingerprint(base.path), store.fact("base_sha256")
     if known is not None and known != found and store.fact("starts") is not None:

@@ -97,7 +97,8 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
     except _Stopped:
         _stopped()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
+        # else the interpreter complains at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERNAL)
     except OSError as error:  # a full disk, a folder that went away: not a fault of ours
         if os.environ.get("LORAMUX_DEBUG"):

@@ -132,7 +132,8 @@ def _show(results: Results, comparison: Comparison, real: list[tuple[str, RealCo
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for place, column in enumerate(columns):
             table.add_column(Text(printable(column)), justify="left" if place < left else "right", overflow="fold")
-        for row in rows:  # interval and change go under their figure, so that six figures fit 80 columns
+        # interval and change go under their figure, so that six figures fit 80 columns
+        for row in rows:
             cells = [printable(cell) for cell in row]
             under = (cell.replace(" ±", "\n±").replace(" (", "\n(") for cell in cells[left:])
             table.add_row(*(Text(cell) for cell in (*cells[:left], *under)))

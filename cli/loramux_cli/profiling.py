@@ -90,7 +90,8 @@ def profile_command(
     if not quiet:
         typer.echo(f"building {model_shape.name} in {kind} on {where}", err=True)
     model = _model(shape, path, kind, where)
-    if threads is None and where.type == "cpu":  # times of one core do not depend on who else is on the machine
+    # times of one core do not depend on who else is on the machine
+    if threads is None and where.type == "cpu":
         set_threads(1, model_shape.hidden)
     length, tokens = SIZES[where.type]
     head = _head(model, model_shape, kind, where, device_name or _device_name(where), seed)

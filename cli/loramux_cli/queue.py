@@ -143,7 +143,8 @@ def logs_command(
             return
         time.sleep(0.5)
         store.close()
-        store = _open(state, look_only=True)  # anew: without leave to write, only what was there then is seen
+        # anew: without leave to write, only what was there then is seen
+        store = _open(state, look_only=True)
 
 
 def export_command(

@@ -36,8 +36,9 @@ def table(
 ) -> StatusTable:
     """A status as something rich prints, fitted to the width it is printed at (made for 80 and for 120 columns).
 
-    Ended jobs but the latest few, and jobs beyond `most_rows`, are only counted unless `show_all`; of the failures
-    among them the latest three are named. `unix_s` is the time now, to say how old the figures are.
+    Ended jobs but the latest few, and jobs beyond `most_rows`, are only counted unless `show_all`;
+    of the failures among them the latest three are named. `unix_s` is the time now, to say how old
+    the figures are.
     """
     return StatusTable(status, show_all=show_all, most_rows=most_rows, unix_s=time.time() if unix_s is None else unix_s)
 
@@ -59,7 +60,8 @@ def watch(
     console: Console | None = None,
 ) -> None:
     """Show `read()` every `every_s` seconds until interrupted (exit code 130): in place on a terminal (as many jobs as
-    it has room for), elsewhere one print after the other. What `read` raises ends it."""
+    it has room for), elsewhere one print after the other. What `read` raises ends it.
+    """
     import typer
     from rich.console import Console
     from rich.live import Live
@@ -144,7 +146,8 @@ class StatusTable:
         if s["capacity_bytes"] is not None:
             parts.append(f"of {gib(s['capacity_bytes'])}")
         if used is not None:
-            if s["device"].startswith("cpu"):  # nobody counts tensors there: it is all that the process has held
+            # nobody counts tensors there: it is all that the process has held
+            if s["device"].startswith("cpu"):
                 return f"memory of the process {gib(used)} (jobs at most {' '.join([gib(most), *parts[1:]])})"
             parts.append(f"(jobs at most {gib(most)})")
         return " ".join(parts)

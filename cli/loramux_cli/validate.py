@@ -177,7 +177,8 @@ def _twins(
                 result = simulate_setting(setting, seed=seed, factor=factor)
                 folder = prepare_folder(home / run_folder_name(setting.policy, seed), resume=True)
                 about = manifest(result, setting.policy, setting.trace, (setting.device,), sys.argv)
-                about |= {"trace": run.manifest.get("trace", about["trace"])}  # under the name the user knows it by
+                # under the name the user knows it by
+                about |= {"trace": run.manifest.get("trace", about["trace"])}
                 write_run(
                     folder,
                     manifest=about,

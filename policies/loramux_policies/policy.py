@@ -11,11 +11,10 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Pl
 class Policy:
     """Base class of every policy; the simulator and the runtime call the same object.
 
-    Two time scales: `place()` at events (start, pause, reject; a delta: what is not named stays) and `fuse()` before
-    every
-    step. Both are pure: time comes from the view, the same view gives the same answer, nothing is kept on `self`
-    between
-    calls. Parameters are keyword arguments of `__init__` with defaults, set by `--policy "name:key=value,..."`.
+    Two time scales: `place()` at events (start, pause, reject; a delta: what is not named stays)
+    and `fuse()` before every step. Both are pure: time comes from the view, the same view gives the
+    same answer, nothing is kept on `self` between calls. Parameters are keyword arguments of
+    `__init__` with defaults, set by `--policy "name:key=value,..."`.
     """
 
     name: ClassVar[str] = ""
@@ -24,15 +23,21 @@ class Policy:
     preempts: ClassVar[bool] = False
     """Whether `place()` ever pauses a job; shown by `loramux policies`."""
     oracle: ClassVar[bool] = False
-    """Sees the true end (`stop_step`) as the declared one; only for upper bounds on what prediction could gain."""
+    """Sees the true end (`stop_step`) as the declared one; only for upper bounds on what prediction
+    could gain.
+    """
     copies: ClassVar[Literal["shared", "separate"]] = "shared"
     """Whether residents share one base copy in one process, or each runs a process of its own."""
     slices: ClassVar[bool] = False
     """Gives residents shares below 1 (tied jobs on one seat)."""
     seats: float = float("inf")
-    """Most residents that this policy wants on one device; the loop takes the smaller of it and --max-resident."""
+    """Most residents that this policy wants on one device; the loop takes the smaller of it and
+    --max-resident.
+    """
     max_fused: int | None = None
-    """Most jobs that `fuse()` puts into one step; None: every resident is in every step (the default `fuse`)."""
+    """Most jobs that `fuse()` puts into one step; None: every resident is in every step (the
+    default `fuse`).
+    """
 
     def place(self, view: ClusterView) -> Plan:
         """Who starts, pauses or is turned away now. Returns the plan it made with `view.plan()`."""

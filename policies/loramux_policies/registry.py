@@ -1,9 +1,8 @@
 """Finding a policy by name, by `module:Class`, or in a file of the user's.
 
-Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come from `@register`,
-from the
-built-in rules, and from the entry-point group `loramux.policies`; a name used twice
-is an error for whoever asks for it.
+Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come
+from `@register`, from the built-in rules, and from the entry-point group `loramux.policies`; a name
+used twice is an error for whoever asks for it.
 """
 
 from __future__ import annotations

@@ -21,9 +21,8 @@ def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Ru
 def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Iterable[JobView], *, most: int = 8) -> bool:
     """Start the job where it fits, else in the stead of victims (worst first, at most `most` tried); False: neither.
 
-    Victims are tried device by device in the order given: a device is taken as soon as dropping those of its
-    residents seen so
-    far makes room. Nobody is paused in vain.
+    Victims are tried device by device in the order given: a device is taken as soon as dropping
+    those of its residents seen so far makes room. Nobody is paused in vain.
     """
     if plan.start_first(job.job_id, "least-loaded") is not None:
         return True
@@ -69,8 +68,9 @@ def fuse_all(device: DeviceView) -> FusedStep:
 def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
     """One job alone, its micro-batch halved until it fits.
 
-    A single row runs in any case. Admission reserved for a row of the job's maximum length, so by the upper bound it
-    fits; where the device runs out of memory all the same, the loop fails the job after a few tries, with the bytes.
+    A single row runs in any case. Admission reserved for a row of the job's maximum length, so by
+    the upper bound it fits; where the device runs out of memory all the same, the loop fails the
+    job after a few tries, with the bytes.
     """
     rows = job.rows
     while rows > 1 and not device.fits_rows(job, rows):

@@ -1,8 +1,7 @@
 """What a policy sees: read-only views of jobs, devices and the cluster, and the answers it gives.
 
-`JobView` and `Changes` are NamedTuples because one is made per enqueue: 0.9 us each where a frozen dataclass of 20
-fields took
-4.1 us (CPython 3.11).
+`JobView` and `Changes` are NamedTuples because one is made per enqueue: 0.9 us each where a frozen
+dataclass of 20 fields took 4.1 us (CPython 3.11).
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ class StaleViewError(RuntimeError):
 class JobView(NamedTuple):
     """A job as policies see it: declared and predicted figures only, never the true duration.
 
-    `attained_s`, `remaining_s` and `state` are as of the moment the view was made (for a waiting job they do not move).
+    `attained_s`, `remaining_s` and `state` are as of the moment the view was made (for a waiting
+    job they do not move).
     """
 
     job_id: str
@@ -80,9 +80,8 @@ def first_come(job: JobView) -> tuple[Any, ...]:
 class Order:
     """How the waiting queue is kept: by `key`, smallest first, then submission, then job id.
 
-    `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so the queue is
-    re-keyed at
-    enqueue, pause and review.
+    `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so
+    the queue is re-keyed at enqueue, pause and review.
     """
 
     key: Callable[[JobView], tuple[Any, ...]]
@@ -124,9 +123,9 @@ class ReadyJob(Protocol):
     def p_stop(self) -> float:
         """Predicted probability in [0, 1] that it stops early soon; only ever reorders.
 
-        Simulated: (steps done / predicted end)^4 from 20 optimizer steps on, where the predicted end is the true one
-        times a lognormal factor (see `loramux_simulator.predictions`), early stop or not.
-        0 where no job of the trace stops early.
+        Simulated: (steps done / predicted end)^4 from 20 optimizer steps on, where the predicted
+        end is the true one times a lognormal factor (see `loramux_simulator.predictions`), early
+        stop or not. 0 where no job of the trace stops early.
         """
 
     @property
@@ -208,11 +207,12 @@ class Plan(Protocol):
         """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit, or is on
         another device. A job that is on the device with that share already, by this plan or before it, stays as it is.
 
-        `share`: the part of a seat that the job takes (--max-resident counts seats), and so its part of the device.
-        Fused, a job with share s is in the share s of the steps: whole seats are in all of them, the others take
-        turns, as many at a time as their shares add up to. Under --speedup-curve and for separate processes the
-        device's rate at that many seats is divided in proportion to the shares. Shares that add up to less than one
-        seat are scaled up to it: no device idles for a share. A gang has its share on each of its devices.
+        `share`: the part of a seat that the job takes (--max-resident counts seats), and so its
+        part of the device. Fused, a job with share s is in the share s of the steps: whole seats
+        are in all of them, the others take turns, as many at a time as their shares add up to.
+        Under --speedup-curve and for separate processes the device's rate at that many seats is
+        divided in proportion to the shares. Shares that add up to less than one seat are scaled up
+        to it: no device idles for a share. A gang has its share on each of its devices.
         """
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:

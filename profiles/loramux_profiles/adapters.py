@@ -1,6 +1,7 @@
 """What an adapter adds to its base model: parameters, FLOPs and saved activations per token, kernels per step.
 
-Formulas: the project's notes adapters.md and aspen.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562, DynMoLE 2504.00661).
+Formulas: the project's notes adapters.md and aspen.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562,
+DynMoLE 2504.00661).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ LORA_KERNELS: Final = 12
 PLUGIN_KERNELS: Final = 24
 """The same with a router: softmax, mask, weighting (assumed)."""
 EXPERT_KERNELS: Final = 96
-"""Launches of MixLoRA's FFN per layer: routing, sort, gathers, six grouped products and their backward (assumed)."""
+"""Launches of MixLoRA's FFN per layer: routing, sort, gathers, six grouped products and their
+backward (assumed).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,9 @@ class AdapterCost:
     flops_per_token: float
     """Forward and backward of the adapter's own matrices."""
     saved_bytes: float
-    """Activations of the adapter that wait for the backward pass, per token and layer; beyond a frozen layer's own."""
+    """Activations of the adapter that wait for the backward pass, per token and layer; beyond a
+    frozen layer's own.
+    """
     input_width: int
     """Sum of the input sizes of the adapted linears: what stored dropout is proportional to."""
     kernels_per_layer: int
@@ -49,8 +54,9 @@ def active_experts(method: str, experts: int, top_k: int, progress: float | None
     """Experts that compute per token: top_k, all of them (LoRAMoE), or for DynMoLE a number that moves with `progress`
     in [0, 1].
 
-    DynMoLE begins near 7.3/8 of its experts and falls exponentially toward keep_top_k as the router sharpens; None
-    gives the mean over a run. Both ends are read in the project's notes, the speed is assumed.
+    DynMoLE begins near 7.3/8 of its experts and falls exponentially toward keep_top_k as the router
+    sharpens; None gives the mean over a run. Both ends are read in the project's notes, the speed
+    is assumed.
     """
     if method in ("mixlora", "mola"):
         return float(min(top_k, experts))
@@ -82,9 +88,10 @@ def adapter_cost(
 ) -> AdapterCost:
     """The cost of an adapter on a shape.
 
-    MixLoRA has experts on the targeted projections of the FFN only, with one router a layer, and plain LoRA on the
-    others. The plug-in methods (MoLA, LoRAMoE, DynMoLE) route each targeted linear on its own; on the dense path they
-    cost as one LoRA of rank experts * rank whatever the routing, on the `skip` path as their active experts.
+    MixLoRA has experts on the targeted projections of the FFN only, with one router a layer, and
+    plain LoRA on the others. The plug-in methods (MoLA, LoRAMoE, DynMoLE) route each targeted
+    linear on its own; on the dense path they cost as one LoRA of rank experts * rank whatever the
+    routing, on the `skip` path as their active experts.
     """
     targets = shape.targets(target_modules)
     layers = shape.layers
@@ -107,8 +114,8 @@ def adapter_cost(
         ffn = tuple(t for t in targets if t.name not in ATTENTION)
         router = experts * shape.hidden
         per_token = _pairs(attention, rank) + active * _pairs(ffn, rank) + router
-        # Each further slot keeps gate, up, their activation and their product (4f); the weighted sum of the slots keeps
-        # f more: 5f at k = 2, the figure of aspen.md.
+        # Each further slot keeps gate, up, their activation and their product (4f); the weighted
+        # sum of the slots keeps f more: 5f at k = 2, the figure of aspen.md.
         extra = 2.0 * shape.ffn * (4 * (active - 1) + 1)
         return AdapterCost(
             params=layers * (_pairs(attention, rank) + experts * _pairs(ffn, rank) + router),
@@ -139,8 +146,8 @@ def _input_bytes(shape: ModelShape, targets: tuple[Linear, ...]) -> float:
     """Inputs of linears that only an adapter's backward needs, bytes per token (bf16), relative to all linears: 0 or
     negative.
 
-    aspen.md's formula counts LoRA on every linear; a frozen linear without an adapter does not keep its input. The
-    output projection's input is kept by attention anyway.
+    aspen.md's formula counts LoRA on every linear; a frozen linear without an adapter does not keep
+    its input. The output projection's input is kept by attention anyway.
     """
     names = {t.name for t in targets}
     unused = 0.0

@@ -1,7 +1,8 @@
 """Upper bounds on memory: how far above the prediction an actual peak may lie.
 
-Until there are measurements the bound is a margin on the dynamic part. With them it is split conformal prediction on
-log(actual / predicted): for exchangeable steps the next one exceeds the bound with probability at most alpha.
+Until there are measurements the bound is a margin on the dynamic part. With them it is split
+conformal prediction on log(actual / predicted): for exchangeable steps the next one exceeds the
+bound with probability at most alpha.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 
 ALPHA: Final = 0.01
 TRUST: Final = 1.25
-"""A step may have at most this many times the largest measured number of tokens without a trial step."""
+"""A step may have at most this many times the largest measured number of tokens without a trial
+step.
+"""
 
 
 def points_needed(alpha: float = ALPHA) -> int:
@@ -26,9 +29,10 @@ def points_needed(alpha: float = ALPHA) -> int:
 def conformal_log_ratio(actual: Sequence[float], predicted: Sequence[float], alpha: float = ALPHA) -> float:
     """Quantile of log(actual / predicted) that a further, exchangeable, step exceeds with probability at most `alpha`.
 
-    It is the ceil((n + 1)(1 - alpha))-th smallest of n scores; infinite where n is too small for that. An out-of-memory
-    is a censored observation: pass infinity as its actual, and it counts as larger than any prediction. Raises
-    ValueError for lengths that differ and for values that are not positive.
+    It is the ceil((n + 1)(1 - alpha))-th smallest of n scores; infinite where n is too small for
+    that. An out-of-memory is a censored observation: pass infinity as its actual, and it counts as
+    larger than any prediction. Raises ValueError for lengths that differ and for values that are
+    not positive.
     """
     _check(alpha)
     if len(actual) != len(predicted):

@@ -83,7 +83,9 @@ class _Parts(NamedTuple):
     pause_s: float
     row_s: float = 0.0
     label_s: float = 0.0
-    """Per position that is learned; every token but a row's first counts as one, as nothing says otherwise."""
+    """Per position that is learned; every token but a row's first counts as one, as nothing says
+    otherwise.
+    """
     job_s: float = 0.0
     """Per fused step, however few rows."""
     adapter: AdapterPoint | None = None
@@ -92,14 +94,16 @@ class _Parts(NamedTuple):
 class CostModel:
     """Costs of jobs on one device type. Deterministic; equal jobs get the same JobCost object.
 
-    `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`, micro-batch = batch.
-    `rates`: an aggregate-rate curve that replaces the fused step (None: fused steps; with separate copies the device's
-    own curve of parallel processes). `folder`: where relative paths of models start (the trace's).
+    `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`,
+    micro-batch = batch. `rates`: an aggregate-rate curve that replaces the fused step (None: fused
+    steps; with separate copies the device's own curve of parallel processes). `folder`: where
+    relative paths of models start (the trace's).
 
     `planned`: memory by the allocation plan of the packed runtime also where nothing was measured.
 
-    A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that: measured times, and
-    memory by the allocation plan of the packed runtime; UsageError with another fusion.
+    A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that:
+    measured times, and memory by the allocation plan of the packed runtime; UsageError with another
+    fusion.
     """
 
     def __init__(
@@ -144,8 +148,8 @@ class CostModel:
         """The constants of a job; of one row where not even that fits (ask `micro_batch`). 1 us where its class is
         known.
 
-        Raises UsageError for an unknown base model or length distribution, InvalidInputError for a bad model
-        configuration.
+        Raises UsageError for an unknown base model or length distribution, InvalidInputError for a
+        bad model configuration.
         """
         key = self._key(spec)
         cost = self._costs.get(key)
@@ -192,8 +196,10 @@ class CostModel:
         key = list(self._key(spec))
         mem_bytes, key[_MEM] = key[_MEM], None
         if spec.length_dist is not None or spec.seq_len_p95 is not None or not is_length_shape(spec.dataset):
-            key[_DATASET] = ""  # the label of a data set that says nothing of lengths makes no class of its own
-        # An override frees the micro-batch from memory, but each value shares the cost that is expensive to build.
+            # the label of a data set that says nothing of lengths makes no class of its own
+            key[_DATASET] = ""
+        # An override frees the micro-batch from memory, but each value shares the cost that is
+        # expensive to build.
         wanted = (*key, mem_bytes is not None)
         known = self._classes.get(wanted)
         if known is None:
@@ -225,7 +231,8 @@ class CostModel:
     def _timed(self, cost: JobCost) -> JobCost:
         """The cost with its solo step, set in place while nobody else has it.
 
-        A copy would have tables of lengths of its own (they are cached by identity): a third of a new class's price.
+        A copy would have tables of lengths of its own (they are cached by identity): a third of a
+        new class's price.
         """
         object.__setattr__(cost, "solo_step_s", expected_step((cost,), self.fusion).seconds)
         return cost
@@ -321,7 +328,8 @@ class CostModel:
         )
         if self.planned:
             point = adapter_point(spec)
-            state = memory.STATE_BYTES * stored_params(shape, point)  # 16-bit copies are part of the plan
+            # 16-bit copies are part of the plan
+            state = memory.STATE_BYTES * stored_params(shape, point)
             parts = parts._replace(
                 own_bytes=state, state_bytes=state, token_bytes=0.0, square_bytes=0.0, row_bytes=0.0, adapter=point
             )
@@ -359,8 +367,9 @@ class CostModel:
         lengths = self._lengths(spec)
         length_q = longest_admitted(lengths, rows)
         if not self.ideal and spec.mem_bytes is None:
-            # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no device at all, however
-            # often it is tried again. So it is the maximum length that the job trains with, in draws and in rates.
+            # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no
+            # device at all, however often it is tried again. So it is the maximum length that the
+            # job trains with, in draws and in rates.
             lengths = lengths.cut(length_q)
         if self.fusion == "padded":
             tokens_q = rows * memory.round_up(length_q)
@@ -400,9 +409,9 @@ class CostModel:
 def declared_micro_steps(spec: JobSpec, cost: JobCost, reference: JobCost | None = None) -> float:
     """Micro-batches of `cost.rows` rows that the job is long.
 
-    Declared steps times the accumulation; where the trace gives `duration_s` instead, as many as take that long alone
-    on the reference device, whose cost is `reference` (None: this one). There n * solo_step_s = duration_s to rounding
-    (1e-15).
+    Declared steps times the accumulation; where the trace gives `duration_s` instead, as many as
+    take that long alone on the reference device, whose cost is `reference` (None: this one). There
+    n * solo_step_s = duration_s to rounding (1e-15).
     """
     if spec.duration_s is None:
         steps = spec.steps

@@ -1,8 +1,8 @@
 """Device profiles: every constant of the memory and time models for one device type, each with its unit, origin and
 source.
 
-A profile is a JSON file; the shipped ones are `profiles/data/<device>/device.json`. Measuring replaces `assumed` by
-`measured` or `fitted` in the same file, nothing else.
+A profile is a JSON file; the shipped ones are `profiles/data/<device>/device.json`. Measuring
+replaces `assumed` by `measured` or `fitted` in the same file, nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Origin = Literal["assumed", "fitted", "measured"]
 SCHEMA_VERSION: Final = 1
 MAX_DEVICES: Final = 100_000
 
-#: Constant -> (unit, smallest, largest, meaning). The one table that validation and documentation read.
+#: Constant -> (unit, smallest, largest, meaning). The one table that validation and documentation
+#: read.
 PARAMETERS: Final[dict[str, tuple[str, float, float, str]]] = {
     "memory_bytes": ("B", 1 << 20, 1 << 50, "nominal memory"),
     "reserved_bytes": ("B", 0, 1 << 45, "memory the driver keeps, and what fragmentation loses"),
@@ -178,10 +179,10 @@ def device_names() -> list[str]:
 def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfile:
     """A shipped device by name, or the profile in a file (one that ends in .json or has a separator).
 
-    A file may also be a record that `loramux profile` measured (those that ship go by `device/model` too): the device
-    is then the one it names, with the fit for the model that was measured. Jobs on other models are refused unless
-    `allow_other`.
-    Raises UsageError for an unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
+    A file may also be a record that `loramux profile` measured (those that ship go by
+    `device/model` too): the device is then the one it names, with the fit for the model that was
+    measured. Jobs on other models are refused unless `allow_other`. Raises UsageError for an
+    unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
     """
     path = device_file(name_or_path)
     document = read_json(path)

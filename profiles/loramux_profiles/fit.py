@@ -30,7 +30,8 @@ STATE_BYTES: Final = 16
 
 def fit_record(record: ProfileRecord, walk: Walk | None, device: DeviceProfile | None, *, date: str) -> FitSection:
     """The `fit` section of a record. `walk`: of the memory model (None: times only); `device`: of the prior that is
-    compared (None: no prior). UsageError where there are too few points."""
+    compared (None: no prior). UsageError where there are too few points.
+    """
     timed, peaks = record.timed, record.peaks
     if len(timed) < FEWEST and len(peaks) < FEWEST:
         raise UsageError(f"the profile has {len(timed)} times and {len(peaks)} peaks; a fit needs {FEWEST}")
@@ -89,8 +90,8 @@ def fit_time(record: ProfileRecord, device: DeviceProfile | None) -> TimeFit:
 def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, alpha: float = ALPHA) -> MemoryFit:
     """Dynamic bytes from the walk: scale and offset, and the conformal bound from predictions of held-out folds.
 
-    With fewer than 99 points, or steps that ran out of memory unforeseen, the bound is at the level that they support,
-    which the section states, instead of at `alpha`.
+    With fewer than 99 points, or steps that ran out of memory unforeseen, the bound is at the level
+    that they support, which the section states, instead of at `alpha`.
     """
     shape = record.model.shape
     peaks = record.peaks
@@ -133,7 +134,8 @@ def static_bytes(shape: ModelShape, dtype: str, point: StepPoint) -> float:
 
 def _unforeseen(record: ProfileRecord, predict: Walk) -> list[StepPoint]:
     """Steps that ran out of memory although the model would have let them in: they count as above any prediction. One
-    that it would have refused says nothing new."""
+    that it would have refused says nothing new.
+    """
     shape, dtype = record.model.shape, record.model.dtype
     out = [p for p in record.points if p.memory.censored]
     return [p.point for p in out if predict(p.point) + static_bytes(shape, dtype, p.point) <= (p.memory.known or 0)]

@@ -42,7 +42,9 @@ class FittedModel:
     digest: str
     """Of the record."""
     allow_other: bool = field(default=False, compare=False)
-    """Jobs on other models, or in another precision, use the device's own constants instead of being refused."""
+    """Jobs on other models, or in another precision, use the device's own constants instead of
+    being refused.
+    """
 
     def covers(self, shape: ModelShape, dtype: str) -> bool:
         """Whether a job on this model is one that the record speaks for; the model's name does not matter.
@@ -95,7 +97,8 @@ def adapter_point(spec: JobSpec) -> AdapterPoint:
         method="lora" if plain else spec.method,
         rank=spec.rank,
         experts=1 if plain else spec.experts,
-        # LoRAMoE has all experts, always: a trace's top_k means nothing there, and profiles are measured with 1
+        # LoRAMoE has all experts, always: a trace's top_k means nothing there, and profiles are
+        # measured with 1
         top_k=1 if plain or spec.method == "loramoe" else min(spec.top_k, spec.experts),
         targets=spec.target_modules,
         dropout=spec.dropout > 0,

@@ -60,9 +60,10 @@ class _Reader:
 def shape_from_config(path: Path | str, name: str | None = None) -> ModelShape:
     """The shape of a local Hugging Face config.json, or of the folder that holds it, called `name` or else as the path.
 
-    Knows the key names of Llama-like models, ChatGLM (`num_layers`, `ffn_hidden_size`, `multi_query_group_num`,
-    `kv_channels`, `padded_vocab_size`) and GPT-2, and a nested `text_config`. Raises InvalidInputError naming every bad
-    key; a model that is itself a mixture of experts is refused.
+    Knows the key names of Llama-like models, ChatGLM (`num_layers`, `ffn_hidden_size`,
+    `multi_query_group_num`, `kv_channels`, `padded_vocab_size`) and GPT-2, and a nested
+    `text_config`. Raises InvalidInputError naming every bad key; a model that is itself a mixture
+    of experts is refused.
     """
     file = Path(path)
     if file.is_dir():

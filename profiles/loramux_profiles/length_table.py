@@ -1,8 +1,8 @@
 """Distributions of sequence lengths: integers from 1 to a maximum, one table that admission, rates and draws all read.
 
-Because quantiles, the CDF on the rounding grid, the strata and the draws come from one discrete table, the two
-fidelities of the simulator see the same distribution exactly. Which named shape a job has is decided in
-`loramux_profiles.lengths`.
+Because quantiles, the CDF on the rounding grid, the strata and the draws come from one discrete
+table, the two fidelities of the simulator see the same distribution exactly. Which named shape a
+job has is decided in `loramux_profiles.lengths`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ MAX_TABLE: Final = 131_072
 LOG_ZERO: Final = -745.0
 """log of an impossible event, as small as exp() can still tell from 0; a sum of these stays finite."""
 STRATA: Final = 512
-"""Strata per job in rate fidelity (worst error of a step's mean 0.6%, measured by the project's notes)."""
+"""Strata per job in rate fidelity (worst error of a step's mean 0.6%, measured by the project's
+notes).
+"""
 ORDERS: Final = 251
-"""Distinct orders of strata; prime, so that neighbouring seeds do not share one. Two residents share one by chance
-1/251.
+"""Distinct orders of strata; prime, so that neighbouring seeds do not share one. Two residents
+share one by chance 1/251.
 """
 _BINS: Final = 8192
 _ROWS_EXACT: Final = 128
@@ -44,8 +46,8 @@ class Moments(NamedTuple):
 class LengthDist:
     """A distribution on unit, 2*unit, .. len(cdf)*unit tokens; `cdf[i]` = P(length <= (i + 1) * unit), ending at 1.
 
-    `unit` is 1 unless the longest length exceeds MAX_TABLE. Compared and hashed by identity: `length_dist` gives equal
-    arguments the same object.
+    `unit` is 1 unless the longest length exceeds MAX_TABLE. Compared and hashed by identity:
+    `length_dist` gives equal arguments the same object.
     """
 
     name: str
@@ -91,8 +93,9 @@ class LengthDist:
     def sum_quantile(self, rows: int, p: float) -> int:
         """Quantile p of the sum of `rows` independent lengths, in tokens.
 
-        Exact for one row; otherwise the convolution on 8192 bins that keep the mean (resolution about 0.1%), and beyond
-        128 rows the Cornish-Fisher expansion with the skewness. Rounded up to a whole token.
+        Exact for one row; otherwise the convolution on 8192 bins that keep the mean (resolution
+        about 0.1%), and beyond 128 rows the Cornish-Fisher expansion with the skewness. Rounded up
+        to a whole token.
         """
         return _sum_quantile(self, rows, p)
 
@@ -100,8 +103,8 @@ class LengthDist:
         """`n` equally likely micro-batches: (sum of lengths, sum of squared lengths) of `rows` rows, in an order set by
         `seed`.
 
-        Each row takes the mean of every n-quantile class of the length once, in an order of its own, so the means are
-        exact. Read-only.
+        Each row takes the mean of every n-quantile class of the length once, in an order of its
+        own, so the means are exact. Read-only.
         """
         tokens, squares = _strata(self, rows, n)
         order = permutation(n, seed % ORDERS)
@@ -143,7 +146,8 @@ def _strata(dist: LengthDist, rows: int, n: int) -> tuple[Floats, Floats]:
     tokens = np.arange(1, len(pmf) + 1, dtype=np.float64) * dist.unit
     edges = np.linspace(0.0, 1.0, n + 1)
     knots = np.concatenate(([0.0], dist.cdf))
-    # Integral of the quantile function, linear between the steps of the CDF: its differences are conditional means.
+    # Integral of the quantile function, linear between the steps of the CDF: its differences are
+    # conditional means.
     one = n * np.diff(np.interp(edges, knots, np.concatenate(([0.0], np.cumsum(pmf * tokens)))))
     two = n * np.diff(np.interp(edges, knots, np.concatenate(([0.0], np.cumsum(pmf * tokens * tokens)))))
     used = min(rows, _ROWS_EXACT)
@@ -152,7 +156,8 @@ def _strata(dist: LengthDist, rows: int, n: int) -> tuple[Floats, Floats]:
         order = permutation(n, ORDERS + row)
         sums += one[order]
         squares += two[order]
-    if rows > used:  # more rows than are worth adding one by one: the same shape, the spread of `rows` rows
+    # more rows than are worth adding one by one: the same shape, the spread of `rows` rows
+    if rows > used:
         spread = (rows / used) ** 0.5
         sums = rows * one.mean() + (sums - used * one.mean()) * spread
         squares = rows * two.mean() + (squares - used * two.mean()) * spread

@@ -1,10 +1,10 @@
 """Distributions of sequence lengths by name, scaled to a job's mean (the tables themselves:
 `loramux_profiles.length_table`).
 
-All shapes are assumed: no data set ships with the project. `alpaca`, `sql` and `llava` carry the names of the length
-distributions of arXiv 2312.02515's evaluation (`train` is the fourth) and follow what is known of such data:
-instruction data moderately skewed, Spider-like SQL short and narrow, LLaVA with a constant part (image tokens), and one
-broad mix.
+All shapes are assumed: no data set ships with the project. `alpaca`, `sql` and `llava` carry the
+names of the length distributions of arXiv 2312.02515's evaluation (`train` is the fourth) and
+follow what is known of such data: instruction data moderately skewed, Spider-like SQL short and
+narrow, LLaVA with a constant part (image tokens), and one broad mix.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from loramux_profiles.roots import root
 from loramux_traces.errors import UsageError
 
 DEFAULT_P95: Final = 2.0
-"""p95 / mean of the lognormal a job gets that says only its mean length (assumed; instruction data sets lie at 1.7 to
-2.5).
+"""p95 / mean of the lognormal a job gets that says only its mean length (assumed; instruction data
+sets lie at 1.7 to 2.5).
 """
 MAX_P95: Final = 3.8
-"""Largest p95 / mean that a lognormal reaches (3.87 in the limit); above it the most skewed lognormal is used."""
+"""Largest p95 / mean that a lognormal reaches (3.87 in the limit); above it the most skewed
+lognormal is used.
+"""
 TAIL: Final = 8.0
 """Lengths are cut at this multiple of the mean (or twice the p95, if larger)."""
 __all__ = [
@@ -58,7 +60,9 @@ class Shape:
 
 
 _PLAIN_CALLS: Final = 60
-"""Of the normal CDF without scipy, which takes 0.4 ms where scipy's takes 0.06, but not 0.1 s to import."""
+"""Of the normal CDF without scipy, which takes 0.4 ms where scipy's takes 0.06, but not 0.1 s to
+import.
+"""
 _calls: Final = count()
 
 
@@ -107,10 +111,10 @@ def is_length_shape(name: str) -> bool:
 def length_dist(seq_len: float, seq_len_p95: float | None = None, name: str | None = None) -> LengthDist:
     """The length distribution of mean `seq_len` tokens; its discrete mean agrees to 1e-6 (relative).
 
-    Only the mean: lognormal with p95 = 2 x mean, cut at 8 x mean. With `seq_len_p95`: the lognormal with that p95
-    (before cutting and rounding; p95 = mean is constant, above 3.8 x mean the most skewed one). A name fixes the shape
-    and p95 then counts for `lognormal` only. Equal arguments give the same object. Raises UsageError for an unknown
-    name.
+    Only the mean: lognormal with p95 = 2 x mean, cut at 8 x mean. With `seq_len_p95`: the lognormal
+    with that p95 (before cutting and rounding; p95 = mean is constant, above 3.8 x mean the most
+    skewed one). A name fixes the shape and p95 then counts for `lognormal` only. Equal arguments
+    give the same object. Raises UsageError for an unknown name.
     """
     return _length_dist(float(seq_len), seq_len_p95, name)
 
@@ -166,7 +170,8 @@ def _scaled(name: str, shape: Shape, mean: float) -> LengthDist:
     while miss(high) < 0:
         high *= 1.3
         if high > 100 * goal:
-            return _constant(mean)  # not reachable with the shapes above; a constant keeps the mean right
+            # not reachable with the shapes above; a constant keeps the mean right
+            return _constant(mean)
     a, b = max(low, 0.8 * goal - 1), high
     if miss(a) > 0:
         a = low

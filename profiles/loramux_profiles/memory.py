@@ -1,7 +1,7 @@
 """The memory model: what a base and a job add to a device, and the bytes of a set of jobs (slow reference).
 
-Source: aspen.md of the project's notes (analytic prior for an eager Hugging Face Llama in bf16), after arXiv 2312.02515
-section 4. Expected values; `bounds` says by how much to exceed them.
+Source: aspen.md of the project's notes (analytic prior for an eager Hugging Face Llama in bf16),
+after arXiv 2312.02515 section 4. Expected values; `bounds` says by how much to exceed them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ COPY_BYTES: Final = 2
 LOGIT_BYTES: Final = 12
 """Per token and vocabulary entry while the loss is computed: 16-bit logits, fp32 copy, gradients."""
 TAIL_BYTES: Final = 16
-"""Per token and hidden unit outside the layers: embedding, final norm in fp32, hidden state and its gradients."""
+"""Per token and hidden unit outside the layers: embedding, final norm in fp32, hidden state and its
+gradients.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,9 @@ class Implementation:
     """What of the runtime the memory and time models need to know; the defaults are loramux's own runtime."""
 
     expert_path: Literal["dense", "skip"] = "dense"
-    """`skip`: masked experts of the plug-in methods are not computed, so that cost follows the routing."""
+    """`skip`: masked experts of the plug-in methods are not computed, so that cost follows the
+    routing.
+    """
     stored_dropout: bool = False
     """Dropout masks and outputs are kept for the backward pass instead of generated again."""
     chunked_loss: bool = True
@@ -43,8 +47,8 @@ class Implementation:
 def layer_bytes(shape: ModelShape, adapter: AdapterCost, *, dropout: bool = False) -> float:
     """Activations that one layer keeps per token, bytes in bf16: 16d + 2(d + 2kv) + 8f + 4H + 8 and the adapter's own.
 
-    With the 14r of LoRA on seven linears this is aspen.md's formula; stored dropout adds 3 bytes per input of
-    an adapted linear (mask and 16-bit copy), 3(6d + f) in all.
+    With the 14r of LoRA on seven linears this is aspen.md's formula; stored dropout adds 3 bytes
+    per input of an adapted linear (mask and 16-bit copy), 3(6d + f) in all.
     """
     d, f = shape.hidden, shape.ffn
     frozen = 16 * d + 2 * (shape.q_dim + 2 * shape.kv_dim) + 8 * f + 4 * shape.heads + 8
@@ -63,9 +67,10 @@ def token_bytes(
 ) -> float:
     """Bytes that one token of a job adds to the peak of a step.
 
-    With full recompute each layer keeps its input only, and one layer is rebuilt at a time. That layer and the loss
-    chunk are never there together; both are counted (the chunk in the base's constant), which errs on the safe side by
-    at most one chunk. fp32 doubles the activations (assumed).
+    With full recompute each layer keeps its input only, and one layer is rebuilt at a time. That
+    layer and the loss chunk are never there together; both are counted (the chunk in the base's
+    constant), which errs on the safe side by at most one chunk. fp32 doubles the activations
+    (assumed).
     """
     implementation = implementation or Implementation()
     layer = layer_bytes(shape, adapter, dropout=dropout and implementation.stored_dropout) * scale
@@ -110,8 +115,9 @@ def round_up(tokens: float) -> int:
 def set_bytes(jobs: Sequence[JobCost], fusion: Fusion, copies: Copies, margin: float = 0.0) -> float:
     """Bytes of a set of jobs on one device at their admission quantiles, the dynamic part raised by `margin`.
 
-    The slow reference for the incremental ledgers of the schedulers. A job that gave `mem_bytes` is charged that and
-    nothing else. Bases take turns, so only the largest dynamic part counts; separate copies run at once, so all do.
+    The slow reference for the incremental ledgers of the schedulers. A job that gave `mem_bytes` is
+    charged that and nothing else. Bases take turns, so only the largest dynamic part counts;
+    separate copies run at once, so all do.
     """
     total = float(sum(job.own_bytes for job in jobs))
     charged = [job for job in jobs if not job.overridden]

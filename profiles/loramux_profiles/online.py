@@ -1,9 +1,10 @@
 """Keeping the fitted models right while the executor runs: what it observes moves a factor and a margin.
 
-A machine is shared, clocks change, a library is updated: the shape of a fitted model stays, its scale drifts. The
-factor is a least-squares estimate of log(observed / predicted) that forgets; the margin follows adaptive conformal
-inference (Gibbs and Candes, NeurIPS 2021): every step above the bound raises it, every step below lowers it a little,
-so that the share above tends to alpha whatever the drift.
+A machine is shared, clocks change, a library is updated: the shape of a fitted model stays, its
+scale drifts. The factor is a least-squares estimate of log(observed / predicted) that forgets; the
+margin follows adaptive conformal inference (Gibbs and Candes, NeurIPS 2021): every step above the
+bound raises it, every step below lowers it a little, so that the share above tends to alpha
+whatever the drift.
 """
 
 from __future__ import annotations
@@ -58,17 +59,22 @@ class OnlineRefit:
     """Of the fit: the bound is (1 + margin) times the prediction."""
     alpha: float = ALPHA
     rate: float = 0.01
-    """How far (as a log) a step above the bound raises the margin at least, times 1 - alpha; one below lowers it by
-    alpha times this."""
+    """How far (as a log) a step above the bound raises the margin at least, times 1 - alpha; one
+    below lowers it by alpha times this.
+    """
     time_ratio: LogRatio = field(default_factory=LogRatio)
     bytes_ratio: LogRatio = field(default_factory=LogRatio)
     steps: int = 0
     above: int = 0
     """Steps above the bound as it was when they ran."""
     _lasting: float = field(init=False)
-    """Log of one plus the margin that the share above the bound asks for; never below the fit's own."""
+    """Log of one plus the margin that the share above the bound asks for; never below the fit's
+    own.
+    """
     _shift: float = field(init=False, default=0.0)
-    """What steps above the bound have added until the factor follows, or the step is forgotten as a freak."""
+    """What steps above the bound have added until the factor follows, or the step is forgotten as a
+    freak.
+    """
 
     def __post_init__(self) -> None:
         if self.margin < 0 or not 0 < self.alpha < 1:

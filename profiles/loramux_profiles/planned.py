@@ -1,8 +1,9 @@
 """Memory of fused steps by the allocation plan: what a fitted profile gives the scheduler instead of linear constants.
 
-The plan is no sum over jobs (temporaries of one job's kernels are gone when the next one's are made, and a tensor of
-the whole step is kept as soon as one job needs it), so that a set is asked about as a set. Admission asks about classes
-of jobs and is remembered; a step asks about its real lengths.
+The plan is no sum over jobs (temporaries of one job's kernels are gone when the next one's are
+made, and a tensor of the whole step is kept as soon as one job needs it), so that a set is asked
+about as a set. Admission asks about classes of jobs and is remembered; a step asks about its real
+lengths.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The analytic prior against published figures: published, ours, error; `python -m loramux_profiles.prior_report`.
 
-Nothing here feeds the models: it says how good they are before anything is measured. Three kinds of rows: `check`
-(predicted), `fit` (used to choose a constant, so that its error says little) and `context` (another system or unknown
-settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures digitised, about 1%), arXiv 2404.15159 (MixLoRA),
-arXiv 2510.00206 (LoRAFusion), and the project's own measurements on a fake-tensor tracker (runtime.md of its notes).
+Nothing here feeds the models: it says how good they are before anything is measured. Three kinds of
+rows: `check` (predicted), `fit` (used to choose a constant, so that its error says little) and
+`context` (another system or unknown settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures
+digitised, about 1%), arXiv 2404.15159 (MixLoRA), arXiv 2510.00206 (LoRAFusion), and the project's
+own measurements on a fake-tensor tracker (runtime.md of its notes).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ AUTHORS: Final = Implementation(stored_dropout=True, chunked_loss=False)
 
 #: Memory of one more job, GB, by batch size: (ASPEN, a process of its own); arXiv 2312.02515.
 FURTHER_JOB: Final = {2: (1.20, 8.41), 4: (2.86, 10.86), 6: (4.27, 11.88), 8: (5.67, 12.95)}
-#: tokens/s sequential, parallel processes, ASPEN; arXiv 2312.02515. The card of all but LLaMA-7B is inferred: A100.
+#: tokens/s sequential, parallel processes, ASPEN; arXiv 2312.02515. The card of all but LLaMA-7B
+#: is inferred: A100.
 ASPEN_TOKENS: Final = {
     ("llama-7b", "LLaMA-7B"): (608.4, 649.3, 674.6),
     ("chatglm2-6b", "ChatGLM2-6B"): (524.0, 533.0, 642.0),
@@ -36,7 +38,8 @@ ASPEN_TOKENS: Final = {
 }
 #: tokens/s of LLaMA-7B on other cards, sequential and ASPEN.
 FUSION_GAIN: Final = {"a6000": (505.0, 655.0), "rtx-4090": (593.0, 1027.0)}
-#: MiB of a step, Llama-8B shape, r16, bf16, T = 4096: (dropout kept, chunked loss, recompute) -> measured.
+#: MiB of a step, Llama-8B shape, r16, bf16, T = 4096: (dropout kept, chunked loss, recompute) ->
+#: measured.
 TRACKER: Final = {
     (True, False, False): 60_944.0,
     (False, False, False): 47_216.0,
@@ -84,7 +87,8 @@ def _authors_spec(base_model: str, rows: int, tokens: float) -> JobSpec:
 def authors_tokens_per_row() -> float:
     """Padded tokens per row of the authors' memory figure, which they do not state.
 
-    Fitted: least squares through their four points of memory per further job, minus what a job owns.
+    Fitted: least squares through their four points of memory per further job, minus what a job
+    owns.
     """
     model = CostModel(load_device("aspen-a100-80g"), implementation=AUTHORS)
     cost = model.job_cost(_authors_spec("llama-7b", 1, 100))
@@ -95,8 +99,9 @@ def authors_tokens_per_row() -> float:
 def memory_rows() -> list[Row]:
     """Memory of LLaMA-7B jobs under ASPEN and in processes of their own.
 
-    The settings are not published: 8-bit base, r 8 on q and v, and the tokens a row are inferred from these same
-    figures, so that the errors of the `check` rows are those of a consistent reading, not of a blind prediction.
+    The settings are not published: 8-bit base, r 8 on q and v, and the tokens a row are inferred
+    from these same figures, so that the errors of the `check` rows are those of a consistent
+    reading, not of a blind prediction.
     """
     tokens = authors_tokens_per_row()
     device = load_device("aspen-a100-80g")

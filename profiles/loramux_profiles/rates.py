@@ -1,8 +1,9 @@
 """The expected fused step of a set of jobs: the mean over lengths of a time that is not linear in them.
 
-Used for a job alone (`solo_step_s`) and by the simulator's rate fidelity for every set, so that a set of one runs at
-exactly its solo speed. Padded: E over the CDF of the longest row, on the rounding grid (the log CDFs of rows add).
-Packed: `STRATA` stratified micro-batches per job, summed over the set, rounded up, averaged. Never t(E[L]).
+Used for a job alone (`solo_step_s`) and by the simulator's rate fidelity for every set, so that a
+set of one runs at exactly its solo speed. Padded: E over the CDF of the longest row, on the
+rounding grid (the log CDFs of rows add). Packed: `STRATA` stratified micro-batches per job, summed
+over the set, rounded up, averaged. Never t(E[L]).
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class PackedMoments(NamedTuple):
     least_work: float
     most_work: float
     spread: bool
-    """Whether the token count varies by more than the rounding, so that rounding adds half a unit on average."""
+    """Whether the token count varies by more than the rounding, so that rounding adds half a unit
+    on average.
+    """
 
 
 @lru_cache(maxsize=65536)
@@ -105,8 +108,8 @@ def _grid(size: int) -> Floats:
 def expected_step(jobs: Sequence[JobCost], fusion: Fusion, seeds: Sequence[int] | None = None) -> ExpectedStep:
     """Expected step of jobs of one base that run together, each with one micro-batch.
 
-    `seeds` (from the job ids) set the order of each job's strata, so that two jobs' lengths are independent; by default
-    the position in `jobs`. A job's solo step does not depend on its seed.
+    `seeds` (from the job ids) set the order of each job's strata, so that two jobs' lengths are
+    independent; by default the position in `jobs`. A job's solo step does not depend on its seed.
     """
     base = jobs[0].base
     floor = base.floor_s + method_floors(jobs)
@@ -132,8 +135,9 @@ def _packed(
         for job, seed in zip(jobs, seeds, strict=True):
             total += packed_vectors(job, seed % ORDERS)
         tokens, work = total
-    # Strata are conditional means, not whole numbers: half a token less, and rounding costs what it costs for whole
-    # ones. In place and by add.reduce: mean() and sum() go through Python (a tenth of a run).
+    # Strata are conditional means, not whole numbers: half a token less, and rounding costs what it
+    # costs for whole ones. In place and by add.reduce: mean() and sum() go through Python (a tenth
+    # of a run).
     computed = tokens - _HALF
     computed /= ROUNDING
     np.ceil(computed, out=computed)

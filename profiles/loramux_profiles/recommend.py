@@ -1,7 +1,8 @@
 """What to run on a device: largest micro-batch, recompute or not, how many jobs share it, where fusing stops paying.
 
-Memory is the upper bound that admission goes by (`CostModel.upper_bytes`), time the expected fused step. One job means
-as many copies of it as one likes; several mean those jobs. Nothing is trained, no torch.
+Memory is the upper bound that admission goes by (`CostModel.upper_bytes`), time the expected fused
+step. One job means as many copies of it as one likes; several mean those jobs. Nothing is trained,
+no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MAX_JOBS: Final = 1024
 PAYS: Final = 0.05
 """More jobs pay where they add more than this share of tokens/s."""
 LOOK_AHEAD: Final = 8
-"""Micro-batches beyond the first that does not fit: rounding to 8 tokens makes short rows' bytes not quite monotone."""
+"""Micro-batches beyond the first that does not fit: rounding to 8 tokens makes short rows' bytes
+not quite monotone.
+"""
 TIME_CONSTANTS: Final = (
     *("peak_flops", "memory_bandwidth", "eta_g", "eta_a", "eta_l", "activation_passes", "weight_passes"),
     *("c0", "c1", "c2"),
@@ -36,7 +39,9 @@ class Alone:
     largest: int
     """Largest micro-batch that fits, at most the batch size; 0: not even one row does."""
     chosen: int
-    """What training takes where none is asked for: the largest batch_size / 2^i that fits; 0 for none."""
+    """What training takes where none is asked for: the largest batch_size / 2^i that fits; 0 for
+    none.
+    """
     own_bytes: int
     """Adapter, gradients, moments."""
     need_bytes: int
@@ -154,7 +159,8 @@ def packing_dict(packing: Packing) -> dict[str, Any]:
 
 def largest_micro_batch(model: CostModel, spec: JobSpec) -> int:
     """Rows of the largest micro-batch of a job that fits the empty device by the upper bound, at most its batch (or
-    the micro-batch it asks for); 0 where not even one row fits."""
+    the micro-batch it asks for); 0 where not even one row fits.
+    """
 
     def fits(rows: int) -> bool:
         return model.micro_batch(replace(spec, micro_batch_size=rows)) == rows
@@ -311,7 +317,8 @@ def _packing(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> Packing:
 
 def _best(rows: Sequence[Packing], copies: bool) -> Packing | None:
     """Of copies: the fewest jobs, then the least memory, within PAYS of the most tokens/s. Of different jobs: the most
-    jobs, then tokens/s. Sizes that were measured go first."""
+    jobs, then tokens/s. Sizes that were measured go first.
+    """
     trusted = [row for row in rows if row.trusted] or list(rows)
     if not trusted:
         return None

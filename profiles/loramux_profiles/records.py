@@ -1,7 +1,8 @@
 """Profile records: what was measured of one model on one device, `profiles/data/<device>/<model>.json`.
 
-A record carries its own SHA-256 over everything else in it, so that one that was cut off, edited or damaged is refused
-rather than believed. It holds raw samples; the `fit` in it can be made again from them (`loramux fit`).
+A record carries its own SHA-256 over everything else in it, so that one that was cut off, edited or
+damaged is refused rather than believed. It holds raw samples; the `fit` in it can be made again
+from them (`loramux fit`).
 """
 
 from __future__ import annotations

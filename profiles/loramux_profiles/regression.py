@@ -13,14 +13,16 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 REWEIGHTS: Final = 8
 SMALLEST: Final = 0.01
-"""Relative error below which a point counts by its square: the fit then minimises about the mean absolute error, and
-one step that the machine was busy in does not bend it."""
+"""Relative error below which a point counts by its square: the fit then minimises about the mean
+absolute error, and one step that the machine was busy in does not bend it.
+"""
 
 
 def relative_nnls(features: Floats, actual: Floats) -> Floats:
     """Coefficients >= 0 with the least relative errors: features [n, p], actual [n] > 0 -> [p].
 
-    Columns are scaled to comparable size first; those of zeros get 0. ValueError where there is nothing to fit.
+    Columns are scaled to comparable size first; those of zeros get 0. ValueError where there is
+    nothing to fit.
     """
     if not len(actual) or not np.all(actual > 0):
         raise ValueError("a fit needs measurements, all above 0")

@@ -1,8 +1,8 @@
 """Other models' forms on the same measured points: what ours is set beside.
 
-mLoRA publishes b0 + b1 B L + b2 B L^2 (arXiv 2312.02515, section 4): B rows as long as the longest, L. `tokens` knows
-the real tokens only; `linear` knows everything that a sum over jobs can; the prior is this project's own model before
-anything is measured.
+mLoRA publishes b0 + b1 B L + b2 B L^2 (arXiv 2312.02515, section 4): B rows as long as the longest,
+L. `tokens` knows the real tokens only; `linear` knows everything that a sum over jobs can; the
+prior is this project's own model before anything is measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _LINEAR_MORE: Final = ("mola_elements", "loramoe_elements", "dynmole_elements", 
 
 def linear_form(shape: ModelShape) -> Callable[[StepPoint], tuple[float, ...]]:
     """Constant, tokens, and sums over jobs of ranks, experts, slots, labels, rows and parameters: each with and without
-    recompute."""
+    recompute.
+    """
 
     def form(point: StepPoint) -> tuple[float, ...]:
         all_counts = step_features(shape, point)

@@ -1,6 +1,7 @@
 """Brent's root finder, step for step that of scipy.optimize.brentq, so that every digit of its answers stays.
 
-In plain Python because importing scipy.optimize takes 0.15 CPU-seconds, more than a thousand jobs do.
+In plain Python because importing scipy.optimize takes 0.15 CPU-seconds, more than a thousand jobs
+do.
 """
 
 from __future__ import annotations

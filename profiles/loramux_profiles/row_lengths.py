@@ -1,7 +1,8 @@
 """Which lengths a job's rows have: one draw for a simulated run and for a real one of the same trace and seed.
 
-Row i of a job is row i % rows of micro-batch i // rows, and micro-batches are drawn in blocks. So the lengths follow
-from (seed, job id, distribution, rows of a micro-batch): who knows these four has the same rows, wherever it starts.
+Row i of a job is row i % rows of micro-batch i // rows, and micro-batches are drawn in blocks. So
+the lengths follow from (seed, job id, distribution, rows of a micro-batch): who knows these four
+has the same rows, wherever it starts.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ def register_shape(shape: ModelShape) -> None:
 def load_shape(name_or_path: str, folder: str = "") -> ModelShape:
     """A shipped shape by name (or Hugging Face id), or the shape of a local config.json or of the folder it is in.
 
-    A relative path starts at `folder` (empty: the working folder); the shape is called by the path as given.
-    Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError for a bad config.json.
+    A relative path starts at `folder` (empty: the working folder); the shape is called by the path
+    as given. Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError
+    for a bad config.json.
     """
     if name_or_path in _REGISTERED:
         return _REGISTERED[name_or_path]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 BYTES: Final[dict[str, float]] = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
-"""Bytes per weight. int8 is of the layers' matrices only; embedding, head and norms stay at 2 (bitsandbytes)."""
+"""Bytes per weight. int8 is of the layers' matrices only; embedding, head and norms stay at 2
+(bitsandbytes).
+"""
 ATTENTION: Final = ("q", "k", "v", "o")
 TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),

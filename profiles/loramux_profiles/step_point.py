@@ -37,7 +37,9 @@ class JobPoint:
     lengths: tuple[int, ...]
     """Tokens of each row."""
     labels: int
-    """Positions that are learned, of all rows: what logits are computed for. At most the tokens less one per row."""
+    """Positions that are learned, of all rows: what logits are computed for. At most the tokens
+    less one per row.
+    """
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:

@@ -1,8 +1,8 @@
 """The step-time model: seconds per token, per squared length, per step and per launch, from a shape and a device.
 
-t = max(c0 + c1 * kernels, rho * 4P * T / (eta_g * F) + attention / (eta_a * F) + bytes / BW) + c2 * sum N   (aspen.md)
-with P the matmul parameters without the embedding, F the peak rate, N the trainable parameters, and rho = 1.5 with
-full recompute.
+t = max(c0 + c1 * kernels, rho * 4P * T / (eta_g * F) + attention / (eta_a * F) + bytes / BW) + c2 *
+sum N (aspen.md) with P the matmul parameters without the embedding, F the peak rate, N the
+trainable parameters, and rho = 1.5 with full recompute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from loramux_profiles.shapes import ModelShape
 from loramux_profiles.work import BaseCost, JobCost
 
 LAYER_KERNELS: Final = 90
-"""Launches of a frozen layer per step, forward and backward, eager (assumed; counted on a Llama layer, rounded)."""
+"""Launches of a frozen layer per step, forward and backward, eager (assumed; counted on a Llama
+layer, rounded).
+"""
 MODEL_KERNELS: Final = 120
 """Launches outside the layers: embedding, final norm, loss chunks (assumed)."""
 FP32_RATE: Final = 0.5
@@ -85,7 +87,8 @@ def step_seconds(base: BaseCost, floors_s: float, work_s: float, fixed_s: float)
 def step_of_lengths(jobs: Sequence[JobCost], lengths: Sequence[Ints], fusion: Fusion) -> tuple[float, int]:
     """(seconds, tokens computed) of the fused step of these jobs, job i with the rows of `lengths[i]`.
 
-    All jobs have one base. The slow reference: the simulator's step fidelity evaluates the same sum incrementally.
+    All jobs have one base. The slow reference: the simulator's step fidelity evaluates the same sum
+    incrementally.
     """
     base = jobs[0].base
     fixed = sum(job.step_s for job in jobs)

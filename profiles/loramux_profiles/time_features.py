@@ -1,9 +1,10 @@
 """What of a fused step its time is made of: counts of FLOPs, bytes, elements and operations, by job.
 
-Every count is linear in five numbers of a job (`JOB_TERMS`): 1, its tokens, the sum of its squared row lengths, its
-labels and its rows. So a fitted time falls apart into coefficients by job, which is what schedulers add and remove. The
-counts follow the runtime's operations (lowrank, expert_ffn, routing, dora, loss, attention of loramux_runtime), forward
-and backward; what recomputation runs again is counted again.
+Every count is linear in five numbers of a job (`JOB_TERMS`): 1, its tokens, the sum of its squared
+row lengths, its labels and its rows. So a fitted time falls apart into coefficients by job, which
+is what schedulers add and remove. The counts follow the runtime's operations (lowrank, expert_ffn,
+routing, dora, loss, attention of loramux_runtime), forward and backward; what recomputation runs
+again is counted again.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def _experts(counts: _Counts, shape: ModelShape, adapter: AdapterPoint, again: f
     counts.add("expert_calls", job=layers * experts * (2 + again))
     counts.add("router_flops", token=2 * layers * experts * d * (3 + again))
     counts.add("slot_elements", token=layers * k * f * (2 + again))
-    # Per slot: B of gate and up, A of down; per token, all experts wide: A of gate and up, B of down
+    # Per slot: B of gate and up, A of down; per token, all experts wide: A of gate and up, B of
+    # down
     counts.add("slot_flops", token=2 * layers * k * 3 * width * f * (3 + again))
     counts.add("wide_flops", token=2 * layers * 3 * experts * width * d * (3 + again))
     counts.add("parameters", job=layers * experts * (3 * width * (d + f) + d))
@@ -179,7 +181,8 @@ def numbers(job: JobPoint) -> Floats:
     return np.asarray((1.0, job.tokens, job.squares, job.labels, len(job.lengths)))
 
 
-#: Features that kernels which several jobs share are counted in: once per structure where jobs are fused in groups.
+#: Features that kernels which several jobs share are counted in: once per structure where jobs are
+#: fused in groups.
 SHARED: Final = ("frozen_calls", "pair_calls", "drop_calls", "mola_calls", "loramoe_calls", "dynmole_calls")
 SHARED_ROWS: Final = tuple(INDEX[name] for name in (*SHARED, "block_calls"))
 
@@ -192,7 +195,8 @@ def structure(adapter: AdapterPoint) -> tuple[object, ...]:
 
 def step_features(shape: ModelShape, point: StepPoint, *, exact: bool = True) -> Floats:
     """Features of a fused step [features]. Not `exact`: frozen matrices are called once for all jobs, the kernels of
-    pairs once per structure."""
+    pairs once per structure.
+    """
     total = np.zeros(len(FEATURES))
     total[INDEX["step"]] = 1.0
     total[INDEX["step_again"]] = float(point.recompute)

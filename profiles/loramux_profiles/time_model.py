@@ -1,7 +1,8 @@
 """The fitted step-time model: seconds of a fused step as a constant and a sum over its jobs.
 
-Coefficients are seconds per FLOP, byte, element or call (`time_features.FEATURES`), fitted to measured steps; a step's
-time is linear in each job's tokens, squares, labels and rows, so that a scheduler adds and removes jobs in O(1).
+Coefficients are seconds per FLOP, byte, element or call (`time_features.FEATURES`), fitted to
+measured steps; a step's time is linear in each job's tokens, squares, labels and rows, so that a
+scheduler adds and removes jobs in O(1).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class JobTime:
     job_s: float
     """By being in it: calls, reading back, its optimizer."""
     shared_s: float
-    """What the first job of its structure adds (`structure`): kernels that serve all of them at once. 0 in exact mode,
-    where every job has its own."""
+    """What the first job of its structure adds (`structure`): kernels that serve all of them at
+    once. 0 in exact mode, where every job has its own.
+    """
     token_s: float
     square_s: float
     """Per squared row length."""

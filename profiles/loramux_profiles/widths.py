@@ -12,8 +12,8 @@ RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
 def rank_bucket(rank: int) -> int:
     """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
 
-    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of one bucket share a
-    grouped GEMM.
+    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of
+    one bucket share a grouped GEMM.
     """
     for width in RANK_BUCKETS:
         if rank <= width:

@@ -9,9 +9,10 @@ dynamic of a base   = dynamic_bytes + sum over its jobs (token_bytes * T_i + squ
 time of a fused step = max(floor_s + method floors, read_s + sum(token_s * T_i + square_s * Q_i)) + sum(step_s)
                        (packed: plus base.token_s for each token of rounding, inside the max)
 
-with T_i the tokens computed for job i in the step (padded: rows * longest row of the step rounded up to 8; packed: the
-sum of its lengths, the step's total rounded up to 8) and Q_i the sum of squared row lengths (padded: rows * padded
-length^2). Source: aspen.md of the project's notes, after arXiv 2312.02515 section 4 and arXiv 2510.00206.
+with T_i the tokens computed for job i in the step (padded: rows * longest row of the step rounded
+up to 8; packed: the sum of its lengths, the step's total rounded up to 8) and Q_i the sum of
+squared row lengths (padded: rows * padded length^2). Source: aspen.md of the project's notes, after
+arXiv 2312.02515 section 4 and arXiv 2510.00206.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from loramux_profiles.step_point import AdapterPoint
 from loramux_profiles.widths import ROUNDING as ROUNDING
 
 ADMISSION_QUANTILE: Final = 0.999
-"""Length quantile that admission reckons with, and at which a job's rows are truncated (0.07% of the tokens of the
-default shape); `fuse` checks the real lengths."""
+"""Length quantile that admission reckons with, and at which a job's rows are truncated (0.07% of
+the tokens of the default shape); `fuse` checks the real lengths.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,9 @@ class BaseCost:
     load_s: float
     """Time to bring the weights to the device."""
     token_s: float = 0.0
-    """Seconds per token without adapters: what a token of the packed rounding costs (it belongs to no job)."""
+    """Seconds per token without adapters: what a token of the packed rounding costs (it belongs to
+    no job).
+    """
     planned: PlannedMemory | None = None
     """Dynamic bytes of sets and steps by the allocation plan; None: by the linear constants."""
 
@@ -56,29 +60,36 @@ class BaseCost:
 class JobCost:
     """One class of jobs on one device type, under one fusion mode. Frozen and shared by all jobs of the class.
 
-    Compared and hashed by identity: a CostModel gives equal jobs the same object, and caches are keyed by it.
+    Compared and hashed by identity: a CostModel gives equal jobs the same object, and caches are
+    keyed by it.
     """
 
     base: BaseCost
     method: str
-    """Jobs with equal `method` on one base share its kernels: the method, with `:targets` unless all-linear."""
+    """Jobs with equal `method` on one base share its kernels: the method, with `:targets` unless
+    all-linear.
+    """
     rows: int
     """Sequences in one micro-batch."""
     accumulation: float
     """Micro-batches per optimizer step: batch_size / rows."""
     lengths: LengthDist
-    """Lengths of the rows it trains on: longer ones are truncated to `length_q` (not where memory is not modelled)."""
+    """Lengths of the rows it trains on: longer ones are truncated to `length_q` (not where memory
+    is not modelled).
+    """
     length_q: int
-    """ADMISSION_QUANTILE of the longest row of a micro-batch, tokens: the maximum length it is admitted with."""
+    """ADMISSION_QUANTILE of the longest row of a micro-batch, tokens: the maximum length it is
+    admitted with.
+    """
     tokens_q: float
-    """Tokens of one micro-batch that admission reckons with: padded rows * length_q, packed the quantile of the sum;
-    rounded up.
+    """Tokens of one micro-batch that admission reckons with: padded rows * length_q, packed the
+    quantile of the sum; rounded up.
     """
     squares_q: float
     """Sum of squared lengths of that micro-batch, at most."""
     own_bytes: int
-    """Resident whatever runs: 16 bytes per trainable parameter (fp32 weight, gradient, two Adam moments) and a bf16
-    copy.
+    """Resident whatever runs: 16 bytes per trainable parameter (fp32 weight, gradient, two Adam
+    moments) and a bf16 copy.
     """
     state_bytes: int
     """Bytes that a pause moves to the host and a resume moves back."""
@@ -86,12 +97,14 @@ class JobCost:
     square_bytes: float
     row_bytes: float
     overridden: bool
-    """True where the trace gave mem_bytes: own_bytes is then all the job needs, and no base is charged."""
+    """True where the trace gave mem_bytes: own_bytes is then all the job needs, and no base is
+    charged.
+    """
     token_s: float
     square_s: float
     step_s: float
-    """Per fused step for this job: its optimizer, c2 * trainable parameters, spread over the micro-batches of an
-    optimizer step.
+    """Per fused step for this job: its optimizer, c2 * trainable parameters, spread over the
+    micro-batches of an optimizer step.
     """
     method_floor_s: float
     """Launch time that the first job of this method adds to the floor of a step."""
@@ -109,7 +122,9 @@ class JobCost:
     dynamic_q: float = field(init=False)
     """Activations of that micro-batch at the admission quantile, were it alone in the step."""
     alone_q: float = field(init=False)
-    """The same with the base's own part. Both are kept because admission adds them up at every look at a device."""
+    """The same with the base's own part. Both are kept because admission adds them up at every look
+    at a device.
+    """
 
     def __post_init__(self) -> None:
         dynamic = self.token_bytes * self.tokens_q + self.square_bytes * self.squares_q + self.row_bytes * self.rows

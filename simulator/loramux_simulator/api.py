@@ -84,12 +84,10 @@ def simulate(
 ) -> RunResult:
     """Replay a trace under a policy.
 
-    `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as `"aspen:k=4"`.
-    `devices`: as in
-    `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of `SimOptions` (fidelity, fusion, ideal, max_resident,
-    seed, ...).
-    Raises InvalidInputError for a bad trace or profile, UsageError for a bad option, PolicyError for a policy that
-    misbehaves.
+    `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as
+    `"aspen:k=4"`. `devices`: as in `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of
+    `SimOptions` (fidelity, fusion, ideal, max_resident, seed, ...). Raises InvalidInputError for a
+    bad trace or profile, UsageError for a bad option, PolicyError for a policy that misbehaves.
     """
     wall = time.perf_counter()
     chosen = _policy(policy)
@@ -298,7 +296,8 @@ class _Run:
         ledger = self.loop.cluster.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
         type_index = self.type_of[device_id]
-        if ledger.dynamic * self.worst[type_index] <= room:  # beyond 4 sigma (1 in 30,000): not worth a draw
+        # beyond 4 sigma (1 in 30,000): not worth a draw
+        if ledger.dynamic * self.worst[type_index] <= room:
             return 0.0
         actual = ledger.dynamic * exp(self.sigmas[type_index] * self._error(job))
         return actual + ledger.capacity - room if actual > room else 0.0
@@ -401,7 +400,8 @@ def _rare_collections() -> Iterator[None]:
 def weakest_origin(profiles: Sequence[DeviceProfile]) -> str:
     """assumed, fitted or measured: the weakest origin among the constants of these devices.
 
-    Where a measured record is all that jobs are costed by, what is left of the device's own is its memory: fitted.
+    Where a measured record is all that jobs are costed by, what is left of the device's own is its
+    memory: fitted.
     """
     origins: set[str] = set()
     for profile in profiles:

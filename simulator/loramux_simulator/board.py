@@ -16,14 +16,17 @@ from loramux_policies.loop.job import Job
 from loramux_simulator.virtual_time import Run, VirtualClock
 
 EMPTY: Final = -1e300
-"""Attained in an empty slot (predicted: twice that), so that both figures are below any real one and no NaN arises."""
+"""Attained in an empty slot (predicted: twice that), so that both figures are below any real one
+and no NaN arises.
+"""
 
 
 class Board:
     """One slot per running job: attained_s = attained at start_tag + (virtual time - start_tag) * speed_s."""
 
     def __init__(self, n_devices: int) -> None:
-        size = n_devices  # doubled as needed: short arrays, because every decision works through them
+        # doubled as needed: short arrays, because every decision works through them
+        size = n_devices
         self._virtual = np.zeros(n_devices)
         self._at_s = np.zeros(n_devices)
         self._rate = np.zeros(n_devices)

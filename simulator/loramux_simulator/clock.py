@@ -16,25 +16,31 @@ from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 
 TIME_SLACK = 1e-12
-"""Relative: two events closer than this are one batch (delays are rounded when they are added to the clock). At 1e7 s
-that is 10 us: jobs of a millisecond that arrive closer than that count as simultaneous, which can reorder them."""
+"""Relative: two events closer than this are one batch (delays are rounded when they are added to
+the clock). At 1e7 s that is 10 us: jobs of a millisecond that arrive closer than that count as
+simultaneous, which can reorder them.
+"""
 MOST_FRUITLESS: Final = 300_000
-"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those that let no time
-pass, or find nothing running, count IDLE_WEIGHT times."""
+"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those
+that let no time pass, or find nothing running, count IDLE_WEIGHT times.
+"""
 IDLE_WEIGHT: Final = 100
 LOOK_EVERY: Final = 500
-"""Calls of place() without a job arriving or ending after which the service given meanwhile is looked at."""
+"""Calls of place() without a job arriving or ending after which the service given meanwhile is
+looked at.
+"""
 LEAST_SERVICE: Final = 1e-6
-"""Solo-seconds per second: less is none. A policy that pauses jobs and gives none BARREN_LOOKS times in a row is stuck:
-every pause and resume costs more than it lets them run in between."""
+"""Solo-seconds per second: less is none. A policy that pauses jobs and gives none BARREN_LOOKS
+times in a row is stuck: every pause and resume costs more than it lets them run in between.
+"""
 BARREN_LOOKS: Final = 4
 
 
 class Call:
     """An entry of the clock's queue: calls back once with itself, carrying `value`.
 
-    A SimPy Event keeps an environment, a state and a list of callbacks besides: making and ending one took three times
-    as long (1.3 us).
+    A SimPy Event keeps an environment, a state and a list of callbacks besides: making and ending
+    one took three times as long (1.3 us).
     """
 
     __slots__ = ("call", "value")
@@ -70,8 +76,8 @@ class Environment(simpy.Environment):
 class Clock:
     """A SimPy environment that feeds arrivals and reviews to the decide-apply loop.
 
-    Only the next arrival is ever scheduled, and callbacks hang on bare events: a SimPy process per job was twelve
-    times slower.
+    Only the next arrival is ever scheduled, and callbacks hang on bare events: a SimPy process per
+    job was twelve times slower.
     """
 
     def __init__(self) -> None:
@@ -104,7 +110,8 @@ class Clock:
     ) -> None:
         """Run until nothing is left to happen. `on_decided` is called after every decision.
 
-        `held`: while it is true, arrivals and reviews ask for no decision; whoever holds them asks where one is due.
+        `held`: while it is true, arrivals and reviews ask for no decision; whoever holds them asks
+        where one is due.
         """
         self._held = held
         self.loop = loop
@@ -116,7 +123,8 @@ class Clock:
     def request_decision(self) -> None:
         """Have the loop decide once everything else at this time has happened: at once where nothing else will.
 
-        To be called last in an event's callback. Deciding at once saves an event per decision (7% of a run).
+        To be called last in an event's callback. Deciding at once saves an event per decision (7%
+        of a run).
         """
         if self._decision_due:
             return

@@ -26,7 +26,8 @@ def _epoch_micro(job: Job, cost: JobCost) -> int:
 class ReadyRun:
     """A resident in step fidelity: its next micro-batch and how long it has waited (contract: `fused_device.StepRun`).
 
-    `stop_steps`: where early-stop prediction expects its end, in optimizer steps (None: it expects nothing).
+    `stop_steps`: where early-stop prediction expects its end, in optimizer steps (None: it expects
+    nothing).
     """
 
     __slots__ = (
@@ -72,7 +73,8 @@ class ReadyRun:
         """Not yet credited to the job."""
         self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
         self._seed = seed
-        # The data cursor is kept over a pause: to the row, for a halved micro-batch may be left in its middle.
+        # The data cursor is kept over a pause: to the row, for a halved micro-batch may be left in
+        # its middle.
         whole, self._offset = divmod(round(self.done_micro * cost.rows), cost.rows)
         self._blocks = whole // BLOCK
         self._draw()

@@ -18,33 +18,47 @@ class SimOptions:
     """Options of one simulated run; UsageError on a value or combination that has no meaning."""
 
     fusion: Fusion = "packed"
-    """`packed`: no padding (the runtime's way); `padded`: rows padded to the longest of the step (ASPEN's)."""
+    """`packed`: no padding (the runtime's way); `padded`: rows padded to the longest of the step
+    (ASPEN's).
+    """
     fidelity: Fidelity = "rate"
     """`rate`: constant rates between events; `step`: every fused step is an event."""
     max_resident: int | None = None
     """Seats per device; None: as many as memory and the policy allow."""
     ideal: bool = False
-    """No charges, exact predictions, no memory limit but the trace's mem_bytes: the setting of the closed forms."""
+    """No charges, exact predictions, no memory limit but the trace's mem_bytes: the setting of the
+    closed forms.
+    """
     speedup_curve: str | None = None
-    """Replaces the step-time model by an aggregate rate: none, free, linear:SLOPE,MAX, or a CSV file n,phi."""
+    """Replaces the step-time model by an aggregate rate: none, free, linear:SLOPE,MAX, or a CSV
+    file n,phi.
+    """
     seed: int = 0
     prediction_error: float = 0.0
-    """Sigma of the lognormal factor on every job's predicted length. It also adds to that of early-stop predictions
-    (`predictions.EARLY_STOP_SIGMA`): theirs is the root of the sum of both squares."""
+    """Sigma of the lognormal factor on every job's predicted length. It also adds to that of
+    early-stop predictions (`predictions.EARLY_STOP_SIGMA`): theirs is the root of the sum of both
+    squares.
+    """
     multi_gpu: MultiGpu = "gang"
     """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
     row_order: RowOrder = "shuffled"
-    """`sorted`: every epoch takes the job's rows longest first, as ASPEN's released MinPad requires ("must sort"), so
-    that rows of like length share a micro-batch. Step fidelity only."""
+    """`sorted`: every epoch takes the job's rows longest first, as ASPEN's released MinPad requires
+    ("must sort"), so that rows of like length share a micro-batch. Step fidelity only.
+    """
     warmup: float = 0.0
-    """Share of the jobs, by submission, left out of the statistics. What devices do (tokens, busy share, memory, steps,
-    decisions) counts from the submission of the first job that is left, for whichever job they do it."""
+    """Share of the jobs, by submission, left out of the statistics. What devices do (tokens, busy
+    share, memory, steps, decisions) counts from the submission of the first job that is left, for
+    whichever job they do it.
+    """
     step_time_factor: float = 1.0
-    """A fused step takes so many times what it is predicted to: a machine that is slower than its profile says. The
-    policies' predictions stay those of the profile. Step fidelity only."""
+    """A fused step takes so many times what it is predicted to: a machine that is slower than its
+    profile says. The policies' predictions stay those of the profile. Step fidelity only.
+    """
     live: bool = False
-    """As a live scheduler of one device goes about it: the base models are there when the run begins, and what happens
-    during a fused step is answered when the step has ended. Step fidelity, one device."""
+    """As a live scheduler of one device goes about it: the base models are there when the run
+    begins, and what happens during a fused step is answered when the step has ended. Step fidelity,
+    one device.
+    """
 
     def __post_init__(self) -> None:
         _choice("fusion", self.fusion, ("packed", "padded"))

@@ -1,9 +1,9 @@
 """How fast the residents of a device move between two events (rate fidelity): four models behind one small interface.
 
-`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit; `per_unit(run)` how many
-micro-steps a
-run does per unit. A unit is one micro-step of everybody (fused) or one solo-second of a whole seat (time-shared).
-What a share below 1 means is in `shares`; every pace here keeps to it.
+`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit;
+`per_unit(run)` how many micro-steps a run does per unit. A unit is one micro-step of everybody
+(fused) or one solo-second of a whole seat (time-shared). What a share below 1 means is in `shares`;
+every pace here keeps to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Pace(Protocol):
     """A model of how residents share a device."""
 
     varies: bool
-    """Whether `per_unit` of a run depends on its peers (all are then rebased when residents come or go)."""
+    """Whether `per_unit` of a run depends on its peers (all are then rebased when residents come or
+    go).
+    """
     steps_apart: bool
     """Whether every run makes steps of its own, in place of fused ones."""
 
@@ -148,7 +150,8 @@ class CurvePace:
 class SlicedPace(CurvePace):
     """Tied jobs take turns on a seat, and whole seats fuse: phi = time of the same work one after another / time fused.
 
-    Approximates the mean over which of the tied jobs is in the step; exact for one seat, where phi is 1.
+    Approximates the mean over which of the tied jobs is in the step; exact for one seat, where phi
+    is 1.
     """
 
     varies = False

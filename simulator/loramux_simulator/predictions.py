@@ -39,8 +39,8 @@ class Predictions:
     def end_steps(self, job: Job) -> float | None:
         """Optimizer steps after which early-stop prediction expects the job's end; None where no job stops early.
 
-        Blurred around the true end, and for jobs that do not stop early too: neither where a job stops nor whether it
-        does can be told from it.
+        Blurred around the true end, and for jobs that do not stop early too: neither where a job
+        stops nor whether it does can be told from it.
         """
         if not self._some_stop:
             return None

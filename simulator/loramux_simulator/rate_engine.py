@@ -16,7 +16,9 @@ from loramux_simulator.paces import Pace
 from loramux_simulator.virtual_time import Run, VirtualClock
 
 SAME_WATCH = 1e-12
-"""Relative: points of interest closer than this are one (they are the same, but for the rounding of the clock)."""
+"""Relative: points of interest closer than this are one (they are the same, but for the rounding of
+the clock).
+"""
 
 
 def beyond_memory(need_bytes: float, have_bytes: float) -> str:
@@ -66,7 +68,9 @@ class RateEngine:
         self._separate = separate
         self._charges = charges
         self._dirty: dict[int, bool] = {}
-        """Devices to look at after the decision. False: a watch was added, so that a new timer is enough."""
+        """Devices to look at after the decision. False: a watch was added, so that a new timer is
+        enough.
+        """
         self._board: Board | None = None
         self._loop: Scheduler
 

@@ -1,7 +1,8 @@
 """A real run of a trace, simulated again: the same jobs, row lengths, policy, seats and device profile.
 
-The folder of such a run holds, beside what every run folder has (`loramux_traces.runfolder`): `trace.csv`, the jobs as
-they were submitted (times and steps as scaled), and `profile.json`, the device profile that the scheduler went by.
+The folder of such a run holds, beside what every run folder has (`loramux_traces.runfolder`):
+`trace.csv`, the jobs as they were submitted (times and steps as scaled), and `profile.json`, the
+device profile that the scheduler went by.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> Run
         step_time_factor=factor,
         live=True,
     )
-    result.policy = setting.policy  # as --policy takes it: two runs of one policy may differ in its parameters
+    # as --policy takes it: two runs of one policy may differ in its parameters
+    result.policy = setting.policy
     return result
 
 
@@ -111,8 +113,8 @@ class StepTimes:
 def step_times(run: Run, setting: Setting) -> StepTimes:
     """Measured seconds of a run's fused steps, and what the profile says of the same rows.
 
-    From the recorded stream (`loramux_policies.stepping.stream`); where the run kept none, its own account of the refit
-    (`prediction` in summary.json) stands for it, in units of its steps.
+    From the recorded stream (`loramux_policies.stepping.stream`); where the run kept none, its own
+    account of the refit (`prediction` in summary.json) stands for it, in units of its steps.
     """
     steps = [event for event in run.events() if event.get("event") == "step" and not event.get("oom")]
     if steps:

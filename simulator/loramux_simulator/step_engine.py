@@ -42,7 +42,9 @@ class StepDevice:
         self.ends_s = 0.0
         """When that is done."""
         self.held: dict[str, ReadyRun] = {}
-        """Residents that cannot join yet: the step that they were paused in, elsewhere, has not ended."""
+        """Residents that cannot join yet: the step that they were paused in, elsewhere, has not
+        ended.
+        """
 
     @property
     def residents(self) -> int:
@@ -52,8 +54,8 @@ class StepDevice:
 class StepEngine:
     """Backend of the decide-apply loop (contract: `loramux_policies.loop.backend.Backend`). Jobs on one device each.
 
-    A job that is paused in the middle of a step is credited with that step: it runs to its end on a real device too.
-    The job can go on, or end, once that step has ended.
+    A job that is paused in the middle of a step is credited with that step: it runs to its end on a
+    real device too. The job can go on, or end, once that step has ended.
     """
 
     def __init__(
@@ -121,7 +123,8 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self._account(device)
         run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows, stop_steps=self._stops(job))
-        where, ends_s = self._in_step.get(job.job_id, (device, 0.0))  # kept: it may be paused again before then
+        # kept: it may be paused again before then
+        where, ends_s = self._in_step.get(job.job_id, (device, 0.0))
         done = run.done_micro >= run.target_micro - STEP_SLACK
         if done or (ends_s > self.now_s and where is not device):
             device.held[job.job_id] = run
@@ -131,7 +134,8 @@ class StepEngine:
             self._woken[devices[0]] = None
         if self._charges and not done:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
-            if device.fused.phi is not None and not cost.overridden:  # a process of its own loads a copy of its own
+            # a process of its own loads a copy of its own
+            if device.fused.phi is not None and not cost.overridden:
                 if seconds + cost.base.load_s > 0.0:
                     device.fused.debts[job.job_id] = seconds + cost.base.load_s
                 seconds = 0.0

@@ -117,8 +117,8 @@ def sweep(
 ) -> pd.DataFrame:
     """Run the plan; rows already in `out`/results.csv are kept with `resume`. Returns the table, a row per run.
 
-    `n_jobs`, `backend`: joblib's (-1: all cores; `backend="ray"` once ray's joblib backend is registered).
-    Raises what `simulate` raises, and StateError where `out` holds another sweep.
+    `n_jobs`, `backend`: joblib's (-1: all cores; `backend="ray"` once ray's joblib backend is
+    registered). Raises what `simulate` raises, and StateError where `out` holds another sweep.
     """
     points = plan.points()
     sources = plan.sources()
@@ -157,7 +157,8 @@ def _run(
         for point in todo:
             yield point, run_point(plan, point)
         return
-    if backend == "ray":  # Ray's backend gives lists only: rows are known, and saved, a list at a time
+    # Ray's backend gives lists only: rows are known, and saved, a list at a time
+    if backend == "ray":
         with Parallel(n_jobs=n_jobs, backend=backend) as lists:
             size = ROUNDS * max(1, effective_n_jobs(n_jobs))
             for start in range(0, len(todo), size):
@@ -170,7 +171,8 @@ def _run(
 def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
     if current_thread() is not main_thread():  # sys.stdout is the whole process's
         return point, run_point(plan, point)
-    with redirect_stdout(sys.stderr):  # what a policy prints in a worker must not reach the command's stdout
+    # what a policy prints in a worker must not reach the command's stdout
+    with redirect_stdout(sys.stderr):
         return point, run_point(plan, point)
 
 

@@ -1,6 +1,7 @@
 """Virtual time of a device: every resident moves at one speed against it, so that n of them cost one timer (as in GPS).
 
-A job's end is a fixed tag on the virtual clock; only the clock's rate changes when residents come and go.
+A job's end is a fixed tag on the virtual clock; only the clock's rate changes when residents come
+and go.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def simulate(
     """Non-preemptive FIFO or SJF (by `policy`) on devices x seats servers; same seed, same trace. -> jobs, summary,
     timeline.
 
-    `slow` stretches every service time by a random factor around it, as a real run differs from a simulated one.
+    `slow` stretches every service time by a random factor around it, as a real run differs from a
+    simulated one.
     """
     rng = np.random.default_rng(seed)
     service = rng.lognormal(7.0, 1.2, jobs)

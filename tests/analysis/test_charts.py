@@ -88,7 +88,8 @@ def test_gantt_chooses_its_form(big_run: Run, tmp_path: Path, make_run: MakeRun,
     results = load([big_run.path])
     (drawing,) = gantt.draw(results)
     bars = [c for axes in drawing.figure.axes for c in axes.collections if isinstance(c, PolyCollection)]
-    assert sum(len(c.get_paths()) for c in bars) >= 1000  # 1,000 jobs on 4 devices are still single bars
+    # 1,000 jobs on 4 devices are still single bars
+    assert sum(len(c.get_paths()) for c in bars) >= 1000
     assert len(drawing.figure.axes) == 8
     monkeypatch.setattr(gantt, "_MOST_LANES", 4)
     (stacked,) = gantt.draw(results)

@@ -31,10 +31,12 @@ def _jobs(rows: list[tuple[float, float, float, int]]) -> pd.DataFrame:
 
 
 def test_contention_and_rho_by_hand() -> None:
-    # Job 0 lives [0, 10], job 1 [0, 20], job 2 [10, 20] on one device: each sees two jobs all its life.
+    # Job 0 lives [0, 10], job 1 [0, 20], job 2 [10, 20] on one device: each sees two jobs all its
+    # life.
     jobs = _jobs([(0, 10, 5, 1), (0, 20, 10, 1), (10, 20, 10, 1), (3, np.nan, 1, 1)])
     np.testing.assert_allclose(contention(jobs, 1), [2, 2, 2, np.nan])
-    np.testing.assert_allclose(contention(jobs, 4), [1, 1, 1, np.nan])  # never below 1: a job alone uses one device
+    # never below 1: a job alone uses one device
+    np.testing.assert_allclose(contention(jobs, 4), [1, 1, 1, np.nan])
     np.testing.assert_allclose(finish_time_fairness(jobs, 1), [1.0, 1.0, 0.5, np.nan])
     figures = fairness_figures(jobs, 1)
     assert figures["fairness_max"] == pytest.approx(1.0)
@@ -48,7 +50,8 @@ def test_rho_of_nothing() -> None:
     assert fairness_figures(empty, 1) == dict.fromkeys(
         ["fairness_mean", "fairness_p95", "fairness_max", "jain_stretch"]
     )
-    np.testing.assert_array_equal(contention(_jobs([(5, 5, 1, 1)]), 1), [1.0])  # no life, no division by zero
+    # no life, no division by zero
+    np.testing.assert_array_equal(contention(_jobs([(5, 5, 1, 1)]), 1), [1.0])
 
 
 def test_jain() -> None:

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_admission.py PROFILE [--sets 1000] [--out analysis/results/profile-cpu]
 
-Each set draws up to 16 random jobs with their next micro-batches, and a limit between the need of its smallest job and
-1.2 times that of all. Jobs are let in one by one, in order, as long as the upper bound (weights + states + (1 + margin) *
-planned dynamic bytes) of those inside stays below the limit. The fused step of those let in, optimizers included, then
-really runs on a CPU whose storage tracker raises at the allocation that would exceed the limit, as a full device would.
+Each set draws up to 16 random jobs with their next micro-batches, and a limit between the need of
+its smallest job and 1.2 times that of all. Jobs are let in one by one, in order, as long as the
+upper bound (weights + states + (1 + margin) * planned dynamic bytes) of those inside stays below
+the limit. The fused step of those let in, optimizers included, then really runs on a CPU whose
+storage tracker raises at the allocation that would exceed the limit, as a full device would.
 """
 
 from __future__ import annotations

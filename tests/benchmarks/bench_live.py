@@ -4,8 +4,8 @@
     loramux validate --real replays12 --out agreement12
     python tests/benchmarks/bench_live.py overhead
 
-A replay is a process of its own on one thread; two at a time share a machine of two cores, so measure the profile beside
-another one too. Nothing else may run.
+A replay is a process of its own on one thread; two at a time share a machine of two cores, so
+measure the profile beside another one too. Nothing else may run.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_memory.py [--shape llama-7b] [--layers N] [--out analysis/results/memory-fake]
 
-The step really runs, on fake tensors (shapes and storages without data), so that a 7B model fits anywhere, as it would on
-a CUDA device: bf16, one product for all jobs. Counted: frozen weights, adapters in fp32 with gradients and both AdamW
-moments, and everything the step keeps or makes for a moment. Beside it the allocation plan, which takes under a
-millisecond.
+The step really runs, on fake tensors (shapes and storages without data), so that a 7B model fits
+anywhere, as it would on a CUDA device: bf16, one product for all jobs. Counted: frozen weights,
+adapters in fp32 with gradients and both AdamW moments, and everything the step keeps or makes for a
+moment. Beside it the allocation plan, which takes under a millisecond.
 """
 
 from __future__ import annotations

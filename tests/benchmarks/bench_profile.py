@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_profile.py PROFILE [--points 300] [--out analysis/results/profile-cpu] [--resume]
 
-Draws random fused steps (mixed methods, ranks, lengths, 1 to 8 jobs, recompute on and off, shares of labels) by a rule of
-its own, measures each one's dynamic bytes and the median of 5 interleaved repeats of its time on this machine, and sets
-the profile's models, mLoRA's form and linear forms (fitted to the PROFILE's steps, like ours) and the unfitted prior
-beside them. Measurements go to steps.jsonl (not committed), which a run that was broken off goes on with (--resume).
+Draws random fused steps (mixed methods, ranks, lengths, 1 to 8 jobs, recompute on and off, shares
+of labels) by a rule of its own, measures each one's dynamic bytes and the median of 5 interleaved
+repeats of its time on this machine, and sets the profile's models, mLoRA's form and linear forms
+(fitted to the PROFILE's steps, like ours) and the unfitted prior beside them. Measurements go to
+steps.jsonl (not committed), which a run that was broken off goes on with (--resume).
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_runtime.py [peft|moe-peft|methods|profile ...] [--repeats N] [--json FILE]
 
-`peft`: 8 LoRA jobs of mixed lengths against PEFT, job after job. `moe-peft`: 4 MixLoRA jobs against moe-peft 2.0.2, run
-in its own environment (--moe-peft PYTHON; peer_moe_peft.py says how to make it). `methods`: MixLoRA and DynMoLE against
-LoRAs of as many trainable parameters. `profile`: where a step's time goes. Competitors take turns inside one run, the
-figures are medians with quartiles, and ratios are of measurements of one turn: the machines are shared.
+`peft`: 8 LoRA jobs of mixed lengths against PEFT, job after job. `moe-peft`: 4 MixLoRA jobs against
+moe-peft 2.0.2, run in its own environment (--moe-peft PYTHON; peer_moe_peft.py says how to make
+it). `methods`: MixLoRA and DynMoLE against LoRAs of as many trainable parameters. `profile`: where
+a step's time goes. Competitors take turns inside one run, the figures are medians with quartiles,
+and ratios are of measurements of one turn: the machines are shared.
 """
 
 from __future__ import annotations
@@ -188,8 +189,9 @@ def bench_moe_peft(repeats: int, python: str) -> Iterator[Lines]:
 def equal_pairs(dropout: float) -> list[tuple[str, str, tuple[str, Any], tuple[str, Any]]]:
     """(name, goal, method, LoRA of as many trainable parameters).
 
-    Ranks are chosen so that neither side's is rounded up to a wider bucket; the mixtures' gates come on top (0.7% of
-    the parameters for MixLoRA, 1 to 5% for DynMoLE), to the mixtures' disadvantage.
+    Ranks are chosen so that neither side's is rounded up to a wider bucket; the mixtures' gates
+    come on top (0.7% of the parameters for MixLoRA, 1 to 5% for DynMoLE), to the mixtures'
+    disadvantage.
     """
 
     def lora(rank: int, targets: str) -> LoraConfig:

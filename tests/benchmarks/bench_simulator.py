@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_simulator.py [policies|growth|million|steps] [--jobs N]
 
-`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics kept, plots off; once
-with one job class and once with the mixed classes of the Philly-like generator. `growth`: fifo from 10k jobs up, ten
-times as many each time. `million`: 1M jobs read from a file that another process wrote, with the peak memory. `steps`:
-step fidelity, 8 residents under aspen. Every figure is printed beside the time of a fixed Python loop in the same
-process, because the machines are shared.
+`policies`: 64 devices, rate fidelity, a congested Poisson trace (queue of thousands), all metrics
+kept, plots off; once with one job class and once with the mixed classes of the Philly-like
+generator. `growth`: fifo from 10k jobs up, ten times as many each time. `million`: 1M jobs read
+from a file that another process wrote, with the peak memory. `steps`: step fidelity, 8 residents
+under aspen. Every figure is printed beside the time of a fixed Python loop in the same process,
+because the machines are shared.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def growth(jobs: int) -> None:
 def million(jobs: int) -> None:
     """The engine alone: timeline and event log off; load 1.02, so that the queue stays at some ten thousand.
 
-    The trace is made by another process and read from a file, so that the peak memory is that of trace and engine.
+    The trace is made by another process and read from a file, so that the peak memory is that of
+    trace and engine.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/million.csv"

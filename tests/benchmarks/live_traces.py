@@ -9,7 +9,9 @@ from loramux_traces.job import JobSpec, Trace
 
 METHODS = (("lora", 16, None), ("mixlora", 8, 4), ("mola", 8, 4), ("dynmole", 8, 4))
 LENGTHS = ((8.0, 16.0, 96.0), (0.4, 0.35, 0.25))
-"""Mean tokens of a row, and how often: many jobs of small steps, where fusing saves launches, some of large memory."""
+"""Mean tokens of a row, and how often: many jobs of small steps, where fusing saves launches, some
+of large memory.
+"""
 
 
 def mixed_trace(jobs: int, *, seed: int, gap_s: float, work: float) -> Trace:

@@ -2,8 +2,9 @@
 
     MOE_PEFT_EXECUTOR_TYPE=CPU python peer_moe_peft.py WORK.json
 
-Prints `ready`, then after every line read from its input takes one fused step (forward, backward, each job's AdamW) and
-prints its CPU-seconds. WORK.json: the folder of the base model, the jobs' numbers and their rows.
+Prints `ready`, then after every line read from its input takes one fused step (forward, backward,
+each job's AdamW) and prints its CPU-seconds. WORK.json: the folder of the base model, the jobs'
+numbers and their rows.
 
 Set up (once):
     python -m venv VENV

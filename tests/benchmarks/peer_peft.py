@@ -13,8 +13,9 @@ from runtime_work import IGNORED, LR, Rows, config, labels_of
 class Peft:
     """Sequential LoRA training with PEFT as its users run it.
 
-    `padded`: a job's batch is padded to its longest row, with an attention mask. `packed`: the rows stand one after the
-    other in one row with position ids that start again (use_cache=False: otherwise sdpa attends across them).
+    `padded`: a job's batch is padded to its longest row, with an attention mask. `packed`: the rows
+    stand one after the other in one row with position ids that start again (use_cache=False:
+    otherwise sdpa attends across them).
     """
 
     def __init__(

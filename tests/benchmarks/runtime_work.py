@@ -158,7 +158,9 @@ class Figure:
     high: float
     """Quartiles."""
     ratio: float
-    """Median over the turns of the reference's seconds over these (more is faster) or the other way round."""
+    """Median over the turns of the reference's seconds over these (more is faster) or the other way
+    round.
+    """
     ratio_low: float
     ratio_high: float
     tokens_per_cpu_second: float

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/soak_live.py --minutes 30 --out analysis/results/live-cpu/soak.json
 
-Kills fall in the first and the last third; the middle one is left alone, so that one process's memory can be watched.
-Every acknowledged job must end once: completed, or cancelled because it was asked for.
+Kills fall in the first and the last third; the middle one is left alone, so that one process's
+memory can be watched. Every acknowledged job must end once: completed, or cancelled because it was
+asked for.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     import signal
 
     registry.names()
-    monkeypatch.setattr(registry, "_known", dict(registry._known))  # policy files of one test are unknown to the next
+    # policy files of one test are unknown to the next
+    monkeypatch.setattr(registry, "_known", dict(registry._known))
 
     def run(*argv: object) -> Ran:
         words = [str(word) for word in argv]

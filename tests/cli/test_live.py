@@ -133,7 +133,8 @@ def test_a_day_in_the_life(folder: Path) -> None:
 def test_a_killed_process_is_started_again_and_ctrl_c_ends_it(folder: Path) -> None:
     process = start("--base", "jobs.yaml", "--checkpoint-every", "0.2", cwd=folder)
     wait_for(folder, lambda jobs: True)
-    loramux("submit", "jobs.yaml", "--state", "state", "--id", "only", cwd=folder)  # two jobs, one name
+    # two jobs, one name
+    loramux("submit", "jobs.yaml", "--state", "state", "--id", "only", cwd=folder)
     loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
     before = wait_for(folder, lambda jobs: jobs and jobs["long"]["step"] > 10)
     os.kill(before["pid"], signal.SIGKILL)

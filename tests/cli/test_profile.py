@@ -178,7 +178,8 @@ def test_a_journal_from_elsewhere_becomes_a_profile(tmp_path: Path, cli: Cli) ->
     assert found.fit is not None and found.fit.time is not None
     assert journal.read_bytes() == before
     assert cli("profile", "--from-journal", journal, "--out", out).code == 6
-    # cut off in mid-line, as by a kill: all but the last time is there, and the last step counts by its peak
+    # cut off in mid-line, as by a kill: all but the last time is there, and the last step counts by
+    # its peak
     journal.write_bytes(before[:-10])
     ran = cli("profile", "--from-journal", journal, "--out", out, "--force", "--device-name", "mine")
     assert (ran.code, "30 steps, 29 timed" in ran.out) == (0, True), ran.err

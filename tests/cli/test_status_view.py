@@ -172,7 +172,8 @@ def test_watch_repeats_until_interrupted(terminal: bool) -> None:
     with pytest.raises(typer.Exit) as ended:
         watch(Interrupting(), 0.001, console=console)
     assert ended.value.exit_code == 130
-    assert file.getvalue().count("it needs up to 12.00 GiB") == (3 if terminal else 2)  # Live shows the last one again
+    # Live shows the last one again
+    assert file.getvalue().count("it needs up to 12.00 GiB") == (3 if terminal else 2)
     assert ("\x1b[" in file.getvalue()) == terminal
     if terminal:
         assert "\x1b[?25h" in file.getvalue()  # the cursor is back

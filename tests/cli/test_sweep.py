@@ -159,7 +159,8 @@ def test_rows_of_an_edited_policy_are_not_mixed(cli: Cli, trace: Path, tmp_path:
     assert ran.code == 6
     assert "the code of Mine has changed" in ran.err
     assert len(table(out)) == 3
-    assert cli(*common, "--policy", "fifo", "--seeds", 2, "--resume").code == 0  # asks nothing of the edited one
+    # asks nothing of the edited one
+    assert cli(*common, "--policy", "fifo", "--seeds", 2, "--resume").code == 0
     assert cli(*common, "--policy", "Mine", "--seeds", 3, "--force").code == 0
     assert len(table(out)) == 3
 
@@ -225,15 +226,17 @@ class Blocking(type(create("fifo"))):
                 time.sleep(0.01)
         return super().place(view)
 """
-"""Counts the runs that begin; those after the fourth wait, so that a sweep stands still in its middle."""
+"""Counts the runs that begin; those after the fourth wait, so that a sweep stands still in its
+middle.
+"""
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> None:
     """SIGTERM in the middle: 143, the finished rows kept, and --resume completes the table.
 
-    The sweep waits for the signal, not the signal for a time: two workers' imports took 42 s at a load of 12 on two
-    cores, which is how this test once failed.
+    The sweep waits for the signal, not the signal for a time: two workers' imports took 42 s at a
+    load of 12 on two cores, which is how this test once failed.
     """
     (tmp_path / "blocking.py").write_text(BLOCKING)
     rows = tuple(f"j{i},{i * 5},smollm2-135m,lora,4,900,60,0" for i in range(8))
@@ -245,7 +248,8 @@ def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> No
         [sys.executable, "-m", "loramux_cli.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"},
     ) as process:  # fmt: skip
-        hung = time.monotonic() + 600.0  # so that a sweep that hangs does not hang the tests as well
+        # so that a sweep that hangs does not hang the tests as well
+        hung = time.monotonic() + 600.0
         waiting = tmp_path / f"run-{3 + int(workers)}"  # every worker stands still
         while not (waiting.exists() and (tmp_path / "s" / "results.csv").exists()):
             assert process.poll() is None, process.communicate()[1]

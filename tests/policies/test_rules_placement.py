@@ -191,7 +191,8 @@ def test_las_needs_a_quantum_where_switching_costs() -> None:
 
 def test_gittins_index() -> None:
     flat = Gittins(law="weibull", shape=1.0, median_s=np.log(2.0)).index
-    assert flat == pytest.approx([1.0] * len(flat), rel=0.02)  # exponential: the hazard rate, at every age
+    # exponential: the hazard rate, at every age
+    assert flat == pytest.approx([1.0] * len(flat), rel=0.02)
     falling = Gittins(law="weibull", shape=0.5).index
     assert all(a > b for a, b in pairwise(falling))
     rising = Gittins(law="weibull", shape=3.0, median_s=100.0).index

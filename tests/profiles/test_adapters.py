@@ -26,7 +26,8 @@ def test_mixlora_parameters_of_llama_2_7b() -> None:
 
 
 def test_lora_parameters() -> None:
-    assert _cost("lora").params == 39_976_960  # what peft prints for r16 on all linears of LLaMA-2-7B
+    # what peft prints for r16 on all linears of LLaMA-2-7B
+    assert _cost("lora").params == 39_976_960
     assert _cost("lora", target_modules="qv", rank=8).params == 4_194_304  # Alpaca-LoRA
     parts = sum(_cost("lora", target_modules=t).params for t in ("attention", "mlp"))
     assert parts == _cost("lora").params

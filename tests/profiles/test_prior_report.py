@@ -39,7 +39,8 @@ def test_memory_of_the_8b_shape(table: pd.DataFrame) -> None:
 
 
 def test_tokens_per_second_of_other_models(table: pd.DataFrame) -> None:
-    # The published figures of two models of one shape (LLaMA-13B, LLaMA2-13B) differ by 23%: nothing is near both.
+    # The published figures of two models of one shape (LLaMA-13B, LLaMA2-13B) differ by 23%:
+    # nothing is near both.
     errors = _checked(table, "ASPEN tokens/s")
     assert errors.max() < 0.35 and errors.mean() < 0.17
 

@@ -69,7 +69,8 @@ def test_the_expected_step_is_the_mean_of_drawn_steps(c1: float, fusion: Fusion,
     costs = [model.job_cost(_spec(**job)) for job in jobs]
     mean, error = _drawn(costs, fusion, 4000)
     ours = model.expected_step(costs)
-    # Padded is exact; packed is within 0.6% (the strata of several rows are one sample of their sum).
+    # Padded is exact; packed is within 0.6% (the strata of several rows are one sample of their
+    # sum).
     slack = 4 * error + (0.006 if fusion == "packed" else 1e-9) * mean
     assert abs(ours.seconds - mean[0]) <= slack[0]
     assert abs(ours.computed_tokens - mean[1]) <= slack[1]

@@ -34,4 +34,5 @@ def test_a_shipped_record_is_what_it_says(path: Path) -> None:
     assert record.fit.time.cross_validated.mape <= 0.10
     model = time_model(record)
     errors = [abs(model.seconds(p.point) / record.even_s(p.time) - 1) for p in record.timed if p.time is not None]
-    assert sum(errors) / len(errors) <= record.fit.time.cross_validated.mape  # the fit has seen these
+    # the fit has seen these
+    assert sum(errors) / len(errors) <= record.fit.time.cross_validated.mape

@@ -33,7 +33,9 @@ LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Neither the hidden nor the FFN size is a multiple of 16; weights large enough for logits that matter."""
+"""Neither the hidden nor the FFN size is a multiple of 16; weights large enough for logits that
+matter.
+"""
 
 _ATTENTION = LoraConfig(rank=2, alpha=4.0, target_modules="attention")
 

@@ -43,7 +43,8 @@ class OracleCase:
             {key: given[key] for key in ("method", "routing_strategy", "peft_type") if key in given}, ""
         )
         _, config = config_of({key: given[key] for key in known_keys(method) if key in given}, str(self.path))
-        adapter = model.new_adapter(self.name, method, with_dropout(config, 0.0))  # made without dropout
+        # made without dropout
+        adapter = model.new_adapter(self.name, method, with_dropout(config, 0.0))
         adapter.slab.load({k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")})
         valid = tensors["attention_mask"].bool()
         cut = [

@@ -1,6 +1,7 @@
 """Every method written out densely on Hugging Face's own eager model: one row at a time, autograd, no fusion.
 
-Masks are the product's (`kernels.dropout`), everything else is the formulas of the papers, expert by expert.
+Masks are the product's (`kernels.dropout`), everything else is the formulas of the papers, expert
+by expert.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def test_other_sizes_and_recompute() -> None:
 
 def _in_a_process(*arguments: int) -> str:
     command = [sys.executable, "-m", "tests.runtime.bits_run", *map(str, arguments)]
-    passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads that spin on a busy machine take minutes
+    # threads that spin on a busy machine take minutes
+    passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT, env=passive)
     assert done.returncode == 0, done.stderr
     return done.stdout

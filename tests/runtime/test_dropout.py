@@ -38,7 +38,8 @@ def test_the_keep_rate_is_binomial(p: float) -> None:
     rates = torch.stack([_mask(p, seed=s, layer=s).double() for s in range(4)])
     for mean, n in ((rates.mean((0, 1, 2)), rates.numel()), (rates.mean((1, 2)), ROWS * CHANNELS)):
         assert ((mean - (1 - p)).abs() < 5 * math.sqrt(p * (1 - p) / n)).all()
-    for dim, n in ((1, ROWS), (2, CHANNELS)):  # the spread of rows' and channels' rates is the binomial one
+    # the spread of rows' and channels' rates is the binomial one
+    for dim, n in ((1, ROWS), (2, CHANNELS)):
         if n * min(p, 1 - p) > 20:
             spread = float(rates.mean(dim).std()) / math.sqrt(p * (1 - p) / n)
             assert 0.93 < spread < 1.07

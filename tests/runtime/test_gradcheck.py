@@ -1,7 +1,7 @@
 """gradcheck of every method in float64 with dropout, through the whole model and its kernels (invariant 5).
 
-Fast mode: a random direction for each tensor of the slab. DoRA's norm is a constant to the gradient by definition
-(section 4.3 of its paper), so it is held fixed.
+Fast mode: a random direction for each tensor of the slab. DoRA's norm is a constant to the gradient
+by definition (section 4.3 of its paper), so it is held fixed.
 """
 
 from __future__ import annotations

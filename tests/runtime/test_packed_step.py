@@ -40,7 +40,8 @@ def test_a_changed_tail_changes_nothing_before_it() -> None:
     tokens[-1] = (tokens[-1] + 5) % 61
     changed = replace(part, batch=replace(part.batch, tokens=(tokens, *part.batch.tokens[1:])))
     (other, *_) = model.logits([changed])[0]
-    # not to the bit: the last token may choose other experts, and products over an expert's tokens round by how many
+    # not to the bit: the last token may choose other experts, and products over an expert's tokens
+    # round by how many
     torch.testing.assert_close(row[:-1], other[:-1], rtol=0, atol=1e-5)
     assert not torch.allclose(row[-1], other[-1], rtol=0, atol=1e-3)
 

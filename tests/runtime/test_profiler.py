@@ -156,7 +156,8 @@ def test_peaks_are_measured_with_nothing_else_on_the_device(model: FusedModel, m
     monkeypatch.setattr("loramux_runtime.profiler.measure.peak", no_peak)
     block = [Measured(point=point) for point in points(2)]
     measure_block(model, block, repeats=1, limit_bytes=None, seed=0, found=lambda one: None, sampled=lambda one: None)
-    assert order == ["ready", "peak", "peak", "ready", "ready", "ready"]  # the first two are the reference step
+    # the first two are the reference step
+    assert order == ["ready", "peak", "peak", "ready", "ready", "ready"]
 
 
 def test_a_step_without_memory_beside_the_others_has_no_times(
@@ -281,7 +282,8 @@ def test_a_run_that_is_broken_off_loses_nothing(session: Make) -> None:
         run.run(600)
     known = [(one.point, dict(one.memory), list(one.samples)) for one in run.found]
     samples = sum(len(one.samples) for one in run.found)
-    run.journal.path.write_bytes(run.journal.path.read_bytes() + b'{"point":7,"seco')  # torn in mid-line
+    # torn in mid-line
+    run.journal.path.write_bytes(run.journal.path.read_bytes() + b'{"point":7,"seco')
     again = session(resume=True, most=10)
     assert [(one.point, one.memory, one.samples) for one in again.found] == known
     assert samples >= 9

@@ -62,7 +62,8 @@ def test_an_expert_without_a_token_gets_a_zero_gradient() -> None:
     for name in ("mixlora", "mixlora-dora", "mola", "dynmole-shannon"):
         adapter = shaken(model, name, dropout=0.1)
         adapter.slab.grads.zero_()
-        (outcome,) = model.step([Part(adapter=adapter, batch=batch((2,)))])  # 2 tokens: some expert is not chosen
+        # 2 tokens: some expert is not chosen
+        (outcome,) = model.step([Part(adapter=adapter, batch=batch((2,)))])
         found = grads(adapter)
         assert all(bool(torch.isfinite(value).all()) for value in found.values())
         idle = [key for key, value in found.items() if "experts" in key and not value.any()]

@@ -83,7 +83,8 @@ def test_bf16_and_fused_groups_as_on_a_device(steps: int) -> None:
     rng = random.Random(5)
     for _ in range(steps):
         point = random_step(rng, most_jobs=4)
-        point = replace(point, jobs=(*point.jobs, point.jobs[0]))  # two of one structure share their kernels
+        # two of one structure share their kernels
+        point = replace(point, jobs=(*point.jobs, point.jobs[0]))
         peak = fake.peak(point)
         planned = plan_bytes(shape, point, dtype="bf16", exact=False)
         assert planned == pytest.approx(peak.dynamic, abs=0.003 * peak.dynamic + 16_384), point

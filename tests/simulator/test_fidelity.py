@@ -150,7 +150,8 @@ def test_a_job_near_capacity_ends_in_both(fusion: str) -> None:
     Seed 2 draws a row of 5,500 tokens and more, of which the device holds 5,300.
     """
     trace = trace_of(job("j0", base_model="tinyllama-1.1b", method="mixlora", seq_len=1000.0, total_steps=600.0))
-    rate, step, _ = means(trace, "aspen", devices="1xl4", fusion=fusion)  # asserts that every run completes
+    # asserts that every run completes
+    rate, step, _ = means(trace, "aspen", devices="1xl4", fusion=fusion)
     assert rate == pytest.approx(step, rel=0.02)
     assert simulate(trace, "aspen", devices="1xl4", fusion=fusion, fidelity="step", seed=2).summary["oom_events"] == 0
 

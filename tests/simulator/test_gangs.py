@@ -30,7 +30,8 @@ def test_a_gang_goes_at_the_pace_of_its_slowest_device() -> None:
     """phi = 1: beside another job on one of its devices it goes at half speed, until that is done."""
     trace = trace_of(job("a", 0.0, duration_s=40.0), job("b-gang", 10.0, duration_s=100.0, num_gpus=2))
     result = simulate(trace, "ps", devices="2xl4", ideal=True, speedup_curve="none")
-    # a alone till 10, both at half speed till a's other 30 seconds are done at 70, then the gang's last 70 alone
+    # a alone till 10, both at half speed till a's other 30 seconds are done at 70, then the gang's
+    # last 70 alone
     assert turnaround(result) == pytest.approx({"a": 70.0, "b-gang": 130.0})
 
 
@@ -97,7 +98,8 @@ def test_steps_of_a_gang_are_those_it_made() -> None:
     alone = simulate(trace_of(gang), "fifo", devices="2xl4", ideal=True).summary["steps"]
     assert alone == pytest.approx(1000.0)
     beside = simulate(trace_of(gang, *load), "best-fit", devices="2xl4", ideal=True)
-    assert beside.jobs["allocated_resources"].tolist().count("1") in (0, 3)  # one device is the gang's alone
+    # one device is the gang's alone
+    assert beside.jobs["allocated_resources"].tolist().count("1") in (0, 3)
     assert beside.summary["steps"] == pytest.approx(1000.0, rel=1e-6)
     # one after the other on a curve of processes: each makes its own
     curve = simulate(trace_of(gang, *load), "ps", devices="2xl4", ideal=True, speedup_curve="none")

@@ -54,7 +54,8 @@ def test_a_slow_machine_takes_as_much_longer() -> None:
     spent = [result.jobs["turnaround_time"][0] for result in (fast, slow)]
     load_s = (3 * spent[0] - spent[1]) / 2
     assert 0 <= load_s < 0.1 * spent[0]  # only the adapter's load is not stretched
-    assert fast.jobs["solo_time"].tolist() == slow.jobs["solo_time"].tolist()  # predictions stay those of the profile
+    # predictions stay those of the profile
+    assert fast.jobs["solo_time"].tolist() == slow.jobs["solo_time"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,9 @@ def test_a_job_paused_in_its_last_step_has_done_it(steps: float, ideal: bool, mo
     assert rows["preemptions"]["j0"] > 0
     assert rows["steps_done"]["j0"] == steps
     assert rows["service_s"]["j0"] == pytest.approx(rows["solo_time"]["j0"], rel=1e-9)
-    if ideal:  # switching is free: no time is gained, and what it loses is the steps that begin while it is paused
+    # switching is free: no time is gained, and what it loses is the steps that begin while it is
+    # paused
+    if ideal:
         assert 0.8 * turnaround(alone)["j0"] <= turnaround(result)["j0"] <= 3.0 * turnaround(alone)["j0"] + 0.1
 
 

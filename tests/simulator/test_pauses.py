@@ -146,6 +146,7 @@ def test_predicted_finishes_come_true_when_nothing_changes() -> None:
     )
     result = simulate(trace, Scripted(ask), devices="2xl4", ideal=True, speedup_curve="none")
     ends = dict(zip(result.jobs["job_id"], result.jobs["finish_time"], strict=True))
-    # b shares one device with half of the gang: both at half speed till the end, but for c's instant
+    # b shares one device with half of the gang: both at half speed till the end, but for c's
+    # instant
     assert said["b"] == pytest.approx(ends["b"], rel=1e-3)
     assert said["a"] == pytest.approx(ends["a"], rel=1e-3)

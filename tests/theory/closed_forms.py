@@ -1,6 +1,7 @@
 """Mean response times of textbook queues, by numeric integration over the size law. Independent of loramux.
 
-Notation: load rho = lambda E[S]; part(x) = int_0^x t f dt; part2(x) = int_0^x t^2 f dt; tail(x) = P(S > x).
+Notation: load rho = lambda E[S]; part(x) = int_0^x t f dt; part2(x) = int_0^x t^2 f dt; tail(x) =
+P(S > x).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class SizeLaw:
     part: Function
     part2: Function
     density: Function | None
-    edges: tuple[float, float]  # log-spaced panels between these; sizes beyond the upper one weigh nothing
+    # log-spaced panels between these; sizes beyond the upper one weigh nothing
+    edges: tuple[float, float]
     sample: Callable[[np.random.Generator, int], Array]
 
 

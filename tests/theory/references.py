@@ -1,7 +1,8 @@
 """Short independent reference loops: every job's turnaround, from arrival and size arrays alone.
 
-They know nothing of loramux. Jobs come in (submit, id) order; equal keys go to the earlier arrival, then the smaller
-index. At one instant completions come first, then all arrivals of that instant, then the choice of who runs.
+They know nothing of loramux. Jobs come in (submit, id) order; equal keys go to the earlier arrival,
+then the smaller index. At one instant completions come first, then all arrivals of that instant,
+then the choice of who runs.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def srpt(arrival_s: Input, size_s: Input, servers: int = 1) -> Array:
     n = len(arrival)
     out = np.empty(n)
     waiting: list[tuple[float, int]] = []
-    running: list[tuple[float, int]] = []  # at most c, sorted; all lose the same, so the order lasts
+    # at most c, sorted; all lose the same, so the order lasts
+    running: list[tuple[float, int]] = []
     now, upcoming = 0.0, 0
     while upcoming < n or running:
         next_arrival = arrival[upcoming] if upcoming < n else inf
@@ -163,12 +165,14 @@ def linear_curve(slope: float, cap: float) -> Curve:
 def las(arrival_s: Input, size_s: Input) -> Array:
     """Least attained service (foreground-background), exact: all jobs of the lowest attained level share equally.
 
-    Jobs of one level form a group. A stack holds the groups, the lowest level on top; the top group rises until one of
-    its jobs ends, it reaches the group below and joins it, or a new job arrives at level 0.
+    Jobs of one level form a group. A stack holds the groups, the lowest level on top; the top group
+    rises until one of its jobs ends, it reaches the group below and joins it, or a new job arrives
+    at level 0.
 
-    In floats. Where sizes and arrivals lie on a lattice, a group may reach the one below, or end a job, at the very time
-    of an arrival, and rounding decides which came first; a job's turnaround may then differ by its last share of a tie
-    from that of another exact implementation. Sizes drawn from a density never meet so.
+    In floats. Where sizes and arrivals lie on a lattice, a group may reach the one below, or end a
+    job, at the very time of an arrival, and rounding decides which came first; a job's turnaround
+    may then differ by its last share of a tie from that of another exact implementation. Sizes
+    drawn from a density never meet so.
     """
     arrival, size = _floats(arrival_s), _floats(size_s)
     n = len(arrival)

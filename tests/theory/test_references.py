@@ -80,7 +80,8 @@ def test_orders_that_theory_promises() -> None:
         for rho in (0.5, 0.7, 0.8, 0.9):
             best = forms.srpt(law, rho)
             assert all(form(law, rho) >= best - 1e-9 for _, form in ONE_SERVER.values())
-    assert forms.las(LAWS["exp"], 0.6) == pytest.approx(forms.ps(LAWS["exp"], 0.6))  # constant hazard
+    # constant hazard
+    assert forms.las(LAWS["exp"], 0.6) == pytest.approx(forms.ps(LAWS["exp"], 0.6))
     narrow = forms.uniform(1.0, low=0.999)
     assert forms.srpt(narrow, 0.8) > forms.fcfs(narrow, 0.8) - 0.01
 
@@ -120,7 +121,8 @@ HAND: list[tuple[str, Callable[..., Array], list[float], list[float], list[float
     ("las newcomer first", ref.las, [0, 2], [3, 1], [4, 1]),
     ("las shares one level", ref.las, [0, 1], [2, 2], [4, 3]),  # 1 alone to level 1 at t=2, then both to 2 at t=4
     ("las batch", ref.las, [0, 0, 0], [1, 2, 3], [3, 5, 6]),
-    # job 1 waits at level 1 for job 2, climbs to level 2 at t=4.5, shares with job 0 up to level 3 at t=6.5
+    # job 1 waits at level 1 for job 2, climbs to level 2 at t=4.5, shares with job 0 up to level 3
+    # at t=6.5
     ("las three levels", ref.las, [0, 2, 3], [4, 3, 0.5], [7.5, 4.5, 0.5]),
 ]
 
@@ -219,7 +221,8 @@ EXACT: dict[str, tuple[Callable[..., Array], Rates]] = {
 }
 
 
-# Not las on the grid: thirds of a level are no floats, so a completion at an arrival's instant would hang on rounding.
+# Not las on the grid: thirds of a level are no floats, so a completion at an arrival's instant
+# would hang on rounding.
 @pytest.mark.parametrize(
     ("name", "grid"), [(name, False) for name in EXACT] + [(name, True) for name in EXACT if name != "las"]
 )

@@ -1,7 +1,8 @@
 """The simulator against theory, through the public commands alone.
 
-Every job's turnaround equals an independent reference to 1e-6; means over 10 seeds lie within 4 standard errors of the
-closed form. `make test` runs a subset; `pytest -m slow tests/theory` the whole grid.
+Every job's turnaround equals an independent reference to 1e-6; means over 10 seeds lie within 4
+standard errors of the closed form. `make test` runs a subset; `pytest -m slow tests/theory` the
+whole grid.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ LAWS = {
     )
 }
 
-# Where the mean of ten runs of 20,000 jobs says nothing (its standard error is up to 8% of it): per job only.
+# Where the mean of ten runs of 20,000 jobs says nothing (its standard error is up to 8% of it): per
+# job only.
 MEANINGLESS_MEANS = {("hyperexp", 0.9)}
 GRID = [(name, law, rho) for name in DISCIPLINES for law in LAWS for rho in LOADS]
-STANDARD_ERRORS = 4.0  # two-sided 6.3e-5: 0.9% that any of the 130 or so means below is outside by chance
+# two-sided 6.3e-5: 0.9% that any of the 130 or so means below is outside by chance
+STANDARD_ERRORS = 4.0
 SPREAD_RUNS = 60
 
 
@@ -174,7 +177,8 @@ def assert_mean(
     reference: Callable[[Array, Array], Array],
 ) -> None:
     """Within 4 standard errors. The spread of one run's mean comes from more runs of the reference on other streams:
-    ten runs would know it to a quarter only, and for skewed sizes underrate it just when their mean is low."""
+    ten runs would know it to a quarter only, and for skewed sizes underrate it just when their mean is low.
+    """
     others = []
     for seed in range(SPREAD_RUNS):
         rng = np.random.default_rng([2024, seed])

@@ -7,7 +7,8 @@ from typing import Final
 
 from loramux_traces.errors import StateError
 
-# A wheel carries the files inside the package; an editable install points at traces/, whose neighbour `data` has them.
+# A wheel carries the files inside the package; an editable install points at traces/, whose
+# neighbour `data` has them.
 _PLACES: Final = (Path(__file__).parent / "data", Path(__file__).parents[1] / "data")
 
 

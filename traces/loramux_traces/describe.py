@@ -48,8 +48,9 @@ def _shares(values: Iterable[object]) -> dict[str, float]:
 def describe(trace: Trace, *, servers: int = 1) -> dict[str, Any]:
     """Facts of `trace`; times in seconds. JSON-ready: no NaN, None where a figure is undefined.
 
-    `offered_load` is the sum of duration_s x num_gpus over (servers x the time between the first and last
-    submission); it is None where not every job gives `duration_s` (steps have no time before a device is chosen).
+    `offered_load` is the sum of duration_s x num_gpus over (servers x the time between the first
+    and last submission); it is None where not every job gives `duration_s` (steps have no time
+    before a device is chosen).
     """
     submit = np.array([job.submit_s for job in trace])
     span = float(submit[-1] - submit[0])

@@ -144,7 +144,8 @@ def _say(error: Exception) -> str:
 
 def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs") -> Items:
     """The jobs of a JSON document (a list, or an object that holds the list under `rows_key`); a provenance found on
-    the way is appended to `provenance`."""
+    the way is appended to `provenance`.
+    """
     line = 1
     try:
         for line, item in _json_items(text, provenance, rows_key):
@@ -195,5 +196,6 @@ def yaml_items(text: str, problems: Problems, provenance: list[str]) -> Items:
     except ReaderError as error:
         problems.add(text.count("\n", 0, error.position) + 1, "", "", "must be text: this line has a control character")
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
-        # TypeError: an unhashable key; ValueError and AttributeError: a date or number that YAML cannot build.
+        # TypeError: an unhashable key; ValueError and AttributeError: a date or number that YAML
+        # cannot build.
         problems.add(line, "", "", f"not YAML: {_say(error)}")

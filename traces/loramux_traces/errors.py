@@ -31,7 +31,8 @@ class UsageError(LoramuxError):
 class Problem:
     """One thing wrong in one place of an input file.
 
-    `line` counts from 1 as an editor does (0: the file as a whole); `column` is a column or key name.
+    `line` counts from 1 as an editor does (0: the file as a whole); `column` is a column or key
+    name.
     """
 
     file: str

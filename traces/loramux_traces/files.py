@@ -38,8 +38,8 @@ def _reason(error: Exception) -> str:
 def open_input(path: Path | str) -> Iterator[tuple[str, IO[bytes]]]:
     """(name for messages, byte stream) of a file, of a .gz file unpacked, or of standard input for `-`.
 
-    Raises InvalidInputError for a file that is missing, unreadable, a directory, or a broken gzip; also while it is
-    read.
+    Raises InvalidInputError for a file that is missing, unreadable, a directory, or a broken gzip;
+    also while it is read.
     """
     name = "<stdin>" if str(path) == "-" else str(path)
     try:

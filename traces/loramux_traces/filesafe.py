@@ -1,6 +1,7 @@
 """Writing files that are whole or absent, JSON without NaN, and CSV cells that no spreadsheet runs as a formula.
 
-Bytes are deterministic: keys sorted, floats as their shortest repr, no time in gzip headers, `\\n` line ends.
+Bytes are deterministic: keys sorted, floats as their shortest repr, no time in gzip headers, `\\n`
+line ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from loramux_traces.errors import StateError
 if TYPE_CHECKING:  # imported where tables are: the GPU suite writes JSON where there is no pandas
     import pandas as pd
 
-#: What a spreadsheet takes for the start of a formula (and the escape itself, so that reading is the exact inverse).
+#: What a spreadsheet takes for the start of a formula (and the escape itself, so that reading is
+#: the exact inverse).
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
@@ -61,9 +63,9 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file to write; it appears at `path` whole when the block ends, and not at all if the block raises.
 
-    The temporary file is beside it (one rename, never across devices) and is synced before the rename, so that a crash
-    cannot leave an empty file under the final name. A symlink at `path` is replaced, never followed. Raises StateError
-    when the folder cannot be written.
+    The temporary file is beside it (one rename, never across devices) and is synced before the
+    rename, so that a crash cannot leave an empty file under the final name. A symlink at `path` is
+    replaced, never followed. Raises StateError when the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -108,7 +110,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_json_gz(path: Path, value: Any) -> None:
     """Write `value` as compact gzipped JSON, atomically; no name or time in the header, so equal data are equal
-    bytes."""
+    bytes.
+    """
     with atomic(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
         packed.write(json_text(value).encode("utf-8", errors="backslashreplace") + b"\n")
 
@@ -127,7 +130,8 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def guard_cell(text: str) -> str:
     """A text cell made safe for a spreadsheet: `'` before a formula start, control characters as spaces (one line a
-    row)."""
+    row).
+    """
     text = _CONTROL.sub(" ", text)
     return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
 
@@ -139,7 +143,8 @@ def unguard_cell(text: str) -> str:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, atomically: text cells guarded, missing values empty, floats as shortest
-    repr."""
+    repr.
+    """
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -154,18 +159,21 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def _guarded(cell: Any) -> Any:
     """A cell of a column that is not numeric: text guarded, a number left as it is (None and NaN are skipped
-    before)."""
+    before).
+    """
     return guard_cell(cell) if isinstance(cell, str) else cell
 
 
 def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
     """Read what `write_csv` wrote: the named columns as text (guards off, missing empty), the others as pandas infers.
 
-    Only an empty cell is missing: a user called `NA` stays one. Raises StateError when the file is not a table.
+    Only an empty cell is missing: a user called `NA` stays one. Raises StateError when the file is
+    not a table.
     """
     import pandas as pd
 
-    # Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and deprecated the ask)
+    # Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and
+    # deprecated the ask)
     version = tuple(int(part) for part in pd.__version__.split(".")[:2])
     exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
     text: dict[Any, Any] = dict.fromkeys(text_columns, str)

@@ -1,6 +1,7 @@
 """What a job is: one row of jobs.csv, validated.
 
-The names follow Helios/Acme (`job_id`, `user`) and carry their units. A `JobSpec` is data: no code, no environment.
+The names follow Helios/Acme (`job_id`, `user`) and carry their units. A `JobSpec` is data: no code,
+no environment.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$")]
 # A name, or a path: absolute, or beginning with a name, ./ or ../
 Model = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_.:/+-]{0,254}$")]
-# Free text that is only shown: no control or direction-changing characters (it reaches terminals and spreadsheets).
+# Free text that is only shown: no control or direction-changing characters (it reaches terminals
+# and spreadsheets).
 _HIDDEN = r"\p{Cc}\u{2028}\u{2029}\u{202A}-\u{202E}\u{2066}-\u{2069}"
 Text = Annotated[str, StringConstraints(max_length=256, pattern=rf"^([^\s{_HIDDEN}]([^{_HIDDEN}]*[^\s{_HIDDEN}])?)?$")]
-# Bounds keep every product and quotient of two columns a finite float, so that no result can become inf or NaN.
+# Bounds keep every product and quotient of two columns a finite float, so that no result can become
+# inf or NaN.
 Seconds = Annotated[float, Field(ge=1e-9, le=1e10, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -40,23 +43,30 @@ def _broken(column: str, allowed: str) -> PydanticCustomError:
 class JobSpec:
     """One fine-tuning job as submitted. Raises pydantic's ValidationError on any value out of its range.
 
-    Exactly one of `total_steps`, `num_samples` with `epochs`, or `duration_s` says how long the job is.
+    Exactly one of `total_steps`, `num_samples` with `epochs`, or `duration_s` says how long the job
+    is.
     """
 
     job_id: JobId
     """Unique name; ties between events at one time go by it."""
     submit_s: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
-    """Seconds from the start of the trace (not a calendar time: `read_trace` refuses epoch seconds)."""
+    """Seconds from the start of the trace (not a calendar time: `read_trace` refuses epoch
+    seconds).
+    """
     base_model: Model
-    """Name of a model shape, for example `llama-7b`, or the path of a Hugging Face `config.json` or of its folder; a
-    relative one starts at the trace's folder. Jobs that spell it the same share its copy."""
+    """Name of a model shape, for example `llama-7b`, or the path of a Hugging Face `config.json` or
+    of its folder; a relative one starts at the trace's folder. Jobs that spell it the same share
+    its copy.
+    """
     method: Method
     batch_size: Annotated[int, Field(ge=1, le=65536)]
     """Sequences per optimizer step."""
     seq_len: Annotated[float, Field(ge=1, le=1_048_576, allow_inf_nan=False)]
     """Mean tokens per sequence."""
     total_steps: Positive | None = None
-    """Declared optimizer steps (may be fractional when derived from a duration); visible to every policy."""
+    """Declared optimizer steps (may be fractional when derived from a duration); visible to every
+    policy.
+    """
     num_samples: Count | None = None
     epochs: Positive | None = None
     duration_s: Seconds | None = None
@@ -88,8 +98,9 @@ class JobSpec:
     lr: Positive = 2e-4
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     num_gpus: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Above 1: a data-parallel gang that takes the same steps on each device, each with `batch_size` rows of its own.
-    Steps, samples and durations are those of one device; tokens are counted on all of them.
+    """Above 1: a data-parallel gang that takes the same steps on each device, each with
+    `batch_size` rows of its own. Steps, samples and durations are those of one device; tokens are
+    counted on all of them.
     """
     deadline_s: Seconds | None = None
     stop_step: Positive | None = None
@@ -130,7 +141,8 @@ class JobSpec:
 class Trace:
     """A validated list of jobs, sorted by (submit_s, job_id) so that the order of rows changes nothing.
 
-    Build one with `loramux_traces.canonical.build_trace`, which sorts, refuses duplicate ids and hashes.
+    Build one with `loramux_traces.canonical.build_trace`, which sorts, refuses duplicate ids and
+    hashes.
     """
 
     name: str
@@ -138,11 +150,17 @@ class Trace:
     provenance: str = ""
     """Where it came from and which columns are modelled, in one line; shown wherever a result is."""
     sha256: str = ""
-    """Hash of the canonical content: independent of the order of rows and columns and of the file format."""
+    """Hash of the canonical content: independent of the order of rows and columns and of the file
+    format.
+    """
     folder: str = field(default="", compare=False)
-    """Where relative paths in `base_model` start: the folder of the file (empty: the working folder)."""
+    """Where relative paths in `base_model` start: the folder of the file (empty: the working
+    folder).
+    """
     columns: tuple[str, ...] = field(default=())
-    """The required columns and those in which at least one job differs from the default, in the order of the schema."""
+    """The required columns and those in which at least one job differs from the default, in the
+    order of the schema.
+    """
 
     def __iter__(self) -> Iterator[JobSpec]:
         return iter(self.jobs)

@@ -18,10 +18,11 @@ LOCK: Final = ".loramux.lock"
 def owned(path: Path) -> Iterator[None]:
     """Hold the folder for this process alone; it is made if need be, and removed again where it stays empty.
 
-    Raises StateError, with the owner's pid, while another process holds it. The kernel takes the lock from a process
-    that ends in whatever way, so the file of a killed one locks nobody out.
+    Raises StateError, with the owner's pid, while another process holds it. The kernel takes the
+    lock from a process that ends in whatever way, so the file of a killed one locks nobody out.
     """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):  # `prepare_folder` says what is wrong
+    # `prepare_folder` says what is wrong
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         yield
         return
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -33,7 +34,8 @@ def owned(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (path / LOCK).unlink(missing_ok=True)  # before the lock is given up: nobody else has this file open for long
+        # before the lock is given up: nobody else has this file open for long
+        (path / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
         for folder in made:
             if not folder.is_dir() or any(folder.iterdir()):

@@ -1,8 +1,8 @@
 """The LoRA columns of a job, drawn with a seed: no public trace of LoRA fine-tuning jobs exists, so these are modelled.
 
-The shares are assumptions, chosen to be varied enough to matter: base models are skewed as in a public LoRA serving
-trace (86 bases, the top one 31%), methods favour plain LoRA, ranks and batch sizes are those of common recipes. Every
-trace made with them says so in its provenance.
+The shares are assumptions, chosen to be varied enough to matter: base models are skewed as in a
+public LoRA serving trace (86 bases, the top one 31%), methods favour plain LoRA, ranks and batch
+sizes are those of common recipes. Every trace made with them says so in its provenance.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ Weighted = tuple[tuple[str, float], ...]
 #: Columns that a mix draws.
 DRAWN: Final = ("base_model", "method", "rank", "batch_size", "seq_len", "recompute", "priority")
 RECOMPUTE_FROM: Final = 1024
-"""Mean tokens from which a job recomputes its activations, as users do: without it one row of 2,048 tokens (p99.9
-about 9,000)
-of a MixLoRA job on an 8B model needs up to 124 GiB by the memory model, and fits no device."""
+"""Mean tokens from which a job recomputes its activations, as users do: without it one row of 2,048
+tokens (p99.9 about 9,000) of a MixLoRA job on an 8B model needs up to 124 GiB by the memory model,
+and fits no device.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

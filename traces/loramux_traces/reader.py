@@ -1,8 +1,8 @@
 """Reads a trace of jobs from CSV, JSON, JSON lines or YAML; every bad row is reported before anything runs.
 
-CSV: an optional block of `# ...` lines (the provenance), a line of column names, one job a row; `.csv.gz` is unpacked.
-An empty cell means the default. A leading apostrophe before = + - @ in user, group and dataset (put there by
-`write_trace` against spreadsheets) is taken off.
+CSV: an optional block of `# ...` lines (the provenance), a line of column names, one job a row;
+`.csv.gz` is unpacked. An empty cell means the default. A leading apostrophe before = + - @ in user,
+group and dataset (put there by `write_trace` against spreadsheets) is taken off.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _PROGRESS_EVERY: Final = 5000
 #: Cells of these columns may carry the spreadsheet guard.
 GUARDED: Final = frozenset(("user", "group", "dataset"))
 _GUARD: Final = re.compile(r"'+[=+\-@＝＋－＠]")
-#: Values of these columns repeat, so that one object serves all rows (a million rows take a third less memory).
+#: Values of these columns repeat, so that one object serves all rows (a million rows take a third
+#: less memory).
 _REPEATED: Final = frozenset(("base_model", "method", "user", "group", "dataset", "length_dist", "ref_gpu"))
 _REPEATED_FLOATS: Final = frozenset(("seq_len", "seq_len_p95", "lr", "alpha", "dropout", "epochs"))
 #: Columns that give away an original trace, which the importers read.
@@ -60,9 +61,10 @@ def read_trace(
 ) -> Trace:
     """The jobs of a file, validated, sorted by (submit_s, job_id).
 
-    `path` may be `-` for standard input (CSV unless `format` says otherwise). Raises InvalidInputError that lists every
-    bad row up to 50, with file, line, column, value and what is allowed; UsageError for an unknown `format`.
-    `check` is asked about every valid row (`loramux_profiles.checked` knows models, devices and lengths).
+    `path` may be `-` for standard input (CSV unless `format` says otherwise). Raises
+    InvalidInputError that lists every bad row up to 50, with file, line, column, value and what is
+    allowed; UsageError for an unknown `format`. `check` is asked about every valid row
+    (`loramux_profiles.checked` knows models, devices and lengths).
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")

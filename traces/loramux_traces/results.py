@@ -1,7 +1,7 @@
 """What a result is: the per-job columns, the run summary and the timeline, the same from the simulator and the runtime.
 
-Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from the start of the
-trace.
+Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from
+the start of the trace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CANCELLED: Final = "CANCELLED"
 UNFINISHED: Final = "UNFINISHED"
 FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, FAILED_DIVERGED, FAILED_DATA, FAILED_CRASHED, UNFINISHED)
 
-#: Column -> what it holds. jobs.csv of a run folder has exactly these, in this order, one row a job, sorted by job_id.
+#: Column -> what it holds. jobs.csv of a run folder has exactly these, in this order, one row a
+#: job, sorted by job_id.
 JOB_COLUMNS: Final[dict[str, str]] = {
     "job_id": "the job",
     "submission_time": "when it was submitted, s",
@@ -72,7 +73,9 @@ class RunStats:
     """Totals that a backend counts while it runs; everything else of a summary comes from the job rows."""
 
     window_s: float | None = None
-    """Time that the totals below are of; None: from the first submission to the last end of any job that ran."""
+    """Time that the totals below are of; None: from the first submission to the last end of any job
+    that ran.
+    """
     busy_device_s: float = 0.0
     """Device-seconds with at least one active job."""
     n_devices: int = 1
@@ -99,11 +102,12 @@ class RunStats:
 def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
     """The figures of one run, as in the `runs` entries of `simulate --json`; percentiles are over completed jobs.
 
-    Two spans of time: `makespan_s` is of these jobs (first submission to the last one completed), `window_s` is of the
-    devices. Tokens, busy share, mean and peak memory, steps and decisions are of everything that the devices did in the
-    window, for whichever job. The two differ where the last job to end failed, and after a warm-up, whose jobs may
-    still run in the window. `jobs` has JOB_COLUMNS. Keys that hold times of the program itself are added by the caller
-    and have `wall` in their name.
+    Two spans of time: `makespan_s` is of these jobs (first submission to the last one completed),
+    `window_s` is of the devices. Tokens, busy share, mean and peak memory, steps and decisions are
+    of everything that the devices did in the window, for whichever job. The two differ where the
+    last job to end failed, and after a warm-up, whose jobs may still run in the window. `jobs` has
+    JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall`
+    in their name.
     """
     figures = ["finish_time", "turnaround_time", "waiting_time", "stretch"]
     done = jobs.loc[jobs["final_state"] == COMPLETED, figures]
@@ -149,10 +153,9 @@ def _share(part: float, whole: float) -> float:
 def empty_timeline() -> dict[str, Any]:
     """The columns of timeline.json.gz, without rows.
 
-    `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and expected) and
-    residents of
-    a device from `t_s` on. `queue`: waiting jobs from `t_s` on. `devices`: a list of {device_id, name,
-    memory_capacity_bytes}.
+    `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and
+    expected) and residents of a device from `t_s` on. `queue`: waiting jobs from `t_s` on.
+    `devices`: a list of {device_id, name, memory_capacity_bytes}.
     """
     return {
         "schema_version": SCHEMA_VERSION,

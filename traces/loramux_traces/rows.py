@@ -15,13 +15,15 @@ from loramux_traces.canonical import COLUMNS
 from loramux_traces.job import JobSpec
 from loramux_traces.problems import Problems
 
-#: What else is wrong with a job, as (column, value, what is allowed): names that only other packages know.
+#: What else is wrong with a job, as (column, value, what is allowed): names that only other
+#: packages know.
 Check = Callable[[JobSpec], Iterable[tuple[str, object, str]]]
 _VALIDATE: Final = TypeAdapter(JobSpec).validator.validate_python
 _KNOWN: Final = frozenset(COLUMNS)
 
 
-#: Epoch seconds since 2001 reach this; so may the end of a trace of 31 years, but not after a pause of half of it.
+#: Epoch seconds since 2001 reach this; so may the end of a trace of 31 years, but not after a
+#: pause of half of it.
 _EPOCH_S: Final = 1e9
 _NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
@@ -52,7 +54,8 @@ class JobRows:
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
         """Validate one row, a mapping of column names to values; absent columns get their defaults."""
-        for column in _NUMBERS & row.keys():  # Python's own notation, which pydantic takes and no other program writes
+        # Python's own notation, which pydantic takes and no other program writes
+        for column in _NUMBERS & row.keys():
             value = row[column]
             if type(value) is str and "_" in value:
                 self._problems.add(line, column, value, f"allowed: {allowed(column)}")

@@ -7,8 +7,9 @@
     timeline.json.gz   stays, memory and queue over time (absent when not kept)
     plots/             charts, drawn when asked for
 
-Several runs of one command lie side by side in one folder, `<policy>-s<seed>/` each, beside that folder's own
-manifest.json and summary.json (the object of `simulate --json`); a sweep's folder has results.csv (see `tidy`).
+Several runs of one command lie side by side in one folder, `<policy>-s<seed>/` each, beside that
+folder's own manifest.json and summary.json (the object of `simulate --json`); a sweep's folder has
+results.csv (see `tidy`).
 """
 
 from __future__ import annotations
@@ -73,14 +74,16 @@ class Run:
     @cached_property
     def timeline(self) -> dict[str, Any]:
         """Columns as in `results.empty_timeline` (empty when none was kept). Raises StateError when the file is
-        corrupt."""
+        corrupt.
+        """
         if not self.has_timeline:
             return empty_timeline()
         return _read_timeline(self.path / TIMELINE)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events in order, read as they are asked for (none when no log was kept). Raises StateError on a corrupt
-        line."""
+        line.
+        """
         file = self.path / EVENTS
         if not file.is_file():
             return
@@ -108,10 +111,11 @@ def prepare_folder(
 ) -> Path:
     """Make `path` ready to be written into and return it.
 
-    A folder that already holds something is refused, unless `resume` (all is kept) or `force` (loramux's own files
-    and those named in `also` are removed, in it and in the runs directly below it; a stranger's files and trained
-    adapters never are). `resuming`: what the command offers beside --force, for the message. Raises StateError for a
-    folder in use without leave, a symlink, a file, or a place that cannot be written.
+    A folder that already holds something is refused, unless `resume` (all is kept) or `force`
+    (loramux's own files and those named in `also` are removed, in it and in the runs directly below
+    it; a stranger's files and trained adapters never are). `resuming`: what the command offers
+    beside --force, for the message. Raises StateError for a folder in use without leave, a symlink,
+    a file, or a place that cannot be written.
     """
     if path.is_symlink():
         raise StateError(f"{path}: is a symlink; give the folder itself")
@@ -167,7 +171,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _is_foreign_table(file: Path) -> bool:
     """Whether `file` is a jobs.csv that is not a table of results: most likely a user's trace, which has the same
-    name."""
+    name.
+    """
     if file.name != JOBS or not file.is_file():
         return False
     with file.open("rb") as lines:
@@ -186,9 +191,9 @@ def write_run(
     """Write one run into an existing folder (see `prepare_folder`). `jobs` has JOB_COLUMNS in any order; rows are
     sorted by job_id.
 
-    Each file appears whole or not at all, and the manifest last, so that a folder with a manifest is a finished one.
-    Equal data give equal bytes. Raises ValueError when `jobs` lacks a column (a defect of the caller), StateError
-    when the folder cannot be written.
+    Each file appears whole or not at all, and the manifest last, so that a folder with a manifest
+    is a finished one. Equal data give equal bytes. Raises ValueError when `jobs` lacks a column (a
+    defect of the caller), StateError when the folder cannot be written.
     """
     missing = [name for name in JOB_COLUMNS if name not in jobs.columns]
     if missing:
@@ -222,8 +227,8 @@ def read_run(path: Path) -> Run:
 def find_runs(path: Path) -> list[Run]:
     """Every finished run at `path` or up to two folders below it, in order of folder name.
 
-    A sweep folder that kept only its results.csv gives an empty list. Raises InvalidInputError when there is neither
-    a run nor a results.csv, StateError when a run is corrupt.
+    A sweep folder that kept only its results.csv gives an empty list. Raises InvalidInputError when
+    there is neither a run nor a results.csv, StateError when a run is corrupt.
     """
     if not path.is_dir():
         raise _not_a_run(path, "no such folder" if not path.exists() else "a file, not a run folder")

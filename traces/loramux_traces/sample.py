@@ -7,7 +7,8 @@ from typing import Final
 from loramux_traces.generators import generate
 from loramux_traces.job import Trace
 
-#: Two weeks of four busy devices: load .9 of four, gangs of at most 4, nothing above 12 hours, three base models.
+#: Two weeks of four busy devices: load .9 of four, gangs of at most 4, nothing above 12 hours,
+#: three base models.
 PARAMETERS: Final = {
     "rho": 0.9,
     "servers": 4,

@@ -1,7 +1,8 @@
 """Random numbers by (seed, purpose, index): the draw of a job does not depend on how many jobs there are.
 
-Every column has its own stream, named by its purpose, and job i takes the i-th number of it. Only raw bits of PCG64 are
-used, which NumPy promises never to change; everything else is an inverse distribution function of them.
+Every column has its own stream, named by its purpose, and job i takes the i-th number of it. Only
+raw bits of PCG64 are used, which NumPy promises never to change; everything else is an inverse
+distribution function of them.
 """
 
 from __future__ import annotations

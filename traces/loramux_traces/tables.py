@@ -45,7 +45,8 @@ def csv_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """(line where the row begins, its cells without blanks around them); empty rows are left out, broken ones noted.
 
-    `skipped_lines` is how many lines of the file came before `lines`; `strip` false keeps the blanks (text to learn).
+    `skipped_lines` is how many lines of the file came before `lines`; `strip` false keeps the
+    blanks (text to learn).
     """
     reader = csv.reader(lines, strict=True)
     while True:

@@ -1,5 +1,6 @@
 """results.csv of a sweep: one tidy row per (policy, load, seed), every figure of a run's summary in a column of its
-own."""
+own.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def flat_name(key: str, stat: str) -> str:
 
 def flatten_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A run's summary as one flat row: `turnaround_s.p95` becomes `turnaround_p95_s`; numbers and text stay; notes
-    joined by `; `."""
+    joined by `; `.
+    """
     row: dict[str, Any] = {}
     for key, value in summary.items():
         if isinstance(value, Mapping):
@@ -45,7 +47,8 @@ def flatten_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_results(path: Path, table: pd.DataFrame) -> None:
     """Write results.csv (a file path), key columns first, the rest in the order given. Raises StateError when it
-    cannot."""
+    cannot.
+    """
     first = [name for name in KEY_COLUMNS if name in table.columns]
     write_csv(path, table[[*first, *(name for name in table.columns if name not in first)]])
 

@@ -20,8 +20,8 @@ from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.reader import GUARDED
 
-# A spreadsheet runs a cell that begins with one of these as a formula. A text that has apostrophes before one gets one
-# more, so that reading takes off exactly what writing put on.
+# A spreadsheet runs a cell that begins with one of these as a formula. A text that has apostrophes
+# before one gets one more, so that reading takes off exactly what writing put on.
 _FORMULA: Final = re.compile(r"'*[=+\-@＝＋－＠]")
 
 
@@ -74,7 +74,8 @@ def _write_yaml(trace: Trace, out: IO[str]) -> None:
     # Every JSON text is YAML, except for what each job's line needs: one flow mapping an item.
     out.write(f"provenance: {json.dumps(trace.provenance)}\njobs:\n")
     for job in trace.jobs:
-        # YAML reads an escaped pair as two halves of a character, and takes these two characters only escaped.
+        # YAML reads an escaped pair as two halves of a character, and takes these two characters
+        # only escaped.
         text = json.dumps(_mapping(job, trace.columns), ensure_ascii=False, allow_nan=False)
         out.write("- " + text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff") + "\n")
 
@@ -92,8 +93,9 @@ _WRITERS: Final = {
 def write_trace(trace: Trace, path: Path | str, *, force: bool = False) -> None:
     """Write `trace` as CSV, JSON, JSON lines or YAML by the ending of `path` (`.csv.gz` packs it; `-`: CSV on stdout).
 
-    The file appears whole or not at all. Cells of user, group and dataset that begin with = + - @ get a leading
-    apostrophe. Raises UsageError for an unknown ending, a missing folder, or a file that exists (unless `force`).
+    The file appears whole or not at all. Cells of user, group and dataset that begin with = + - @
+    get a leading apostrophe. Raises UsageError for an unknown ending, a missing folder, or a file
+    that exists (unless `force`).
     """
     if str(path) == "-":
         _write_csv(trace, sys.stdout)

@@ -1,8 +1,8 @@
 """Gantt: who was where, above the memory that took, against the capacity line, for each device.
 
-Three forms by density, so that it stays readable. A bar a stay, in lanes, while bars are wide enough to see; a stacked
-area of residents when they are not; and a heat map (devices x time, memory share) when there are more devices than rows
-fit on a page.
+Three forms by density, so that it stays readable. A bar a stay, in lanes, while bars are wide
+enough to see; a stacked area of residents when they are not; and a heat map (devices x time, memory
+share) when there are more devices than rows fit on a page.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ _MOST_DEVICES: Final = 8
 _LOW: Final = 0.05
 """Below this share of the capacity, the memory panel does not reach up to the line."""
 _MOST_LANES: Final = 24
-#: Stays in a lane beyond which single bars run together (a lane is about 1,400 pixels of the picture).
+#: Stays in a lane beyond which single bars run together (a lane is about 1,400 pixels of the
+#: picture).
 _MOST_IN_A_LANE: Final = 300
-#: Of the chart's width: a bar thinner than this (about 4 pixels) gets an edge of its own colour, lest it be all edge.
+#: Of the chart's width: a bar thinner than this (about 4 pixels) gets an edge of its own colour,
+#: lest it be all edge.
 _THIN: Final = 0.003
 _BINS: Final = 400
 _GIB: Final = 2**30
@@ -172,7 +174,8 @@ def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], sca
         axes.fill_between(t / scale, memory / _GIB, step="post", color=_MEMORY, linewidth=0)
     capacity = capacity_bytes(run, device)
     top = float(memory.max()) / _GIB if len(memory) else 1.0
-    if capacity is not None and top < _LOW * capacity / _GIB:  # a few MiB of a large machine would not be seen
+    # a few MiB of a large machine would not be seen
+    if capacity is not None and top < _LOW * capacity / _GIB:
         axes.annotate(
             f"capacity {capacity / _GIB:.4g} GiB, far above", (1.0, 1.0), (-2, -2), xycoords="axes fraction",
             textcoords="offset points", color=LIMIT, fontsize=8, ha="right", va="top",

@@ -47,7 +47,8 @@ def draw(results: Results) -> list[Drawing]:
     tables = [run_over_time(run, edges).assign(policy=label, seed=run.seed) for label, run in runs.items()]
     data = pd.concat(tables, ignore_index=True)[["policy", "seed", "t_s", *(name for name, _ in _PANELS)]]
     colour = colours(results.policies)
-    # policies often do the same for hours: gaps that grow from line to line show those that lie under another
+    # policies often do the same for hours: gaps that grow from line to line show those that lie
+    # under another
     line = {name: "-" if not i else (0.7 * i, (4.0, 0.9 * i)) for i, name in enumerate(results.policies)}
     shown = results.policies[: len(PALETTE)]  # more lines than that nobody can follow
     scale, unit = time_unit(float(edges[-1]))

@@ -191,7 +191,8 @@ def _means(validation: Validation) -> Drawing:
     axes.set_yticks(range(len(rows)), [short(row.policy, 30) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))  # no mean is below zero, though an interval may reach there
+    # no mean is below zero, though an interval may reach there
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     axes.set_xlabel(f"mean turnaround, {unit}")
     plain_numbers(axes)
     handles = [

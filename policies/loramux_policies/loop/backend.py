@@ -15,7 +15,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class Backend(Protocol):
     """Runs what the loop decided and tells how far each job has got. Times in seconds from the start of the run.
 
-    The backend calls `Scheduler.arrive`, `finish` and `evict` as those things happen and then `Scheduler.decide`.
+    The backend calls `Scheduler.arrive`, `finish` and `evict` as those things happen and then
+    `Scheduler.decide`.
     """
 
     @property

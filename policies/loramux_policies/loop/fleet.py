@@ -1,7 +1,7 @@
 """All devices with an index by free memory; copied on write, so that a plan is a cheap what-if.
 
-The index is a necessary filter only: padded memory is not additive (one long job raises everyone's), so the ledger
-decides.
+The index is a necessary filter only: padded memory is not additive (one long job raises
+everyone's), so the ledger decides.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ CHANGES_KEPT: Final = 100_000
 class Fleet:
     """Ledgers by device id. A `fork()` copies a ledger when it writes to it, and the index when it is asked for.
 
-    A job class that no device had room for is looked for again only on the devices that have given something back
-    since: the blocked head of a long queue costs one or two looks per event instead of one per device (64 devices:
-    3,300 -> 350 ns a decision). A job more never makes room: what a base's weights save its next job they have cost.
+    A job class that no device had room for is looked for again only on the devices that have given
+    something back since: the blocked head of a long queue costs one or two looks per event instead
+    of one per device (64 devices: 3,300 -> 350 ns a decision). A job more never makes room: what a
+    base's weights save its next job they have cost.
     """
 
     __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_since", "_stale", "refused", "time", "touched")
@@ -56,7 +57,8 @@ class Fleet:
         twin._ledgers = self._ledgers.copy()
         twin._index = None
         twin._stale = twin.touched = set()  # one set until the index is brought up to date
-        # what a fork learns is true of it alone until it is adopted, so it learns into nothing of its parent's
+        # what a fork learns is true of it alone until it is adopted, so it learns into nothing of
+        # its parent's
         twin._freed, twin.refused = [], {}
         twin._since = twin.time = self.time
         twin._parent = self
@@ -156,8 +158,9 @@ class Fleet:
     def candidates(self, job: Job, rule: Rule, share: float = 1.0) -> Iterator[int]:
         """Devices with room for one share of the job, by the rule.
 
-        best-fit: least free memory first; worst-fit: most free first; first-fit: lowest id first; least-loaded: fewest
-        seats taken first, then where the job's base already is, then most free memory.
+        best-fit: least free memory first; worst-fit: most free first; first-fit: lowest id first;
+        least-loaded: fewest seats taken first, then where the job's base already is, then most free
+        memory.
         """
         found = self._possible(job, share)
         if found is None:
@@ -185,7 +188,8 @@ class Fleet:
         """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
         costs, ledgers = job.costs, self._ledgers
         recent = self._recent(costs)
-        if recent is not None:  # a class refused before: most of a window of waiting jobs, at every decision
+        # a class refused before: most of a window of waiting jobs, at every decision
+        if recent is not None:
             room = []
             if recent:
                 need = job.need_min

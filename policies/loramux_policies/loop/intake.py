@@ -27,12 +27,16 @@ class Intake:
         self._devices_of_type = devices_of_type
         self._oracle = oracle
         self._predict = predict
-        """(job, declared steps) -> the steps that predictions are made with; None: the declared ones."""
+        """(job, declared steps) -> the steps that predictions are made with; None: the declared
+        ones.
+        """
         self._unschedulable = unschedulable
         self._references: dict[str, CostModel] = {model.device.name: model for model in reversed(models)}
         self._misfits: dict[JobCost, DoesNotFit | None] = {}
         self._fitting: dict[tuple[JobCost, ...], tuple[tuple[JobCost | None, ...], float, float]] = {}
-        """Of each class seen: its costs on the types it fits (one tuple for all its jobs), and its needs."""
+        """Of each class seen: its costs on the types it fits (one tuple for all its jobs), and its
+        needs.
+        """
         self._needs: dict[tuple[JobCost | None, ...], tuple[float, float]] = {}
         self.hopeless = 0
         """Jobs that fit no device of the run."""

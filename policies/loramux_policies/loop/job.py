@@ -66,8 +66,8 @@ class Job:
         self.costs = costs
         self.declared_steps = declared_steps
         self.predicted_steps = predicted_steps
-        """What predictions are made with: the declared steps, blurred by --prediction-error, or the truth for an
-        oracle.
+        """What predictions are made with: the declared steps, blurred by --prediction-error, or the
+        truth for an oracle.
         """
         self.true_steps = declared_steps if spec.stop_step is None else min(declared_steps, spec.stop_step)
         self.need_min = need_min
@@ -91,7 +91,9 @@ class Job:
         """Jobs that have to end before it waits in the queue again."""
         self.started_seq = 0
         self.tokens_done: float | None = None
-        """Non-pad tokens trained on, where the backend counts them (None: it knows the expected number only)."""
+        """Non-pad tokens trained on, where the backend counts them (None: it knows the expected
+        number only).
+        """
         self.run = None
         self.seen: JobView | None = None
         """Its view while it waits, once somebody has looked (`view`)."""
@@ -140,4 +142,5 @@ def view_of(job: Job) -> JobView:
         spec.method,
         cost.real_tokens,
     )
-    return tuple.__new__(JobView, figures)  # JobView(...) is a Python call around this: 0.3 us of 1.1
+    # JobView(...) is a Python call around this: 0.3 us of 1.1
+    return tuple.__new__(JobView, figures)

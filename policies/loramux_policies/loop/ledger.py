@@ -1,7 +1,7 @@
 """The memory and seats of one device, added up so that one job more or less is O(1) (O(residents) when padded).
 
-The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference they are tested
-against.
+The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference
+they are tested against.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ class Group:
         self.base = base
         self.jobs = 0
         self.dynamic = 0.0
-        """Packed: sum of the jobs' own dynamic bytes, or what the allocation plan says of all of them."""
+        """Packed: sum of the jobs' own dynamic bytes, or what the allocation plan says of all of
+        them.
+        """
         self.costs: tuple[JobCost, ...] = ()
         """Where the base is planned."""
         self.by_token = 0.0
-        """Padded: sum of rows * token_bytes, to be multiplied by the common padded length; likewise the next two."""
+        """Padded: sum of rows * token_bytes, to be multiplied by the common padded length; likewise
+        the next two.
+        """
         self.by_square = 0.0
         self.by_row = 0.0
         self.longest = 0
@@ -117,7 +121,9 @@ class Ledger:
         self.scale = 1.0 + margin
         """Upper bound of the activations over their expected value, for a job alone."""
         self.raised = 0.0
-        """What out-of-memory events on this device have added to `scale` wherever several jobs meet."""
+        """What out-of-memory events on this device have added to `scale` wherever several jobs
+        meet.
+        """
         self.padded = padded
         self.separate = separate
         self.seats_max = seats_max
@@ -145,7 +151,8 @@ class Ledger:
         twin.used, twin.expected, twin.indexed = self.used, self.expected, self.indexed
         twin.jobs = self.jobs.copy()
         twin.groups = groups = {}
-        for key, group in self.groups.items():  # a comprehension is a call of its own: a fifth of this copy
+        # a comprehension is a call of its own: a fifth of this copy
+        for key, group in self.groups.items():
             groups[key] = group.copy()
         return twin
 
@@ -224,7 +231,8 @@ class Ledger:
     def has_room(self, cost: JobCost, share: float = 1.0) -> bool:
         """Whether one more job of this cost fits memory and seats.
 
-        Cheap necessary conditions first: a seat, and room for what the job adds whatever the others' activations hide.
+        Cheap necessary conditions first: a seat, and room for what the job adds whatever the
+        others' activations hide.
         """
         own, room = cost.own_bytes, self.capacity - self.used
         if own > room or self.seats + share > self.seats_max + SEAT_SLACK:
@@ -234,7 +242,8 @@ class Ledger:
             group = self.groups.get(base.key)
             if group is None and own + base.weights_bytes > room:
                 return False
-            if not self.padded and not self.separate:  # `used_with` without the call: the most asked question of a run
+            # `used_with` without the call: the most asked question of a run
+            if not self.padded and not self.separate:
                 context = self.context if self.context > base.context_bytes else base.context_bytes
                 static = self.own + self.weights + own + context
                 need = cost.alone_q
@@ -273,7 +282,8 @@ class Ledger:
     def remove(self, job: Job, share: float) -> None:
         """Count the job out."""
         del self.jobs[job.job_id]
-        if not self.jobs:  # an empty device starts from exact zeros: rounding does not pile up over a long run
+        # an empty device starts from exact zeros: rounding does not pile up over a long run
+        if not self.jobs:
             self.groups.clear()
             self.seats = self.own = self.weights = self.context = self.dynamic = self.used = self.expected = 0.0
             self.rekey()

@@ -162,7 +162,8 @@ class DeltaPlan:
         """Start a waiting job on the first of its candidates; None where it has none."""
         job = self._jobs.get(job_id) or self._job(job_id)
         fleet = self.fleet
-        if fleet.refused.get(job.costs) == fleet.time:  # whatever else holds of the job; nine of ten calls of a window
+        # whatever else holds of the job; nine of ten calls of a window
+        if fleet.refused.get(job.costs) == fleet.time:
             return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
             device_id = next(self.candidates(job_id, rule), None)

@@ -22,7 +22,9 @@ class Ranking:
         self._jobs = jobs
         self._values = values
         self._rest: Floats | None = None
-        """The values without those found: a copy, made once more is asked than how large the largest is."""
+        """The values without those found: a copy, made once more is asked than how large the
+        largest is.
+        """
         self._found: list[tuple[float, Job]] = []
         self._best = int(values.argmax()) if len(values) else -1
         """Slot of the largest that is not among the found."""

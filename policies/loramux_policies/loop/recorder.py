@@ -132,7 +132,8 @@ class Recorder:
     def table(self) -> pd.DataFrame:
         """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
         specs = self._specs
-        # in order from the start: sorting the finished frame would hold a million rows three times over
+        # in order from the start: sorting the finished frame would hold a million rows three times
+        # over
         order = np.array(sorted(range(len(specs)), key=lambda i: specs[i].job_id), dtype=np.intp)
 
         def figures(column: array[Any]) -> np.ndarray[Any, Any]:

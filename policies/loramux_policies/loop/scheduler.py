@@ -1,8 +1,7 @@
 """The one decide-apply loop, for simulated and for real devices alike.
 
-Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the backend carry it
-out. Nothing
-here knows which backend it drives.
+Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the
+backend carry it out. Nothing here knows which backend it drives.
 """
 
 from __future__ import annotations
@@ -22,13 +21,18 @@ from loramux_policies.policy import Policy
 
 OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02
-"""An out-of-memory raises the device's bound by this share of the activations, wherever several jobs meet."""
+"""An out-of-memory raises the device's bound by this share of the activations, wherever several
+jobs meet.
+"""
 OOM_RATE: Final = 0.01
-"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own bound, so that it
-settles
-where one stay in a hundred runs out (adaptive conformal inference, Gibbs and Candes 2021)."""
+"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own
+bound, so that it settles where one stay in a hundred runs out (adaptive conformal inference, Gibbs
+and Candes 2021).
+"""
 SETTLE_ROUNDS: Final = 64
-"""A plan that started jobs out of a cut window is asked again, at most so often, before the clock moves on."""
+"""A plan that started jobs out of a cut window is asked again, at most so often, before the clock
+moves on.
+"""
 
 Listener = Callable[[Event, Job, tuple[int, ...], str], None]
 """Called with (event, job, devices, detail) after each event."""
@@ -105,8 +109,8 @@ class Scheduler:
     def evict(self, job: Job, detail: str) -> None:
         """A step with this job ran out of memory: it waits again, and the device's bound rises.
 
-        After a few times alone on its device it fails. After a few times beside others it is not to be blamed (it was
-        the newest, no more): it waits until all of them have ended.
+        After a few times alone on its device it fails. After a few times beside others it is not to
+        be blamed (it was the newest, no more): it waits until all of them have ended.
         """
         self.backend.stop(job)
         beside: set[str] = set()

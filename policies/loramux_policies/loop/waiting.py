@@ -24,7 +24,9 @@ class WaitingQueue:
         self._order = order.key
         self.count = 0
         self._line: SortedList[tuple[Any, ...]] = SortedList()
-        """Keys with their job behind them: compared in C, where a list sorted by a key function took twice as long."""
+        """Keys with their job behind them: compared in C, where a list sorted by a key function
+        took twice as long.
+        """
 
     def __len__(self) -> int:
         return self.count

@@ -1,7 +1,7 @@
 """Who is in the next fused step of one device under `aspen` (aspen.md, after arXiv 2312.02515 section 4.2).
 
-Pure functions of the device view. Orders are total: time waited (starved jobs only), priority descending, p_stop
-descending, arrival, id.
+Pure functions of the device view. Orders are total: time waited (starved jobs only), priority
+descending, p_stop descending, arrival, id.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 def _silence() -> Iterator[None]:
     """Send file descriptor 1 to nowhere: HiGHS 1.12 writes a debugging line there even when told to be quiet.
 
-    https://github.com/ERGO-Code/HiGHS/issues/2783. stdout carries results (`--json`), so not a byte may reach it.
+    https://github.com/ERGO-Code/HiGHS/issues/2783. stdout carries results (`--json`), so not a byte
+    may reach it.
     """
     sys.stdout.flush()
     try:

@@ -1,8 +1,8 @@
 """Exact foreground-background on one device with free switching: the least attained level runs, ties share.
 
-The jobs are groups of equal level. Seats go to groups from the lowest level up; the first group that they do not
-suffice for shares what is left, equally. The next decision is due when a running group has caught up with the one
-above it.
+The jobs are groups of equal level. Seats go to groups from the lowest level up; the first group
+that they do not suffice for shares what is left, equally. The next decision is due when a running
+group has caught up with the one above it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from loramux_policies.errors import PlanError
 from loramux_policies.views import ClusterView, JobView, Plan
 
 SLICES_PER_JOB: Final = 16
-"""Where switching is free but tied jobs cannot share a seat, the quantum is the job's predicted size over this."""
+"""Where switching is free but tied jobs cannot share a seat, the quantum is the job's predicted
+size over this.
+"""
 
 Target = dict[str, tuple[JobView, float]]
 """Job and share of a seat by id, lowest level first."""

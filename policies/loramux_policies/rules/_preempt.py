@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 from loramux_policies.views import ClusterView, JobView, Plan
 
 DEVICES_TRIED: Final = 1
-"""Per search for room: that of the worst resident. A search costs most of a decision, and more gained nothing in
-mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with four, at 0.7 of the speed).
+"""Per search for room: that of the worst resident. A search costs most of a decision, and more
+gained nothing in mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with four,
+at 0.7 of the speed).
 """
 
 
@@ -39,9 +40,9 @@ def preempt_in_order(
 ) -> Outcome:
     """Start waiting jobs in their order, pausing residents who are worse where there is no room.
 
-    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody to displace, those
-    behind it are only tried for free room; so are they after a search that found no room among the worse. Passes over
-    at most `window - 1` jobs that could not start.
+    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody
+    to displace, those behind it are only tried for free room; so are they after a search that found
+    no room among the worse. Passes over at most `window - 1` jobs that could not start.
     """
     first: JobView | None = None
     started: list[JobView] = []

@@ -53,7 +53,8 @@ def deal(view: ClusterView, ranked: Sequence[JobView]) -> Plan:
                 plan.pause(job.job_id)
     for job_id, device_id in goes_to.items():
         if home[job_id] is None:
-            found = list(plan.candidates(job_id, "least-loaded"))  # a gang's other devices may differ from the trial's
+            # a gang's other devices may differ from the trial's
+            found = list(plan.candidates(job_id, "least-loaded"))
             if found:
                 plan.start(job_id, device_id if device_id in found else found[0])
     return plan

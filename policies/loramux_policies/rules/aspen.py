@@ -1,7 +1,7 @@
 """ASPEN (arXiv 2312.02515; mLoRA, VLDB 2025): fuse several jobs' micro-batches on one frozen base, chosen step by step.
 
-The authors' released code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is this project's,
-after the paper.
+The authors' released code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is
+this project's, after the paper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, 
 class AspenPriority(Policy):
     """ASPEN as in mLoRA (VLDB 2025): preemptive static priority, as many jobs as memory admits, all fused.
 
-    First come, first served within a class. `window`: how many waiting jobs may be blocked before the rule gives up.
+    First come, first served within a class. `window`: how many waiting jobs may be blocked before
+    the rule gives up.
     """
 
     order = Order(key=lambda job: (-job.priority,))
@@ -45,12 +46,13 @@ class AspenPriority(Policy):
 class Aspen(AspenPriority):
     """ASPEN, adaptive: a step fuses up to k residents, starved first, then by class, with the least padding.
 
-    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). With the default everybody on a device
-    is in every step, as under `aspen-priority`: there is something to choose from only where residents exceed k, which
-    costs rate fidelity a roll-out for every change of a device's residents (20 times slower where memory holds many).
-    `candidates`: percent of the order that a step's classes choose from (the authors' top-k). `budget_tokens`: what
-    packed steps aim at (0: k times the mean micro-batch).
-    `window`: how many waiting jobs may be blocked before admission gives up.
+    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). With the default
+    everybody on a device is in every step, as under `aspen-priority`: there is something to choose
+    from only where residents exceed k, which costs rate fidelity a roll-out for every change of a
+    device's residents (20 times slower where memory holds many). `candidates`: percent of the order
+    that a step's classes choose from (the authors' top-k). `budget_tokens`: what packed steps aim
+    at (0: k times the mean micro-batch). `window`: how many waiting jobs may be blocked before
+    admission gives up.
     """
 
     def __init__(

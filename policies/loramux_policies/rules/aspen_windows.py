@@ -1,7 +1,7 @@
 """ASPEN's two fixed-window rules: the first k in arrival order (M1), and MinPad as released (M3).
 
-Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window that real lengths
-do not let fit is cut to what does.
+Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window
+that real lengths do not let fit is cut to what does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class _Windowed(Policy):
 class AspenFifo(_Windowed):
     """ASPEN's trivial rule (M1): every step fuses the first k residents in arrival order.
 
-    `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
+    `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before
+    admission gives up.
     """
 
     def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
@@ -56,14 +57,15 @@ class AspenFifo(_Windowed):
 class AspenMinPad(_Windowed):
     """ASPEN's optimal-fit rule (M3, MinPad), as released: the k neighbours in length that pad least; may starve a job.
 
-    Candidates by the longest row of their next micro-batch, descending, stable; the window of k with the strictly least
-    sum(L_max - L_i), ties to the longest window.
-    `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
+    Candidates by the longest row of their next micro-batch, descending, stable; the window of k
+    with the strictly least sum(L_max - L_i), ties to the longest window. `k`: jobs in a step.
+    `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
     """
 
     def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
         ready.sort(key=lambda job: -job.longest)
         k, lengths = self.k, [job.longest for job in ready]
         starts = range(max(1, len(ready) - k + 1))
-        best = min(starts, key=lambda i: k * lengths[i] - sum(lengths[i : i + k]))  # min keeps the first of equals
+        # min keeps the first of equals
+        best = min(starts, key=lambda i: k * lengths[i] - sum(lengths[i : i + k]))
         return ready[best : best + k]

@@ -12,8 +12,8 @@ from loramux_policies.views import ClusterView, Plan
 class BestFit(Policy):
     """First come, first served with skip-ahead, each job on the device with the least free memory that still holds it.
 
-    Packs tightly and keeps whole devices free for large jobs, at the price of more co-runners per device than `fifo`.
-    `window`: how many blocked jobs are passed over before the rule gives up.
+    Packs tightly and keeps whole devices free for large jobs, at the price of more co-runners per
+    device than `fifo`. `window`: how many blocked jobs are passed over before the rule gives up.
     """
 
     def __init__(self, window: int = 16) -> None:

@@ -13,12 +13,11 @@ from loramux_policies.views import ClusterView, JobView, Plan
 class DotProduct(Policy):
     """Pack the pair of job and device with the largest dot product of need and room, in memory and compute.
 
-    A job's compute need is its tokens per micro-batch, of the tokens that saturate a device; a device's room is what
-    its residents leave. Jobs that need much go where there is much, and memory-heavy jobs go beside compute-heavy
-    ones.
-    `window`: waiting jobs looked at, by arrival. `devices`: candidate devices per job. `saturation_tokens`: tokens in
-    a fused step from which a device gains nothing by more (an H100-class card is launch-bound below about 1k tokens a
-    step).
+    A job's compute need is its tokens per micro-batch, of the tokens that saturate a device; a
+    device's room is what its residents leave. Jobs that need much go where there is much, and
+    memory-heavy jobs go beside compute-heavy ones. `window`: waiting jobs looked at, by arrival.
+    `devices`: candidate devices per job. `saturation_tokens`: tokens in a fused step from which a
+    device gains nothing by more (an H100-class card is launch-bound below about 1k tokens a step).
     """
 
     def __init__(self, window: int = 16, devices: int = 8, saturation_tokens: float = 8192.0) -> None:

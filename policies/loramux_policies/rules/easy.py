@@ -21,12 +21,13 @@ class _Promise(NamedTuple):
 class Easy(Policy):
     """EASY backfill: the blocked head gets a reservation in memory and time, later jobs start where they keep it.
 
-    The reservation: the device (for a gang, the devices) where the residents' predicted ends make room first. Other
-    devices are free to all. On a reserved one a job starts only if it ends before (reckoned at an equal share of the
-    device) or if the head will fit beside it. Whoever joins residents may slow them down, and the head with them,
-    which no policy can foresee; so nobody joins residents of a reserved device that run more than `slowdown` times
-    slower than alone (1: only where co-running is free; 0: nobody at all).
-    `window`: waiting jobs looked at behind the head. Gangs are not backfilled.
+    The reservation: the device (for a gang, the devices) where the residents' predicted ends make
+    room first. Other devices are free to all. On a reserved one a job starts only if it ends before
+    (reckoned at an equal share of the device) or if the head will fit beside it. Whoever joins
+    residents may slow them down, and the head with them, which no policy can foresee; so nobody
+    joins residents of a reserved device that run more than `slowdown` times slower than alone (1:
+    only where co-running is free; 0: nobody at all). `window`: waiting jobs looked at behind the
+    head. Gangs are not backfilled.
     """
 
     def __init__(self, window: int = 64, slowdown: float = 1.05) -> None:

@@ -14,8 +14,8 @@ from loramux_policies.views import ClusterView, Plan
 class Separate(Policy):
     """First come, first served, up to k separate processes per device, each with a base copy of its own (strict head).
 
-    What people do without fused training; the device's measured multi-process curve says how fast k of them run.
-    `k`: most processes per device (memory may allow fewer).
+    What people do without fused training; the device's measured multi-process curve says how fast k
+    of them run. `k`: most processes per device (memory may allow fewer).
     """
 
     copies: ClassVar[Literal["shared", "separate"]] = "separate"

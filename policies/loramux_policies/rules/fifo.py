@@ -12,8 +12,8 @@ from loramux_policies.views import ClusterView, Plan
 class Fifo(Policy):
     """First come, first served: the oldest job goes to the least loaded device; nobody passes a blocked head.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head, more lets jobs skip
-    ahead.
+    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head,
+    more lets jobs skip ahead.
     """
 
     def __init__(self, window: int = 1) -> None:

@@ -23,12 +23,12 @@ SLACK = 1.0 - 1e-6
 class Gittins(Policy):
     """Largest Gittins index first, preemptive: the best chance to end soon, given service so far and the law of sizes.
 
-    Index at age a: max over d of P(S - a <= d | S > a) / E[min(S - a, d) | S > a]. It is kept on a grid of ages (two
-    per doubling), so that a job changes rank, and is reviewed, finitely often.
-    `law`: `lognormal` (`shape` is sigma) or `weibull` (`shape` 1 is exponential, below 1 the index is least attained
-    service).
-    `median_s`: the median size. The default is fitted to the Philly trace (median 1,144 s, CV^2 41).
-    `window`: how many waiting jobs may be blocked before the rule gives up.
+    Index at age a: max over d of P(S - a <= d | S > a) / E[min(S - a, d) | S > a]. It is kept on a
+    grid of ages (two per doubling), so that a job changes rank, and is reviewed, finitely often.
+    `law`: `lognormal` (`shape` is sigma) or `weibull` (`shape` 1 is exponential, below 1 the index
+    is least attained service). `median_s`: the median size. The default is fitted to the Philly
+    trace (median 1,144 s, CV^2 41). `window`: how many waiting jobs may be blocked before the rule
+    gives up.
     """
 
     preempts: ClassVar[bool] = True
@@ -79,7 +79,8 @@ class Gittins(Policy):
         plan = view.plan()
         blocked, started = preempt_in_order(view, plan, lambda job: self._worse(view, job), window=self.window)
         edge = None if blocked is None else self._falls_below(self.index[self.bucket(blocked)])
-        if edge is not None:  # come back when the next resident is old enough to be worse than the job that waits
+        # come back when the next resident is old enough to be worse than the job that waits
+        if edge is not None:
             review_at_level(view, plan, started, self.edges_s[edge], SLACK)
         return plan
 
@@ -98,7 +99,8 @@ class Gittins(Policy):
 
         edge = self._falls_below(mine)
         from_bucket = len(self.index) if edge is None else edge + 1
-        if any(index < mine for index in self.index[:from_bucket]):  # some of the young are worse as well: look at all
+        # some of the young are worse as well: look at all
+        if any(index < mine for index in self.index[:from_bucket]):
             everyone = view.preemptible("attained_s", above=-1.0)
             return Worse(sorted(everyone, key=lambda r: (-badness(r), -r.submit_s, r.job_id)), badness, -mine)
         above = inf if edge is None else self.edges_s[edge] * SLACK

@@ -23,12 +23,14 @@ SLACK: Final = 1.0 - 1e-6
 class LeastAttainedService(Policy):
     """Least attained service first, preemptive; needs no predicted sizes.
 
-    A waiting job with `a` seconds of service displaces a resident once that has a + max(quantum, growth * a).
-    `quantum_s`: default 50 x the cost of one pause and resume, at least 60 s. `growth`: makes later slices longer, so
-    that a job of n quanta is paused about log n times, not n times; 0 gives slices of one length. With free switching
-    (--ideal) on one device with --max-resident, no quantum is needed: the jobs of the least level run, tied jobs
-    share a seat equally, and the rule is exact foreground-background. Elsewhere, with free switching, the quantum is
-    1/16 of the waiting job's predicted size. `window`: blocked jobs before the rule gives up.
+    A waiting job with `a` seconds of service displaces a resident once that has a + max(quantum,
+    growth * a). `quantum_s`: default 50 x the cost of one pause and resume, at least 60 s.
+    `growth`: makes later slices longer, so that a job of n quanta is paused about log n times, not
+    n times; 0 gives slices of one length. With free switching (--ideal) on one device with
+    --max-resident, no quantum is needed: the jobs of the least level run, tied jobs share a seat
+    equally, and the rule is exact foreground-background. Elsewhere, with free switching, the
+    quantum is 1/16 of the waiting job's predicted size. `window`: blocked jobs before the rule
+    gives up.
     """
 
     order = Order(key=lambda job: (job.attained_s,))

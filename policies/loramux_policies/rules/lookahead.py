@@ -24,18 +24,21 @@ class _Outlook(NamedTuple):
 
 
 LEAST_WEIGHT: Final = 1e-3
-"""Of the most urgent job's: what weighs less than the solver's tolerance would not start even into free room."""
+"""Of the most urgent job's: what weighs less than the solver's tolerance would not start even into
+free room.
+"""
 
 
 @register("lookahead-milp")
 class LookaheadMilp(Policy):
     """An integer program places the oldest waiting jobs on devices and in time; what it starts now is started.
 
-    Minimises the sum of start delays, weighted by projected stretch per remaining second, under each device's memory
-    and seats at every slot; slots are now and the next predicted ends of residents. Memory is taken as additive (the
-    increment each job shows alone); a start that does not hold is left out. Solved by HiGHS to `nodes` branches and
-    to no time limit, so that it is the same on every machine.
-    `window`: waiting jobs. `devices`, `slots`: devices and points in time looked at. Gangs start greedily.
+    Minimises the sum of start delays, weighted by projected stretch per remaining second, under
+    each device's memory and seats at every slot; slots are now and the next predicted ends of
+    residents. Memory is taken as additive (the increment each job shows alone); a start that does
+    not hold is left out. Solved by HiGHS to `nodes` branches and to no time limit, so that it is
+    the same on every machine. `window`: waiting jobs. `devices`, `slots`: devices and points in
+    time looked at. Gangs start greedily.
     """
 
     def __init__(self, window: int = 10, devices: int = 4, slots: int = 4, nodes: int = 100) -> None:
@@ -62,7 +65,8 @@ class LookaheadMilp(Policy):
             return greedy
         started = [self._start(plan, job, device_id) for job, device_id in chosen]
         if not any(started) and not any(plan.residents(device) for device in range(view.n_devices)):
-            start_in_order(view, plan, window=self.window)  # nobody runs and nobody will: do not wait for ever
+            # nobody runs and nobody will: do not wait for ever
+            start_in_order(view, plan, window=self.window)
         return plan
 
     @staticmethod

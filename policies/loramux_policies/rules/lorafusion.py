@@ -14,9 +14,10 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Plan, Rea
 class LoraFusion(Policy):
     """Token-balanced bins of the residents' micro-batches; a step is the bin of the job that has waited longest.
 
-    LoRAFusion solves a MILP per batch offline; this packs greedily (longest first into the emptiest bin), step by step.
-    `k`: most jobs in a bin. `residents`: most jobs on a device (0: 4k). `budget_tokens`: what a bin aims to hold at
-    most (bins of one job may hold more). `window`: blocked jobs before admission, by arrival, gives up.
+    LoRAFusion solves a MILP per batch offline; this packs greedily (longest first into the emptiest
+    bin), step by step. `k`: most jobs in a bin. `residents`: most jobs on a device (0: 4k).
+    `budget_tokens`: what a bin aims to hold at most (bins of one job may hold more). `window`:
+    blocked jobs before admission, by arrival, gives up.
     """
 
     def __init__(self, k: int = 4, residents: int = 0, budget_tokens: float = 16384.0, window: int = 1) -> None:
@@ -51,7 +52,8 @@ class LoraFusion(Policy):
 
         ready = sorted(device.ready, key=lambda job: (-size(job), job.submit_s, job.job_id))
         total = sum(size(job) for job in ready)
-        # the fewest bins that hold the total at the budget and k jobs each: together, balanced, they stay near it
+        # the fewest bins that hold the total at the budget and k jobs each: together, balanced,
+        # they stay near it
         count = min(len(ready), max(ceil(total / self.budget_tokens), ceil(len(ready) / self.k)))
         bins: list[list[ReadyJob]] = [[] for _ in range(count)]
         loads = [0] * count

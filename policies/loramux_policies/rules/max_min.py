@@ -17,9 +17,10 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 class MaxMin(Policy):
     """Gavel's max-min fairness: its program gives each job a share of the time, rounds make it come true.
 
-    Each round starts the jobs with the largest ratio of the share the program gives them to the share they have had.
-    `by`: `job`, or `user` (users get equal totals, split equally between a user's jobs). `round_s`: seconds of a round
-    (Gavel: 360). `cap`: waiting jobs in the program, those with the least service first.
+    Each round starts the jobs with the largest ratio of the share the program gives them to the
+    share they have had. `by`: `job`, or `user` (users get equal totals, split equally between a
+    user's jobs). `round_s`: seconds of a round (Gavel: 360). `cap`: waiting jobs in the program,
+    those with the least service first.
     """
 
     preempts: ClassVar[bool] = True
@@ -56,10 +57,11 @@ class MaxMin(Policy):
     def shares(self, view: ClusterView, jobs: list[JobView]) -> list[float]:
         """Share of the time for each job: max min over jobs or users, within the cluster's memory and seats.
 
-        Devices count as one pool (residents share a base, so a job's speed hardly depends on which device it is on).
-        Every owner's total rises with the same water level, in equal parts for each of the owner's jobs, until all of
-        them run all the time or memory or seats are full: that is the program's lexicographic optimum, and unlike a
-        vertex of it, which gives a user's part to one job of many, it favours no job.
+        Devices count as one pool (residents share a base, so a job's speed hardly depends on which
+        device it is on). Every owner's total rises with the same water level, in equal parts for
+        each of the owner's jobs, until all of them run all the time or memory or seats are full:
+        that is the program's lexicographic optimum, and unlike a vertex of it, which gives a user's
+        part to one job of many, it favours no job.
         """
         counts = Counter(self._owner(job) for job in jobs)
         of_owner = [counts[self._owner(job)] for job in jobs]

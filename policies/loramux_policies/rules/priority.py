@@ -15,10 +15,10 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 class Priority(Policy):
     """Highest priority first, first come first served within a class, preempting strictly lower classes.
 
-    `ageing_per_s`: priority classes gained per second of waiting; 0 is strictly static. Waiting lifts a job past
-    later arrivals of a higher class; since everybody ages at one rate, the order never changes while jobs wait and
-    the key stays fixed.
-    `window`: how many waiting jobs may be blocked before the rule gives up.
+    `ageing_per_s`: priority classes gained per second of waiting; 0 is strictly static. Waiting
+    lifts a job past later arrivals of a higher class; since everybody ages at one rate, the order
+    never changes while jobs wait and the key stays fixed. `window`: how many waiting jobs may be
+    blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True

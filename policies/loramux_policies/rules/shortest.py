@@ -1,7 +1,8 @@
 """Shortest job first, in its three classical forms, each also with the true end of every job as an oracle.
 
-Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968) showed that
-shortest remaining time is optimal for the mean response of one preemptive server with exact sizes.
+Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968)
+showed that shortest remaining time is optimal for the mean response of one preemptive server with
+exact sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 TIE_DIGITS: Final = 9
 TIE_S: Final = 10.0**-TIE_DIGITS
-"""Remaining times closer than this are equal: what is left is worked out from the clock, which rounds."""
+"""Remaining times closer than this are equal: what is left is worked out from the clock, which
+rounds.
+"""
 
 
 class _Windowed(Policy):
@@ -32,7 +35,8 @@ class _Windowed(Policy):
 class ShortestJobFirst(_Windowed):
     """Shortest predicted job first, without preemption.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
+    blocked head).
     """
 
     order = Order(key=lambda job: (job.solo_s,))
@@ -48,7 +52,8 @@ class ShortestJobFirst(_Windowed):
 class PreemptiveShortestJobFirst(_Windowed):
     """Shortest predicted job first by original size, preempting the largest resident that is strictly larger.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
+    blocked head).
     """
 
     order = Order(key=lambda job: (job.solo_s,))
@@ -69,7 +74,8 @@ class PreemptiveShortestJobFirst(_Windowed):
 class ShortestRemainingTimeFirst(_Windowed):
     """Shortest predicted remaining time first, preempting the resident with most left if that is strictly more.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head).
+    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
+    blocked head).
     """
 
     order = Order(key=lambda job: (round(job.remaining_s, TIE_DIGITS),), moves=True)

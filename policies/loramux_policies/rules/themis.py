@@ -11,18 +11,19 @@ from loramux_policies.rules._rounds import contenders, deal, next_round_s, start
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 LIKELY_RHO = 4.0
-"""Only `cap` waiting jobs compete in a round; they are those whose rho reaches this first, which is a fixed point in
-time."""
+"""Only `cap` waiting jobs compete in a round; they are those whose rho reaches this first, which is
+a fixed point in time.
+"""
 
 
 @register("finish-time-fairness")
 class FinishTimeFairness(Policy):
     """Themis: at each lease's end the jobs with the worst finish-time fairness get the devices for the next one.
 
-    rho = (time since submission + predicted remaining time) / predicted time alone. Themis divides by the time in a
-    1/n share of the cluster; n is the same for all jobs of a moment, so the order is too. Residents keep their
-    devices while a lease lasts.
-    `lease_s`: seconds of a lease. `cap`: waiting jobs that compete.
+    rho = (time since submission + predicted remaining time) / predicted time alone. Themis divides
+    by the time in a 1/n share of the cluster; n is the same for all jobs of a moment, so the order
+    is too. Residents keep their devices while a lease lasts. `lease_s`: seconds of a lease. `cap`:
+    waiting jobs that compete.
     """
 
     preempts: ClassVar[bool] = True

@@ -19,10 +19,11 @@ SLACK = 1.0 - 1e-6
 class Tiresias(Policy):
     """Discretised 2D least attained service: queues by service x devices, first come first served within a queue.
 
-    A job falls to the next queue when its attained seconds x devices pass a threshold; only residents of a lower queue
-    are displaced, so that jobs are paused at most once per queue and not in turns.
-    `thresholds`: device-seconds, ascending, separated by `/` (default: the three limits of the authors' simulator).
-    `window`: how many waiting jobs may be blocked before the rule gives up.
+    A job falls to the next queue when its attained seconds x devices pass a threshold; only
+    residents of a lower queue are displaced, so that jobs are paused at most once per queue and not
+    in turns. `thresholds`: device-seconds, ascending, separated by `/` (default: the three limits
+    of the authors' simulator). `window`: how many waiting jobs may be blocked before the rule gives
+    up.
     """
 
     preempts: ClassVar[bool] = True
@@ -50,12 +51,14 @@ class Tiresias(Policy):
 
         def lower(job: JobView) -> Worse:
             queue = self.queue_of(job)
-            # gangs are never displaced, so service and service x devices are one here; the slack absorbs rounding
+            # gangs are never displaced, so service and service x devices are one here; the slack
+            # absorbs rounding
             above = self.thresholds[queue] * SLACK if queue < len(self.thresholds) else inf
             return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 
         blocked, started = preempt_in_order(view, plan, lower, window=self.window)
         queue = len(self.thresholds) if blocked is None else self.queue_of(blocked)
-        if queue < len(self.thresholds):  # come back when the next resident falls below the queue of the job that waits
+        # come back when the next resident falls below the queue of the job that waits
+        if queue < len(self.thresholds):
             review_at_level(view, plan, started, self.thresholds[queue], SLACK)
         return plan

@@ -1,7 +1,8 @@
 """Devices that are driven from step boundary to step boundary: what training and replaying a run have in common.
 
-Everything at a boundary happens at one instant, the clock's reading there: what the loop decides then follows from the
-instants, the rows and how each step went, and that is what a recorded stream holds (`stream`).
+Everything at a boundary happens at one instant, the clock's reading there: what the loop decides
+then follows from the instants, the rows and how each step went, and that is what a recorded stream
+holds (`stream`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class StepTimes(NamedTuple):
     ended_s: float
     out_of_memory: bool
     scale: float | None = None
-    """What the bound on dynamic bytes is of their expected value from now on; None: unchanged. (The online refit's.)"""
+    """What the bound on dynamic bytes is of their expected value from now on; None: unchanged. (The
+    online refit's.)
+    """
 
 
 class End(NamedTuple):
@@ -110,8 +113,8 @@ class StepDevice(Generic[P]):
 class StepBackend(ABC, Generic[P]):
     """Backend of the decide-apply loop (contract: `backend.Backend`) for devices that are driven step by step.
 
-    Joins, leaves and decisions happen at step boundaries only: whoever is to leave a device in mid-step is waited for.
-    `note` gets the rows of the recorded stream (of one device).
+    Joins, leaves and decisions happen at step boundaries only: whoever is to leave a device in
+    mid-step is waited for. `note` gets the rows of the recorded stream (of one device).
     """
 
     def __init__(self, policy: Policy, *, device_types: Sequence[int] = (0,), note: Note | None = None) -> None:
@@ -315,7 +318,8 @@ class StepBackend(ABC, Generic[P]):
             working = working or device.step is not None
         if not working:
             return self._idle(loop, inbox)
-        if len(self.devices) > 1:  # one device answers to nothing in the middle of its step; an idle one beside it does
+        # one device answers to nothing in the middle of its step; an idle one beside it does
+        if len(self.devices) > 1:
             coming = inbox.next_s()
             until_s = min(inf if coming is None else coming, reviews[0] if reviews else inf)
             instant_s = self._sooner(until_s)

@@ -19,8 +19,8 @@ from loramux_policies.views import FusedStep
 class FusedDevice(Generic[R]):
     """Residents of one device by base model; bases take turns, one a step.
 
-    With `phi`, every resident is a process of its own: they take turns so that each gets its share of the time, and k
-    of them get phi(k) of one's speed in all.
+    With `phi`, every resident is a process of its own: they take turns so that each gets its share
+    of the time, and k of them get phi(k) of one's speed in all.
     """
 
     __slots__ = (
@@ -56,7 +56,9 @@ class FusedDevice(Generic[R]):
         self._spent: dict[str, float] = {}
         """Processes: seconds had per share (fair queueing: the least goes next)."""
         self.debts: dict[str, float] = {}
-        """Processes that load: seconds of it left, alone. Loading takes turns like steps do: the others go on."""
+        """Processes that load: seconds of it left, alone. Loading takes turns like steps do: the
+        others go on.
+        """
 
     def add(self, run: R) -> None:
         """The job takes part from the next step on."""

@@ -1,8 +1,8 @@
 """Takes a recorded run's decisions again, without a device: the decide-apply loop on a recorded stream.
 
-The policy is asked the same questions at the same instants, so it must answer the same; with another policy, or another
-version of one, the two decision logs show where they part. `on_plan` sees every view and plan on the way
-(`explain.why`).
+The policy is asked the same questions at the same instants, so it must answer the same; with
+another policy, or another version of one, the two decision logs show where they part. `on_plan`
+sees every view and plan on the way (`explain.why`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Replay:
     events: list[dict[str, Any]]
     """Rows as of the recorded run's events.jsonl."""
     left: str
-    """Where and how the decisions led away from the record (a row that nobody trained on, a step where the device was
-    empty), which ended the replay; empty where they did not."""
+    """Where and how the decisions led away from the record (a row that nobody trained on, a step
+    where the device was empty), which ended the replay; empty where they did not.
+    """
 
 
 class RecordedJob:
@@ -166,7 +167,8 @@ def replay(
 ) -> Replay:
     """A recorded run, decided again; compare `stream.decisions` of both.
 
-    `specs`, `policy`, `profile` and `max_resident` as in the run. StateError where `events` hold no stream.
+    `specs`, `policy`, `profile` and `max_resident` as in the run. StateError where `events` hold no
+    stream.
     """
     rows = {spec.job_id: spec.batch_size for spec in specs}
     ordered = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))

@@ -1,8 +1,9 @@
 """What a share of a seat means (contract: `Plan.start`), for both fidelities.
 
-Whole seats are in every step. Jobs with a share s below 1 take turns: they lie side by side on a line, as wide as their
-shares, and a step takes those under u, u + 1, u + 2, .. for a u that runs through [0, 1) evenly (systematic sampling).
-So each is in the share s of the steps, and every step holds as many of them as their shares add up to.
+Whole seats are in every step. Jobs with a share s below 1 take turns: they lie side by side on a
+line, as wide as their shares, and a step takes those under u, u + 1, u + 2, .. for a u that runs
+through [0, 1) evenly (systematic sampling). So each is in the share s of the steps, and every step
+holds as many of them as their shares add up to.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Final, NamedTuple
 SAME: Final = 1e-9
 """Shares of tied jobs add up to whole seats only to rounding."""
 GOLDEN: Final = 0.6180339887498949
-"""Multiples of it, less whole numbers, fill [0, 1) more evenly than anything drawn, for any number of them."""
+"""Multiples of it, less whole numbers, fill [0, 1) more evenly than anything drawn, for any number
+of them.
+"""
 
 
 class Seating(NamedTuple):
@@ -26,7 +29,9 @@ class Seating(NamedTuple):
     sets: tuple[tuple[int, ...], ...]
     """Positions of the members."""
     scale: float
-    """Seats that the shares add up to, where those are less than one: a device does not idle for a share."""
+    """Seats that the shares add up to, where those are less than one: a device does not idle for a
+    share.
+    """
 
     def weights(self) -> list[float]:
         """Part of the steps that each set has."""

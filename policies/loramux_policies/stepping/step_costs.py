@@ -85,7 +85,8 @@ class StepCosts(Generic[R]):
     def cost(self, step: FusedStep, *, memory: bool = True) -> StepCost:
         """Time, tokens and memory of a step at the real lengths of its micro-batches.
 
-        Without `memory` the plan is not asked (half a millisecond), and `dynamic_bytes` means nothing.
+        Without `memory` the plan is not asked (half a millisecond), and `dynamic_bytes` means
+        nothing.
         """
         runs = self.runs
         real = computed = 0

@@ -1,7 +1,7 @@
 """The recorded stream of a run: what happened to it, apart from what it decided. Enough to take its decisions again.
 
-It is the run's events.jsonl with three more kinds of rows, in the order in which things happened. Times in seconds from
-the start of the run:
+It is the run's events.jsonl with three more kinds of rows, in the order in which things happened.
+Times in seconds from the start of the run:
 
     {"t_s", "event": "begin"}    the first instant
     {"t_s", "event": "wait"}     the device was empty until then
@@ -10,7 +10,8 @@ the start of the run:
                                  a fused step, which ended at t_s: `p_stop` of its jobs after it, where not 0; `oom`
                                  true where it ran out of memory, so that nothing of it counts
 
-Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job got.
+Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job
+got.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Moment:
     began_s: float | None = None
     out_of_memory: bool = False
     scale: float | None = None
-    """The bound on dynamic bytes over their expected value from then on, where the online refit moved it."""
+    """The bound on dynamic bytes over their expected value from then on, where the online refit
+    moved it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,8 +42,8 @@ class BaseTurn(Generic[R]):
         self.base = base
         self.runs: list[R] = []
         self.mixed = False
-        """Some jobs are charged their mem_bytes and others by the model, which does not foresee that the former pad
-        the latter.
+        """Some jobs are charged their mem_bytes and others by the model, which does not foresee
+        that the former pad the latter.
         """
         self._everyone: FusedStep | None = None
 

@@ -1,8 +1,9 @@
 """The peak of a fused step by formula: a walk over its allocations instead of a run. No torch.
 
-The peak is the highest of a few candidates: the loss with its chunk of logits, the loss's and the final norm's backward
-pass, and the backward pass of each layer (whatever a later layer kept has been freed there). Optimizers come when the
-activations are gone, and need nothing. O(jobs x linears).
+The peak is the highest of a few candidates: the loss with its chunk of logits, the loss's and the
+final norm's backward pass, and the backward pass of each layer (whatever a later layer kept has
+been freed there). Optimizers come when the activations are gone, and need nothing. O(jobs x
+linears).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The allocation plan of one layer of a fused step: what its forward pass keeps, and how high its backward pass rises.
 
-Every term is an allocation of the runtime, named by the tensor it is; sizes in bytes. Written down from the runtime's
-code and held against its tracked storages, real and fake (tests/runtime/test_step_plan.py).
+Every term is an allocation of the runtime, named by the tensor it is; sizes in bytes. Written down
+from the runtime's code and held against its tracked storages, real and fake
+(tests/runtime/test_step_plan.py).
 """
 
 from __future__ import annotations
@@ -66,9 +67,13 @@ class Layer:
     saved: int
     """Kept from the forward to the backward pass."""
     recomputed: int
-    """Kept with recomputation: the layer's input, and the slots of experts, which the graph holds on to."""
+    """Kept with recomputation: the layer's input, and the slots of experts, which the graph holds
+    on to.
+    """
     rise: int
-    """Most bytes in its backward pass above what the layers up to it have saved, the stream's gradient included."""
+    """Most bytes in its backward pass above what the layers up to it have saved, the stream's
+    gradient included.
+    """
 
 
 def mask_scratch(setting: Setting, tokens: int, channels: int) -> int:
@@ -198,7 +203,9 @@ def block_saved(setting: Setting, group: Group) -> int:
     e, shape = setting.element, setting.shape
     narrow = 3 * up(slots * block.width * e)
     kept = router + block_slots(group) + up(slots * WIDE) + narrow
-    if group.dora:  # by autograd: of every slot five tensors per projection, two of them fp32, and the gated product
+    # by autograd: of every slot five tensors per projection, two of them fp32, and the gated
+    # product
+    if group.dora:
         kept += 7 * up(slots * shape.ffn * e) + 4 * up(slots * shape.ffn * WIDE)
         kept += 3 * up(slots * shape.hidden * e) + 2 * up(slots * shape.hidden * WIDE)
         if group.dropout:
@@ -251,7 +258,8 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
         projected += up(width * shape.heads * WIDE) + up(width * shape.kv_heads * WIDE)
     elif shape.fused_qkv:  # the values are a part of the projection's output, which is kept whole
         projected = up(width * (q + 2 * kv) * e) - up(width * kv * e)
-    after = hidden + row if shape.post_norms else 0  # what attention gave, and what the FFN gave, before their norms
+    # what attention gave, and what the FFN gave, before their norms
+    after = hidden + row if shape.post_norms else 0
     attended = sum(up(n * q * e) + up(n * shape.heads * WIDE) for n in lengths)
     gathered = up(width * q * e) if any_update(groups, "o") else 0
     norm_2 = hidden + row

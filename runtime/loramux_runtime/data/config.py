@@ -21,7 +21,8 @@ Name = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 class DataConfig(BaseModel):
     """Where a job's rows are and how they become tokens.
 
-    Raises pydantic's ValidationError for unknown keys, wrong types and settings that contradict each other.
+    Raises pydantic's ValidationError for unknown keys, wrong types and settings that contradict
+    each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,13 +44,19 @@ class DataConfig(BaseModel):
     text_field: Name | None = None
     """None: text."""
     template: Annotated[str, Field(strict=True)] | None = None
-    """Prompt and answer of an instruction row, with {instruction}, {input} and, once, {output}; None: Alpaca's."""
+    """Prompt and answer of an instruction row, with {instruction}, {input} and, once, {output};
+    None: Alpaca's.
+    """
     use_chat_template: Switch | None = None
-    """Write rows with the tokenizer's chat template; None: chat rows do where it has one, instruction rows do not."""
+    """Write rows with the tokenizer's chat template; None: chat rows do where it has one,
+    instruction rows do not.
+    """
     max_tokens: Annotated[int, Field(strict=True, ge=2)] = DEFAULT_MAX_TOKENS
     """Tokens of a row; longer rows are cut at the end and counted."""
     answers_only: Switch = True
-    """Learn only answers (of a chat: every assistant turn); false: all of each row. Text rows are learned whole."""
+    """Learn only answers (of a chat: every assistant turn); false: all of each row. Text rows are
+    learned whole.
+    """
     eval_path: Path | None = None
     """File of held-out rows, in the same form."""
     eval_rows: Count | None = None

@@ -84,10 +84,11 @@ def load_data(
 ) -> JobData:
     """Read, tokenise and split a job's rows; the same settings, file and seed give the same rows and order.
 
-    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the held-out rows and the
-    order. A relative path is one from `base` (the folder of the jobs file); with `roots`, files elsewhere are refused.
-    Raises InvalidInputError that lists every bad row up to 50, with file, line, column, value and what is allowed, or
-    says that too few rows are left; UsageError for settings that do not go with the data or the tokenizer.
+    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
+    held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
+    with `roots`, files elsewhere are refused. Raises InvalidInputError that lists every bad row up
+    to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
+    UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
     rows, report = _tokenised(path, config, tokenizer, vocab_size, progress)

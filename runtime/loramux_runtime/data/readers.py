@@ -37,8 +37,9 @@ def file_format(path: Path) -> str:
 def read_rows(path: Path, problems: Problems, *, format: str = "auto", limit: int | None = None) -> Iterator[Row]:
     """(line, row) of the file's first `limit` rows; a Parquet file has row numbers for lines.
 
-    A row is whatever the file holds (`records.RecordReader` judges it). What is no row is noted in `problems` and left
-    out. Raises InvalidInputError for a file that cannot be read at all, UsageError for Parquet without pyarrow.
+    A row is whatever the file holds (`records.RecordReader` judges it). What is no row is noted in
+    `problems` and left out. Raises InvalidInputError for a file that cannot be read at all,
+    UsageError for Parquet without pyarrow.
     """
     kind = file_format(path) if format == "auto" else format
     with open_data(path) as stream:

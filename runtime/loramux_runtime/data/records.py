@@ -161,7 +161,8 @@ class RecordReader:
             self._problems.add(line, f"{column}.{keys[0]}", said, f"must be one of {', '.join(_ROLES)}")
             return None
         content = turn.get(keys[1])
-        # System and user turns may be empty, but not missing; an empty answer teaches nothing but to stop.
+        # System and user turns may be empty, but not missing; an empty answer teaches nothing but
+        # to stop.
         required = "an answer" if role == "assistant" or content is None else ""
         text = self._checked(line, f"{column}.{keys[1]}", content, required)
         return None if text is None else Message(role, text)

@@ -34,8 +34,8 @@ class Renderer:
     def render(self, record: Record) -> Rendered:
         """The text of one record.
 
-        Raises UsageError for settings that do not go with this kind of record, ValueError, in a user's words, for a
-        record that the chat template refuses.
+        Raises UsageError for settings that do not go with this kind of record, ValueError, in a
+        user's words, for a record that the chat template refuses.
         """
         config = self._config
         if isinstance(record, Instruction):
@@ -61,10 +61,10 @@ def _kind(record: Record) -> str:
 def render_chat_template(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     """A chat in the model's own template; its last message must be the assistant's.
 
-    An answer is what the template writes after the prompt that would ask the model for it, its end of turn included.
-    Some templates rewrite earlier turns when later ones follow (they strip a reasoning block, say): then an earlier
-    answer is not where it was when it was asked for, and only the last one is learned. Raises ValueError for a
-    conversation that the template refuses.
+    An answer is what the template writes after the prompt that would ask the model for it, its end
+    of turn included. Some templates rewrite earlier turns when later ones follow (they strip a
+    reasoning block, say): then an earlier answer is not where it was when it was asked for, and
+    only the last one is learned. Raises ValueError for a conversation that the template refuses.
     """
     full = tokenizer.chat(messages)
     spans: list[Span] = []
@@ -88,7 +88,8 @@ def _answer_start(before: Sequence[Message], upto: str, tokenizer: Tokenizer) ->
     asked = tokenizer.chat(before, ask=True)
     if upto.startswith(asked):
         return len(asked)
-    # The request may end with something that a given answer does not have (an opened reasoning block).
+    # The request may end with something that a given answer does not have (an opened reasoning
+    # block).
     told = tokenizer.chat(before)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, upto, strict=False)))
     return shared if shared > len(told) and upto.startswith(told) else None

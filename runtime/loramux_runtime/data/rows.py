@@ -18,7 +18,8 @@ from loramux_traces.problems import Problems
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Ids = np.ndarray[Any, np.dtype[np.int32]]
 _Bools = np.ndarray[Any, np.dtype[np.bool_]]
-#: A batch for the tokenizer ends at so many rows or characters: offsets take far more memory than text.
+#: A batch for the tokenizer ends at so many rows or characters: offsets take far more memory than
+#: text.
 _BATCH_ROWS: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
 
@@ -27,8 +28,9 @@ _BATCH_CHARACTERS: Final = 1 << 20
 class TokenisedRows:
     """Rows as a sequence of (tokens, labels): int64 arrays of one length, [tokens of the row].
 
-    `labels[t]` is the token at t, to be predicted from those before it, or -100 where nothing is learned; the first
-    token never is. Kept flat, five bytes a token, so that 100,000 rows are a hundred megabytes and not a gigabyte.
+    `labels[t]` is the token at t, to be predicted from those before it, or -100 where nothing is
+    learned; the first token never is. Kept flat, five bytes a token, so that 100,000 rows are a
+    hundred megabytes and not a gigabyte.
     """
 
     ids: _Ids
@@ -104,7 +106,8 @@ def _joined(ids: Sequence[_Ids], learned: Sequence[_Bools]) -> TokenisedRows:
 class RowBuilder:
     """Collects tokenised rows; a token that the base model does not know is noted in `problems`.
 
-    `vocab_size` is the base model's; rows are cut at `max_tokens`, and a row with nothing left to learn is left out.
+    `vocab_size` is the base model's; rows are cut at `max_tokens`, and a row with nothing left to
+    learn is left out.
     """
 
     def __init__(
@@ -164,8 +167,9 @@ class RowBuilder:
     def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, _Bools]:
         """Tokens of the whole text, which of them hold a character of an answer, and the end of sequence, learned.
 
-        The text is tokenised as a whole, as the model will see it; a token that reaches from the prompt into the answer
-        is learned, for else the start of the answer would be learned by nobody.
+        The text is tokenised as a whole, as the model will see it; a token that reaches from the
+        prompt into the answer is learned, for else the start of the answer would be learned by
+        nobody.
         """
         eos = self._tokenizer.eos_id
         ids = np.array(encoded.ids, dtype=np.int32)
@@ -173,11 +177,13 @@ class RowBuilder:
         learned = np.zeros(len(ids), dtype=np.bool_)
         keep = len(ids)
         for span in rendered.spans:
-            # Byte-level tokenizers may trim blanks off the offsets: a token of blanks alone is then (end, end).
+            # Byte-level tokenizers may trim blanks off the offsets: a token of blanks alone is then
+            # (end, end).
             held = (ends > span[0]) & ((begins < span[1]) | (ends <= span[1]))
             stops = np.flatnonzero(held & (ids == eos))
             if len(stops) and not rendered.text[int(ends[stops[-1]]) : span[1]].strip():
-                # A chat template writes a line break after the end of a turn; generation has stopped by then.
+                # A chat template writes a line break after the end of a turn; generation has
+                # stopped by then.
                 held[stops[-1] + 1 :] = False
                 if span is rendered.spans[-1]:
                     keep = int(stops[-1]) + 1

@@ -33,11 +33,13 @@ def _reason(error: Exception) -> str:
 def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = None) -> Path:
     """`path` resolved: a relative one from `base` (None: the working folder).
 
-    With `roots`, raises InvalidInputError for a file outside all of them, also through `..` or a linked folder.
+    With `roots`, raises InvalidInputError for a file outside all of them, also through `..` or a
+    linked folder.
     """
     try:
         joined = path if base is None else base / path
-        # Only the folder is resolved, so that a link in the last place is still seen, and refused, when it is opened.
+        # Only the folder is resolved, so that a link in the last place is still seen, and refused,
+        # when it is opened.
         where = joined.parent.resolve() / joined.name
         if joined.name in ("", ".."):
             where = joined.resolve()
@@ -51,7 +53,8 @@ def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = 
 
 
 def _regular(path: Path) -> IO[bytes]:
-    # O_NONBLOCK: a pipe without a writer must be refused, not waited for. It changes nothing for regular files.
+    # O_NONBLOCK: a pipe without a writer must be refused, not waited for. It changes nothing for
+    # regular files.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -64,8 +67,8 @@ def _regular(path: Path) -> IO[bytes]:
 def open_data(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a regular file, those of a .gz file unpacked.
 
-    Raises InvalidInputError for anything else (missing, a folder, a link, a pipe, a device, a broken gzip), also while
-    it is read.
+    Raises InvalidInputError for anything else (missing, a folder, a link, a pipe, a device, a
+    broken gzip), also while it is read.
     """
     try:
         with _regular(path) as stream:

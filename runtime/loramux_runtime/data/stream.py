@@ -16,8 +16,9 @@ _KEPT: Final = 2
 class SampleStream:
     """Samples 0, 1, 2, ... of a job over all its epochs; sample n belongs to epoch n // n_rows.
 
-    The order of an epoch depends on (n_rows, seed, epoch) alone: any sample can be asked for at any time, and a resumed
-    job needs only its sample number. Raises ValueError for n_rows < 1, a negative seed or a negative sample.
+    The order of an epoch depends on (n_rows, seed, epoch) alone: any sample can be asked for at any
+    time, and a resumed job needs only its sample number. Raises ValueError for n_rows < 1, a
+    negative seed or a negative sample.
     """
 
     def __init__(self, n_rows: int, seed: int, shuffle: bool = True) -> None:

@@ -81,11 +81,12 @@ class SyntheticRows:
     """A job's rows, made when they are asked for: (tokens, labels) as `TokenisedRows` has them, nothing kept but two
     blocks of lengths.
 
-    Row i has the length that the simulator draws for row i of this job under seed `config.seed`, given the same
-    `micro_batch`, the rows of a micro-batch that the loop has found to fit the device alone (`JobCost.rows`). `bind`
-    sets it once the loop knows; until then it is the one that the job asks for. It must stay what it was when the job
-    began, also over a restart (`sha256` tells): where memory later makes the scheduler split a micro-batch, its rows
-    keep their lengths, in the simulator as here; a half may then hold a row longer than the half's own admission
+    Row i has the length that the simulator draws for row i of this job under seed `config.seed`,
+    given the same `micro_batch`, the rows of a micro-batch that the loop has found to fit the
+    device alone (`JobCost.rows`). `bind` sets it once the loop knows; until then it is the one that
+    the job asks for. It must stay what it was when the job began, also over a restart (`sha256`
+    tells): where memory later makes the scheduler split a micro-batch, its rows keep their lengths,
+    in the simulator as here; a half may then hold a row longer than the half's own admission
     quantile, which `fuse` checks. Every token is learned but a row's first.
     """
 

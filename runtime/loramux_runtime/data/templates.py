@@ -1,8 +1,9 @@
 """From a row's fields to the text a model sees, and which characters of it are the answer.
 
-Instruction rows use a template: plain text with {instruction}, {input} and {output}; {{ and }} are braces. It is data,
-not code: no attributes, indices, conversions or format specifications. Everything from {output} on is the answer.
-Where a row has no input, {input} becomes empty; the default template is Alpaca's, whose two forms differ by it.
+Instruction rows use a template: plain text with {instruction}, {input} and {output}; {{ and }} are
+braces. It is data, not code: no attributes, indices, conversions or format specifications.
+Everything from {output} on is the answer. Where a row has no input, {input} becomes empty; the
+default template is Alpaca's, whose two forms differ by it.
 
 Chat rows without the tokenizer's own chat template read
 

@@ -62,7 +62,8 @@ class Tokenizer:
     def chat(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """The conversation in the model's chat template, which transformers runs in a sandbox.
 
-        `ask`: ends where the model is to answer. Raises ValueError where the template refuses the conversation.
+        `ask`: ends where the model is to answer. Raises ValueError where the template refuses the
+        conversation.
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
@@ -123,8 +124,9 @@ def byte_tokenizer() -> Tokenizer:
 def load_tokenizer(path: Path | str | None) -> Tokenizer:
     """The tokenizer of a local model folder: no network, no code of the folder is run.
 
-    The byte-level tokenizer for None and for a folder with no tokenizer file at all. Raises InvalidInputError for a
-    folder whose tokenizer is of another kind than tokenizer.json, is broken, or names no end of sequence.
+    The byte-level tokenizer for None and for a folder with no tokenizer file at all. Raises
+    InvalidInputError for a folder whose tokenizer is of another kind than tokenizer.json, is
+    broken, or names no end of sequence.
     """
     if path is None:
         return byte_tokenizer()

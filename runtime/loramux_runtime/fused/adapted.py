@@ -137,11 +137,12 @@ class AdaptedMlp(nn.Module):
             gate, up = self._project("gate_proj", x), self._project("up_proj", x)
         groups = [group for group in layout.groups if group.method.has_block]
         if not groups:
-            # Its input is made again in the backward pass from gate and up, which `gated` keeps anyway: 13% less memory
-            # per token and layer (LLaMA-7B, LoRA), 0.6% of a CPU step
+            # Its input is made again in the backward pass from gate and up, which `gated` keeps
+            # anyway: 13% less memory per token and layer (LLaMA-7B, LoRA), 0.6% of a CPU step
             again = Source(tensors=(gate, up), make=partial(gated, act=self.act, slices=layout.slices))
             return self._project("down_proj", gated(gate, up, self.act, layout.slices), again)
-        # Split, not sliced: the pieces' gradients are put together once, a slice's is filled up with zeros to full size
+        # Split, not sliced: the pieces' gradients are put together once, a slice's is filled up
+        # with zeros to full size
         sizes = [groups[0].start, *(group.n_rows for group in groups), layout.width - groups[-1].end]
         hidden, gates, ups = (torch.split(rows, sizes) for rows in (x, gate, up))
         parts = [gated(gates[0], ups[0], self.act, _until(layout.slices, sizes[0]))] if sizes[0] else []

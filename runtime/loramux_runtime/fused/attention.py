@@ -1,6 +1,7 @@
 """Causal attention inside each sequence of a packed step, registered with transformers under one name.
 
-Slices, never a block-diagonal mask: 0 * NaN would carry one job's NaN to its neighbours, and the dense mask is T x T.
+Slices, never a block-diagonal mask: 0 * NaN would carry one job's NaN to its neighbours, and the
+dense mask is T x T.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> Bas
 def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu") -> BaseModel:
     """Load a local Hugging Face folder: safetensors only, no remote code, no network.
 
-    Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported family.
+    Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported
+    family.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -136,7 +137,8 @@ def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.de
             ignore_mismatched_sizes=True,
             **local,
         )
-        wrong = [f"{name} is missing" for name in sorted(about["missing_keys"])]  # else random values and a warning
+        # else random values and a warning
+        wrong = [f"{name} is missing" for name in sorted(about["missing_keys"])]
         wrong += [f"{key[0]} has shape {tuple(key[1])}" for key in sorted(about["mismatched_keys"])]
         surplus = sorted(name for name in about["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
         wrong += [f"{name} is surplus" for name in surplus]

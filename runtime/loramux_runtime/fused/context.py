@@ -19,7 +19,9 @@ class StepContext:
 
     layout: StepLayout
     anchor: Tensor
-    """Requires a gradient, so that backward passes of adapted linears run even where their input needs none."""
+    """Requires a gradient, so that backward passes of adapted linears run even where their input
+    needs none.
+    """
     stats: RouterStats = field(default_factory=RouterStats)
     """Of the layer that is running."""
 

@@ -28,7 +28,9 @@ def choose_device(name: str, *, here: bool = True) -> torch.device:
 
 
 SMALL_HIDDEN: Final = 512
-"""Below it a step's products are too small to share: two threads beside other work took twenty times as long."""
+"""Below it a step's products are too small to share: two threads beside other work took twenty
+times as long.
+"""
 
 
 def set_threads(threads: int | None, hidden: int) -> None:

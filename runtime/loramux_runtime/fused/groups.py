@@ -1,11 +1,12 @@
 """Jobs of one step whose adapters have the same structure: they share every grouped GEMM.
 
-In exact mode each job is a group of its own: everything that is computed for a group is then computed on one job's rows
-with plain GEMMs, so no bit depends on a peer, nothing is stacked and (CPU) a job's rows stay in the cache between
-operations. Frozen GEMMs, attention and loss go by rows and do not care.
+In exact mode each job is a group of its own: everything that is computed for a group is then
+computed on one job's rows with plain GEMMs, so no bit depends on a peer, nothing is stacked and
+(CPU) a job's rows stay in the cache between operations. Frozen GEMMs, attention and loss go by rows
+and do not care.
 
-A group owns the stacked compute copies of its jobs' parameters (in the compute dtype, one group of a grouped GEMM per
-job) and hands gradients back to each job's own buffer.
+A group owns the stacked compute copies of its jobs' parameters (in the compute dtype, one group of
+a grouped GEMM per job) and hands gradients back to each job's own buffer.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class JobGroup:
     def alone(self, adapter: Adapter) -> JobGroup:
         """The group of one of its jobs, with rows counted from 0."""
         i = self.adapters.index(adapter)
-        known = self._alone.get(i)  # one a step, not one per linear: in bf16 each would copy the whole adapter
+        # one a step, not one per linear: in bf16 each would copy the whole adapter
+        known = self._alone.get(i)
         if known is not None:
             return known
         start, end = self.slices[i]
@@ -137,7 +139,8 @@ class JobGroup:
         if len(slabs) == 1:
             slabs[0].add_(grads[0])
         else:
-            wide = grads.to(slabs[0].dtype, memory_format=torch.contiguous_format)  # equal strides: one launch
+            # equal strides: one launch
+            wide = grads.to(slabs[0].dtype, memory_format=torch.contiguous_format)
             torch._foreach_add_(slabs, list(wide.unbind(0)))
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:

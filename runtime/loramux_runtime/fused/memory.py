@@ -15,8 +15,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Have the C library of this PROCESS keep what is freed for the next step; whether it does (glibc only).
 
-    By default every tensor of more than 32 MiB is fresh pages that the kernel clears, and the packed rows of many jobs
-    are that large: 1.6% of a CPU step. For programs of our own (`loramux train` on CPU), not for libraries.
+    By default every tensor of more than 32 MiB is fresh pages that the kernel clears, and the
+    packed rows of many jobs are that large: 1.6% of a CPU step. For programs of our own (`loramux
+    train` on CPU), not for libraries.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -27,7 +27,9 @@ class JobOutcome:
 
     job_id: str
     loss: float
-    """Cross entropy, its share of the accumulation window (a whole window's micro-batches add up to the mean)."""
+    """Cross entropy, its share of the accumulation window (a whole window's micro-batches add up to
+    the mean).
+    """
     aux_loss: float
     """Auxiliary losses of its routers, weighted by the micro-batch's share of the window."""
     n_tokens: int
@@ -51,9 +53,9 @@ class Score:
 class FusedModel:
     """A frozen base whose linears carry the adapters of whichever jobs are in the step.
 
-    `exact`: every frozen GEMM, router and loss chunk runs on one job's rows only, so that on CPU in fp32 a job's bits
-    do not depend on its peers (default on CPU; costs 5 to 8%). `recompute`: keep only layer inputs and run each layer's
-    forward pass again in the backward pass.
+    `exact`: every frozen GEMM, router and loss chunk runs on one job's rows only, so that on CPU in
+    fp32 a job's bits do not depend on its peers (default on CPU; costs 5 to 8%). `recompute`: keep
+    only layer inputs and run each layer's forward pass again in the backward pass.
     """
 
     def __init__(

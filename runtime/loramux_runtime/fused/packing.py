@@ -1,7 +1,8 @@
 """One fused step as data: the micro-batches of its jobs in one packed row, never padded but for its last few tokens.
 
-Everything that depends on the layout is worked out here, on the host, once per step: segments, positions, keys of the
-dropout masks, rows with a label. The kernels only ever see row ranges and offsets.
+Everything that depends on the layout is worked out here, on the host, once per step: segments,
+positions, keys of the dropout masks, rows with a label. The kernels only ever see row ranges and
+offsets.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ class MicroBatch:
     tokens: tuple[Ints, ...]
     """One array of token ids per row."""
     labels: tuple[Ints, ...]
-    """Same lengths; `IGNORED` where nothing is learned. `labels[t]` is what should be predicted at t - 1."""
+    """Same lengths; `IGNORED` where nothing is learned. `labels[t]` is what should be predicted at
+    t - 1.
+    """
     samples: tuple[int, ...]
     """Index of each row in the job's stream of samples: the key of its dropout masks."""
     step: int = 0
     """Optimizer step, from 0."""
     window_labels: int | None = None
-    """Labels in the whole accumulation window, which the loss is divided by; None: this micro-batch is the window."""
+    """Labels in the whole accumulation window, which the loss is divided by; None: this micro-batch
+    is the window.
+    """
     window_share: float = 1.0
     """Share of the window's tokens in this micro-batch; its auxiliary losses are weighted by it."""
 
@@ -125,7 +130,8 @@ def build_layout(
         bounds.append(sum(map(len, index)))
         weights.append(1.0 / max(1, batch.n_labels if batch.window_labels is None else batch.window_labels))
         segments.append(Segment(start, at))
-    width = -(-at // ROUNDING) * ROUNDING  # the rest belongs to no job, no sequence and no statistic
+    # the rest belongs to no job, no sequence and no statistic
+    width = -(-at // ROUNDING) * ROUNDING
     rest = width - at
     pad = np.zeros(rest, dtype=np.int64)
 

@@ -28,7 +28,8 @@ class Router:
         gates = [adapter.slab.param(self.key) for adapter in self.group.adapters]
         if len(gates) == 1:
             return grouped_narrow(rows, gates[0].unsqueeze(0), self.group.offs).contiguous()
-        # One dense GEMM against all gates and a pick of each row's own: a grouped fp32 GEMM may loop on the host (CUDA)
+        # One dense GEMM against all gates and a pick of each row's own: a grouped fp32 GEMM may
+        # loop on the host (CUDA)
         every = (rows @ torch.cat(gates).t()).view(len(rows) * len(gates), -1)
         return every.index_select(0, self._own_cells(len(gates)))
 
@@ -77,8 +78,8 @@ def _wide(x: Tensor, router: Router) -> Tensor:
 def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(x, gate logits in fp32 [rows of the group, experts]) of x [N, n_in]; gates' gradients go to their slabs.
 
-    Hand the x that comes back to ONE operation that makes its input's gradient itself: the routers' is added to that
-    tensor, in place. x itself is kept for the backward pass, not its fp32 copy.
+    Hand the x that comes back to ONE operation that makes its input's gradient itself: the routers'
+    is added to that tensor, in place. x itself is kept for the backward pass, not its fp32 copy.
     """
     if not routers:
         return x, ()
@@ -88,5 +89,6 @@ def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple
 
 def sum_per_job(values: Tensor, group: GroupRows) -> Tensor:
     """[rows, n] -> [jobs, n]: differentiable sums over each job's rows alone (a product with ones and zeros would carry
-    one job's NaN to all)."""
+    one job's NaN to all).
+    """
     return torch.stack([values[a:b].sum(0) for a, b in group.slices])

@@ -1,8 +1,8 @@
 """A job's trainable parameters in one flat buffer, with named views into it and into its gradient.
 
-One buffer makes the clip norm one operation, the optimizer one tensor and preemption three contiguous copies
-(parameters and two moments). Ranks are padded with zero rows and columns to what grouped GEMMs need; padding gets zero
-gradients and stays zero under AdamW and SGD.
+One buffer makes the clip norm one operation, the optimizer one tensor and preemption three
+contiguous copies (parameters and two moments). Ranks are padded with zero rows and columns to what
+grouped GEMMs need; padding gets zero gradients and stays zero under AdamW and SGD.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 ALIGN: Final = 16
-"""Elements: every tensor starts on a multiple, so that bf16 copies keep the 16-byte alignment grouped GEMMs want."""
+"""Elements: every tensor starts on a multiple, so that bf16 copies keep the 16-byte alignment
+grouped GEMMs want.
+"""
 
 Init = Literal["zeros", "ones", "kaiming", "normal"]
 
@@ -105,7 +107,8 @@ class Slab:
 
     def initialise(self, seed: int, *, generator: torch.Generator | None = None) -> None:
         """Fill in the initial values of every part; the generator is on the CPU, so they are the same on any device.
-        One that is given is used where it is (on a GPU: many times as fast)."""
+        One that is given is used where it is (on a GPU: many times as fast).
+        """
         if generator is None:
             generator = torch.Generator().manual_seed(seed % (1 << 63))
         for spec in self.layout.specs:

@@ -1,6 +1,7 @@
 """Sums over tokens that routers leave behind for auxiliary losses, per group of jobs.
 
-They travel as outputs of a layer, not as side effects, so that recomputation in the backward pass keeps their graph.
+They travel as outputs of a layer, not as side effects, so that recomputation in the backward pass
+keeps their graph.
 """
 
 from __future__ import annotations

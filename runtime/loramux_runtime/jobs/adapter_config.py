@@ -1,9 +1,10 @@
 """`adapter_config.json`: the configuration of an adapter file, in PEFT's words.
 
-LoRA is PEFT's own file. The mixtures add `routing_strategy`, `num_experts`, `top_k` and the fields of their
-configuration under the same names; MixLoRA has its attention adapters under `attention_lora` (null: none). Files of
-the authors' tools are read too: there the attention projections stand in `target_modules` (a list, or names with
-booleans) and `expert_lora` holds what the experts have different.
+LoRA is PEFT's own file. The mixtures add `routing_strategy`, `num_experts`, `top_k` and the fields
+of their configuration under the same names; MixLoRA has its attention adapters under
+`attention_lora` (null: none). Files of the authors' tools are read too: there the attention
+projections stand in `target_modules` (a list, or names with booleans) and `expert_lora` holds what
+the experts have different.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def _config(method: str, document: Mapping[str, Any]) -> Any:
     values = _values(config_type, document)
     config = config_type(**values)
     top_k = document.get("top_k")
-    if top_k is not None and "top_k" not in values:  # soft and dynamic routing have no k of their own
+    # soft and dynamic routing have no k of their own
+    if top_k is not None and "top_k" not in values:
         own = {"loramoe": "num_experts", "dynmole": "keep_top_k"}.get(method)
         if own is None or top_k != getattr(config, own):
             raise _Bad("top_k", top_k, f"{method} has no top_k" + (f" other than its {own}" if own else ""))

@@ -1,8 +1,9 @@
 """Adapter files: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
-LoRA, rsLoRA and DoRA are PEFT's own files, which `PeftModel.from_pretrained` loads bit for bit; mixtures have the keys
-that their slabs name. Ranks are stored without padding. Reading is strict (every missing or surplus tensor, wrong shape
-or dtype is named), never unpickles and follows no symlink; writing is whole or not at all.
+LoRA, rsLoRA and DoRA are PEFT's own files, which `PeftModel.from_pretrained` loads bit for bit;
+mixtures have the keys that their slabs name. Ranks are stored without padding. Reading is strict
+(every missing or surplus tensor, wrong shape or dtype is named), never unpickles and follows no
+symlink; writing is whole or not at all.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64"}
 def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite: bool = False) -> None:
     """Write an adapter into `folder`, which appears whole or not at all.
 
-    Raises StateError where the folder exists (with `overwrite`: where it holds anything but an adapter), is a symlink,
-    or cannot be written. `base_name` is recorded as `base_model_name_or_path`.
+    Raises StateError where the folder exists (with `overwrite`: where it holds anything but an
+    adapter), is a symlink, or cannot be written. `base_name` is recorded as
+    `base_model_name_or_path`.
     """
     folder = Path(os.path.abspath(folder))
     _may_write(folder, overwrite)
@@ -53,7 +55,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
         (temporary / CONFIG).write_text(json_text(document, indent=2) + "\n", encoding="utf-8")
         tensors = {name: view.detach().cpu().contiguous() for name, view in adapter.slab.named_parts().items()}
         save_file(tensors, temporary / TENSORS, metadata={"format": "pt"})
-        (temporary / TENSORS).chmod((temporary / CONFIG).stat().st_mode & 0o777)  # safetensors leaves 0600
+        # safetensors leaves 0600
+        (temporary / TENSORS).chmod((temporary / CONFIG).stat().st_mode & 0o777)
         for path in (temporary / CONFIG, temporary / TENSORS, temporary):
             sync(path)
         if folder.exists():
@@ -77,8 +80,9 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
 def read_adapter_config(path: str | Path) -> tuple[str, Any]:
     """(method, configuration) from an `adapter_config.json` or its folder. InvalidInputError where it is no such file.
 
-    Reads PEFT's files, ours, and those of the authors' tools. Keys that are missing take the method's defaults; a key
-    that would change what the adapter computes and is not known is refused.
+    Reads PEFT's files, ours, and those of the authors' tools. Keys that are missing take the
+    method's defaults; a key that would change what the adapter computes and is not known is
+    refused.
     """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():

@@ -60,7 +60,8 @@ class Patience:
 def predicted_improvement(losses: Sequence[float], ahead: int) -> float | None:
     """How much the loss will fall over `ahead` more points by loss(t) = 1 / (b0 t + b1) + b2, least squares, b >= 0.
 
-    None with fewer than 20 finite points. Source: SLAQ (Zhang et al., SoCC 2017), as in arXiv 2312.02515.
+    None with fewer than 20 finite points. Source: SLAQ (Zhang et al., SoCC 2017), as in arXiv
+    2312.02515.
     """
     from scipy.optimize import least_squares
 

@@ -19,7 +19,8 @@ def job_data(
 ) -> JobData:
     """The job's rows, from its file (arguments and errors of `load_data`) or synthetic.
 
-    Synthetic ones are those of the micro-batch size that the job asks for, until `JobData.bound` to what it gets.
+    Synthetic ones are those of the micro-batch size that the job asks for, until `JobData.bound` to
+    what it gets.
     """
     if not isinstance(job.data, SyntheticData):
         return load_data(job.data, tokenizer, vocab_size=vocab_size, seed=job.seed, base=base, roots=roots)

@@ -21,7 +21,8 @@ Targets = Literal["all-linear", "attention", "mlp", "qv"]
 def register_base(base: BaseModel) -> str:
     """Make the base's shape known to the cost model; returns the label that jobs name it by."""
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", base.name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "base"
-    label = f"{label[:100]}.run"  # never the name of a shipped shape, whose vocabulary or depth may differ
+    # never the name of a shipped shape, whose vocabulary or depth may differ
+    label = f"{label[:100]}.run"
     register_shape(shape_from_dict(base.hf.config.to_dict(), label))
     return label
 
@@ -41,7 +42,8 @@ class _Lengths(NamedTuple):
 
 
 def _lengths(job: TrainJob, data: JobData) -> _Lengths:
-    if isinstance(job.data, SyntheticData):  # the trace's own words, of which these rows are one draw
+    # the trace's own words, of which these rows are one draw
+    if isinstance(job.data, SyntheticData):
         said = job.data.synthetic
         return _Lengths(said.seq_len, said.seq_len_p95, said.length_dist)
     stats = length_stats(data.train)

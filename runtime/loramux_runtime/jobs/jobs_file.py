@@ -88,7 +88,9 @@ class TrainJob(_Strict):
     id: JobId
     method: Literal["lora", "mixlora", "mola", "loramoe", "dynmole"] = "lora"
     adapter: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the method's configuration (`fused.adapters`): rank, alpha, dropout, target_modules, ..."""
+    """Fields of the method's configuration (`fused.adapters`): rank, alpha, dropout,
+    target_modules, ...
+    """
     data: Data
     """A file (`data.DataConfig`), or `synthetic` (`data.SyntheticConfig`): lengths alone."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 8

@@ -36,7 +36,8 @@ class Admission:
     def admit(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> Admitted:
         """The job with its rows read. `folder`: where its relative paths start; `submit_s`: instead of the job's own.
 
-        Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows cannot be used.
+        Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows
+        cannot be used.
         """
         self.check_adapter(job)
         data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder)

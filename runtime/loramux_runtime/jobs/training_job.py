@@ -39,9 +39,9 @@ Log = Callable[[dict[str, Any]], None]
 class TrainingJob:
     """One job from its first to its last optimizer step.
 
-    Step s trains on samples [s * batch_size, (s + 1) * batch_size) of the stream, in as many micro-batches as the
-    scheduler makes of them; the loss is divided by the labels of the whole step, so the split changes no gradient but
-    that of auxiliary losses (f * P is not linear).
+    Step s trains on samples [s * batch_size, (s + 1) * batch_size) of the stream, in as many
+    micro-batches as the scheduler makes of them; the loss is divided by the labels of the whole
+    step, so the split changes no gradient but that of auxiliary losses (f * P is not linear).
     """
 
     def __init__(
@@ -233,7 +233,8 @@ class TrainingJob:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training needs to go on bit-equal from here, between any two fused steps.
 
-        Tensors (the job's own, not copies, wherever they are: use them before the next step) and facts for JSON.
+        Tensors (the job's own, not copies, wherever they are: use them before the next step) and
+        facts for JSON.
         """
         slab = self.adapter.slab
         tensors = {"params": slab.params, "losses": torch.tensor(list(self._losses.last), dtype=torch.float64)}
@@ -262,7 +263,8 @@ class TrainingJob:
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take up what `state` gave, tensors copied to where the job's own are.
 
-        Raises StateError, with nothing changed, where it is of another job (it says what differs) or not whole.
+        Raises StateError, with nothing changed, where it is of another job (it says what differs)
+        or not whole.
         """
         check_identity(self._own_identity(), facts.get("identity"))
         found, slab = read_progress(facts), self.adapter.slab

@@ -13,7 +13,8 @@ from loramux_runtime.live.state.store import HELD, OPEN, QUEUED, Row, Store
 class LiveInbox:
     """Inbox of the step loop (contract: `step_backend.Inbox`).
 
-    `admit` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether more may come.
+    `admit` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
+    more may come.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class LiveInbox:
         """Commands first, in order: `cancel` and the job it is for may come together."""
         version = self._store.version  # before the reading: what comes meanwhile is news again
         if version != self._version:
-            with self._store.transaction():  # one moment: no command is seen without the job that it is for
+            # one moment: no command is seen without the job that it is for
+            with self._store.transaction():
                 self._read_jobs(now_s)
                 commands = self._store.open_commands()
             for row in commands:

@@ -51,7 +51,8 @@ class Roster:
             job = self._intake.job(row["seq"], spec)
             if job is None:
                 return None
-            # synthetic rows are drawn by micro-batch: by the first one, also after it has been halved
+            # synthetic rows are drawn by micro-batch: by the first one, also after it has been
+            # halved
             drawn_by = row["drawn_by"] or job.cost_on(0).rows
             admitted = replace(admitted, data=admitted.data.bound(drawn_by))
             digest = admitted.data.train.sha256

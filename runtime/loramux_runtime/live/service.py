@@ -47,7 +47,9 @@ FALLBACK: Final = "fifo"
 IDLE_FLUSH_S: Final = 5.0
 """How often an idle scheduler says that it is there."""
 STALL_S: Final = 30.0
-"""A device that a policy leaves empty for so long, with a job waiting that fits, is no plan but a stall."""
+"""A device that a policy leaves empty for so long, with a job waiting that fits, is no plan but a
+stall.
+"""
 Watch = Callable[[float], float | None]
 """(now in seconds) -> the bytes that the jobs may use from now on, where that has changed."""
 
@@ -158,8 +160,8 @@ class LiveService:
             except LoramuxError:  # the policy or the disk has ended it
                 self._close()
                 raise
-            # Anything else is a crash, or a second signal: it ends at once, for what is in memory may be half done, and
-            # the marker tells the next process whose step it was
+            # Anything else is a crash, or a second signal: it ends at once, for what is in memory
+            # may be half done, and the marker tells the next process whose step it was
             self._close()
         ended = [row["state"] for row in self.store.jobs()]
         return Outcome(
@@ -444,7 +446,8 @@ class LiveService:
     def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.book.hear(event, job, devices, detail)
         self._sampled = False
-        if event in (Event.FAIL, Event.REJECT):  # the other ends are told to `_ended` or come from `cancelled`
+        # the other ends are told to `_ended` or come from `cancelled`
+        if event in (Event.FAIL, Event.REJECT):
             self.cancelled(job.job_id)
 
     def _ended(self, job: Job, training: TrainingJob) -> None:

@@ -16,7 +16,9 @@ class LiveSettings:
     max_resident: float = inf
     recompute: bool = False
     checkpoint_s: float = 60.0
-    """Seconds of training that a kill may cost; more where checkpoints would take over 2% of the time."""
+    """Seconds of training that a kill may cost; more where checkpoints would take over 2% of the
+    time.
+    """
     flush_s: float = 1.0
     """How often progress is committed where no job changes its state."""
     exit_when_idle: bool = False
@@ -24,4 +26,6 @@ class LiveSettings:
     on_policy_error: Literal["fallback", "exit"] = "fallback"
     """A policy that raises, over-commits or stalls is replaced by fifo, or ends the scheduler."""
     record: bool = False
-    """Log every fused step, so that the decisions can be taken again (`loramux_policies.stepping.replay`)."""
+    """Log every fused step, so that the decisions can be taken again
+    (`loramux_policies.stepping.replay`).
+    """

@@ -22,12 +22,14 @@ RESTARTS: Final = 10
 LIVED_S: Final = 60.0
 """After so many deaths in a row, each within so long of its start, there are no more restarts."""
 START_S: Final = 1800.0
-"""A process may load its model for so long without a sign of life (for as long as it may hang, where that is longer):
-140 GB from a network disk take a quarter of an hour.
+"""A process may load its model for so long without a sign of life (for as long as it may hang,
+where that is longer): 140 GB from a network disk take a quarter of an hour.
 """
 POLL_S: Final = 0.2
 RESTARTED: Final = "LORAMUX_RESTARTED"
-"""In the environment of a process that takes the place of one that died: its command line is that of the first."""
+"""In the environment of a process that takes the place of one that died: its command line is that
+of the first.
+"""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -36,8 +38,8 @@ def supervise(
 ) -> int:
     """Run `command` (a scheduler on `folder`) until it ends on purpose; returns its exit code.
 
-    SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides, trains or saves is
-    killed: the next one knows by its marker what it was doing.
+    SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides,
+    trains or saves is killed: the next one knows by its marker what it was doing.
     """
     short_lives = 0
     environment: dict[str, str] | None = None

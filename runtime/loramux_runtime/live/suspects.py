@@ -1,8 +1,8 @@
 """Jobs in whose steps a scheduler process has died: after two deaths at the same place they run alone, after three
 they fail.
 
-At the same place: a job that has got further since is no suspect, so that kills from outside, which come anywhere, make
-none.
+At the same place: a job that has got further since is no suspect, so that kills from outside, which
+come anywhere, make none.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Suspects:
         """Count the death of the last process against the jobs of its step (inside the caller's transaction)."""
         if self._doing is None or self._doing.phase != "step":
             return
-        if self._store.fact("counted_mark") == self._doing.since_s:  # by a start that came no further
+        # by a start that came no further
+        if self._store.fact("counted_mark") == self._doing.since_s:
             return
         self._store.set_facts(counted_mark=self._doing.since_s)
         jobs = self._doing.jobs

@@ -24,9 +24,9 @@ def whole_steps(steps: float) -> int:
 def train_job(spec: JobSpec, *, seed: int) -> TrainJob:
     """The training job of one row of a trace.
 
-    `seed`: the run's, from which lengths and tokens are drawn as a simulation with that seed draws the lengths.
-    What the run decides for all its jobs (base model, dtype, recompute) is not looked at, nor are deadlines, which no
-    policy reads.
+    `seed`: the run's, from which lengths and tokens are drawn as a simulation with that seed draws
+    the lengths. What the run decides for all its jobs (base model, dtype, recompute) is not looked
+    at, nor are deadlines, which no policy reads.
 
     Raises UsageError, naming the job, for what cannot run on one real device.
     """

@@ -1,7 +1,8 @@
 """Memory of a fused step without the device: the real step on fake tensors, or the allocation plan alone.
 
-Everything here is an estimate for a device that may not be at hand: weights, states and the step's own peak, plus the
-margin of the device's profile. Importing this needs no torch; nor does an estimate by the plan.
+Everything here is an estimate for a device that may not be at hand: weights, states and the step's
+own peak, plus the margin of the device's profile. Importing this needs no torch; nor does an
+estimate by the plan.
 """
 
 from __future__ import annotations

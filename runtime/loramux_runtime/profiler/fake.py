@@ -1,8 +1,8 @@
 """The peak of a fused step without the device, and without the memory: the real step on fake tensors.
 
-Fake tensors have shapes, types and storages but no data, so that a 13B model fits anywhere. The step runs as on CUDA
-(one product for all jobs, groups of jobs, masks in large blocks), or with `exact` as on a CPU; attention by sequences,
-whose tracked bytes are those of the CPU kernels.
+Fake tensors have shapes, types and storages but no data, so that a 13B model fits anywhere. The
+step runs as on CUDA (one product for all jobs, groups of jobs, masks in large blocks), or with
+`exact` as on a CPU; attention by sequences, whose tracked bytes are those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torc
 
 @contextmanager
 def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool, keys: Any) -> Iterator[None]:
-    # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it belongs. The fake
-    # device is called "cpu", where masks are made in blocks that fit a cache: right for exact mode, which is the CPU's
+    # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it
+    # belongs. The fake device is called "cpu", where masks are made in blocks that fit a cache:
+    # right for exact mode, which is the CPU's
     stay = patch("transformers.PreTrainedModel.to", lambda model, *_: model)
     blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK if exact else dropout._BLOCK_DEVICE)
     own_keys = patch.object(dropout, "_channel_keys", keys)

@@ -1,9 +1,9 @@
 """Which fused steps to measure: a seeded, space-filling draw over everything that a step can vary in, and the choice
 among draws of what teaches most per second.
 
-Half of the points are drawn, so that errors on them say what an ordinary step's error is (the conformal bound needs
-exchangeable points); the other half is chosen D-optimally for the linear time model, per predicted second: a short step
-of a rare kind beats a long one of a known kind.
+Half of the points are drawn, so that errors on them say what an ordinary step's error is (the
+conformal bound needs exchangeable points); the other half is chosen D-optimally for the linear time
+model, per predicted second: a short step of a rare kind beats a long one of a known kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ LOG_UNIFORM: Final = 0.75
 POOL: Final = 256
 """Draws among which the next point is chosen."""
 RIDGE: Final = 1e-3
-"""Added to the information matrix, in units of one point's squared relative feature: it is singular at first."""
+"""Added to the information matrix, in units of one point's squared relative feature: it is singular
+at first.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,8 @@ def _adapter(u: Floats, method: str, limits: Limits) -> AdapterPoint:
 
 def _job(u: Floats, method: str, limits: Limits, rng: np.random.Generator) -> JobPoint:
     rows = 1 + int(u[6] ** 2 * limits.rows)
-    # Most of them log-uniform from 1 token on: launches decide the short ones, and a long step costs a minute
+    # Most of them log-uniform from 1 token on: launches decide the short ones, and a long step
+    # costs a minute
     share = u[7] / LOG_UNIFORM
     longest = math.exp(share * math.log(limits.length)) if share < 1 else u[9] * limits.length
     lengths = tuple(max(1, round(longest * spread)) for spread in rng.uniform(0.4, 1.0, rows))
@@ -124,7 +127,8 @@ class Chooser:
         core: int = 40,
     ) -> None:
         """`features` of a point for the time model and the `seconds` it is thought to take; the first `core` points
-        are drawn."""
+        are drawn.
+        """
         self._draws = draw(limits, seed=seed)
         self._pool_draws = draw(limits, seed=seed + 1000)
         self._features, self._seconds, self._core = features, seconds, core

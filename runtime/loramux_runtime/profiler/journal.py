@@ -1,7 +1,7 @@
 """What a profiling run has found so far, one line a finding, on the disk before the next step runs.
 
-A kill at any moment costs the step it hit: the last line may be torn and is dropped. Everything else that is not as it
-was written is refused.
+A kill at any moment costs the step it hit: the last line may be torn and is dropped. Everything
+else that is not as it was written is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Journal:
 
     def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool = False, force: bool = False) -> None:
         """Raises StateError where there is one already and neither `resume` nor `force`, or it cannot be written;
-        UsageError where it is of something else, InvalidInputError where it is damaged."""
+        UsageError where it is of something else, InvalidInputError where it is damaged.
+        """
         self.path = path
         self.found: list[Measured] = []
         self.notes: dict[str, Any] = {}
@@ -176,7 +177,8 @@ def record_block(
     tell: Callable[[Measured], None] = lambda one: None,
 ) -> None:
     """Measure a block (`measure_block`), every finding in the journal before the next; `tell` of each peak and of a
-    point's last time."""
+    point's last time.
+    """
     numbers = {id(one): i for i, one in enumerate(journal.found)}
 
     def found(one: Measured) -> None:
@@ -195,7 +197,8 @@ def record_block(
 
 def rows_of(found: Iterable[Measured], repeats: int) -> list[dict[str, Any]]:
     """The points of a record: those that are complete, and those that ran out of memory. Times of a point that was
-    broken off are left out, its peak stays."""
+    broken off are left out, its peak stays.
+    """
     rows = []
     for one in found:
         row = one.to_dict()

@@ -22,12 +22,16 @@ class Measured:
 
     point: StepPoint
     memory: dict[str, Any] = field(default_factory=dict)
-    """`dynamic`, `state`, `total` (CUDA: also `allocated`, `reserved`, `context`); or `censored` with `known`."""
+    """`dynamic`, `state`, `total` (CUDA: also `allocated`, `reserved`, `context`); or `censored`
+    with `known`.
+    """
     samples: list[float] = field(default_factory=list)
     active_experts: list[float | None] | None = None
     """By job, where a method's routing decides it."""
     anchor_s: float | None = None
-    """Median seconds of the reference step (`ANCHOR`), timed in turn with it: how fast the machine was."""
+    """Median seconds of the reference step (`ANCHOR`), timed in turn with it: how fast the machine
+    was.
+    """
 
     @property
     def censored(self) -> bool:
@@ -121,7 +125,8 @@ def _cuda_peak(model: FusedModel, point: StepPoint) -> dict[str, Any]:
 
 def clock(model: FusedModel) -> Callable[[], float]:
     """Seconds: of the process's CPU on a CPU with one thread (the machine may be shared), else on the wall, with the
-    device waited for."""
+    device waited for.
+    """
     if model.base.device.type == "cuda":
 
         def wait() -> float:
@@ -138,8 +143,10 @@ ANCHOR: Final = StepPoint(
         JobPoint(adapter=AdapterPoint(method="dynmole", rank=8, experts=4, top_k=2), lengths=(30,), labels=15),
     )
 )
-"""The reference step of every block. On a shared machine blocks of one run differ by a quarter in speed, the repeats
-within a block by 4%: with it, times of different blocks can be brought to one speed."""
+"""The reference step of every block. On a shared machine blocks of one run differ by a quarter in
+speed, the repeats within a block by 4%: with it, times of different blocks can be brought to one
+speed.
+"""
 
 
 class Timed:
@@ -180,9 +187,11 @@ def measure_block(
     each step in turn, every other round backwards, so that a busy moment of the machine hits all alike, until each has
     `repeats`. On a GPU as many of the block's steps take turns as fit side by side.
 
-    `found` is told of every peak and `sampled` of every time as soon as there is one; they may raise to end early.
+    `found` is told of every peak and `sampled` of every time as soon as there is one; they may
+    raise to end early.
     """
-    Timed(model, Measured(point=ANCHOR), seed=seed)  # what a model keeps from its first step on is no step's peak
+    # what a model keeps from its first step on is no step's peak
+    Timed(model, Measured(point=ANCHOR), seed=seed)
     for measured in block:
         if not measured.memory:
             measured.memory = peak(model, measured.point, limit_bytes)
@@ -194,7 +203,8 @@ def measure_block(
 
 def side_by_side(block: Sequence[Measured], room: float) -> Iterator[list[Measured]]:
     """The steps in groups whose states, with the largest step's own peak, are at most `room` bytes; one that is larger
-    comes alone."""
+    comes alone.
+    """
     group: list[Measured] = []
     for one in block:
         wider = [*group, one]

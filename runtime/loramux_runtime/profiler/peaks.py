@@ -1,8 +1,9 @@
 """Peaks of steps on fake tensors, remembered on disk: a 7B step takes seconds to run and never changes.
 
-An entry is one small JSON file, named by the digest of everything that the peak depends on: the model's configuration,
-the type of its weights, the step, the versions of torch and transformers, and the code of the runtime. An entry that
-cannot be read, or is of something else, counts as none and is written anew. Importing this needs no torch.
+An entry is one small JSON file, named by the digest of everything that the peak depends on: the
+model's configuration, the type of its weights, the step, the versions of torch and transformers,
+and the code of the runtime. An entry that cannot be read, or is of something else, counts as none
+and is written anew. Importing this needs no torch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def cache_folder(folder: Path | None = None) -> Path:
     if folder is not None:
         return folder
     home = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"  # the standard ignores relative ones
+    # the standard ignores relative ones
+    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return root / "loramux" / "estimates"
 
 
@@ -71,7 +73,8 @@ def _installed(name: str) -> str:
 
 class FakePeaks:
     """Peaks of steps of one base. `model`: all that its configuration consists of, as JSON; `build`: its configuration
-    of transformers, asked for only where a step has to be run."""
+    of transformers, asked for only where a step has to be run.
+    """
 
     def __init__(
         self,

@@ -23,10 +23,13 @@ from loramux_runtime.profiler.measure import Measured
 BLOCK: Final = 8
 """Steps that are kept ready and timed in turn."""
 FIRST_FIT: Final = 40
-"""Points before the time model is fitted for the first time; until then a rough guess of the seconds will do."""
+"""Points before the time model is fitted for the first time; until then a rough guess of the
+seconds will do.
+"""
 GUESS: Final = (0.02, 2e-11)
-"""Seconds of a job, and per FLOP of the frozen matrices: right within a factor of a few on a CPU core; only the order
-of the steps' costs matters."""
+"""Seconds of a job, and per FLOP of the frozen matrices: right within a factor of a few on a CPU
+core; only the order of the steps' costs matters.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

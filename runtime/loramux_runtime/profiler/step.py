@@ -63,7 +63,8 @@ class PointStep:
     def __init__(self, model: FusedModel, point: StepPoint, *, seed: int = 0) -> None:
         self.model, self.point = model, point
         model.recompute = point.recompute
-        # On a GPU the values are made there: on the CPU those of a large point take longer than all of its steps
+        # On a GPU the values are made there: on the CPU those of a large point take longer than all
+        # of its steps
         device = model.base.device
         make = torch.Generator(device).manual_seed(seed) if device.type == "cuda" else None
         self.adapters: list[Adapter] = [
@@ -108,7 +109,9 @@ class Peak:
     state: int
     """Adapters, gradients and moments of all jobs of the step."""
     dynamic: int
-    """Peak of the step on top of both: activations, compute copies, temporaries of kernels and optimizers."""
+    """Peak of the step on top of both: activations, compute copies, temporaries of kernels and
+    optimizers.
+    """
 
     @property
     def total(self) -> int:

@@ -1,7 +1,7 @@
 """The jobs that `estimate` and `recommend` are asked about: of a jobs file or of a trace, on their base or another.
 
-Importing this needs no torch. A jobs file is read by the training runtime, with the lengths of its data; where lengths
-are given instead, an outline of it is enough, which needs no torch either.
+Importing this needs no torch. A jobs file is read by the training runtime, with the lengths of its
+data; where lengths are given instead, an outline of it is enough, which needs no torch either.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def read_subjects(
 ) -> Subjects:
     """The jobs of a jobs file (its data's lengths, or `seq_len`) or of a trace.
 
-    `model`, `dtype` and `recompute` override what the file says. Raises UsageError and InvalidInputError.
+    `model`, `dtype` and `recompute` override what the file says. Raises UsageError and
+    InvalidInputError.
     """
     base = None if model is None else find_base(model)
     changes: dict[str, Any] = {"recompute": True} if recompute else {}
@@ -192,7 +193,8 @@ def _of_jobs_file(
     specs, adapters, notes = [], {}, []
     for job in file.jobs:
         tell(f"reading the data of {job.id}")
-        vocab = max(known.shape.vocab, tokenizer.vocab_size)  # under another base the lengths count, not the ids
+        # under another base the lengths count, not the ids
+        vocab = max(known.shape.vocab, tokenizer.vocab_size)
         data = job_data(job, tokenizer, vocab_size=vocab, base=file.folder)
         spec = spec_of_data(job, data, known.label, dtype=dtype or file.base.dtype, recompute=recompute)
         specs.append(spec)

@@ -21,10 +21,12 @@ class MemoryLimitError(RuntimeError):
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`live` and `peak`: bytes of the storages that operations inside the mode made and that still exist.
 
-    On a build without CUDA this is the only measure there is: `torch.cuda.max_memory_allocated()` answers 0. Not
-    counted: the allocator's fragments, the CUDA context, workspaces inside library calls.
+    On a build without CUDA this is the only measure there is: `torch.cuda.max_memory_allocated()`
+    answers 0. Not counted: the allocator's fragments, the CUDA context, workspaces inside library
+    calls.
 
-    `limit_bytes`: the allocation that would exceed it raises MemoryLimitError, as a full device would.
+    `limit_bytes`: the allocation that would exceed it raises MemoryLimitError, as a full device
+    would.
     """
 
     def __init__(self, limit_bytes: float | None = None) -> None:

@@ -1,7 +1,7 @@
 """How long moving things takes: a new job's adapter, one from its file, a pause and a resume, the base's weights.
 
-Measuring needs torch and numpy only: the GPU suite runs where there is neither pydantic nor SciPy. The lines are fitted
-where there is SciPy.
+Measuring needs torch and numpy only: the GPU suite runs where there is neither pydantic nor SciPy.
+The lines are fitted where there is SciPy.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _base_seconds(model: FusedModel, path: Path) -> float:
     size = 0
     for name, tensor in model.base.hf.state_dict().items():
         if size < BASE_SAMPLE:
-            chosen[name] = tensor.detach().clone().contiguous()  # tied weights share storage, which the format refuses
+            # tied weights share storage, which the format refuses
+            chosen[name] = tensor.detach().clone().contiguous()
             size += tensor.numel() * tensor.element_size()
     save_file(chosen, path)
     chosen.clear()

@@ -15,9 +15,10 @@ Fault = Callable[[str, dict[str, object]], None]
 class FaultPlan:
     """Faults by the point they happen at.
 
-    Points: `step` (job_ids, rows), before it runs; `commit` (stage: "before", "after") of the live scheduler's
-    progress; `checkpoint` (stage, job_id), when a stage of a save is over: "begin", "tensors", "state", "manifest",
-    "synced", "aside" (only where one at the same position is replaced), "renamed", "pruned".
+    Points: `step` (job_ids, rows), before it runs; `commit` (stage: "before", "after") of the live
+    scheduler's progress; `checkpoint` (stage, job_id), when a stage of a save is over: "begin",
+    "tensors", "state", "manifest", "synced", "aside" (only where one at the same position is
+    replaced), "renamed", "pruned".
     """
 
     def __init__(self, **faults: Fault) -> None:

@@ -92,7 +92,8 @@ def outline_base(config: BaseConfig) -> BaseModel:
 class TrainRun:
     """The parts of one run, put together. Load the data and check every job before anything is trained.
 
-    `record`: the events hold every fused step too, so that `stepping.replay` can take the decisions again.
+    `record`: the events hold every fused step too, so that `stepping.replay` can take the decisions
+    again.
     """
 
     def __init__(

@@ -83,7 +83,8 @@ def ceilings(store: Store, device: torch.device, *, tiny: bool) -> None:
 def cases(part: str, *, tiny: bool) -> Iterator[Case]:
     """The fused steps of a part."""
     models = ("llama-7b", "llama-3-8b")
-    if part == "fused":  # 1, 2, 4, 8 jobs: about 1,500 tokens each (saturated), and 4 x 200 (launch-bound when alone)
+    # 1, 2, 4, 8 jobs: about 1,500 tokens each (saturated), and 4 x 200 (launch-bound when alone)
+    if part == "fused":
         for model in models:
             for rows, length in ((4, 384), (4, 200)):
                 for jobs in (1, 2, 4, 8):

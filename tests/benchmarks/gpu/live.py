@@ -16,7 +16,9 @@ from gpu.store import Store
 POLICIES = ("fifo", "aspen")
 NEEDS = ("pandas", "sortedcontainers", "typer", "rich", "pydantic")
 SECONDS = 240.0
-"""Left of the budget, below which no replay is begun: loading a 7B base and about two minutes of training."""
+"""Left of the budget, below which no replay is begun: loading a 7B base and about two minutes of
+training.
+"""
 COLUMNS = (
     "job_id", "submit_s", "base_model", "method", "batch_size", "micro_batch_size", "seq_len", "total_steps", "rank",
     "num_experts", "priority", "dtype",

@@ -20,12 +20,15 @@ SEED: Final = 0
 FEWEST_TOKENS: Final = 64
 """Below it a GPU's step is all launches, which the others' intercepts tell too."""
 MOST: Final[dict[str, int]] = {"rows": 6, "length": 2048, "tokens": 16_384, "layers": 22}
-"""Limits of the draw; the fewest layers of the models. Of LLaMA-7B's steps one in fifteen is then above 80 GB."""
+"""Limits of the draw; the fewest layers of the models. Of LLaMA-7B's steps one in fifteen is then
+above 80 GB.
+"""
 
 
 def drawn_points() -> list[StepPoint]:
     """The steps: space-filling and random (`profiler.grid.draw`), so that any prefix of them covers everything and is
-    exchangeable with what comes after it. Needs SciPy."""
+    exchangeable with what comes after it. Needs SciPy.
+    """
     from loramux_runtime.profiler.grid import Limits, draw
 
     wide = (point for point in draw(Limits(**MOST), seed=SEED) if point.tokens >= FEWEST_TOKENS)

@@ -1,5 +1,6 @@
 """The part `profile`: fused steps of the usual models, measured into journals that `loramux profile --from-journal`
-turns into records where pydantic and SciPy are."""
+turns into records where pydantic and SciPy are.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ REPEATS: Final = 5
 TRANSFERS_AFTER: Final = 64
 """Timed steps: a call that is cut short then has the transfers too."""
 TRANSFERS_S: Final = 90.0
-"""Time that they are left. Without the largest adapter, whose 10 GB would take a minute of their own."""
+"""Time that they are left. Without the largest adapter, whose 10 GB would take a minute of their
+own.
+"""
 FAULTS: Final = 5
 """Steps that may fail for another reason than memory before a call gives up on the model."""
 TINY_POINTS: Final = 21

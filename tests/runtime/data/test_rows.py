@@ -150,7 +150,8 @@ def test_settings_that_do_not_go_with_the_rows(write: Write, bytes_: Tokenizer, 
 def test_rows_are_cut_counted_and_left_out_where_nothing_is_left_to_learn(write: Write, bytes_: Tokenizer) -> None:
     rows = [{"prompt": "p" * n, "completion": "yes"} for n in (1, 4, 6, 7, 20)]
     data = load(write(rows), bytes_, template="{instruction}{output}", max_tokens=8)
-    # bos + p + yes + eos: 6 tokens of the first; the third keeps one token of its answer, the fourth none.
+    # bos + p + yes + eos: 6 tokens of the first; the third keeps one token of its answer, the
+    # fourth none.
     assert [len(tokens) for tokens, _ in data.train] == [6, 8, 8]
     assert (data.report.read, data.report.cut, data.report.skipped) == (5, 4, 2)
     assert "4 cut at max_tokens, 2 left out" in str(data.report)
@@ -223,7 +224,8 @@ def test_of_a_byte_level_bpe_every_token_with_a_byte_of_the_answer_is_learned(
     byte_bpe: Callable[[bool], Tokenizer], prompt: str, answer: str, trimmed: bool
 ) -> None:
     """The oracle counts bytes: a byte-level token has a character for each, whatever its offsets say (GPT-2's leave out
-    blanks)."""
+    blanks).
+    """
     tokenizer = byte_bpe(trimmed)
     builder = RowBuilder(tokenizer, Problems("x"), vocab_size=tokenizer.vocab_size, max_tokens=10**6)
     builder.add(1, Rendered(prompt + answer, ((len(prompt), len(prompt + answer)),)))

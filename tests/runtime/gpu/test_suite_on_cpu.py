@@ -61,7 +61,8 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
     # a run that was killed in the middle of a line goes on with what is missing
     journal = tmp_path / "profile-llama-7b.jsonl"
     whole = journal.read_bytes()
-    assert len(whole.splitlines()) == 1 + 2 + TINY_POINTS * 3  # identity; date and transfers; a peak and two times each
+    # identity; date and transfers; a peak and two times each
+    assert len(whole.splitlines()) == 1 + 2 + TINY_POINTS * 3
     journal.write_bytes(whole[: len(whole) * 3 // 4])
     kept = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:20] + "\n")

@@ -109,7 +109,8 @@ def test_a_recorded_stream_gives_the_same_decisions_from_both(tmp_path: Path, po
     run, events = record(jobs, policy)
     steps = [row for row in events if row["event"] == "step"]
     assert count(events, "oom") == count(events, "diverge") == 1 and count(events, "finish") == 9
-    assert any(step["began_s"] < spec.submit_s < step["t_s"] for step in steps for spec in run.specs)  # in mid-step
+    # in mid-step
+    assert any(step["began_s"] < spec.submit_s < step["t_s"] for step in steps for spec in run.specs)
     log = decisions(events)
     assert decisions(by_loop(events, run, policy)) == log
     assert decisions(by_torch(events, jobs, policy)) == log
@@ -133,7 +134,8 @@ def test_a_changed_stream_changes_the_decisions(tmp_path: Path) -> None:
         return decisions(by_loop(stream, run, policy)) != log
 
     assert not differs(events)
-    sooner = changed(events, "step", lambda row: row.update(t_s=LATE_S / 2))  # `late` is heard a step later
+    # `late` is heard a step later
+    sooner = changed(events, "step", lambda row: row.update(t_s=LATE_S / 2))
     heard = [row for row in by_loop(sooner, run, policy) if row["event"] in ("arrive", "step")]
     late = next(i for i, row in enumerate(heard) if row.get("job_id") == "late")
     assert count(heard[:late], "step") == 2 and differs(sooner)

@@ -127,7 +127,8 @@ def test_early_stopping_ends_a_job_before_its_steps(tmp_path: Path) -> None:
     )
     _, result = play([stopping])
     assert list(result.jobs["final_state"]) == ["COMPLETED"]
-    assert list(result.jobs["steps_done"]) == [6.0]  # the first evaluation is the best, then two that are no better
+    # the first evaluation is the best, then two that are no better
+    assert list(result.jobs["steps_done"]) == [6.0]
     assert result.training[-1]["eval_loss"] == pytest.approx(result.scores["a"]["before"]["loss"], rel=1e-4)
 
 

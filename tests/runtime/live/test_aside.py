@@ -36,7 +36,8 @@ def twice_dead(folder: Path, found: list[dict[str, Any]], n: int) -> Store:
     for _ in range(2):
         with pytest.raises(ValueError, match="a fault of ours"):
             play(store, "fifo", faults=dying_with(found[0]["id"]))
-    assert [row["crashes"] for row in store.jobs()] == [1] * n  # the second is counted at the next start
+    # the second is counted at the next start
+    assert [row["crashes"] for row in store.jobs()] == [1] * n
     submit(folder / "state", found[n:]).close()
     return store
 

@@ -260,7 +260,8 @@ def test_a_write_that_fails_leaves_the_others(stage: str, code: int, tmp_path: P
     trained, got, warnings = Trained(), Trained(), list[str]()
     trained.fused_steps(6)
     if stage == "pruned":
-        store(tmp_path, warnings, failing(stage, code)).save("a", trained.job, {"n": 3})  # it is safe: not a failure
+        # it is safe: not a failure
+        store(tmp_path, warnings, failing(stage, code)).save("a", trained.job, {"n": 3})
         assert len(warnings) == 1 and os.strerror(code) in warnings[0]
     else:
         with pytest.raises(StateError, match=os.strerror(code)):

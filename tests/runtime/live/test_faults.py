@@ -215,7 +215,8 @@ def test_a_corrupt_checkpoint_is_passed_over(tmp_path: Path, whole: dict[str, An
     content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 1
     tensors.write_bytes(bytes(content))
-    for path in (store.folder / "checkpoints" / "job01").rglob("*.safetensors"):  # all of them: from the first step
+    # all of them: from the first step
+    for path in (store.folder / "checkpoints" / "job01").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-7])
     said: list[str] = []
     assert play(store, "fifo", warn=said.append).failed == 0

@@ -39,7 +39,8 @@ def test_bits_are_those_of_one_device(policy: str, tmp_path: Path, one_device: B
     pool = in_process(3)
     assert play(store, pool, policy, max_resident=2).failed == 0
     same(store, one_device)
-    assert [worker is not None and not worker._jobs for worker in pool.workers] == [True] * 3  # nothing is left there
+    # nothing is left there
+    assert [worker is not None and not worker._jobs for worker in pool.workers] == [True] * 3
     assert {row["devices"] for row in store.jobs()} == {"0", "1", "2"}
 
 

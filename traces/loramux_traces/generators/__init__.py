@@ -39,7 +39,8 @@ def get_generator(kind: str) -> Generator:
 def generate(kind: str, *, jobs: int | None = None, seed: int = 0, name: str | None = None, **parameters: Any) -> Trace:
     """A modelled trace; the same arguments give the same trace, byte for byte.
 
-    `parameters` are those of the generator (`get_generator(kind).help()` lists them; `load` and `rho` mean the same).
-    Raises UsageError for an unknown kind or parameter or a value out of range.
+    `parameters` are those of the generator (`get_generator(kind).help()` lists them; `load` and
+    `rho` mean the same). Raises UsageError for an unknown kind or parameter or a value out of
+    range.
     """
     return run(get_generator(kind), jobs, seed, parameters, name)

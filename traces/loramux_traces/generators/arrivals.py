@@ -36,9 +36,10 @@ def poisson_arrivals(seed: int, n: int, rate: float) -> Floats:
 def sizes(law: SizeLaw, mean_s: float, scv: float | None, seed: int, n: int) -> Floats:
     """`n` job sizes in seconds of mean `mean_s`.
 
-    exp; deterministic; hyperexp (two phases: without `scv` .9/.1 with means .5/5.5 of the mean, which has scv 5.5;
-    with it balanced means); lognormal (default scv e - 1: sigma 1); pareto (default scv 4); uniform on [0, 2 mean].
-    `scv` is the variance over the squared mean. Raises UsageError where the law has no such scv.
+    exp; deterministic; hyperexp (two phases: without `scv` .9/.1 with means .5/5.5 of the mean,
+    which has scv 5.5; with it balanced means); lognormal (default scv e - 1: sigma 1); pareto
+    (default scv 4); uniform on [0, 2 mean]. `scv` is the variance over the squared mean. Raises
+    UsageError where the law has no such scv.
     """
     u = uniforms(seed, "size", n)
     if law in ("exp", "deterministic", "uniform"):

@@ -1,9 +1,10 @@
 """ASPEN's evaluation workload: eight LoRA jobs on LLaMA-7B, all submitted at once.
 
-{34,000 and 17,000 Alpaca rows, 5,556 and 2,700 Spider (SQL) rows} x two learning rates (arXiv 2312.02515). Rows are
-published; the learning rates and the mean lengths are not. Our lengths are set so that one epoch has the 28.15
-million non-pad tokens which the published hours and effective rates agree on (27.73 h x 282 tok/s, and within .3% for
-M1, M2 and M3); how they split between Alpaca and SQL is assumed.
+{34,000 and 17,000 Alpaca rows, 5,556 and 2,700 Spider (SQL) rows} x two learning rates (arXiv
+2312.02515). Rows are published; the learning rates and the mean lengths are not. Our lengths are
+set so that one epoch has the 28.15 million non-pad tokens which the published hours and effective
+rates agree on (27.73 h x 282 tok/s, and within .3% for M1, M2 and M3); how they split between
+Alpaca and SQL is assumed.
 """
 
 from __future__ import annotations

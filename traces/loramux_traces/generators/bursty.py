@@ -1,8 +1,8 @@
 """Bursty arrivals: a Markov-modulated Poisson process of two states, calm and burst, with sizes of a chosen law.
 
-The burst state has `burst_ratio` times the rate of the calm one and holds for `burst_share` of the time; stays in
-both are exponential. The mean rate is that of the load, so a bursty trace and a Poisson one of equal load compare
-directly.
+The burst state has `burst_ratio` times the rate of the calm one and holds for `burst_share` of the
+time; stays in both are exponential. The mean rate is that of the load, so a bursty trace and a
+Poisson one of equal load compare directly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Gavel's synthetic workload (Narayanan et al., OSDI 2020): log-uniform durations, gangs of 1 to 8, Poisson arrivals.
 
-Durations are 60 * 10^U(1.5, 3) seconds with probability .8, else 60 * 10^U(3, 4); GPUs 1/2/4/8 with .70/.10/.15/.05.
+Durations are 60 * 10^U(1.5, 3) seconds with probability .8, else 60 * 10^U(3, 4); GPUs 1/2/4/8 with
+.70/.10/.15/.05.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Hyper-parameter searches: many equal jobs at once that differ in learning rate and seed, the case that fusing is
 best at.
 
-Searches arrive as a Poisson process; each submits `trials` jobs of one base model, method, batch size, length and
-number of steps at one time. A share of the trials would stop early (`stop_step`, ground truth that only `-oracle`
-policies see).
+Searches arrive as a Poisson process; each submits `trials` jobs of one base model, method, batch
+size, length and number of steps at one time. A share of the trials would stop early (`stop_step`,
+ground truth that only `-oracle` policies see).
 """
 
 from __future__ import annotations

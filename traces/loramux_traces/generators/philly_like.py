@@ -1,11 +1,12 @@
 """Philly-like traces from summary statistics of the Microsoft Philly trace (Jeon et al., ATC 2019; CC-BY-4.0).
 
-Kept from Philly: arrivals by hour of the week, the law of the gaps between them (bursts: half are under ten seconds),
-the laws of durations of one-GPU and of larger jobs, the correlation of successive durations, the shares of GPU counts
-and of virtual clusters. Users (a Zipf law in each virtual cluster) and the LoRA columns are modelled.
+Kept from Philly: arrivals by hour of the week, the law of the gaps between them (bursts: half are
+under ten seconds), the laws of durations of one-GPU and of larger jobs, the correlation of
+successive durations, the shares of GPU counts and of virtual clusters. Users (a Zipf law in each
+virtual cluster) and the LoRA columns are modelled.
 
-Not kept: the statistics end at the 99.95% quantile, so that the longest outages and jobs are missing (gap CV^2 about 17
-where Philly has 229, duration CV^2 about 32 where it has 41).
+Not kept: the statistics end at the 99.95% quantile, so that the longest outages and jobs are
+missing (gap CV^2 about 17 where Philly has 229, duration CV^2 about 32 where it has 41).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Poisson arrivals with sizes of a chosen law: the traces that the closed forms of queueing theory speak about.
 
-One base model, one GPU a job, sizes in `duration_s` with full float precision; `mem_bytes` classes for loss models.
+One base model, one GPU a job, sizes in `duration_s` with full float precision; `mem_bytes` classes
+for loss models.
 """
 
 from __future__ import annotations

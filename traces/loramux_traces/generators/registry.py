@@ -1,7 +1,8 @@
 """Generators of traces: each a module with validated parameters and one function; found by name.
 
-A generator is a `Generator` object: a name, one line, a parameter class (a frozen pydantic dataclass whose fields
-carry a range, a default and a description) and a `build` that returns the jobs as mappings of columns.
+A generator is a `Generator` object: a name, one line, a parameter class (a frozen pydantic
+dataclass whose fields carry a range, a default and a description) and a `build` that returns the
+jobs as mappings of columns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Real cluster traces as jobs: arrivals, durations, GPU counts and users are real, the LoRA columns are drawn with a
 seed.
 
-No public trace of LoRA fine-tuning jobs exists; the provenance of an imported trace says which columns are real and
-which modelled. The originals are not shipped: each importer's text says where to get one and under which licence.
+No public trace of LoRA fine-tuning jobs exists; the provenance of an imported trace says which
+columns are real and which modelled. The originals are not shipped: each importer's text says where
+to get one and under which licence.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def import_trace(
 ) -> Trace:
     """The jobs of an original trace, times relative to its first job, LoRA columns drawn from `mix` with `seed`.
 
-    The order of rows in the original changes nothing. `limit` keeps the first so many jobs by submission. `report`,
-    if given, is filled with how many rows were read and skipped and why. Raises InvalidInputError for a file that is
-    not such an original or leaves no job, UsageError for an unknown source, a wrong number of files, or a seed or
-    limit out of range.
+    The order of rows in the original changes nothing. `limit` keeps the first so many jobs by
+    submission. `report`, if given, is filled with how many rows were read and skipped and why.
+    Raises InvalidInputError for a file that is not such an original or leaves no job, UsageError
+    for an unknown source, a wrong number of files, or a seed or limit out of range.
     """
     original = get_source(source)
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]

@@ -4,9 +4,9 @@ Original: https://github.com/InternLM/AcmeTrace (data/job_trace); licence in its
 2024. Columns: job_id, user, node_num, gpu_num, cpu_num, (Kalos: mem_per_pod_GB, shared_mem_per_pod,) type, state,
 submit_time, start_time, end_time, (Kalos: fail_time, stop_time,) duration, queue, gpu_time; they are found by name.
 
-Rule: running time is end_time - start_time. The `duration` column is not used: its documentation says end - start,
-but in the published Kalos example rows it is end - submit. The workload type becomes the group. Left out: CPU-only
-jobs, jobs that never ran, rows without a submission time.
+Rule: running time is end_time - start_time. The `duration` column is not used: its documentation
+says end - start, but in the published Kalos example rows it is end - submit. The workload type
+becomes the group. Left out: CPU-only jobs, jobs that never ran, rows without a submission time.
 """
 
 from __future__ import annotations

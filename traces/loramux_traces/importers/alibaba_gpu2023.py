@@ -1,13 +1,14 @@
 """Alibaba GPU 2023: `openb_pod_list_*.csv`, the pods of a GPU-sharing Kubernetes cluster.
 
-Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2023 (csv folder); free for study and
-research (the repository's README), cite Weng et al., USENIX ATC 2023. Columns: name, cpu_milli, memory_mib, num_gpu,
-gpu_milli, gpu_spec, qos, pod_phase, creation_time, deletion_time, scheduled_time (seconds from the start of the
-collection).
+Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2023 (csv folder);
+free for study and research (the repository's README), cite Weng et al., USENIX ATC 2023. Columns:
+name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec, qos, pod_phase, creation_time,
+deletion_time, scheduled_time (seconds from the start of the collection).
 
-Rule: submitted at creation, running from scheduling to deletion; a share of a GPU (gpu_milli below 1000) becomes a
-whole one; the QoS class becomes the group. Left out: pods without GPU, never scheduled (Pending), or deleted at once.
-Pods that still ran when the collection ended have its end as their deletion, so their durations are too short.
+Rule: submitted at creation, running from scheduling to deletion; a share of a GPU (gpu_milli below
+1000) becomes a whole one; the QoS class becomes the group. Left out: pods without GPU, never
+scheduled (Pending), or deleted at once. Pods that still ran when the collection ended have its end
+as their deletion, so their durations are too short.
 """
 
 from __future__ import annotations

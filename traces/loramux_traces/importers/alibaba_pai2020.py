@@ -1,14 +1,15 @@
 """Alibaba PAI 2020: `pai_job_table.csv` and `pai_task_table.csv`, both without a header line.
 
-Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2020 (downloads from Aliyun OSS;
-unpack the two tar.gz); free for study and research (the repository's README), cite Weng et al., NSDI 2022. Columns,
-from the `.header` files: job_name, inst_id, user, status, start_time, end_time | job_name, task_name, inst_num,
-status, start_time, end_time, plan_cpu, plan_mem, plan_gpu, gpu_type. A job's start_time is its submission; plan_gpu
-is in hundredths of a GPU an instance.
+Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2020 (downloads from
+Aliyun OSS; unpack the two tar.gz); free for study and research (the repository's README), cite Weng
+et al., NSDI 2022. Columns, from the `.header` files: job_name, inst_id, user, status, start_time,
+end_time | job_name, task_name, inst_num, status, start_time, end_time, plan_cpu, plan_mem,
+plan_gpu, gpu_type. A job's start_time is its submission; plan_gpu is in hundredths of a GPU an
+instance.
 
-Rule: GPUs are the sum of inst_num x plan_gpu / 100 over the tasks, rounded up (a share of a GPU becomes a whole one);
-the running time goes from the first start of a GPU task to the job's end. Left out: jobs that are not Terminated or
-Failed, have no GPU task, or lack a time.
+Rule: GPUs are the sum of inst_num x plan_gpu / 100 over the tasks, rounded up (a share of a GPU
+becomes a whole one); the running time goes from the first start of a GPU task to the job's end.
+Left out: jobs that are not Terminated or Failed, have no GPU task, or lack a time.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def whole(cell: Any) -> int:
 def moment(cell: Any) -> float | None:
     """Epoch seconds of `2017-10-09 07:01:55` with or without an offset (without: taken as UTC), or None.
 
-    Local clocks that jump for daylight saving keep that jump: the originals do not say which side of it a time is on.
+    Local clocks that jump for daylight saving keep that jump: the originals do not say which side
+    of it a time is on.
     """
     if not isinstance(cell, str) or cell.strip().lower() in _ABSENT:
         return None
@@ -117,8 +118,9 @@ def rows_of(
 ) -> Iterator[dict[str, str]]:
     """The rows of an original CSV as mappings; ragged rows are counted as skipped.
 
-    `header` names the columns of a file that has none (a line that repeats it is passed over). Raises
-    InvalidInputError for a file that is not such a table: columns missing, not text, quotes broken.
+    `header` names the columns of a file that has none (a line that repeats it is passed over).
+    Raises InvalidInputError for a file that is not such a table: columns missing, not text, quotes
+    broken.
     """
     with open_input(path) as (label, stream):
         problems = Problems(label)

@@ -1,11 +1,12 @@
 """SenseTime Helios: `cluster_log.csv` of one cluster (Earth, Saturn, Uranus, Venus).
 
-Original: https://github.com/S-Lab-System-Group/HeliosData, CC-BY-4.0; cite Hu et al., SC 2021. Columns: job_id, user,
-vc, (jobname,) gpu_num, cpu_num, node_num, state, submit_time, start_time, end_time, duration, queue; they are found
-by name.
+Original: https://github.com/S-Lab-System-Group/HeliosData, CC-BY-4.0; cite Hu et al., SC 2021.
+Columns: job_id, user, vc, (jobname,) gpu_num, cpu_num, node_num, state, submit_time, start_time,
+end_time, duration, queue; they are found by name.
 
-Rule: `duration` (end - start, seconds) as given; the virtual cluster becomes the group. Left out: CPU-only jobs, jobs
-that never ran (duration 0), rows without a submission time. All final states are kept: they held their GPUs.
+Rule: `duration` (end - start, seconds) as given; the virtual cluster becomes the group. Left out:
+CPU-only jobs, jobs that never ran (duration 0), rows without a submission time. All final states
+are kept: they held their GPUs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Microsoft Philly's original `cluster_job_log`: a JSON list of jobs with their scheduling attempts.
 
-Original: https://github.com/msr-fiddle/philly-traces (`trace-data.tar.gz`, Git LFS, 1 GB), CC-BY-4.0; cite Jeon et
-al., USENIX ATC 2019. Each job is {status, vc, jobid, attempts: [{start_time, end_time, detail: [{ip, gpus: [...]}]}],
-submitted_time, user}.
+Original: https://github.com/msr-fiddle/philly-traces (`trace-data.tar.gz`, Git LFS, 1 GB),
+CC-BY-4.0; cite Jeon et al., USENIX ATC 2019. Each job is {status, vc, jobid, attempts:
+[{start_time, end_time, detail: [{ip, gpus: [...]}]}], submitted_time, user}.
 
-Rule: the duration is the sum of the attempts that have both times (an attempt without is a logging error or still ran
-when the log was taken, says the original's README), the GPU count that of the largest of them; jobs of no such
-attempt, of zero running time or of no GPU are left out. The status is not used: a job that failed has held its GPUs
-all the same.
+Rule: the duration is the sum of the attempts that have both times (an attempt without is a logging
+error or still ran when the log was taken, says the original's README), the GPU count that of the
+largest of them; jobs of no such attempt, of zero running time or of no GPU are left out. The status
+is not used: a job that failed has held its GPUs all the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Microsoft Philly as a table: `timestamp,duration,num_gpus,gpu_time,cluster`, one row a job.
 
-Original: https://github.com/msr-fiddle/philly-traces (Jeon et al., USENIX ATC 2019), CC-BY-4.0; this table form (a
-submission time, a duration in seconds, a GPU count and the virtual cluster) is derived from its `cluster_job_log`.
-Times are Pacific local time without an offset. The table has no users: the virtual cluster becomes the group, and
-users stay empty.
+Original: https://github.com/msr-fiddle/philly-traces (Jeon et al., USENIX ATC 2019), CC-BY-4.0;
+this table form (a submission time, a duration in seconds, a GPU count and the virtual cluster) is
+derived from its `cluster_job_log`. Times are Pacific local time without an offset. The table has no
+users: the virtual cluster becomes the group, and users stay empty.
 
 Left out: rows without a time, of zero duration, or with no GPU.
 """

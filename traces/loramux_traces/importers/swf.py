@@ -1,11 +1,11 @@
 """Standard Workload Format 2.2 (Parallel Workloads Archive): 18 fields a line, `;` comments, -1 for unknown.
 
-Originals: https://www.cs.huji.ac.il/labs/parallel/workload/logs.html; each log's page says how to acknowledge it.
-Fields used, counted from 1: 1 job number, 2 submit time (s), 4 run time (s), 8 requested processors (5, the allocated
-ones, where it is unknown), 12 user.
+Originals: https://www.cs.huji.ac.il/labs/parallel/workload/logs.html; each log's page says how to
+acknowledge it. Fields used, counted from 1: 1 job number, 2 submit time (s), 4 run time (s), 8
+requested processors (5, the allocated ones, where it is unknown), 12 user.
 
-Rule: one processor becomes one GPU. Left out: lines of other than 18 fields, run time 0 or unknown, no processors, or
-more than 4,096 of them.
+Rule: one processor becomes one GPU. Left out: lines of other than 18 fields, run time 0 or unknown,
+no processors, or more than 4,096 of them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def balance_loss(group: GroupRows, stats: RouterStats, coefs: Sequence[float]) -
     """coef * E * sum_i f_i P_i per job: f_i how often expert i was chosen per token (over all k choices), P_i its mean
     probability, over the tokens of all routers at once (arXiv 2404.15159, eq. 9 and its code). Balanced: k * coef.
 
-    With several numbers of experts (MoLA) each has a loss of its own; they are averaged by their routers.
+    With several numbers of experts (MoLA) each has a loss of its own; they are averaged by their
+    routers.
     """
     found = stats.of_group(group.index)
     if not found or not any(coefs):

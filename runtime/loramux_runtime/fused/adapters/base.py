@@ -20,7 +20,8 @@ from loramux_runtime.fused.stats import RouterStats
 class GroupRows(Protocol):
     """What a method sees of the rows it works on: those of some jobs of one step, one after the other.
 
-    `groups.JobGroup` is the one there is; methods name this protocol, so that groups may import adapters.
+    `groups.JobGroup` is the one there is; methods name this protocol, so that groups may import
+    adapters.
     """
 
     @property
@@ -112,7 +113,9 @@ class Method:
     name: ClassVar[str]
     config_type: ClassVar[type[Any]]
     has_block: ClassVar[bool] = False
-    """Whether it replaces the FFN between its projections (`block`); such jobs stand last in a packed step."""
+    """Whether it replaces the FFN between its projections (`block`); such jobs stand last in a
+    packed step.
+    """
 
     def specs(self, config: Any, base: BaseSites) -> tuple[TensorSpec, ...]:
         """The tensors of one adapter. ValueError where the configuration does not fit the base."""

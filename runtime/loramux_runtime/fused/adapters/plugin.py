@@ -1,7 +1,8 @@
 """What the plug-in mixtures share: one gate per linear, experts stacked into one LoRA of rank experts * r.
 
-y += s B_cat (repeat_r(w) * (A_cat drop(x))): no permutation, no synchronisation, cost and memory independent of the
-routing. Skipping masked experts saved 1 to 2% of a CPU step and took 1.27x the memory (prototype): dense.
+y += s B_cat (repeat_r(w) * (A_cat drop(x))): no permutation, no synchronisation, cost and memory
+independent of the routing. Skipping masked experts saved 1 to 2% of a CPU step and took 1.27x the
+memory (prototype): dense.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Dropout masks that are computed from a key, not drawn: the backward pass makes the same mask again, none is stored.
 
-The key of an element is (job seed, optimizer step, index of the sample in the job's stream, position in the sample)
-for the row, (layer, projection) for the site, and the channel: never the packed row. So a job's masks do not depend on
-who shares the batch or on how its micro-batch is split, and the experts of one projection share a mask (the authors'
-MoLE code draws one each: stated deviation). Storing masks and outputs instead costs about 13 GiB at 4k tokens on an 8B
-model.
+The key of an element is (job seed, optimizer step, index of the sample in the job's stream,
+position in the sample) for the row, (layer, projection) for the site, and the channel: never the
+packed row. So a job's masks do not depend on who shares the batch or on how its micro-batch is
+split, and the experts of one projection share a mask (the authors' MoLE code draws one each: stated
+deviation). Storing masks and outputs instead costs about 13 GiB at 4k tokens on an 8B model.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ def row_hashes(rows: Tensor, site: int) -> Tensor:
 def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
     """Masks as words: -1 where the element stays, 0 where it is dropped; `out` [T, C] int32 is filled and returned.
 
-    rows [T, 1] from `row_hashes`, channels [ceil(C / 2)] keys, `last` [T, 1] or [1, 1]: the largest 16-bit hash that
-    drops, scratch [2, T, ceil(C / 2)], all int32. Multiply-xorshift rounds of 32-bit integers: the same bits on every
-    device. One hash decides two channels, c by its upper and c + half by its lower 16 bits (half the passes). Words
-    instead of bools, because a comparison and a product with bools do not vectorise on CPU: 0.45 and 0.7 ns per
-    element; the `sub`, `>>` and `&` here take 0.3 together.
+    rows [T, 1] from `row_hashes`, channels [ceil(C / 2)] keys, `last` [T, 1] or [1, 1]: the largest
+    16-bit hash that drops, scratch [2, T, ceil(C / 2)], all int32. Multiply-xorshift rounds of
+    32-bit integers: the same bits on every device. One hash decides two channels, c by its upper
+    and c + half by its lower 16 bits (half the passes). Words instead of bools, because a
+    comparison and a product with bools do not vectorise on CPU: 0.45 and 0.7 ns per element; the
+    `sub`, `>>` and `&` here take 0.3 together.
     """
     half = len(channels)
     h, other = scratch[0], scratch[1]
@@ -85,7 +86,8 @@ def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratc
     h *= _MIX_2
     h ^= torch.bitwise_right_shift(h, 16, out=other)
     h *= _MIX_1
-    # `>>` carries the sign in: the upper bits of h ^ (h >> 15) are h's and its own sign's, no hash, and are not used
+    # `>>` carries the sign in: the upper bits of h ^ (h >> 15) are h's and its own sign's, no hash,
+    # and are not used
     lower = torch.bitwise_right_shift(h, 15, out=other).bitwise_xor_(h).bitwise_and_(0xFFFF)
     h >>= 16
     torch.sub(last - 0x8000, h, out=out[:, :half])
@@ -96,8 +98,9 @@ def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratc
 
 _WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK: Final = 1 << 17
-"""Elements whose mask is made and used at a time on CPU, so that the words stay in the cache: 1.2 ns per element; 1.7
-at 2^16 for the number of calls, 5 at 2^20 for the memory."""
+"""Elements whose mask is made and used at a time on CPU, so that the words stay in the cache: 1.2
+ns per element; 1.7 at 2^16 for the number of calls, 5 at 2^20 for the memory.
+"""
 
 
 _BLOCK_DEVICE: Final = 1 << 24

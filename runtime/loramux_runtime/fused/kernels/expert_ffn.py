@@ -1,7 +1,8 @@
 """MixLoRA's FFN between the frozen projections, forward and backward in one operation.
 
-For every slot (token, chosen expert)  g = gate + s B1 A1 drop(x),  h = up + s B3 A3 drop(x),  a = act(g) h, and per
-token  z = sum w a  (for the ONE frozen down-projection)  and  delta = sum w s B2 A2 drop(a).
+For every slot (token, chosen expert) g = gate + s B1 A1 drop(x), h = up + s B3 A3 drop(x), a =
+act(g) h, and per token z = sum w a (for the ONE frozen down-projection) and delta = sum w s B2 A2
+drop(a).
 
 - Where an input or an output is per token, all of a job's experts are one low-rank pair of width E r, in one GEMM per
   job, of which each slot takes its r columns: 4 times the FLOPs of a grouped GEMM with k = 2 of 8 experts, but nothing

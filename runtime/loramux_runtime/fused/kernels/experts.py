@@ -1,8 +1,9 @@
 """MixLoRA's slots, and the operations on them that DoRA experts are made of (`expert_ffn` has the ordinary ones).
 
-A slot is one of a token's k choices. Slots are sorted by (job, expert), stably, so that each group is a contiguous run
-in token order; everything stays on the device: offsets come from `searchsorted` (bincount and nonzero synchronise on
-CUDA), and sums back to tokens go through the inverse permutation in fixed order (no index_add).
+A slot is one of a token's k choices. Slots are sorted by (job, expert), stably, so that each group
+is a contiguous run in token order; everything stays on the device: offsets come from `searchsorted`
+(bincount and nonzero synchronise on CUDA), and sums back to tokens go through the inverse
+permutation in fixed order (no index_add).
 """
 
 from __future__ import annotations

@@ -73,9 +73,9 @@ def _gaps(slices: Slices, rows: int) -> list[tuple[int, int]]:
 def gated(gate: Tensor, up: Tensor, act: str, slices: Slices) -> Tensor:
     """act(gate) * up, [N, f] each. `slices`: rows to compute, ascending; the others are zero and get no gradient.
 
-    torch computes an activation's last few elements (fewer than a vector) by another routine, so the bits of a row
-    can depend on how many rows stand before it: in exact mode a slice is one job's own.
-    (Seen: 9 rows of 688 alone, padded to 16, and inside a mixed step differed by 4e-9.)
+    torch computes an activation's last few elements (fewer than a vector) by another routine, so
+    the bits of a row can depend on how many rows stand before it: in exact mode a slice is one
+    job's own. (Seen: 9 rows of 688 alone, padded to 16, and inside a mixed step differed by 4e-9.)
     """
     result: Tensor = _Gated.apply(gate, up, act, slices)  # type: ignore[no-untyped-call]
     return result

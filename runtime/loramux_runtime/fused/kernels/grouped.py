@@ -1,8 +1,8 @@
 """Grouped matrix products: many small GEMMs over contiguous groups of rows, as one call.
 
-`F.grouped_mm` runs forward and backward on CPU and CUDA (torch 2.11 and 2.13) and on CPU gives the bits of a loop over
-the groups, so a job's result does not depend on its peers. One group is a plain GEMM. Float64 (gradcheck) has no kernel
-and takes a loop.
+`F.grouped_mm` runs forward and backward on CPU and CUDA (torch 2.11 and 2.13) and on CPU gives the
+bits of a loop over the groups, so a job's result does not depend on its peers. One group is a plain
+GEMM. Float64 (gradcheck) has no kernel and takes a loop.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _NARROW: Final = 16
-"""Results narrower than this are computed transposed on CPU: 8 columns wide, MKL reaches 14 to 35 GFLOP/s on one core,
-8 rows high 55 to 60 (16 wide: 77)."""
+"""Results narrower than this are computed transposed on CPU: 8 columns wide, MKL reaches 14 to 35
+GFLOP/s on one core, 8 rows high 55 to 60 (16 wide: 77).
+"""
 
 
 def grouped_rows(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     """Rows of group g times `weight[g]`: x [N, K], weight [G, K, M] -> [N, M].
 
-    `offs` [G] int32: the end of each group's rows, on x's device. Every row must belong to a group (rows past the last
-    one are not written); a group may be empty.
+    `offs` [G] int32: the end of each group's rows, on x's device. Every row must belong to a group
+    (rows past the last one are not written); a group may be empty.
     """
     if weight.shape[0] == 1:
         return x @ weight[0]
@@ -44,7 +45,8 @@ def grouped_narrow(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     if x.device.type == "cpu" and weight.shape[1] < _NARROW and x.dtype != torch.float64:
         if weight.shape[0] == 1:
             return (weight[0] @ x.t()).t()
-        return F.grouped_mm(weight, x.t(), offs=offs).t().contiguous()  # its strides are rows, which nothing rounds
+        # its strides are rows, which nothing rounds
+        return F.grouped_mm(weight, x.t(), offs=offs).t().contiguous()
     return grouped_rows(x, weight.transpose(1, 2), offs)
 
 
@@ -59,7 +61,8 @@ def grouped_add_(y: Tensor, x: Tensor, weight: Tensor, offs: Tensor) -> None:
 def grouped_outer(left: Tensor, right: Tensor, offs: Tensor) -> Tensor:
     """Per group, the sum over its rows of outer products: left [N, M], right [N, K] -> [G, M, K]; no rows, zero.
 
-    Have the narrow side left: on CPU a result 8 rows high takes a quarter of the time of one 8 columns wide.
+    Have the narrow side left: on CPU a result 8 rows high takes a quarter of the time of one 8
+    columns wide.
     """
     if offs.shape[0] == 1:
         return (left.t() @ right).unsqueeze(0)

@@ -1,8 +1,9 @@
 """Cross entropy of packed rows against a large vocabulary, chunk by chunk: all logits are never in memory at once.
 
-An unchunked loss costs about 12 bytes per token and vocabulary entry. The gradient with respect to the hidden states
-is computed with the loss (the idea of Liger and Cut Cross-Entropy), so the backward pass only scales it. Chunks lie
-inside one job, so that neither its loss nor its bits depend on its peers; only rows that have a label are computed.
+An unchunked loss costs about 12 bytes per token and vocabulary entry. The gradient with respect to
+the hidden states is computed with the loss (the idea of Liger and Cut Cross-Entropy), so the
+backward pass only scales it. Chunks lie inside one job, so that neither its loss nor its bits
+depend on its peers; only rows that have a label are computed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class LossRows:
     bounds: tuple[int, ...]
     """Host: the end of each job's rows in `index`."""
     weights: tuple[float, ...]
-    """Per job: what the sum of its rows' losses is multiplied by (1 / labels of the accumulation window)."""
+    """Per job: what the sum of its rows' losses is multiplied by (1 / labels of the accumulation
+    window).
+    """
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -43,7 +46,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 x = hidden.index_select(0, rows.index[a:b])
                 logits = torch.nn.functional.linear(x, head, bias).to(wide)
                 target = rows.target[a:b].unsqueeze(1)
-                # One exponential per logit, in place (logsumexp and then the softmax take two, and a copy)
+                # One exponential per logit, in place (logsumexp and then the softmax take two, and
+                # a copy)
                 logits -= logits.amax(1, keepdim=True)
                 own = logits.gather(1, target)
                 norm = logits.exp_().sum(1, keepdim=True)

@@ -1,8 +1,9 @@
 """A frozen linear with the low-rank updates of every job in the step, forward and backward in one operation.
 
-y = W x + b, and for the rows of each group  y += (s * w * (A drop(x))) B  with w the routing weights of a plug-in
-mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or 1. Saved for the backward pass:
-x (shared with whoever else keeps it) and A x; dropped inputs are made again from their key.
+y = W x + b, and for the rows of each group y += (s * w * (A drop(x))) B with w the routing weights
+of a plug-in mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or
+1. Saved for the backward pass: x (shared with whoever else keeps it) and A x; dropped inputs are
+made again from their key.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ Slices = tuple[tuple[int, int], ...]
 class Frozen:
     """A frozen linear: weight [n_out, n_in], bias [n_out] or None. `slices`: rows one GEMM may take at a time.
 
-    In exact mode a slice is one job's rows: over the rows of all jobs, GEMM changes the bits of jobs of up to 11
-    tokens (5 to 8% slower, CPU).
+    In exact mode a slice is one job's rows: over the rows of all jobs, GEMM changes the bits of
+    jobs of up to 11 tokens (5 to 8% slower, CPU).
     """
 
     weight: Tensor
@@ -177,8 +178,8 @@ def adapted_linear(
 ) -> Tensor:
     """x [T, n_in] -> [T, n_out]; parameter gradients go to `add_grads`, not through autograd.
 
-    `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x needs none.
-    `frozen`: None for the updates alone. `weights`: for each update its routing weights
+    `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x
+    needs none. `frozen`: None for the updates alone. `weights`: for each update its routing weights
     [rows, experts] (differentiable) or None. `source`: keep this instead of x.
     """
     result: Tensor = _AdaptedLinear.apply(x, anchor, frozen, updates, source, *weights)  # type: ignore[no-untyped-call]

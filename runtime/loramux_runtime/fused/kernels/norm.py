@@ -1,7 +1,8 @@
 """RMSNorm with a frozen weight that keeps its input in its own dtype and one number per row for the backward pass.
 
-Hugging Face's keeps an fp32 copy of the input (16 of about 163 KiB per token and layer for a bf16 LLaMA-7B, two norms a
-layer, beside the input itself) and makes twice as many passes. Forward values are the same bits.
+Hugging Face's keeps an fp32 copy of the input (16 of about 163 KiB per token and layer for a bf16
+LLaMA-7B, two norms a layer, beside the input itself) and makes twice as many passes. Forward values
+are the same bits.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ class PredictedLiveTimes(PredictedTimes):
 def first_reading(last_s: float | None, last_unix_s: float | None, now_unix_s: float) -> float:
     """Where the clock goes on: the time between two processes counts, but only forwards.
 
-    `last_s`, `last_unix_s`: what the state folder's clock and the wall clock said when the last process wrote last.
+    `last_s`, `last_unix_s`: what the state folder's clock and the wall clock said when the last
+    process wrote last.
     """
     if last_s is None or last_unix_s is None:
         return 0.0

@@ -24,7 +24,9 @@ from loramux_runtime.live.drive.worker_restarts import Nursery
 from loramux_runtime.train.observer import Observer
 
 TIME_SLACK: Final = 1e-12
-"""Relative: steps that are predicted to end closer together than this end at one instant (as in the simulator)."""
+"""Relative: steps that are predicted to end closer together than this end at one instant (as in the
+simulator).
+"""
 
 
 class PoolExecutor(PoolStates):
@@ -191,7 +193,8 @@ class PoolExecutor(PoolStates):
         device_id = device.fused.device_id
         in_step = {run.job_id: run.training.progress_steps for run in runs}
         for run in device.fused.runs.values():
-            if self._where.pop(run.job_id, None) is not None:  # else it has not been sent: its state is here
+            # else it has not been sent: its state is here
+            if self._where.pop(run.job_id, None) is not None:
                 self._begin_again(run.job)
         super()._bury(device, runs)
         self._capacity[device_id] = self._capacity.get(device_id) or self._loop.cluster.fleet[device_id].capacity

@@ -1,8 +1,9 @@
 """A Ray cluster for this process: one of its own, or one that is there. No torch in here.
 
-Ray is imported here and only here. Its security is that of its network: a cluster that is started here listens on the
-loopback interface only, asks for a token that nobody else knows, and has no dashboard and no usage statistics. One
-that is joined is as its owner made it; it must ask for a token too.
+Ray is imported here and only here. Its security is that of its network: a cluster that is started
+here listens on the loopback interface only, asks for a token that nobody else knows, and has no
+dashboard and no usage statistics. One that is joined is as its owner made it; it must ask for a
+token too.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any, Final
 from loramux_traces.errors import StateError, UsageError
 
 OBJECT_STORE_BYTES: Final = 256 << 20
-"""Of a cluster that is started here: states of jobs pass through it one at a time, larger ones by way of the disk."""
+"""Of a cluster that is started here: states of jobs pass through it one at a time, larger ones by
+way of the disk.
+"""
 _AUTH: Final = "RAY_AUTH_MODE"
 _OWN: Final = {
     _AUTH: "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray looks up the host's own address even where it is told 127.0.0.1, except on systems on which it supports no
-    # cluster of several hosts: this says that it is on one (seen in 2.60; `_check_loopback` sees to it)
+    # Ray looks up the host's own address even where it is told 127.0.0.1, except on systems on
+    # which it supports no cluster of several hosts: this says that it is on one (seen in 2.60;
+    # `_check_loopback` sees to it)
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
@@ -41,8 +45,8 @@ def need_ray() -> None:
 class RayCluster:
     """`address`: of a running cluster; None: start one on this host, with `cpus` CPUs at least.
 
-    UsageError where ray is not installed or the cluster asks for no token; StateError where Ray cannot be started or
-    joined, or was imported before (it reads its settings then).
+    UsageError where ray is not installed or the cluster asks for no token; StateError where Ray
+    cannot be started or joined, or was imported before (it reads its settings then).
     """
 
     def __init__(self, address: str | None = None, *, cpus: int = 1) -> None:

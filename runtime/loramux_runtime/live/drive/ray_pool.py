@@ -33,7 +33,8 @@ class RayPool:
     """`base`: of `jobs_file.BaseConfig`, as JSON. `size` None: a worker for every GPU of the cluster, or one where it
     has none. `device`: auto, cpu or cuda.
 
-    Raises HardwareMissingError where there are too few devices, StateError where a worker cannot be started.
+    Raises HardwareMissingError where there are too few devices, StateError where a worker cannot be
+    started.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class RayPool:
         self.kind = "cuda" if gpus else "cpu"
         """Of every device; an actor's process sees its one GPU as cuda:0."""
         self._arguments = (dict(base), self.kind, threads, recompute)
-        # max_restarts 0: an actor that Ray starts again by itself has lost its jobs without anybody knowing
+        # max_restarts 0: an actor that Ray starts again by itself has lost its jobs without anybody
+        # knowing
         self._actor = self._ray.remote(RayActor).options(
             num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0
         )

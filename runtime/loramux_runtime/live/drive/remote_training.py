@@ -22,8 +22,8 @@ from loramux_traces.errors import StateError
 class RemoteTraining(TrainingJob):
     """`base` needs no weights: the values that an adapter begins with are made on the worker.
 
-    What the scheduler asks of a training job (position, row lengths, checkpoints, its adapter's file) it answers
-    itself.
+    What the scheduler asks of a training job (position, row lengths, checkpoints, its adapter's
+    file) it answers itself.
     """
 
     def __init__(self, admitted: Admitted, base: BaseModel, log: Callable[[dict[str, Any]], None]) -> None:

@@ -1,7 +1,7 @@
 """What the loop does to jobs, written into the state folder: their rows, the event log, what they learned.
 
-Kept in memory between step boundaries and committed in one transaction: at once where a job changed its state, else
-once a second.
+Kept in memory between step boundaries and committed in one transaction: at once where a job changed
+its state, else once a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from loramux_runtime.live.state.store import HELD, RUNNING, WAITING, Row, Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 RETURN: Final = "return"
-"""A job that has begun arrives again (`Event.ARRIVE` in the log of a scheduler that knew it before)."""
+"""A job that has begun arrives again (`Event.ARRIVE` in the log of a scheduler that knew it
+before).
+"""
 GONE: Final[Row] = {"expected_finish_s": None, "tokens_per_s": None}
 """Of a job that is on no device."""
 

@@ -1,8 +1,9 @@
 """Durable checkpoints of training jobs.
 
-FOLDER/JOB/STEP-ROWS/ holds one. A name of that form always means a checkpoint that is whole on the disk: it is written
-and synced under a temporary name, then renamed, then its parent is synced; one that goes is renamed before it is
-deleted. So a kill at any moment leaves a valid checkpoint as long as there was one.
+FOLDER/JOB/STEP-ROWS/ holds one. A name of that form always means a checkpoint that is whole on the
+disk: it is written and synced under a temporary name, then renamed, then its parent is synced; one
+that goes is renamed before it is deleted. So a kill at any moment leaves a valid checkpoint as long
+as there was one.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ _LOG: Final = logging.getLogger(__name__)
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _NAME: Final = re.compile(r"(\d{10,})-(\d{6,})")
 _TEMPORARY, _ASIDE, _GONE = ".tmp", ".old", ".gone"
-"""Ends of hidden names: being written; valid, replaced by another at the same position; being deleted."""
+"""Ends of hidden names: being written; valid, replaced by another at the same position; being
+deleted.
+"""
 _HEADER_BYTES: Final = 1 << 20
 _COPIES: Final = 5
-"""Tensors as large as the parameters in a checkpoint: those, the gradient, two moments; and one to spare."""
+"""Tensors as large as the parameters in a checkpoint: those, the gradient, two moments; and one to
+spare.
+"""
 
 Position = tuple[int, int]
 """(optimizer steps, rows of the one in progress)."""
@@ -39,7 +44,8 @@ Position = tuple[int, int]
 class CheckpointStore:
     """Checkpoints by job. One process at a time may write to a folder (the scheduler's lock sees to that).
 
-    `keep`: newest checkpoints kept for each job. `warn` is told of each checkpoint that is passed over.
+    `keep`: newest checkpoints kept for each job. `warn` is told of each checkpoint that is passed
+    over.
     """
 
     def __init__(
@@ -57,9 +63,10 @@ class CheckpointStore:
     def save(self, job_id: str, training: TrainingJob, extra: dict[str, Any]) -> Path:
         """Write a checkpoint and return its folder when it is safely on the disk; older ones beyond `keep` go.
 
-        So do those of a later position: the job has left that future (its step was rewound, or they were not valid).
-        `extra`: JSON facts, given back by `load`; ValueError where they hold NaN. Raises StateError where it cannot be
-        written: the others stay as they were and no temporary is left.
+        So do those of a later position: the job has left that future (its step was rewound, or they
+        were not valid). `extra`: JSON facts, given back by `load`; ValueError where they hold NaN.
+        Raises StateError where it cannot be written: the others stay as they were and no temporary
+        is left.
         """
         parent = self._job_folder(job_id)
         tensors, facts = training.state()
@@ -93,9 +100,10 @@ class CheckpointStore:
     def load(self, job_id: str, training: TrainingJob) -> dict[str, Any] | None:
         """Restore the newest valid checkpoint into `training`: its `extra`, and its `step` and `rows_done`.
 
-        None where there is none. One that is corrupt, half-written or of another job is passed over with a warning that
-        says where and why; StateError, with `training` as it was, where there are some and none is valid
-        (`UnreadableError` where the disk did not give one of them). Writes nothing.
+        None where there is none. One that is corrupt, half-written or of another job is passed over
+        with a warning that says where and why; StateError, with `training` as it was, where there
+        are some and none is valid (`UnreadableError` where the disk did not give one of them).
+        Writes nothing.
         """
         parent = self._job_folder(job_id)
         problems = []
@@ -211,7 +219,8 @@ def _checkpoints(parent: Path) -> dict[Position, Path]:
     """What bears the name of a checkpoint, by position; or stood aside for one that never came."""
     found: dict[Position, Path] = {}
     try:
-        names = sorted(path.name for path in parent.iterdir())  # hidden names first: the final one wins
+        # hidden names first: the final one wins
+        names = sorted(path.name for path in parent.iterdir())
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -238,7 +247,8 @@ def _settle(parent: Path) -> None:
 
 
 def _tidy(parent: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that counts is on its way; the next save or sweep settles it
+    # the error that counts is on its way; the next save or sweep settles it
+    with contextlib.suppress(OSError):
         _settle(parent)
 
 

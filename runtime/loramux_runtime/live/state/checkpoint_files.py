@@ -1,7 +1,8 @@
 """The files of one checkpoint: tensors, facts, and a manifest of their SHA-256.
 
-safetensors does not notice a flipped bit, so that every file is hashed; what is read is hashed first and used from
-memory, so that nothing can change in between. No symlink is followed, nothing is unpickled.
+safetensors does not notice a flipped bit, so that every file is hashed; what is read is hashed
+first and used from memory, so that nothing can change in between. No symlink is followed, nothing
+is unpickled.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ _CHUNK_BYTES: Final = 1 << 20
 def write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], reach: Callable[[str], None]) -> None:
     """Write a checkpoint into a folder, which is made, and wait until all of it is on the disk.
 
-    `reach` is told "tensors", "state", "manifest" and "synced" when each is done. Raises OSError, SafetensorError, and
-    ValueError where `state` holds NaN.
+    `reach` is told "tensors", "state", "manifest" and "synced" when each is done. Raises OSError,
+    SafetensorError, and ValueError where `state` holds NaN.
     """
     text = _json(state)
     folder.mkdir()
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}  # no copy on the CPU
+    # no copy on the CPU
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(host, folder / TENSORS)
     reach("tensors")
     (folder / STATE).write_bytes(text)
@@ -60,7 +62,8 @@ def write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any],
 def read_files(folder: Path, most_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of a checkpoint whose every file has the size and hash that its manifest says.
 
-    `most_bytes`: of the tensors' file. Raises StateError that says what is wrong, without the folder's name.
+    `most_bytes`: of the tensors' file. Raises StateError that says what is wrong, without the
+    folder's name.
     """
     if not stat.S_ISDIR(_about(folder).st_mode):
         raise StateError("is no folder (symlinks are not followed)")

@@ -1,7 +1,7 @@
 """A few bytes that say what the scheduler is doing right now; they outlive a killed process and tell whom to suspect.
 
-Written before every fused step and decision (5 us: no sync, the kernel keeps it when the process dies), read by the
-supervisor and by the next process.
+Written before every fused step and decision (5 us: no sync, the kernel keeps it when the process
+dies), read by the supervisor and by the next process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Marker:
     def set(self, phase: Phase, jobs: Mapping[str, float] | None = None) -> None:
         """From now on the process is doing this."""
         text = json.dumps([phase, time.monotonic(), jobs or {}]).encode() + b"\n"
-        os.pwrite(self._descriptor, text, 0)  # the rest of a longer text before stays behind the newline
+        # the rest of a longer text before stays behind the newline
+        os.pwrite(self._descriptor, text, 0)
 
     def close(self) -> None:
         """Leave it as it is."""

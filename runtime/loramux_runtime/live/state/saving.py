@@ -120,7 +120,8 @@ class Saving:
         moved = {job_id: training for job_id, training in self._training.items() if job_id in job_ids}
         if not moved:
             return []
-        self._book.flush()  # the records of every step that a checkpoint has behind it are committed before it exists
+        # the records of every step that a checkpoint has behind it are committed before it exists
+        self._book.flush()
         failed = []
         for job_id, training in moved.items():
             try:

@@ -1,9 +1,9 @@
 """The state folder's database: the queue, what became of each job, what users ask for.
 
-Commands and scheduler meet in it, without a socket. SQLite, WAL, synchronous=FULL: what a commit has acknowledged
-survives a kill of the process and of the machine. One scheduler writes at a time (the folder's lock sees to that);
-commands write rows of their own and never wait for it. No torch in here: `loramux status` reads it in a tenth of a
-second.
+Commands and scheduler meet in it, without a socket. SQLite, WAL, synchronous=FULL: what a commit
+has acknowledged survives a kill of the process and of the machine. One scheduler writes at a time
+(the folder's lock sees to that); commands write rows of their own and never wait for it. No torch
+in here: `loramux status` reads it in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ PROFILE: Final = "profile.json"
 OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, LOCK)
 """Files that a scheduler leaves in its folder before it has come up."""
 WAL_S: Final = 10.0
-"""SQLite waits for nobody when it turns to WAL: whoever makes the same folder at the same moment is waited for here."""
+"""SQLite waits for nobody when it turns to WAL: whoever makes the same folder at the same moment is
+waited for here.
+"""
 SCHEMA_VERSION: Final = 1
 QUEUED: Final = "QUEUED"
 """Acknowledged; no scheduler has looked at it yet."""
@@ -248,7 +250,8 @@ class Store:
     def submit(self, jobs: Sequence[tuple[Mapping[str, Any], Path, float]], *, at_s: bool = False) -> None:
         """Put jobs into the queue, all or none: (configuration as JSON, folder of relative paths, delay in seconds).
 
-        `at_s`: the third is the time of submission on the scheduler's own clock. UsageError where an id is taken.
+        `at_s`: the third is the time of submission on the scheduler's own clock. UsageError where
+        an id is taken.
         """
         now = time.time()
         with self.transaction():
@@ -292,7 +295,8 @@ class Store:
     def job(self, job_id: str) -> Row:
         """One job. UsageError where there is none."""
         row = None
-        if job_id.isascii():  # others are no ids, and bytes that are no text cannot even be asked for
+        # others are no ids, and bytes that are no text cannot even be asked for
+        if job_id.isascii():
             with self._errors():
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:

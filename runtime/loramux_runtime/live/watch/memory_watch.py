@@ -1,5 +1,6 @@
 """Whether another process takes memory of our device, or gives it back: what this one may use in all, and the capacity
-that admission should go by."""
+that admission should go by.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ class HostWatch:
 
     def _group_bytes(self) -> Iterator[int]:
         """What is left below the limit of our control group, and of each one above it; nothing where none has a
-        limit."""
+        limit.
+        """
         try:
             lines = (self._proc / "self" / "cgroup").read_text().splitlines()
         except OSError:
@@ -142,10 +144,11 @@ class HostWatch:
 class CapacityGuard:
     """Turns what a watch says into a capacity, at most `capacity_bytes`, that does not flutter.
 
-    It shrinks at once when less is available than the capacity, to `slack_bytes` below that, so that the next small
-    taker changes nothing. It grows only when `slack_bytes` or more could be gained (or all that is missing) for
-    `stable_s` seconds, and to what was there all that time: a process that frees and takes again, as every training
-    does between steps, moves nothing. Where the watch knows nothing, the capacity stays as it is.
+    It shrinks at once when less is available than the capacity, to `slack_bytes` below that, so
+    that the next small taker changes nothing. It grows only when `slack_bytes` or more could be
+    gained (or all that is missing) for `stable_s` seconds, and to what was there all that time: a
+    process that frees and takes again, as every training does between steps, moves nothing. Where
+    the watch knows nothing, the capacity stays as it is.
     """
 
     def __init__(
@@ -168,7 +171,8 @@ class CapacityGuard:
 
     def poll(self, now_s: float) -> float | None:
         """The new capacity in bytes where it has changed, else None. `now_s` is of a monotonic clock; the watch is
-        asked at most every `every_s` seconds, so that this may be called at every step."""
+        asked at most every `every_s` seconds, so that this may be called at every step.
+        """
         if now_s < self._next_s:
             return None
         self._next_s = now_s + self._every_s

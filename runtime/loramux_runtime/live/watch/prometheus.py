@@ -1,15 +1,18 @@
 """A scheduler's status as a Prometheus text file (exposition format 0.0.4), for node_exporter's textfile collector.
 
 No socket: `write_prometheus("/var/lib/node_exporter/loramux.prom", status)` and node_exporter's
-`--collector.textfile.directory` do the rest. No sample carries a time, for that collector refuses a file with one.
+`--collector.textfile.directory` do the rest. No sample carries a time, for that collector refuses a
+file with one.
 
-Cardinality is bounded. A job has series of its own while it is in the system and for `ENDED_FOR_S` after its end, so
-that a scrape sees its last values; of ended jobs only the latest `MOST_ENDED`, of live ones `MOST_LIVE` (those on the
-device first, then by submission). `loramux_jobs` counts every job whatever, `loramux_jobs_without_series` those left
-out. The label is `job_id`, since `job` is what Prometheus calls the target it scrapes.
+Cardinality is bounded. A job has series of its own while it is in the system and for `ENDED_FOR_S`
+after its end, so that a scrape sees its last values; of ended jobs only the latest `MOST_ENDED`, of
+live ones `MOST_LIVE` (those on the device first, then by submission). `loramux_jobs` counts every
+job whatever, `loramux_jobs_without_series` those left out. The label is `job_id`, since `job` is
+what Prometheus calls the target it scrapes.
 
-A value that is not known (None, or not finite) has no sample, never NaN. What may go back to a checkpoint (step and
-tokens of a job) is a gauge: to Prometheus a counter that falls has begun again from 0.
+A value that is not known (None, or not finite) has no sample, never NaN. What may go back to a
+checkpoint (step and tokens of a job) is a gauge: to Prometheus a counter that falls has begun again
+from 0.
 """
 
 from __future__ import annotations
@@ -102,7 +105,8 @@ JOB_TIMES: Final = (
 
 def write_prometheus(path: Path, status: Mapping[str, Any]) -> None:
     """Write `prometheus_text(status)` to `path`, atomically: the collector never reads half a file (its temporary name
-    ends in .tmp, and the collector reads *.prom only). Raises StateError when it cannot be written."""
+    ends in .tmp, and the collector reads *.prom only). Raises StateError when it cannot be written.
+    """
     write_text(path, prometheus_text(status))
 
 
@@ -185,6 +189,7 @@ def _family(family: Family, samples: Iterable[tuple[Labels, Value]]) -> Iterator
 
 def escape_label(text: str) -> str:
     """A label's value as the format wants it: backslash, quote and newline escaped; what cannot be printed (or is no
-    UTF-8) shown as Python's escape, and cut to `MOST_LABEL` characters."""
+    UTF-8) shown as Python's escape, and cut to `MOST_LABEL` characters.
+    """
     text = "\n".join(printable(line) for line in text[:MOST_LABEL].split("\n"))
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,11 +1,13 @@
 """Training curves for TensorBoard: one run a job, its scalars by optimizer step. Needs the extra `tensorboard`.
 
-The records and their checksums are tensorboard's own, without a thread per job and without torch: one write per row,
-so that a killed scheduler leaves at most a torn last record, which TensorBoard passes over.
+The records and their checksums are tensorboard's own, without a thread per job and without torch:
+one write per row, so that a killed scheduler leaves at most a torn last record, which TensorBoard
+passes over.
 
-A scheduler that starts again goes on from a checkpoint, so steps come twice. The file of the new process begins with a
-session start at the first step it writes (what SummaryWriter calls purge_step), and TensorBoard then drops what older
-files say of that step and later ones. The same mark is written where a job goes back within one process.
+A scheduler that starts again goes on from a checkpoint, so steps come twice. The file of the new
+process begins with a session start at the first step it writes (what SummaryWriter calls
+purge_step), and TensorBoard then drops what older files say of that step and later ones. The same
+mark is written where a job goes back within one process.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class TensorBoardLog:
         """Write the scalars of one training record: `eval_x` as eval/x (where it has changed: a record repeats the
         latest evaluation), every other number as train/x. None and what is not finite is left out.
 
-        A job's file is closed with its last step. Raises ValueError for a job id that is no name of a folder.
+        A job's file is closed with its last step. Raises ValueError for a job id that is no name of
+        a folder.
         """
         if JOB_ID.fullmatch(job_id) is None:
             raise ValueError(f"{job_id[:80]!r} is no job id")
@@ -120,7 +123,8 @@ class _JobFile:
         """Whether another file of the job is there."""
         self.step: float = -1
         """The last step written."""
-        stamp = max([int(now_s), *(stamp + 1 for stamp in stamps)])  # a clock set back does not turn the order round
+        # a clock set back does not turn the order round
+        stamp = max([int(now_s), *(stamp + 1 for stamp in stamps)])
         name = f"events.out.tfevents.{stamp:010d}.loramux.{os.getpid()}"
         self._raw: IO[bytes] = open(folder / name, "xb")  # noqa: SIM115 - closed in close()
         self._records = writer(self._raw)

@@ -11,8 +11,8 @@ from loramux_runtime.fused.adapters.base import check_lora
 class DynMoleConfig:
     """y = W x + sum_e w_e s B_e A_e drop(x), w = p * mask(p), p = softmax(W_g x); one gate per linear.
 
-    The mask keeps the experts, largest first, up to a cumulative probability of `top_p`, at least `keep_top_k`, and all
-    of them where the entropy of p exceeds `entropy_threshold`.
+    The mask keeps the experts, largest first, up to a cumulative probability of `top_p`, at least
+    `keep_top_k`, and all of them where the entropy of p exceeds `entropy_threshold`.
     """
 
     rank: int = 24

@@ -18,13 +18,15 @@ from loramux_runtime.fused.stats import RouterStats
 def entropy(p: Tensor, config: DynMoleConfig) -> Tensor:
     """Tsallis entropy of each row of p [rows, experts] -> [rows] (eq. 4 to 6 of arXiv 2504.00661).
 
-    [(1 - sum (p + eps)^q) / (q - 1)], over its value at the uniform distribution; Shannon's / ln E for q = 1, where eps
-    is not used (with it the formula breaks). One expert has entropy 0 (0/0 by the formula).
+    [(1 - sum (p + eps)^q) / (q - 1)], over its value at the uniform distribution; Shannon's / ln E
+    for q = 1, where eps is not used (with it the formula breaks). One expert has entropy 0 (0/0 by
+    the formula).
     """
     experts, q = p.shape[1], config.entropy_index
     if experts == 1:
         return p.sum(1) * 0.0
-    least = torch.finfo(p.dtype).tiny  # a probability that underflowed to 0 has no finite slope at q <= 1
+    # a probability that underflowed to 0 has no finite slope at q <= 1
+    least = torch.finfo(p.dtype).tiny
     if q == 1.0:
         value = -(p * p.clamp_min(least).log()).sum(1)
         most = math.log(experts)

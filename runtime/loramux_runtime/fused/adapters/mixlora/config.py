@@ -18,7 +18,8 @@ def _attention() -> LoraConfig:
 class MixLoraConfig:
     """Top-k of `num_experts` FFNs that differ by low-rank updates of one frozen FFN.
 
-    `attention`: an ordinary LoRA on the attention projections, configured on its own; None for none.
+    `attention`: an ordinary LoRA on the attention projections, configured on its own; None for
+    none.
     """
 
     rank: int = 16

@@ -1,8 +1,8 @@
 """MixLoRA's tensors and its FFN: experts as low-rank updates of one frozen FFN that is computed once.
 
-W1 h and W3 h are shared by all experts (the paper's optimisation), and W2 is linear: sum_e w_e W2 a_e = W2 (sum_e w_e
-a_e), one frozen down-projection on T rows instead of k T. (DoRA on the down-projection scales outputs per expert, so
-there it runs on every slot.)
+W1 h and W3 h are shared by all experts (the paper's optimisation), and W2 is linear: sum_e w_e W2
+a_e = W2 (sum_e w_e a_e), one frozen down-projection on T rows instead of k T. (DoRA on the
+down-projection scales outputs per expert, so there it runs on every slot.)
 """
 
 from __future__ import annotations

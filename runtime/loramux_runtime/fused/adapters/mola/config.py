@@ -17,7 +17,9 @@ class MolaConfig:
     dropout: float = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
     num_experts: int | tuple[int, ...] = 8
-    """One number, or one per group of layers from the first to the last (MoLA's 2468 is (2, 4, 6, 8))."""
+    """One number, or one per group of layers from the first to the last (MoLA's 2468 is (2, 4, 6,
+    8)).
+    """
     top_k: int = 2
     router_aux_loss_coef: float = 0.0
     """Load-balance loss, off by default as in the paper."""
