@@ -278,7 +278,7 @@ def _ended(store: Store) -> str:
     from collections import Counter
 
     from loramux_cli.status_view import MOST_FAILURES
-    from loramux_runtime.live.state.store import OPEN
+    from loramux_runtime.live.state.rows import OPEN
     from loramux_traces.errors import printable
 
     jobs = store.jobs()

@@ -196,7 +196,7 @@ def test_a_signal_ends_the_run_at_a_step_and_keeps_its_results(tmp_path: Path) -
 
 
 def test_an_adapter_that_cannot_be_written_costs_the_others_nothing(cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
-    from loramux_runtime import train
+    from loramux_runtime.train import run as train
     from loramux_traces.errors import StateError
 
     save = train.save_adapter

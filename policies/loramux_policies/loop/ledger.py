@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from loramux_policies.loop.job import Job
+from loramux_profiles.cost import CostModel
 from loramux_profiles.work import ROUNDING, BaseCost, JobCost
 
 SEAT_SLACK: Final = 1e-9
@@ -354,3 +355,16 @@ class Ledger:
         if len(self.groups) > 1 and free >= 0:
             free += dynamic * raised
         self.indexed = free
+
+
+def ledger_of(cost: CostModel, seats_max: float, device_id: int = 0, type_index: int = 0) -> Ledger:
+    """Open the books of one device whose jobs are fused and packed."""
+    return Ledger(
+        device_id,
+        type_index,
+        capacity=float(cost.capacity_bytes),
+        margin=cost.upper_margin,
+        padded=False,
+        separate=False,
+        seats_max=seats_max,
+    )

@@ -1,4 +1,4 @@
-"""Devices that are driven from step boundary to step boundary: what training and replaying a run have in common.
+"""Drives devices from step boundary to step boundary: what training and replaying a run have in common.
 
 Everything at a boundary happens at one instant, the clock's reading there: what the loop decides
 then follows from the instants, the rows and how each step went, and that is what a recorded stream
@@ -7,244 +7,113 @@ holds (`stream`).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, Generic, NamedTuple, Protocol
+from typing import Final, Generic, final
 
 import numpy as np
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.events import Event
-from loramux_policies.loop.job import Job
-from loramux_policies.loop.ledger import Ledger
+from loramux_policies.loop.job import RUNNING, WAITING, Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.fused_device import FusedDevice
+from loramux_policies.stepping.contracts import Devices, Host, Note, States, StepDevice
+from loramux_policies.stepping.inbox import Inbox
 from loramux_policies.stepping.live_run import LiveRun, P
+from loramux_policies.stepping.residents import Residents
 from loramux_policies.stepping.stream import step_row, time_row
 from loramux_policies.views import FusedStep
-from loramux_profiles.cost import CostModel
+from loramux_traces.errors import StateError
 
-OUT_OF_MEMORY = "the device ran out of memory in a fused step"
-GONE = "its worker died"
-Note = Callable[[dict[str, Any]], None]
-"""Takes one row of the recorded stream."""
+OUT_OF_MEMORY: Final = "the device ran out of memory in a fused step"
+GONE: Final = "its worker died"
 
 
-def ledger_of(cost: CostModel, seats_max: float, device_id: int = 0, type_index: int = 0) -> Ledger:
-    """The books of one device."""
-    return Ledger(
-        device_id,
-        type_index,
-        capacity=float(cost.capacity_bytes),
-        margin=cost.upper_margin,
-        padded=False,
-        separate=False,
-        seats_max=seats_max,
-    )
+@final
+class StepDriver(Generic[P]):
+    """Backend of the decide-apply loop (contract: `backend.Backend`) over devices and the states of jobs.
 
-
-class StepTimes(NamedTuple):
-    """When a fused step began and ended, in seconds from the start of the run, and whether it ran out of memory."""
-
-    began_s: float
-    ended_s: float
-    out_of_memory: bool
-    scale: float | None = None
-    """What the bound on dynamic bytes is of their expected value from now on; None: unchanged. (The
-    online refit's.)
+    Joins, leaves and decisions happen at step boundaries only. `note` gets the rows of the recorded
+    stream (of one device).
     """
 
-
-class End(NamedTuple):
-    """How a job ends: with FINISH or DIVERGE, and why."""
-
-    event: Event
-    detail: str
-
-
-class Inbox(Protocol):
-    """Where jobs, and what users want done with them, come from."""
-
-    def poll(self, now_s: float) -> None:
-        """Tell the loop (`Scheduler.arrive`, `withdraw`, ...) what has come by this step boundary."""
-
-    def next_s(self) -> float | None:
-        """When something comes next; infinity: at any time; None: nothing more will."""
-
-
-class Arrivals:
-    """The inbox of a run whose jobs are known: each arrives at its `submit_s`."""
-
-    def __init__(self, loop: Scheduler, jobs: Iterable[Job]) -> None:
-        self._loop, self._coming = loop, iter(jobs)
-        self._next = next(self._coming, None)
-
-    def poll(self, now_s: float) -> None:
-        """The jobs submitted by then."""
-        while self._next is not None and self._next.spec.submit_s <= now_s:
-            self._loop.arrive(self._next)
-            self._next = next(self._coming, None)
-
-    def next_s(self) -> float | None:
-        """Submission of the next job."""
-        return None if self._next is None else self._next.spec.submit_s
-
-
-class StepDevice(Generic[P]):
-    """One device and the step it is in."""
-
-    def __init__(self, fused: FusedDevice[LiveRun[P]], type_index: int) -> None:
-        self.fused = fused
-        self.type_index = type_index
-        self.step: FusedStep | None = None
-        """Under way; None at a step boundary."""
-        self.runs: list[LiveRun[P]] = []
-        """Those of its entries."""
-        self.seconds = 0.0
-        """Mean of recent steps, for `finish_s`."""
-        self.lengths: list[tuple[int, ...]] = []
-        """Row lengths of the step's entries, where it is recorded."""
-
-
-class StepBackend(ABC, Generic[P]):
-    """Backend of the decide-apply loop (contract: `backend.Backend`) for devices that are driven step by step.
-
-    Joins, leaves and decisions happen at step boundaries only: whoever is to leave a device in
-    mid-step is waited for. `note` gets the rows of the recorded stream (of one device).
-    """
-
-    def __init__(self, policy: Policy, *, device_types: Sequence[int] = (0,), note: Note | None = None) -> None:
-        self.devices: list[StepDevice[P]] = [
-            StepDevice(FusedDevice(device_id, policy, padded=False), type_index)
-            for device_id, type_index in enumerate(device_types)
-        ]
+    def __init__(
+        self,
+        residents: Residents[P],
+        devices: Devices[P],
+        states: States[P],
+        *,
+        note: Note | None = None,
+    ) -> None:
+        self.residents = residents
+        self._devices, self._states = devices, states
         self._note = note
-        self._now_s = 0.0
         self._reviews: list[float] = []
-        self._watched: dict[str, float] = {}
         self._stopping = False
-        self._trained: list[LiveRun[P]] = []
-        """In a step that has ended, and not looked at yet."""
-        self._failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
-        """Steps that ran out of memory, not dealt with yet."""
-        self._gone: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
-        """Devices that are gone, and who was in the step that they were in; not dealt with yet."""
         self._loop: Scheduler
-
-    # -- what is left to the kind of run
-
-    @abstractmethod
-    def _begin(self) -> float:
-        """The first instant."""
-
-    @abstractmethod
-    def _launch(self, device: StepDevice[P], predicted_s: float) -> None:
-        """Have the device carry out `device.step`."""
-
-    @abstractmethod
-    def _land(self) -> tuple[StepDevice[P], StepTimes | None]:
-        """Wait for a step to end (the devices with one are at work, at least one of them); its jobs' training has moved
-        on, unless it ran out of memory. None in place of the times: the device is gone.
-        """
-
-    def _sooner(self, until_s: float) -> float | None:
-        """Of several devices: wait for a step to end, but not beyond `until_s`. The instant at which it goes on where
-        none has ended, else None.
-        """
-        return None
-
-    def _another(self) -> bool:
-        """Of several devices: whether another step has ended by now."""
-        return False
-
-    def _expecting(self) -> bool:
-        """Whether a device will be there that is not now."""
-        return False
-
-    @abstractmethod
-    def _wait(self, until_s: float) -> float:
-        """Nothing happens before then, as far as is known. Returns the instant at which it goes on."""
-
-    @abstractmethod
-    def _end_of(self, run: LiveRun[P]) -> End | None:
-        """Whether the job has ended with the step that has just run."""
-
-    @abstractmethod
-    def _training_of(self, job: Job, device: StepDevice[P]) -> P:
-        """The state of a job that starts on the device."""
-
-    def _joined(self, run: LiveRun[P]) -> None:
-        """The job is on its device's books."""
-
-    def _ended(self, run: LiveRun[P]) -> None:
-        """It has ended, and the loop knows."""
-
-    def _account(self, device: StepDevice[P]) -> None:
-        """The device's set of residents is about to change."""
-
-    def _boundary(self) -> bool:
-        """The loop has decided at a step boundary. True: something has changed since, it must decide again."""
-        return False
-
-    def _excused(self, error: PolicyError) -> bool:
-        """Whether a policy's failure has been dealt with (`use_policy`): the turn begins anew."""
-        return False
-
-    def _stalled(self) -> bool:
-        """Every device is empty, jobs wait, and the policy wants to be asked at no time: whether to ask it again."""
-        return False
+        self._host: Host[P]
 
     # -- what the loop asks for
 
     @property
     def now_s(self) -> float:
         """The instant of the present step boundary."""
-        return self._now_s
+        return self.residents.now_s
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
-        """Bring the job's state onto the device; it takes part from the next step on."""
-        device = self.devices[devices[0]]
-        self._account(device)
-        run = job.run = LiveRun(job, job.cost_on(device.type_index), self._training_of(job, device))
-        device.fused.add(run)
-        self._joined(run)
-        if self._end_of(run) is not None:  # it ended in the very step that it was paused in
-            self._trained.append(run)
+        """Bring the job's state onto the device; it takes part from the next step on.
+
+        Where its state is still in a step elsewhere, it takes part from when that has ended.
+        """
+        device = self.residents.devices[devices[0]]
+        self._host.residents_change(device)
+        run = job.run = LiveRun(job, job.cost_on(device.type_index), self._states.bring(job, device))
+        if self._states.on_its_way(job.job_id):
+            self.residents.held[job.job_id] = run
+        else:
+            self._join(run)
 
     def set_share(self, job: Job, share: float) -> None:
-        """Jobs with shares below one take turns (`loramux_policies.stepping.shares`)."""
-        self.device_of(job).fused.reseat()
+        """Have jobs with shares below one take turns (`loramux_policies.stepping.shares`)."""
+        self.residents.device_of(job).fused.reseat()
 
     def stop(self, job: Job) -> None:
-        """Take the job off its device; partial gradients, moments and the data cursor are kept."""
-        device = self.device_of(job)
-        while device.step is not None and job.run in device.runs:
-            self._collect()
-        self._leave(job)
+        """Take the job off its device; partial gradients, moments and the data cursor are kept.
+
+        The step that it is in is waited for, unless its states let it leave early.
+        """
+        device = self.residents.device_of(job)
+        if job.job_id in self.residents.held:
+            self._forget(job)
+            return
+        if device.step is not None and self._states.leaves_early(job.job_id):
+            self._leave_early(job, device, device.step)
+        else:
+            while device.step is not None and job.run in device.runs:
+                self._collect()
+            self._leave(job)
+        self._host.stopped(device)
 
     def sync(self, job: Job) -> None:
         """Bring `done_steps` and `attained_s` up to date."""
-        run: LiveRun[P] = job.run
-        steps = run.training.progress_steps
-        job.attained_s += (steps - job.done_steps) * run.cost.accumulation * run.cost.solo_step_s
-        job.done_steps = steps
+        self.residents.sync(job)
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Attained and remaining solo seconds of all running jobs."""
-        jobs = list(self._loop.cluster.running.values())
+        """Return all running jobs with their attained and remaining solo seconds."""
+        cluster = self._loop.cluster
+        jobs = list(cluster.running.values())
         for job in jobs:
             self.sync(job)
-        remaining = [self._loop.cluster.remaining_s(job) for job in jobs]
+        remaining = [cluster.remaining_s(job) for job in jobs]
         return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
 
     def finish_s(self, job: Job) -> float:
-        """Predicted finish if nothing changes: micro-steps left at the recent step time."""
+        """Predict the finish if nothing changes: micro-steps left, at the recent step time."""
         self.sync(job)
-        device = self.device_of(job)
+        device = self.residents.device_of(job)
         cost = job.cost_on(device.type_index)
         left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
         return self.now_s + left * (device.seconds or cost.solo_step_s)
@@ -255,125 +124,152 @@ class StepBackend(ABC, Generic[P]):
 
     def review_when(self, job: Job, attained_s: float) -> None:
         """Call `decide` at the first step boundary at which the job has attained that much."""
-        self._watched[job.job_id] = min(attained_s, self._watched.get(job.job_id, inf))
+        watched = self.residents.watched
+        watched[job.job_id] = min(attained_s, watched.get(job.job_id, inf))
 
     # -- the run
 
-    def device_of(self, job: Job) -> StepDevice[P]:
-        """Where a running job is."""
-        return self.devices[job.devices[0]]
-
     def use_policy(self, policy: Policy) -> None:
         """Have this policy say what is fused from the next step on."""
-        for device in self.devices:
+        for device in self.residents.devices:
             device.fused.policy = policy
         self._reviews.clear()
-        self._watched.clear()
+        self.residents.watched.clear()
 
     def request_stop(self) -> None:
         """End `run` at the next step boundary."""
         self._stopping = True
 
-    def run(self, loop: Scheduler, inbox: Inbox) -> None:
-        """Until every job has ended and none will come, or `request_stop` was called."""
-        self._loop = loop
-        self._now_s = self._begin()
+    def settle(self, job: Job) -> None:
+        """Have the job's state here, after the step that it is in. StateError where that cannot be."""
+        device_of, on_its_way = self.residents.device_of, self._states.on_its_way
+        while on_its_way(job.job_id) or (job.state == RUNNING and device_of(job).step is not None):
+            self._collect()
+        if not self._states.at_rest(job.job_id):
+            what = "its state is not to be had now (it has not begun, or its worker died)"
+            raise StateError(f"{job.job_id}: {what}")
+
+    def run(self, loop: Scheduler, inbox: Inbox, host: Host[P]) -> None:
+        """Go on until every job has ended and none will come, or `request_stop` was called.
+
+        `host` hears what happens on the way.
+        """
+        self._loop, self._host = loop, host
+        self.residents.cluster = loop.cluster
+        self.residents.now_s = self._devices.begin()
         if self._note is not None:
-            self._note(time_row("begin", self._now_s))
+            self._note(time_row("begin", self.now_s))
         while not self._stopping:
             try:
                 if not self._turn(loop, inbox):
                     break
             except PolicyError as error:
-                if not self._excused(error):
+                if not self._host.excused(error):
                     raise
-        while any(device.step is not None for device in self.devices):
+        devices = self.residents.devices
+        while any(device.step is not None for device in devices):
             self._collect()
             self._follow_up()
         if self._stopping and self._note is not None:
-            self._note(time_row("stop", self._now_s))
-        for device in self.devices:
-            self._account(device)
+            self._note(time_row("stop", self.now_s))
+        for device in devices:
+            self._host.residents_change(device)
 
     def _turn(self, loop: Scheduler, inbox: Inbox) -> bool:
-        """From one step boundary to the next. False where nothing is left to do."""
-        inbox.poll(self._now_s)
+        """Go from one step boundary to the next. False where nothing is left to do."""
+        residents = self.residents
+        inbox.poll(residents.now_s)
         reviews = self._reviews
-        if reviews and reviews[0] <= self._now_s:
-            while reviews and reviews[0] <= self._now_s:
+        if reviews and reviews[0] <= residents.now_s:
+            while reviews and reviews[0] <= residents.now_s:
                 heappop(reviews)
             loop.review()
         loop.decide()
-        if self._boundary():
+        back = self._host.devices_back()
+        if (self._host.boundary() and not self._stopping) or back:
             return True
-        if self._trained or self._failed or self._gone:
+        if residents.trained or residents.failed or residents.gone:
             self._follow_up()
             return True
         if self._stopping:
             return False
         working = False
-        for device in self.devices:
+        for device in residents.devices:
             if device.step is None and device.fused.runs:
                 self._take_off(device)
             working = working or device.step is not None
         if not working:
             return self._idle(loop, inbox)
-        # one device answers to nothing in the middle of its step; an idle one beside it does
-        if len(self.devices) > 1:
+        if len(residents.devices) > 1:
+            # one device answers to nothing in the middle of its step; an idle one beside it does
             coming = inbox.next_s()
             until_s = min(inf if coming is None else coming, reviews[0] if reviews else inf)
-            instant_s = self._sooner(until_s)
+            instant_s = self._devices.sooner(until_s, self._news)
             if instant_s is not None:
-                self._now_s = max(self._now_s, instant_s)
+                residents.now_s = max(residents.now_s, instant_s)
                 return True
         self._collect()
-        while self._another():  # what happens at one instant is decided on together
+        while self._devices.another(residents.now_s):
+            # what happens at one instant is decided on together
             self._collect()
         self._follow_up()
         return True
 
     def _idle(self, loop: Scheduler, inbox: Inbox) -> bool:
-        """Nothing runs: wait for what comes next. False where nothing will."""
+        """Wait for what comes next, as nothing runs. False where nothing will come."""
         upcoming = [self._reviews[0]] if self._reviews and loop.cluster.active else []
-        if not upcoming and len(loop.cluster.queue) and self._stalled():
+        if not upcoming and len(loop.cluster.queue) and self._host.stalled():
             return True
         coming = inbox.next_s()
         if coming is not None:
             upcoming.append(coming)
-        if self._expecting():
+        if self._host.expecting:
             upcoming.append(inf)
         if not upcoming:
             return False
-        self._now_s = self._wait(min(upcoming))
+        self.residents.now_s = self._devices.wait(min(upcoming), self._news)
         if self._note is not None:
-            self._note(time_row("wait", self._now_s))
+            self._note(time_row("wait", self.now_s))
         return True
+
+    def _news(self) -> bool:
+        return self._stopping or self._host.news() or self._host.devices_back()
+
+    # -- steps
 
     def _take_off(self, device: StepDevice[P]) -> None:
         fused = device.fused
         fused.costs.ledger = self._loop.cluster.fleet[fused.device_id]
-        fused.now_s = self._now_s
+        fused.now_s = self.now_s
         step = fused.next_step()
         predicted_s = fused.costs.cost(step, memory=False).seconds
         device.step = step
         device.runs = [fused.runs[entry.job_id] for entry in step.entries]
         if self._note is not None:
-            device.lengths = [run.lengths[: entry.rows] for run, entry in zip(device.runs, step.entries, strict=True)]
-        self._launch(device, predicted_s)
+            entries = zip(device.runs, step.entries, strict=True)
+            device.lengths = [run.lengths[: entry.rows] for run, entry in entries]
+        self._devices.launch(device, predicted_s)
 
     def _collect(self) -> None:
-        """Wait for a step and book it. What follows from it waits for `_follow_up`, for the loop may be in the middle
-        of carrying out a plan.
+        """Wait for a step and book it.
+
+        What follows from it waits for `_follow_up`, for the loop may be in the middle of carrying
+        out a plan.
         """
-        device, times = self._land()
+        residents = self.residents
+        device, times = self._devices.land(self._host.news)
+        while residents.arrived:
+            self._join(residents.arrived.pop(0))
         fused, step, runs = device.fused, device.step, device.runs
         assert step is not None
         device.step, device.runs = None, []
         if times is None:
-            self._gone.append((device, runs))
+            device.left_early = False
+            residents.gone.append((device, runs))
             return
-        self._now_s = max(self._now_s, times.ended_s)
+        residents.now_s = max(residents.now_s, times.ended_s)
         if not times.out_of_memory:
+            device.left_early = False
             fused.advance(step)
         if times.scale is not None:
             self._loop.cluster.fleet[fused.device_id].rescale(times.scale)
@@ -383,32 +279,33 @@ class StepBackend(ABC, Generic[P]):
         if times.out_of_memory:
             for run in runs:  # the optimizer step begins again: the same rows, so the same bits
                 run.rewind()
-            self._failed.append((device, runs))
+            residents.failed.append((device, runs))
             return
         seconds = times.ended_s - times.began_s
         device.seconds = seconds if device.seconds == 0.0 else 0.9 * device.seconds + 0.1 * seconds
-        self._trained += runs
+        residents.trained += runs
 
     def _follow_up(self) -> None:
-        """Ends, watches and evictions that follow from the steps that have ended."""
-        while self._trained:
-            run = self._trained.pop(0)
+        """Carry out the ends, watches and evictions that follow from the steps that have ended."""
+        residents = self.residents
+        while residents.trained:
+            run = residents.trained.pop(0)
             if run.job.run is run:  # else it was taken off meanwhile
                 self._after(run)
-        while self._failed:
-            self._recover(*self._failed.pop(0))
-        while self._gone:
-            self._bury(*self._gone.pop(0))
+        while residents.failed:
+            self._recover(*residents.failed.pop(0))
+        while residents.gone:
+            self._bury(*residents.gone.pop(0))
 
     def _after(self, run: LiveRun[P]) -> None:
-        job, loop = run.job, self._loop
-        end = self._end_of(run)
+        job, loop, watched = run.job, self._loop, self.residents.watched
+        end = self._states.end_of(run.training)
         if end is None:
-            watched_s = self._watched.get(job.job_id, inf)
+            watched_s = watched.get(job.job_id, inf)
             if watched_s < inf:
                 self.sync(job)
                 if job.attained_s >= watched_s:
-                    del self._watched[job.job_id]
+                    del watched[job.job_id]
                     loop.review()
             return
         self._leave(job)
@@ -417,28 +314,63 @@ class StepBackend(ABC, Generic[P]):
             loop.finish(job)
         else:
             loop.fail(job, end.event, end.detail)
-        self._ended(run)
-
-    def _leave(self, job: Job, *, synced: bool = False) -> None:
-        """Take the job off its device's books, its figures up to date (`synced`: they are)."""
-        device = self.device_of(job)
-        self._account(device)
-        if not synced:
-            self.sync(job)
-        self._watched.pop(job.job_id, None)
-        job.run = None
-        device.fused.remove(job.job_id)
+        self._host.ended(run)
 
     def _recover(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
-        """Nothing of the step counts, and the newest of its jobs leaves."""
+        """Evict the newest job of a step that ran out of memory, of which nothing counts."""
+        present = list(device.fused.runs)
+        lone = [run.job_id for run in runs] == present and len(present) == 1 and not device.left_early
+        device.left_early = False
         names = {run.job_id for run in runs}
         newest = [run for run in device.fused.runs.values() if run.job_id in names]
         if newest:
             ledger = self._loop.cluster.fleet[device.fused.device_id]
-            figures = f"at most {ledger.used:.0f} bytes were expected, {ledger.capacity:.0f} are available"
+            used, capacity = ledger.used, ledger.capacity
+            figures = f"at most {used:.0f} bytes were expected, {capacity:.0f} are available"
             self._loop.evict(newest[-1].job, f"{OUT_OF_MEMORY} ({figures})")
+        if lone and runs[0].job.state == WAITING:
+            smaller = self._host.alone_out_of_memory(runs[0].job)
+            if smaller is not None:
+                self._loop.reprice(runs[0].job, smaller)
 
     def _bury(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
-        """The device is gone, and what was on it. `runs`: in the step that it was in."""
+        """Have everybody who was on a device that is gone wait again."""
+        in_step = {run.job_id: run.training.progress_steps for run in runs}
+        self._states.lost(device.fused.runs.values())
         for run in list(device.fused.runs.values()):
             self._loop.lose(run.job, GONE)
+        self._host.device_gone(device, in_step, ending=self._stopping)
+
+    # -- joining and leaving
+
+    def _join(self, run: LiveRun[P]) -> None:
+        """Put a job on its device's books, its state being there."""
+        self.residents.device_of(run.job).fused.add(run)
+        self._host.joined(run)
+        if self._states.end_of(run.training) is not None:
+            # it ended in the very step that it was paused in
+            self.residents.trained.append(run)
+
+    def _leave(self, job: Job) -> None:
+        """Take the job off its device at a step boundary, its figures up to date."""
+        self._states.take_away(job)
+        self.sync(job)
+        self._forget(job)
+
+    def _leave_early(self, job: Job, device: StepDevice[P], step: FusedStep) -> None:
+        """Take the job off in the middle of a step: it is credited with the step, and its state follows."""
+        self.sync(job)
+        mine = [entry for entry in step.entries if entry.job_id == job.job_id]
+        if mine:
+            steps = job.run.training.progress_steps + mine[0].rows / job.spec.batch_size
+            self.residents.credit(job, steps, device.type_index)
+            others = tuple(entry for entry in step.entries if entry is not mine[0])
+            device.step = FusedStep(step.base_model, others)
+            device.runs.remove(job.run)
+            device.left_early = True
+        self._states.follow(job, device, in_step=bool(mine))
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._host.residents_change(self.residents.device_of(job))
+        self.residents.forget(job)

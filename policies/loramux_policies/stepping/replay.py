@@ -16,13 +16,16 @@ from loramux_policies.errors import LeftTheRecord
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import ledger_of
 from loramux_policies.loop.live_view import LiveView
 from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.loop.recorder import Recorder
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.driver import Arrivals, End, Note, StepBackend, StepDevice, StepTimes, ledger_of
-from loramux_policies.stepping.live_run import LiveRun
+from loramux_policies.stepping.contracts import End, Host, News, OneDevice, StatesHere, StepDevice, StepTimes
+from loramux_policies.stepping.driver import StepDriver
+from loramux_policies.stepping.inbox import Arrivals
+from loramux_policies.stepping.residents import Residents
 from loramux_policies.stepping.stream import Moment, Story, Stream
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
@@ -89,45 +92,68 @@ class RecordedJob:
         return End(Event.DIVERGE, story.diverged) if story.diverged else End(Event.FINISH, "")
 
 
-class ReplayBackend(StepBackend[RecordedJob]):
-    """Steps take what they took, fail where they failed, and jobs end where they ended."""
+class RecordedStates(StatesHere[RecordedJob]):
+    """The jobs of a stream, each at its place in the record."""
 
-    def __init__(self, policy: Policy, stream: Stream, batch_sizes: Mapping[str, int], note: Note | None) -> None:
-        super().__init__(policy, note=note)
-        self._begin_s, self._stopped = stream.begin_s, stream.stopped
-        self._moments = Moments(stream)
+    def __init__(self, stream: Stream, batch_sizes: Mapping[str, int]) -> None:
         nothing = Story(lengths=(), p_stop={})
         self._jobs = {
             job_id: RecordedJob(job_id, rows, stream.jobs.get(job_id, nothing)) for job_id, rows in batch_sizes.items()
         }
 
-    def _begin(self) -> float:
-        return self._begin_s
-
-    def _training_of(self, job: Job, device: StepDevice[RecordedJob]) -> RecordedJob:
+    def bring(self, job: Job, device: StepDevice[RecordedJob]) -> RecordedJob:
+        """Return the job as it is in the record."""
         return self._jobs[job.job_id]
 
-    def _launch(self, device: StepDevice[RecordedJob], predicted_s: float) -> None:
-        """The record says how it went."""
+    def take_away(self, job: Job) -> None:
+        """Do nothing: it is never elsewhere."""
 
-    def _land(self) -> tuple[StepDevice[RecordedJob], StepTimes]:
-        device = self.devices[0]
+    def end_of(self, state: RecordedJob) -> End | None:
+        """Say how it ended in the record, where it did."""
+        return state.end
+
+
+class RecordedDevice(OneDevice[RecordedJob]):
+    """A device whose steps take what they took, and fail where they failed."""
+
+    def __init__(self, stream: Stream, over: Callable[[], None]) -> None:
+        self._begin_s, self._stopped = stream.begin_s, stream.stopped
+        self._moments = Moments(stream)
+        self._over = over
+        """Called where the recorded run was ended from outside."""
+        self._device: StepDevice[RecordedJob]
+        """The device with the step under way."""
+        self._now_s = stream.begin_s
+
+    def begin(self) -> float:
+        """Return the first recorded instant."""
+        return self._begin_s
+
+    def launch(self, device: StepDevice[RecordedJob], predicted_s: float) -> None:
+        """Note whose step it is; the record says how it went."""
+        self._device = device
+
+    def land(self, idle: Callable[[], object]) -> tuple[StepDevice[RecordedJob], StepTimes]:
+        """Return the times of the recorded step."""
+        device = self._device
         assert device.step is not None
-        moment = self._moments.next("step", self.now_s)
+        moment = self._next("step")
         assert moment.began_s is not None
         if not moment.out_of_memory:
-            for entry in device.step.entries:
-                self._jobs[entry.job_id].move(entry.rows)
-        self._stopping = self._stopped and self._moments.over
+            for run, entry in zip(device.runs, device.step.entries, strict=True):
+                run.training.move(entry.rows)
         return device, StepTimes(moment.began_s, moment.ended_s, moment.out_of_memory, moment.scale)
 
-    def _wait(self, until_s: float) -> float:
-        moment = self._moments.next("wait", self.now_s)
-        self._stopping = self._stopped and self._moments.over
-        return moment.ended_s
+    def wait(self, until_s: float, news: News) -> float:
+        """Return the instant at which the recorded run went on."""
+        return self._next("wait").ended_s
 
-    def _end_of(self, run: LiveRun[RecordedJob]) -> End | None:
-        return run.training.end
+    def _next(self, kind: str) -> Moment:
+        moment = self._moments.next(kind, self._now_s)
+        self._now_s = moment.ended_s
+        if self._stopped and self._moments.over:
+            self._over()
+        return moment
 
 
 class Moments:
@@ -174,15 +200,18 @@ def replay(
     ordered = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))
     stream = Stream.of(events, rows)
     cost = CostModel(profile)
-    recorder = Recorder(ordered, lambda: backend.now_s, [0], events=True, segments=False)
-    backend = ReplayBackend(policy, stream, rows, recorder.note)
+    recorder = Recorder(ordered, lambda: driver.now_s, [0], events=True, segments=False)
+    residents: Residents[RecordedJob] = Residents(policy)
+    device = RecordedDevice(stream, lambda: driver.request_stop())
+    states = RecordedStates(stream, rows)
+    driver = StepDriver(residents, device, states, note=recorder.note)
     ledger = ledger_of(cost, max_resident)
-    loop = Scheduler(policy, [ledger], backend, max_resident=max_resident, listener=recorder.hear, on_plan=on_plan)
+    loop = Scheduler(policy, [ledger], driver, max_resident=max_resident, listener=recorder.hear, on_plan=on_plan)
     intake = Intake([cost], [1], oracle=False, unschedulable=recorder.unschedulable)
     jobs: Iterator[Job] = intake.jobs(ordered)
     left = ""
     try:
-        backend.run(loop, Arrivals(loop, jobs))
+        driver.run(loop, Arrivals(loop, jobs), Host())
     except LeftTheRecord as error:
         left = str(error)
     return Replay(events=recorder.log() or [], left=left)

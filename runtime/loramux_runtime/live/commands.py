@@ -4,23 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
-from loramux_runtime.live.state.store import HELD, OPEN, QUEUED, WAITING, Row
+from loramux_policies.loop.scheduler import Scheduler
+from loramux_policies.stepping.driver import StepDriver
+from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.desk import Desk
+from loramux_runtime.live.inbox import LiveInbox
+from loramux_runtime.live.policy_guard import PolicyGuard
+from loramux_runtime.live.quarantine import Quarantine
+from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
+from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.live.state.store import Store
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 
-if TYPE_CHECKING:
-    from loramux_runtime.live.service import LiveService
-
 
 class Commands:
-    """Carries out commands on the service."""
+    """Carries out commands with the parts of the service that they are about."""
 
-    def __init__(self, service: LiveService) -> None:
-        self._service = service
+    def __init__(
+        self,
+        store: Store,
+        book: Book,
+        inbox: LiveInbox,
+        *,
+        loop: Scheduler,
+        driver: StepDriver[TrainingJob],
+        desk: Desk,
+        guard: PolicyGuard,
+        quarantine: Quarantine,
+        saving: Saving,
+    ) -> None:
+        self._store, self._book, self._inbox = store, book, inbox
+        self._loop, self._driver, self._desk = loop, driver, desk
+        self._guard, self._quarantine, self._saving = guard, quarantine, saving
         self._verbs: dict[str, Callable[[str, str], str]] = {
             "cancel": self._cancel,
             "pause": self._pause,
@@ -30,9 +50,8 @@ class Commands:
             "export": self._export,
         }
 
-    def obey(self, command: Row) -> None:
+    def obey(self, command: CommandRow) -> None:
         """Carry out one command; what it changed and its answer are committed together."""
-        service = self._service
         refused = answer = ""
         failed: PolicyError | None = None
         try:
@@ -43,89 +62,86 @@ class Commands:
         except LoramuxError as error:
             refused = str(error)
             failed = error if isinstance(error, PolicyError) else None
-        service.book.flush(lambda: service.store.answer(command["seq"], answer, refused=refused))
+        self._book.flush(lambda: self._store.answer(command["seq"], answer, refused=refused))
         if failed is not None:  # the policy in charge is broken: the loop has to know
             raise failed
 
-    def _row(self, job_id: str) -> Row:
-        self._service.book.flush()
-        return self._service.store.job(job_id)
+    def _row(self, job_id: str) -> JobRow:
+        self._book.flush()
+        return self._store.job(job_id)
 
-    def _open(self, job_id: str) -> Row:
+    def _open(self, job_id: str) -> JobRow:
         row = self._row(job_id)
         if row["state"] not in OPEN:
             raise self._ended(row)
         return row
 
     @staticmethod
-    def _ended(row: Row) -> UsageError:
+    def _ended(row: JobRow) -> UsageError:
         return UsageError(f"{row['job_id']} has ended already: {row['state']}")
 
     def _cancel(self, job_id: str, _: str) -> str:
-        service = self._service
         row = self._open(job_id)
-        job = service.loop.cluster.active.get(job_id)
+        job = self._loop.cluster.active.get(job_id)
         if job is not None:
-            service.loop.withdraw(job, Event.CANCEL, "cancelled by the user")
+            self._loop.withdraw(job, Event.CANCEL, "cancelled by the user")
         else:
-            service.inbox.take(job_id)
-            service.aside.take(job_id)
-            service.book.end_apart(job_id, CANCELLED, "cancelled by the user", event=Event.CANCEL)
-            if (row["submit_s"] or 0.0) > service.executor.now_s:  # before its time
-                service.book.set(job_id, finish_s=None)
-        service.cancelled(job_id)
+            self._inbox.take(job_id)
+            self._quarantine.take(job_id)
+            self._book.end_apart(job_id, CANCELLED, "cancelled by the user", event=Event.CANCEL)
+            if (row["submit_s"] or 0.0) > self._driver.now_s:  # before its time
+                self._book.set(job_id, finish_s=None)
+        self._desk.cancelled(job_id)
         return f"{job_id} is cancelled"
 
     def _pause(self, job_id: str, _: str) -> str:
-        service = self._service
         row = self._open(job_id)
         if row["state"] == HELD:
             raise UsageError(f"{job_id} is paused already")
-        job = service.loop.cluster.active.get(job_id)
+        job = self._loop.cluster.active.get(job_id)
         if job is not None:
-            service.loop.withdraw(job, Event.HOLD, "paused by the user")
+            self._loop.withdraw(job, Event.HOLD, "paused by the user")
             try:
-                service.executor.bring(job)
-                service.saving.save_now(job_id)
+                self._driver.settle(job)
+                self._saving.save_now(job_id)
             except StateError as error:
                 return f"{job_id} is paused, but lost if the scheduler ends: {error}"
         else:
-            service.inbox.take(job_id)
-            service.aside.take(job_id)
-            service.book.set(job_id, state=HELD, reason="paused by the user", why="paused by the user")
+            self._inbox.take(job_id)
+            self._quarantine.take(job_id)
+            self._book.set(job_id, state=HELD, reason="paused by the user", why="paused by the user")
         return f"{job_id} is paused"
 
     def _resume(self, job_id: str, _: str) -> str:
-        service = self._service
         row = self._row(job_id)
         if row["state"] in (REJECTED, UNSCHEDULABLE) and row["start_s"] is None:
             again = {"data_sha256": None, "micro_batch": None, "drawn_by": None, "finish_s": None}
-            service.book.set(job_id, state=QUEUED, reason="", why="", **again)
-            service.inbox.put(row, service.executor.now_s)
+            self._book.set(job_id, state=QUEUED, reason="", why="", **again)
+            self._inbox.put(row, self._driver.now_s)
             return f"{job_id} is looked at again"
         if row["state"] not in OPEN:
             raise self._ended(row)
         if row["state"] != HELD:
             raise UsageError(f"{job_id} is not paused")
-        service.book.set(job_id, state=QUEUED if row["start_s"] is None else WAITING, reason="", why="")
-        service.inbox.put(row, service.executor.now_s)
+        self._book.set(job_id, state=QUEUED if row["start_s"] is None else WAITING, reason="", why="")
+        self._inbox.put(row, self._driver.now_s)
         return f"{job_id} goes on"
 
     def _drain(self, _: str, __: str) -> str:
-        self._service.drain()
-        self._service.store.set_facts(draining=True)
+        self._desk.drain()
+        self._store.set_facts(draining=True)
         return "no job begins any more; the scheduler ends when those that have begun have ended"
 
     def _policy(self, _: str, text: str) -> str:
-        self._service.use_policy(text)
-        self._service.store.set_facts(policy_text=text)
+        self._guard.use_policy(text)
+        self._store.set_facts(policy_text=text)
         return f"the policy is {text} now"
 
     def _export(self, job_id: str, target: str) -> str:
-        service = self._service
         row = self._open(job_id)
-        if not service.in_memory(job_id):
-            what = "has not been trained yet" if row["start_s"] is None else "is not in memory until it runs again"
+        if not self._desk.in_memory(job_id):
+            never = row["start_s"] is None
+            what = "has not been trained yet" if never else "is not in memory until it runs again"
             raise UsageError(f"{job_id} {what}")
-        service.export(job_id, Path(target))
+        self._desk.export(job_id, Path(target))
         return f"the adapter of {job_id} as it is now is in {target}"

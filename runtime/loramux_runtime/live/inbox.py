@@ -7,13 +7,14 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
-from loramux_runtime.live.state.store import HELD, OPEN, QUEUED, Row, Store
+from loramux_runtime.live.state.rows import HELD, OPEN, QUEUED, CommandRow, JobRow
+from loramux_runtime.live.state.store import Store
 
 
 class LiveInbox:
     """Inbox of the step loop (contract: `step_backend.Inbox`).
 
-    `admit` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
+    `due` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
     more may come.
     """
 
@@ -21,19 +22,19 @@ class LiveInbox:
         self,
         store: Store,
         *,
-        admit: Callable[[Row], None],
-        obey: Callable[[Row], None],
+        due: Callable[[JobRow], None],
+        obey: Callable[[CommandRow], None],
         lasting: Callable[[], bool],
         polled: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._admit, self._obey, self._lasting = admit, obey, lasting
+        self._due, self._obey, self._lasting = due, obey, lasting
         self._polled = polled
         """Called when all that has come is told: the policy is asked next."""
         self._version = -1
         self._seen = 0
         """Last job that was read."""
-        self._coming: list[tuple[float, str, Row]] = []
+        self._coming: list[tuple[float, str, JobRow]] = []
 
     def poll(self, now_s: float) -> None:
         """Commands first, in order: `cancel` and the job it is for may come together."""
@@ -47,10 +48,10 @@ class LiveInbox:
                 self._obey(row)
             self._version = version
         while self._coming and self._coming[0][0] <= now_s:
-            self._admit(heappop(self._coming)[2])
+            self._due(heappop(self._coming)[2])
         self._polled()
 
-    def put(self, row: Row, now_s: float) -> None:
+    def put(self, row: JobRow, now_s: float) -> None:
         """A job comes (again): at its time, or now."""
         self.take(row["job_id"])
         heappush(self._coming, (max(now_s, row["submit_s"] or 0.0), row["job_id"], row))
@@ -65,7 +66,7 @@ class LiveInbox:
             return self._coming[0][0]
         return inf if self._lasting() else None
 
-    def take(self, job_id: str) -> Row | None:
+    def take(self, job_id: str) -> JobRow | None:
         """Take a job back that has not arrived yet."""
         for position, (_, name, row) in enumerate(self._coming):
             if name == job_id:
@@ -79,15 +80,16 @@ class LiveInbox:
         for row in self._store.jobs_after(self._seen):
             self._seen = row["seq"]
             if row["state"] in OPEN and row["state"] != HELD:
-                if row["submit_s"] is None:
-                    row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
-                    self._store.update(row["job_id"], submit_s=row["submit_s"])
+                submit_s = row["submit_s"]
+                if submit_s is None:
+                    submit_s = row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
+                    self._store.update(row["job_id"], submit_s=submit_s)
                 # a job that had arrived before waits again at once
-                when_s = row["submit_s"] if row["state"] == QUEUED else min(now_s, row["submit_s"])
+                when_s = submit_s if row["state"] == QUEUED else min(now_s, submit_s)
                 heappush(self._coming, (when_s, row["job_id"], row))
 
     @staticmethod
-    def _submitted_s(row: Row, now_s: float, now_unix_s: float) -> float:
+    def _submitted_s(row: JobRow, now_s: float, now_unix_s: float) -> float:
         """On the scheduler's clock; a wall clock that was set meanwhile cannot make it negative or later than now."""
         ago_s = max(0.0, now_unix_s - row["submitted_unix_s"])
         return float(max(0.0, now_s - ago_s) + row["delay_s"])

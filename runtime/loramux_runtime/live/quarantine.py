@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from loramux_policies.loop.events import Event
-from loramux_runtime.live.state.store import DRAINING, Row
+from loramux_policies.loop.scheduler import Scheduler
+from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.rows import DRAINING, JobRow
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 
-if TYPE_CHECKING:
-    from loramux_runtime.live.service import LiveService
 
-
-class Aside:
+class Quarantine:
     """Suspects (`Suspects.alone`) run one at a time with nobody beside them, each until it is past the step in which
     the process died. Those that are known at the start come first, so that nobody waits for long; one that turns up
     while others run (a worker has died) waits until nothing else is to do.
     """
 
-    def __init__(self, service: LiveService) -> None:
-        self._service = service
-        self._rows: dict[str, Row] = {}
+    def __init__(
+        self,
+        store: Store,
+        book: Book,
+        loop: Scheduler,
+        *,
+        due: Callable[[JobRow], None],
+        arrive: Callable[[JobRow], bool],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._store, self._book, self._loop = store, book, loop
+        self._due, self._arrive = due, arrive
+        """Take a job in: unless it has to be kept here, or whatever is known of it."""
+        self._draining = draining
+        self._rows: dict[str, JobRow] = {}
         self._first: set[str] = set()
         """Suspects that run before anybody else does."""
         self._alone: str | None = None
         """The job that has the device for itself."""
 
-    def begin(self, rows: Iterable[Row]) -> None:
+    def begin(self, rows: Iterable[JobRow]) -> None:
         """What there is to do at the start of a process."""
         self._first = {row["job_id"] for row in rows if Suspects.alone(row)}
 
-    def keep(self, row: Row) -> bool:
+    def keep(self, row: JobRow) -> bool:
         """Whether a job that arrives is kept here, and told why."""
         why = self._reason(row)
         if why is not None:
             self.put(row, why)
         return why is not None
 
-    def put(self, row: Row, why: str) -> None:
+    def put(self, row: JobRow, why: str) -> None:
         """Keep a job that the loop does not have."""
         self._rows[row["job_id"]] = row
-        self._service.book.set(row["job_id"], why=why)
+        self._book.set(row["job_id"], why=why)
 
     def take(self, job_id: str) -> None:
         """Its user takes the job out."""
@@ -52,7 +63,7 @@ class Aside:
         """A drain has begun."""
         for job_id, row in self._rows.items():
             if not self._may_run(row):
-                self._service.book.set(job_id, why=DRAINING)
+                self._book.set(job_id, why=DRAINING)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -64,35 +75,32 @@ class Aside:
 
     def turn(self) -> bool:
         """At a step boundary: whether somebody has come in or gone out."""
-        service = self._service
         if self._alone is not None:
-            job = service.loop.cluster.active.get(self._alone)
+            job = self._loop.cluster.active.get(self._alone)
             if job is not None:
-                if job.job_id in service.loop.cluster.running:
-                    service.executor.sync(job)
-                if job.done_steps <= service.store.job(self._alone)["crashed_at"]:
+                if job.job_id in self._loop.cluster.running:
+                    self._loop.backend.sync(job)
+                if not Suspects.past(self._store.job(self._alone), job.done_steps):
                     return False
             self._first.discard(self._alone)
             passed, self._alone = self._alone, None
             if job is not None and self._first:  # past it; now the next one has to be alone
-                service.loop.withdraw(job, Event.PAUSE, "another job has to run alone")
-                service.book.flush()
-                self.put(
-                    service.store.job(passed), "another job has to run alone first: the scheduler died in its steps"
-                )
-        elif service.loop.cluster.active:
+                self._loop.withdraw(job, Event.PAUSE, "another job has to run alone")
+                self._book.flush()
+                self.put(self._store.job(passed), "another job has to run alone first: the scheduler died in its steps")
+        elif self._loop.cluster.active:
             others = any(self._may_run(row) and not Suspects.alone(row) for row in self._rows.values())
             if self._first or not others:
                 return False
         elif not self.busy:
             return False
-        service.book.flush()
+        self._book.flush()
         return self._next()
 
     def _next(self) -> bool:
         """Let in whoever may come, or the first suspect by itself."""
-        service, before = self._service, len(self._rows)
-        rows = [service.store.job(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
+        before = len(self._rows)
+        rows = [self._store.job(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
         suspects = [row for row in rows if Suspects.alone(row)]
         if not suspects:
             self._first.clear()
@@ -100,20 +108,20 @@ class Aside:
             for row in rows:
                 if not Suspects.alone(row):
                     del self._rows[row["job_id"]]
-                    service.admit(row)
-        if suspects and not service.loop.cluster.active:
+                    self._due(row)
+        if suspects and not self._loop.cluster.active:
             row = suspects[0]
             del self._rows[row["job_id"]]
             self._alone = row["job_id"]
-            if not service.arrive(row):
+            if not self._arrive(row):
                 self._first.discard(row["job_id"])
                 self._alone = None
         return len(self._rows) < before
 
-    def _may_run(self, row: Row) -> bool:
-        return not self._service.draining or row["start_s"] is not None
+    def _may_run(self, row: JobRow) -> bool:
+        return not self._draining() or row["start_s"] is not None
 
-    def _reason(self, row: Row) -> str | None:
+    def _reason(self, row: JobRow) -> str | None:
         if not self._may_run(row):
             return DRAINING
         if Suspects.alone(row):

@@ -16,7 +16,7 @@ from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.preparation import Admission, Admitted
 from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.store import Row
+from loramux_runtime.live.state.rows import JobRow
 from loramux_traces.errors import LoramuxError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
@@ -37,7 +37,7 @@ class Roster:
         self._began = False
         """Whether the job that is being priced has begun in an earlier process."""
 
-    def job(self, row: Row) -> Job | None:
+    def job(self, row: JobRow) -> Job | None:
         """The job of a row, or None (and its end in the book) where it cannot be trained here."""
         job_id = row["job_id"]
         before = row["data_sha256"]
@@ -105,7 +105,7 @@ class Roster:
             self._book.end_apart(spec.job_id, UNSCHEDULABLE, reason)
 
 
-def _go_on(job: Job, row: Row) -> None:
+def _go_on(job: Job, row: JobRow) -> None:
     """Give a new record of a job what an earlier one had come to."""
     job.done_steps = row["progress_steps"]
     job.attained_s = row["attained_s"]

@@ -13,7 +13,8 @@ from typing import Final
 from loramux_policies.loop.events import Event
 from loramux_runtime.live.state.book import GONE
 from loramux_runtime.live.state.marker import Doing
-from loramux_runtime.live.state.store import OPEN, Row, Store
+from loramux_runtime.live.state.rows import OPEN, JobRow
+from loramux_runtime.live.state.store import Store
 from loramux_traces.results import FAILED_CRASHED
 
 ALONE_AFTER: Final = 2
@@ -53,31 +54,37 @@ class Suspects:
                 self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="", finish_s=t_s, **GONE)
                 self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": job_id, "detail": reason}])
 
-    def blame(self, jobs: Mapping[str, float]) -> list[Row]:
+    def blame(self, jobs: Mapping[str, float]) -> list[JobRow]:
         """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""
         found = []
-        for before in self._store.jobs(*OPEN):
-            at = jobs.get(before["job_id"])
+        for row in self._store.jobs(*OPEN):
+            at = jobs.get(row["job_id"])
             if at is None:
                 continue
-            again = before["crashed_at"] is not None and before["crashed_at"] == at
-            counted = {"crashes": before["crashes"] + 1 if again else 1, "crashed_at": at}
-            self._store.update(before["job_id"], **counted)
-            found.append({**before, **counted})
+            again = row["crashed_at"] is not None and row["crashed_at"] == at
+            crashes = row["crashes"] + 1 if again else 1
+            self._store.update(row["job_id"], crashes=crashes, crashed_at=at)
+            row["crashes"], row["crashed_at"] = crashes, at
+            found.append(row)
         return found
 
     @staticmethod
-    def hopeless(row: Row, *, alone: bool) -> bool:
+    def hopeless(row: JobRow, *, alone: bool) -> bool:
         """Whether the job fails (`alone`: nobody was with it in the last step)."""
         return alone and bool(row["crashes"] >= FAILED_AFTER)
 
     @staticmethod
-    def reason(row: Row) -> str:
+    def reason(row: JobRow) -> str:
         """Why it fails."""
-        where = int(row["crashed_at"]) + 1
+        where = int(row["crashed_at"] or 0.0) + 1
         return f"the process that trains it died {row['crashes']} times in its step {where}, the last time alone"
 
     @staticmethod
-    def alone(row: Row) -> bool:
+    def alone(row: JobRow) -> bool:
         """Whether the job may run only with nobody beside it, until it is past the place."""
-        return bool(row["crashes"] >= ALONE_AFTER and row["progress_steps"] <= row["crashed_at"])
+        return row["crashes"] >= ALONE_AFTER and not Suspects.past(row, row["progress_steps"])
+
+    @staticmethod
+    def past(row: JobRow, steps: float) -> bool:
+        """Whether so many optimizer steps are more than the job had done when its process died."""
+        return row["crashed_at"] is None or steps > row["crashed_at"]

@@ -1,20 +1,18 @@
-"""One real device under the decide-apply loop: the torch backend."""
+"""The one device of this process: torch carries out the fused steps that the loop has decided on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loramux_policies.loop.job import Job
 from loramux_policies.loop.meters import Meters
-from loramux_policies.policy import Policy
-from loramux_policies.stepping.driver import Note, StepDevice, StepTimes
+from loramux_policies.stepping.contracts import News, OneDevice, StepDevice, StepTimes
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
 from loramux_runtime.fused.memory import MemoryMeter, is_out_of_memory
 from loramux_runtime.fused.model import FusedModel, JobOutcome
 from loramux_runtime.fused.packing import Part
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.train.backend import TrainingBackend
+from loramux_runtime.train.accounts import count_step
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.observer import Observer
 from loramux_runtime.train.times import RealTimes, Times
@@ -37,73 +35,63 @@ def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> lis
     return None
 
 
-class Executor(TrainingBackend):
-    """The backend that trains. `note` records the run, so that its decisions can be replayed."""
+class Executor(OneDevice[TrainingJob]):
+    """Trains on the device of the base model, in the caller's thread."""
 
     def __init__(
         self,
         model: FusedModel,
-        policy: Policy,
         meters: Meters,
-        training: dict[str, TrainingJob],
         *,
         times: Times | None = None,
         faults: FaultPlan = NONE,
+        before_step: Callable[[Sequence[LiveRun[TrainingJob]]], None] | None = None,
         on_step: OnStep | None = None,
-        on_end: Callable[[Job, TrainingJob], None] | None = None,
-        note: Note | None = None,
         observer: Observer | None = None,
         rss_before: int | None = None,
     ) -> None:
-        super().__init__(policy, note=note)
-        self.fused = self.devices[0].fused
         self.model = model
-        self._training = training
-        """By job id; a job's entry is dropped when it has ended."""
-        self.meters = meters
+        self._meters = meters
         self._times = times or RealTimes()
         self._faults = faults
-        self._on_step, self._on_end = on_step, on_end
+        self._before_step, self._on_step = before_step, on_step
         self.memory = MemoryMeter(model.base.device, rss_before)
         self._observer = observer
-        self._predicted_s = 0.0
-        """Of the step under way."""
+        self.step_s = 0.0
+        """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
+        self._ended: tuple[StepDevice[TrainingJob], StepTimes]
+        """The step that has been trained, until it is asked for."""
 
     @property
     def clock_s(self) -> float:
-        """The time right now; `now_s` is that of the step boundary before it."""
+        """The time right now; the driver's `now_s` is that of the step boundary before it."""
         return self._times.now_s()
 
     def peak_bytes(self, device_id: int = 0) -> float | None:
-        """Most bytes that the device has held; None where it is not known."""
+        """Return the most bytes that the device has held; None where that is not known."""
         return self.memory.peak_bytes()
 
-    def _begin(self) -> float:
+    def begin(self) -> float:
+        """Return the first reading of the clock."""
         return self._times.now_s()
 
-    def _wait(self, until_s: float) -> float:
-        self._times.wait_until(until_s)
+    def wait(self, until_s: float, news: News) -> float:
+        """Wait until then or until there is news; return the instant."""
+        self._times.wait_until(until_s, news)
         return self._times.now_s()
 
-    def _training_of(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
-        training = self._training[job.job_id]
-        training.optimizer.to(self.model.base.device)
-        training.begin(self.model)
-        return training
-
-    def stop(self, job: Job) -> None:
-        """Copy the job's state to the host; partial gradients, moments and the data cursor are kept."""
-        super().stop(job)
-        self._training[job.job_id].optimizer.to("cpu")
-        self._note_memory(0)
-
-    def _launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
-        self._predicted_s = predicted_s
-
-    def _land(self) -> tuple[StepDevice[TrainingJob], StepTimes]:
-        device = self.devices[0]
+    def launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
+        """Train the step; it is over when this returns."""
         assert device.step is not None
-        return device, self._train(device.step, device.runs, self._predicted_s)
+        if self._before_step is not None:
+            self._before_step(device.runs)
+        times = self._train(device.step, device.runs, predicted_s)
+        self.step_s += times.ended_s - times.began_s
+        self._ended = device, times
+
+    def land(self, idle: Callable[[], object]) -> tuple[StepDevice[TrainingJob], StepTimes]:
+        """Hand over the step that has been trained."""
+        return self._ended
 
     def _train(self, step: FusedStep, runs: list[LiveRun[TrainingJob]], predicted_s: float) -> StepTimes:
         parts = [
@@ -118,13 +106,14 @@ class Executor(TrainingBackend):
             self.memory.release()
             self._times.step_ends(0.0)
             return StepTimes(began_s, self._times.now_s(), True)
+        training = {run.job_id: run.training for run in runs}
         for part, outcome in zip(parts, outcomes, strict=True):
-            self.fused.runs[outcome.job_id].training.commit(part.batch, outcome, self.model)
+            training[outcome.job_id].commit(part.batch, outcome, self.model)
         dynamic_bytes = self.memory.step_bytes()
         self._times.step_ends(predicted_s)
         ended_s = self._times.now_s()
         tokens = sum(part.batch.n_tokens for part in parts)
-        self._stepped(0, tokens)
+        count_step(self._meters, 0, tokens)
         if self._on_step is not None:
             self._on_step(step, ended_s - began_s, predicted_s)
         return StepTimes(began_s, ended_s, False, self._observe(runs, parts, ended_s - began_s, dynamic_bytes))
@@ -138,9 +127,3 @@ class Executor(TrainingBackend):
         jobs = [(run.cost.adapter, part.batch) for run, part in zip(runs, parts, strict=True)]
         recompute = self.model.recompute
         return self._observer.see(jobs, recompute=recompute, seconds=seconds, dynamic_bytes=dynamic_bytes)
-
-    def _ended(self, run: LiveRun[TrainingJob]) -> None:
-        self._note_memory(0)
-        if self._on_end is not None:
-            self._on_end(run.job, run.training)
-        del self._training[run.job_id]

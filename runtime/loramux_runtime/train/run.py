@@ -13,11 +13,14 @@ import torch
 
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
+from loramux_policies.loop.ledger import ledger_of
 from loramux_policies.loop.meters import Meters
 from loramux_policies.loop.recorder import Recorder
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.driver import Arrivals, ledger_of
+from loramux_policies.stepping.driver import StepDriver
+from loramux_policies.stepping.inbox import Arrivals
+from loramux_policies.stepping.residents import Residents
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
@@ -27,10 +30,13 @@ from loramux_runtime.jobs.adapter_files import save_adapter
 from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile
 from loramux_runtime.jobs.preparation import Admission
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.executor import Executor, OnStep
 from loramux_runtime.train.faults import NONE, FaultPlan
+from loramux_runtime.train.host import TrainHost
 from loramux_runtime.train.observer import Observer
 from loramux_runtime.train.signals import stop_on_signal
+from loramux_runtime.train.states import LocalStates
 from loramux_runtime.train.times import Times
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.job import JobSpec
@@ -139,27 +145,32 @@ class TrainRun:
         self.meters = Meters(1)
         self.executor = Executor(
             self.model,
-            policy,
             self.meters,
-            self._training,
             times=times,
             faults=faults,
             on_step=self._stepped,
-            on_end=self._ended,
             observer=self.observer,
-            note=(lambda row: self.recorder.note(row)) if record else None,
         )
-        self.recorder = Recorder(self.specs, lambda: self.executor.now_s, [0], events=True, segments=True)
+        self.residents: Residents[TrainingJob] = Residents(policy)
+        accounts = Accounts(self.meters, self.residents, self.executor.peak_bytes)
+        self.host = TrainHost(accounts, self._training, self._ended)
+        self.recorder = Recorder(self.specs, lambda: self.residents.now_s, [0], events=True, segments=True)
+        self.driver = StepDriver(
+            self.residents,
+            self.executor,
+            LocalStates(self.model, self._training),
+            note=self.recorder.note if record else None,
+        )
         self.ledger = ledger_of(cost, max_resident)
         self.loop = Scheduler(
-            policy, [self.ledger], self.executor, max_resident=max_resident, listener=self.recorder.hear
+            policy, [self.ledger], self.driver, max_resident=max_resident, listener=self.recorder.hear
         )
         self.intake = Intake([cost], [1], oracle=False, unschedulable=self.recorder.unschedulable)
 
     def play(self) -> TrainResult:
         """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""
-        with stop_on_signal(self.executor.request_stop) as stopped:
-            self.executor.run(self.loop, Arrivals(self.loop, self._arrivals()))
+        with stop_on_signal(self.driver.request_stop) as stopped:
+            self.driver.run(self.loop, Arrivals(self.loop, self._arrivals()), self.host)
         stats = self.meters.stats([self.ledger.capacity])
         stats.decisions = self.loop.decisions
         stats.notes = list(self.notes)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from math import inf
+from typing import Final, Protocol
 
+from loramux_policies.stepping.contracts import News
 from loramux_policies.stepping.replay import Moments
 from loramux_policies.stepping.stream import Moment, Stream
+
+POLL_S: Final = 0.1
+"""How often a run that waits looks whether there is news."""
+
+
+def sleep_until(t_s: float, now_s: Callable[[], float], news: News) -> None:
+    """Sleep in short turns until that time, or until there is news."""
+    while (left := t_s - now_s()) > 0.0 and not news():
+        time.sleep(min(POLL_S, left))
 
 
 class Times(Protocol):
@@ -19,8 +31,8 @@ class Times(Protocol):
     def step_ends(self, predicted_s: float) -> None:
         """It has run, or (0) failed."""
 
-    def wait_until(self, t_s: float) -> None:
-        """Nothing happens before that time."""
+    def wait_until(self, t_s: float, news: News) -> None:
+        """Wait: nothing happens before that time (infinity: ever), unless `news` says so."""
 
 
 class RealTimes:
@@ -44,9 +56,9 @@ class RealTimes:
     def step_ends(self, predicted_s: float) -> None:
         """Time has passed by itself."""
 
-    def wait_until(self, t_s: float) -> None:
-        """Sleep."""
-        time.sleep(max(0.0, t_s - self.now_s()))
+    def wait_until(self, t_s: float, news: News) -> None:
+        """Sleep in short turns."""
+        sleep_until(t_s, self.now_s, news)
 
 
 class PredictedTimes:
@@ -66,9 +78,12 @@ class PredictedTimes:
         """Add the step."""
         self._now_s += predicted_s
 
-    def wait_until(self, t_s: float) -> None:
-        """Jump there."""
-        self._now_s = max(self._now_s, t_s)
+    def wait_until(self, t_s: float, news: News) -> None:
+        """Jump there; without a time to jump to, wait for news on the real clock."""
+        if t_s < inf:
+            self._now_s = max(self._now_s, t_s)
+        while t_s == inf and not news():
+            time.sleep(POLL_S)
 
 
 class RecordedTimes:
@@ -94,6 +109,6 @@ class RecordedTimes:
         assert self._step is not None
         self._now_s = self._step.ended_s
 
-    def wait_until(self, t_s: float) -> None:
+    def wait_until(self, t_s: float, news: News) -> None:
         """On to where the recorded run went on."""
         self._now_s = self._moments.next("wait", self._now_s).ended_s

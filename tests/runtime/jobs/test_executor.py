@@ -40,7 +40,7 @@ def test_every_job_completes_and_the_books_add_up(tmp_path: Path) -> None:
         result.summary["effective_tokens_per_s"] * result.summary["makespan_s"]
     )
     assert result.summary["steps"] == len(result.steps)
-    assert not run.executor.fused.runs and not run.loop.cluster.running
+    assert not run.residents.devices[0].fused.runs and not run.loop.cluster.running
 
 
 class TakesTurns(Policy):
@@ -122,7 +122,7 @@ def poison(run: Any, job_id: str, at_step: int) -> Callable[..., None]:
     """Make the job's parameters NaN at its `at_step`."""
 
     def act(point: str, facts: dict[str, Any]) -> None:
-        training = run().executor._training.get(job_id)
+        training = run()._training.get(job_id)
         if training is not None and training.step >= at_step and job_id in facts["job_ids"]:
             training.adapter.slab.params.fill_(float("nan"))
             training.adapter.slab.version += 1

@@ -57,7 +57,7 @@ def poison(held: list[TrainRun]) -> Callable[..., None]:
     """Job j1 diverges from its second step on; a property of the job, so it does so in the torch replay by itself."""
 
     def act(point: str, facts: dict[str, Any]) -> None:
-        training = held[0].executor._training.get("j1")
+        training = held[0]._training.get("j1")
         if training is not None and training.step >= 1 and "j1" in facts["job_ids"]:
             training.adapter.slab.params.fill_(float("nan"))
             training.adapter.slab.version += 1
@@ -171,7 +171,7 @@ def test_a_run_that_was_stopped_is_replayed_to_where_it_was_stopped(tmp_path: Pa
     held: list[TrainRun] = []
     jobs = [job(f"j{i}", write_rows(tmp_path)) for i in range(2)]
     run = make_run(
-        jobs, record=True, on_step=lambda *_: held[0].executor.request_stop() if len(held[0].steps) == 3 else None
+        jobs, record=True, on_step=lambda *_: held[0].driver.request_stop() if len(held[0].steps) == 3 else None
     )
     held.append(run)
     events = run.play().events

@@ -92,14 +92,13 @@ def test_clipping_bounds_the_move(tmp_path: Path) -> None:
     def moved(limit: float | None) -> float:
         held: list[torch.Tensor] = []
         run = make_run([job("a", data, max_grad_norm=limit, **one)])
-        keep = run.executor._on_end
-        assert keep is not None
+        keep = run.host.on_end
 
         def ended(done: Any, training: Any) -> None:
             held.append(training.adapter.slab.params.clone())
             keep(done, training)
 
-        run.executor._on_end = ended
+        run.host.on_end = ended
         run.play()
         fresh = run.model.new_adapter("b", "lora", run._configs["a"].adapter_config, seed=0)
         return float((held[0] - fresh.slab.params).norm())

@@ -19,7 +19,8 @@ from loramux_runtime.live.drive.pool import InProcessPool, WorkerPool
 from loramux_runtime.live.drive.worker import DeviceWorker
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.state.store import Row, Store
+from loramux_runtime.live.state.rows import JobRow
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.run import open_base, outline_base
 from loramux_simulator import simulate
@@ -117,7 +118,7 @@ def check_decisions(pool: WorkerPool, policy: str, folder: Path, n: int) -> None
     specs: list[JobSpec] = []
     admit = scheduler.roster.job
 
-    def noted(row: Row) -> Job | None:
+    def noted(row: JobRow) -> Job | None:
         job = admit(row)
         if job is not None:
             specs.append(job.spec)

@@ -13,7 +13,7 @@ import pytest
 from loramux_policies import Policy
 from loramux_policies.errors import PolicyError
 from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, JobView, Order, Plan
-from loramux_runtime.live import service as service_module
+from loramux_runtime.live import policy_guard
 from loramux_traces.errors import StateError, UsageError
 
 from .serving import curves, jobs, play, submit
@@ -212,7 +212,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_jobs_end_whatever_the_policy_does(
     name: str, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "STALL_S", 0.2)
+    monkeypatch.setattr(policy_guard, "STALL_S", 0.2)
     KEPT.clear()
     place, fuse, after = CASES[name]
     said: list[str] = []
@@ -241,7 +241,7 @@ def test_an_order_that_fails(key: Callable[[JobView], Any], tmp_path: Path, undi
 
 def test_most_of_them_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases above are no test if nothing is ever found wrong."""
-    monkeypatch.setattr(service_module, "STALL_S", 0.2)
+    monkeypatch.setattr(policy_guard, "STALL_S", 0.2)
     noticed = 0
     for number, (place, fuse, after) in enumerate(list(CASES.values())[::9]):
         KEPT.clear()

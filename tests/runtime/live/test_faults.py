@@ -101,7 +101,7 @@ def test_not_a_number_ends_one_job(tmp_path: Path, whole: dict[str, Any]) -> Non
     box: list[LiveService] = []
 
     def spoil(_: str, facts: dict[str, object]) -> None:
-        training = box[0]._training.get("job01")
+        training = box[0].training.get("job01")
         if training is not None and training.step >= 2:
             training.adapter.slab.params.fill_(float("nan"))
 
@@ -144,7 +144,7 @@ def test_a_token_beyond_the_vocabulary_is_rejected(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", found)
     with owned(store.folder):
         scheduler = service(store, "fifo")
-        scheduler.base.hf.config.vocab_size = 60
+        scheduler.engine.base.hf.config.vocab_size = 60
         scheduler.play()
     assert set(states(store).values()) == {"REJECTED"}
     assert "token ids must be below 60" in store.job("job00")["reason"]
@@ -157,7 +157,7 @@ def test_data_that_changed_is_noticed(tmp_path: Path) -> None:
     def stop(_: str, facts: dict[str, object]) -> None:
         done[0] += 1
         if done[0] == 3:
-            scheduler.executor.request_stop()
+            scheduler.driver.request_stop()
 
     with owned(store.folder):
         scheduler = service(store, "fifo", faults=FaultPlan(step=stop))
@@ -179,7 +179,7 @@ def test_a_full_disk_pauses_a_job_and_keeps_what_there_was(tmp_path: Path, whole
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def from_then_on(_: str, facts: dict[str, object]) -> None:
-        training = box[0]._training.get("job01")
+        training = box[0].training.get("job01")
         full[0] = training is not None and training.step >= 3
 
     box: list[LiveService] = []
@@ -203,7 +203,7 @@ def test_a_corrupt_checkpoint_is_passed_over(tmp_path: Path, whole: dict[str, An
     def stop(_: str, facts: dict[str, object]) -> None:
         done[0] += 1
         if done[0] == 8:
-            scheduler.executor.request_stop()
+            scheduler.driver.request_stop()
 
     done = [0]
     store = submit(tmp_path / "state", jobs(tmp_path, 5))
@@ -231,7 +231,7 @@ def test_a_process_that_takes_memory_is_respected(tmp_path: Path, whole: dict[st
 
     def watch(now_s: float) -> float | None:
         asked[0] += 1
-        seen.append((box[0].capacity_bytes, len(box[0].loop.cluster.fleet[0].jobs)))
+        seen.append((box[0].host.capacity_bytes, len(box[0].loop.cluster.fleet[0].jobs)))
         if asked[0] == 6:
             return box[0].loop.cluster.fleet[0].used * 0.6
         return 1e9 if asked[0] == 12 else None

@@ -12,7 +12,7 @@ import pytest
 
 from loramux_runtime.live.drive.clock import PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerDied
-from loramux_runtime.live.drive.worker_restarts import RESTARTS, Nursery
+from loramux_runtime.live.drive.worker_restarts import RESTARTS, WorkerRestarts
 from loramux_runtime.live.state.results import write_results
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import HardwareMissingError
@@ -148,7 +148,9 @@ def test_jobs_go_on_from_their_last_checkpoint(
     scheduler = service(store, pool, "fifo", max_resident=2, checkpoint_s=checkpoint_s, warn=said.append)
     assert scheduler.play().failed == 0
     same(store, one_device)
-    assert pool.restarts == len(at) == scheduler.worker_deaths == len(events(store, "worker-died", "worker-up")) / 2
+    assert (
+        pool.restarts == len(at) == scheduler.host.worker_deaths == len(events(store, "worker-died", "worker-up")) / 2
+    )
     assert [line for line in said if "died" in line] and scheduler.book.counts["lost"] >= len(at)
     assert all(row["preemptions"] == 0 for row in store.jobs())
 
@@ -169,8 +171,8 @@ def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None
         store, pool, "priority", max_resident=1, checkpoint_s=0.01, times=PredictedLiveTimes(), flush_s=1e9
     )
     early: list[str] = []
-    leave = scheduler.executor._leave_early  # type: ignore[attr-defined]
-    scheduler.executor._leave_early = lambda job, *a: (early.append(job.job_id), leave(job, *a))  # type: ignore
+    leave = scheduler.driver._leave_early
+    scheduler.driver._leave_early = lambda job, *a: (early.append(job.job_id), leave(job, *a))  # type: ignore
     scheduler.play()
     same(store, bits(alone))
     assert len(early) >= 5 and pool.restarts == len(at)
@@ -274,7 +276,7 @@ def test_a_scheduler_that_is_stopped_goes_on(tmp_path: Path, one_device: Bits) -
     for devices, steps in ((3, 6), (1, 9), (2, 10_000)):
         pool = in_process(devices)
         scheduler = service(store, pool, max_resident=2, checkpoint_s=1e9)
-        stop_after(pool, steps, scheduler.executor.request_stop)
+        stop_after(pool, steps, scheduler.driver.request_stop)
         scheduler.play()
     same(store, one_device)
     assert store.fact("starts") == 3
@@ -292,14 +294,14 @@ def test_workers_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:
 
 def test_a_device_is_given_up_after_so_many_deaths() -> None:
     pool = in_process(2)
-    nursery = Nursery(pool)
+    restarts = WorkerRestarts(pool)
     for t_s in range(RESTARTS):
-        nursery.died(0, "why", float(t_s))
-        nursery.restart(0)
-        assert [device for device, _ in nursery.up(float(t_s))] == [0] and not nursery.down(0)
-    nursery.died(0, "why", 10.0)
-    nursery.restart(0)
-    assert nursery.up(11.0) == [] and nursery.down(0) and not nursery.expecting
-    nursery.died(1, "why", 5000.0)
-    nursery.restart(1)
-    assert nursery.expecting and pool.restarts == RESTARTS + 1
+        restarts.died(0, "why", float(t_s))
+        restarts.restart(0)
+        assert [device for device, _ in restarts.up(float(t_s))] == [0] and not restarts.down(0)
+    restarts.died(0, "why", 10.0)
+    restarts.restart(0)
+    assert restarts.up(11.0) == [] and restarts.down(0) and not restarts.expecting
+    restarts.died(1, "why", 5000.0)
+    restarts.restart(1)
+    assert restarts.expecting and pool.restarts == RESTARTS + 1

@@ -72,7 +72,7 @@ def test_forty_jobs_on_four_actors_one_of_which_is_killed(
     scheduler = service(store, pool, "aspen", max_resident=3, checkpoint_s=0.5, flush_s=0.1, warn=said.append)
     began = time.monotonic()
     assert scheduler.play().failed == 0
-    print(f"40 jobs in {time.monotonic() - began:.1f} s; {scheduler.progress.facts()}")  # noqa: T201
+    print(f"40 jobs in {time.monotonic() - began:.1f} s; {scheduler.notes.facts()}")  # noqa: T201
     same(store, expected)
     lost = events(store, "lost")
     assert lost and {tuple(row["devices"]) for row in lost} == {(2,)}

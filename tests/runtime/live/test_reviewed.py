@@ -13,7 +13,7 @@ from loramux_policies import Policy, register
 from loramux_policies.errors import PolicyError
 from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
-from loramux_runtime.live import service as service_module
+from loramux_runtime.live import policy_guard
 from loramux_runtime.live.state.marker import Marker
 from loramux_runtime.live.state.results import job_table
 from loramux_runtime.live.state.store import Store
@@ -130,7 +130,7 @@ def stop_after(store: Store, steps: int) -> None:
     def stop(_: str, facts: dict[str, object]) -> None:
         done[0] += 1
         if done[0] == steps:
-            scheduler.executor.request_stop()
+            scheduler.driver.request_stop()
 
     with owned(store.folder):
         scheduler = service(store, "fifo", faults=FaultPlan(step=stop))
@@ -192,7 +192,7 @@ class Later(Policy):
 
 
 def test_a_policy_may_begin_late_after_an_idle_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "STALL_S", 0.3)
+    monkeypatch.setattr(policy_guard, "STALL_S", 0.3)
     store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=1), at_s=[0.0, 1.5])
     play(store, Later())
     assert set(states(store).values()) == {"COMPLETED"}

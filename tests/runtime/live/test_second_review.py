@@ -16,8 +16,7 @@ from loramux_policies import Policy, register
 from loramux_policies.errors import PolicyError
 from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
-from loramux_runtime.live import service as service_module
-from loramux_runtime.live import supervisor
+from loramux_runtime.live import policy_guard, supervisor
 from loramux_runtime.live.inbox import LiveInbox
 from loramux_runtime.live.state import checkpoint
 from loramux_runtime.live.state.marker import Marker, read_marker
@@ -103,7 +102,7 @@ def stop_at(left: list[int], scheduler: Any) -> None:
     """Ask for an end when the last is used up."""
     left[0] -= 1
     if left[0] == 0:
-        scheduler.executor.request_stop()
+        scheduler.driver.request_stop()
 
 
 def test_an_error_of_the_disk_in_mid_read_ends_the_process_and_loses_nothing(
@@ -157,7 +156,7 @@ def test_a_job_that_comes_twice_is_there_once(tmp_path: Path, monkeypatch: pytes
 def test_many_jobs_are_read_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """(Three thousand took 11 s, one fsync each.)"""
     store = submit(tmp_path / "state", [])
-    inbox = LiveInbox(store, admit=lambda row: None, obey=lambda row: None, lasting=lambda: False)
+    inbox = LiveInbox(store, due=lambda row: None, obey=lambda row: None, lasting=lambda: False)
     submit(tmp_path / "state", jobs(tmp_path, 30)).close()
     commits: list[str] = []
     store._db.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
@@ -196,11 +195,11 @@ class Later(Policy):
 
 
 def test_a_policy_that_wants_to_be_asked_much_later_is_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "STALL_S", 0.3)
+    monkeypatch.setattr(policy_guard, "STALL_S", 0.3)
     store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=2))
     with owned(store.folder):
         scheduler = service(store, Later())
-        stop = threading.Timer(30.0, scheduler.executor.request_stop)
+        stop = threading.Timer(30.0, scheduler.driver.request_stop)
         stop.start()
         scheduler.play()
         stop.cancel()
@@ -264,7 +263,7 @@ def test_a_job_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         scheduler = service(store, "exclusive", faults=FaultPlan(step=out_of_memory))
         scheduler.play()
     assert states(store) == {"job00": "FAILED_OOM", "job01": "COMPLETED"}
-    held = (scheduler._training, scheduler.roster._admitted, scheduler.book._attained_s, scheduler.progress._bounds)
+    held = (scheduler.training, scheduler.roster._admitted, scheduler.book._attained_s, scheduler.notes._bounds)
     assert not any(held) and not list((store.folder / "checkpoints").glob("*/*"))
 
 
@@ -320,7 +319,7 @@ def test_what_was_rejected_is_looked_at_again_when_it_is_mended(tmp_path: Path) 
 def test_data_may_change_until_a_job_begins(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=3))
     with owned(store.folder):
-        scheduler = service(store, "exclusive", faults=FaultPlan(step=lambda *_: scheduler.executor.request_stop()))
+        scheduler = service(store, "exclusive", faults=FaultPlan(step=lambda *_: scheduler.driver.request_stop()))
         scheduler.play()
     assert store.job("job01")["start_s"] is None and store.job("job01")["data_sha256"]
     rows = [{"text": f"other rows {i}"} for i in range(20)]

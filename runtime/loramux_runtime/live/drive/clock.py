@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
-from loramux_runtime.train.times import PredictedTimes, Times
-
-POLL_S: Final = 0.1
-"""How often an idle scheduler looks for commands; at work it looks at every step boundary."""
+from loramux_policies.stepping.contracts import News
+from loramux_runtime.train.times import PredictedTimes, Times, sleep_until
 
 
 class LiveTimes(Times, Protocol):
@@ -17,9 +14,6 @@ class LiveTimes(Times, Protocol):
 
     def go_on_from(self, t_s: float) -> None:
         """The first reading; called before any other."""
-
-    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
-        """Nothing happens before that time (infinity: ever), unless `news` says so."""
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
         """When a step of another device that began then will have ended; None: that is to be seen."""
@@ -45,14 +39,9 @@ class MonotonicTimes:
     def step_ends(self, predicted_s: float) -> None:
         """Time has passed by itself."""
 
-    def wait_until(self, t_s: float) -> None:
-        """Sleep."""
-        time.sleep(max(0.0, t_s - self.now_s()))
-
-    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
+    def wait_until(self, t_s: float, news: News) -> None:
         """Sleep in short turns."""
-        while (left := t_s - self.now_s()) > 0.0 and not news():
-            time.sleep(min(POLL_S, left))
+        sleep_until(t_s, self.now_s, news)
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
         """Nobody knows."""
@@ -65,13 +54,6 @@ class PredictedLiveTimes(PredictedTimes):
     def go_on_from(self, t_s: float) -> None:
         """Continue at `t_s`."""
         self._now_s = t_s
-
-    def wait_until_news(self, t_s: float, news: Callable[[], bool]) -> None:
-        """Jump there; without a time to jump to, wait for news on the real clock."""
-        if t_s < float("inf"):
-            self.wait_until(t_s)
-        while t_s == float("inf") and not news():
-            time.sleep(POLL_S)
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
         """As predicted."""

@@ -5,29 +5,66 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.meters import Meters
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.driver import Note
+from loramux_policies.stepping.contracts import Devices, Note, States
+from loramux_policies.stepping.residents import Residents
 from loramux_profiles.fitted import FittedModel
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.jobs.preparation import Admitted
 from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.drive.clock import LiveTimes
-from loramux_runtime.live.drive.local_executor import Host, LiveBackend, LiveExecutor
+from loramux_runtime.live.drive.flights import Flights
+from loramux_runtime.live.drive.job_states import PoolStates
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.pool_executor import PoolExecutor
 from loramux_runtime.live.drive.remote_training import RemoteTraining
+from loramux_runtime.live.drive.worker_restarts import WorkerRestarts
+from loramux_runtime.live.drive.workforce import Workforce
+from loramux_runtime.live.state.marker import Marker
+from loramux_runtime.train.executor import Executor
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.observer import Observer
+from loramux_runtime.train.states import LocalStates
+
+
+class LiveDevices(Devices[TrainingJob], Protocol):
+    """Devices that can be looked at while they work."""
+
+    step_s: float
+    """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
+
+    @property
+    def clock_s(self) -> float:
+        """The time right now; the driver's `now_s` is that of the step boundary before it."""
+
+    def peak_bytes(self, device_id: int = 0) -> float | None:
+        """Return the most bytes that the device has held; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """The parts of a live run that train (`contracts`), and what makes a job's state at its first step."""
+
+    residents: Residents[TrainingJob]
+    devices: LiveDevices
+    states: States[TrainingJob]
+    meters: Meters
+    make: Callable[[Admitted, Log], TrainingJob]
+    workforce: Workforce | None = None
+    """Of a pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """`base` on the device of this process; with a `pool`, the base's outline (`train.outline_base`): its workers have
-    their own.
+    """Makes the drive of a live scheduler.
+
+    `base` is on the device of this process; with a `pool` it is the base's outline
+    (`bases.outline_base`), as the workers have their own.
     """
 
     base: BaseModel
@@ -43,52 +80,72 @@ class Engine:
     """A worker that has not answered for so long is taken for dead."""
 
     @property
-    def devices(self) -> int:
-        """How many there are."""
+    def n_devices(self) -> int:
+        """How many devices there are."""
         return 1 if self.pool is None else self.pool.size
 
     @property
     def device(self) -> str:
-        """What they are, for people."""
+        """What the devices are, for people."""
         return str(self.base.device) if self.pool is None else self.pool.device
 
     def start(
         self,
-        host: Host,
-        times: LiveTimes,
         policy: Policy,
+        times: LiveTimes,
         training: dict[str, TrainingJob],
-        on_end: Callable[[Job, TrainingJob], None],
-    ) -> tuple[LiveBackend, Callable[[Admitted, Log], TrainingJob]]:
-        """The backend, and what makes the training state of an admitted job."""
-        meters = Meters(self.devices, record=False)
-        observers = None if self.fitted is None else [Observer(self.fitted) for _ in range(self.devices)]
-        if self.pool is not None:
-            backend = PoolExecutor(
-                host,
-                times,
-                self.pool,
-                policy,
+        marker: Marker,
+        *,
+        find: Callable[[Job], TrainingJob],
+        find_again: Callable[[Job], TrainingJob],
+        worker_up: Callable[[int, str], None],
+    ) -> Drive:
+        """Put the drive together, with the jobs' states in `training` by job id.
+
+        `find` makes the state of a job that starts (as it was saved last, or at its first step),
+        `find_again` that of a job whose state is lost; `worker_up` is told of workers that have come
+        up again.
+        """
+        meters = Meters(self.n_devices, record=False)
+        fitted = self.fitted
+        observers = None if fitted is None else [Observer(fitted) for _ in range(self.n_devices)]
+        if self.pool is None:
+            model = FusedModel(self.base, recompute=self.recompute)
+            executor = Executor(
+                model,
                 meters,
-                training,
-                on_end=on_end,
-                observers=observers,
-                recompute=self.recompute,
-                hang_s=self.hang_s,
+                times=times,
+                faults=self.faults,
+                before_step=marker.step_follows,
+                observer=None if observers is None else observers[0],
+                rss_before=self.rss_before,
             )
-            return backend, lambda admitted, log: RemoteTraining(admitted, self.base, log)
-        model = FusedModel(self.base, recompute=self.recompute)
-        executor = LiveExecutor(
-            host,
+            return Drive(
+                residents=Residents(policy),
+                devices=executor,
+                states=LocalStates(model, training, find, marker.joining),
+                meters=meters,
+                make=lambda admitted, log: TrainingJob.new(model, admitted.config, admitted.data, log=log),
+            )
+        pool = self.pool
+        residents: Residents[TrainingJob] = Residents(policy, (0,) * pool.size)
+        flights, restarts = Flights(pool, times, self.hang_s), WorkerRestarts(pool)
+        states = PoolStates(residents, pool, times, flights, restarts, training, find=find, find_again=find_again)
+        workers = PoolExecutor(
+            residents,
+            states,
+            flights,
+            restarts,
             times,
-            model,
-            policy,
             meters,
-            training,
-            faults=self.faults,
-            on_end=on_end,
-            note=self.note,
-            observer=None if observers is None else observers[0],
-            rss_before=self.rss_before,
+            observers=observers,
+            recompute=self.recompute,
         )
-        return executor, lambda admitted, log: TrainingJob.new(model, admitted.config, admitted.data, log=log)
+        return Drive(
+            residents=residents,
+            devices=workers,
+            states=states,
+            meters=meters,
+            make=lambda admitted, log: RemoteTraining(admitted, self.base, log),
+            workforce=Workforce(restarts, times, worker_up),
+        )

@@ -13,7 +13,7 @@ WINDOW_S: Final = 600.0
 """A worker is started again so many times in so long; then its device is given up."""
 
 
-class Nursery:
+class WorkerRestarts:
     """Starts workers again, within bounds."""
 
     def __init__(self, pool: WorkerPool) -> None:

@@ -11,14 +11,15 @@ from typing import Any, Final
 
 from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
-from loramux_runtime.live.state.store import HELD, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.state.rows import HELD, RUNNING, WAITING, Fields
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 RETURN: Final = "return"
 """A job that has begun arrives again (`Event.ARRIVE` in the log of a scheduler that knew it
 before).
 """
-GONE: Final[Row] = {"expected_finish_s": None, "tokens_per_s": None}
+GONE: Final[Fields] = {"expected_finish_s": None, "tokens_per_s": None}
 """Of a job that is on no device."""
 
 
@@ -29,9 +30,9 @@ class Book:
         self._store = store
         self._now_s = now_s
         self._faults = faults
-        self._rows: dict[str, Row] = {}
-        self._events: list[Row] = []
-        self._records: list[tuple[str, Row]] = []
+        self._rows: dict[str, Fields] = {}
+        self._events: list[Fields] = []
+        self._records: list[tuple[str, Fields]] = []
         self._samples: list[tuple[float, int, float, int, int]] = []
         self._attained_s: dict[str, float] = {}
         self.urgent = False
@@ -64,7 +65,7 @@ class Book:
             self._end(values, job, devices)
             values |= {"state": FINAL_STATE[event], "finish_s": now_s, "reason": detail, "why": "", **GONE}
         self.set(job.job_id, **values)
-        row: Row = {"t_s": now_s, "event": name, "job_id": job.job_id}
+        row: Fields = {"t_s": now_s, "event": name, "job_id": job.job_id}
         if devices:
             row["devices"] = list(devices)
         if detail:
@@ -73,7 +74,7 @@ class Book:
         self.urgent = True
 
     @staticmethod
-    def figures(job: Job) -> Row:
+    def figures(job: Job) -> Fields:
         """Columns that follow from the loop's record of a job."""
         return {
             "progress_steps": job.done_steps,
@@ -84,7 +85,7 @@ class Book:
         }
 
     @staticmethod
-    def _end(values: Row, job: Job, devices: tuple[int, ...]) -> None:
+    def _end(values: Fields, job: Job, devices: tuple[int, ...]) -> None:
         cost = next(cost for cost in job.costs if cost is not None)
         values["solo_s"] = job.true_steps * cost.accumulation * cost.solo_step_s
 
@@ -111,11 +112,11 @@ class Book:
         held = {"state": HELD, "reason": reason, "why": reason, "finish_s": None, "stopped_s": self._now_s()}
         self.set(job.job_id, **held, **GONE)
 
-    def note(self, row: Row) -> None:
+    def note(self, row: Fields) -> None:
         """One row of the event log that is no event of the loop."""
         self._events.append(row)
 
-    def record(self, job_id: str, row: Row) -> None:
+    def record(self, job_id: str, row: Fields) -> None:
         """One training record."""
         self._records.append((job_id, row))
         self.set(job_id, step=row["step"], loss=row["loss"], tokens=row["tokens"], total_steps=row["total_steps"])

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from loramux_policies.loop.events import BEGINS, LEAVES
-from loramux_runtime.live.state.store import OPEN, Row, Store
+from loramux_runtime.live.state.rows import OPEN, Fields, JobRow
+from loramux_runtime.live.state.store import Store
 from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline, summarise
 from loramux_traces.runfolder import write_run
 
@@ -45,13 +46,13 @@ def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def job_table(rows: Iterable[Row], base_model: str) -> pd.DataFrame:
+def job_table(rows: Iterable[JobRow], base_model: str) -> pd.DataFrame:
     """The rows of jobs.csv (`results.JOB_COLUMNS`)."""
     found = [_result(row, base_model) for row in rows]
     return pd.DataFrame(found, columns=list(JOB_COLUMNS))
 
 
-def _result(row: Row, base_model: str) -> dict[str, Any]:
+def _result(row: JobRow, base_model: str) -> dict[str, Any]:
     nan = float("nan")
     submit_s = nan if row["submit_s"] is None else row["submit_s"]
     start_s = nan if row["start_s"] is None else row["start_s"]
@@ -85,7 +86,7 @@ def _result(row: Row, base_model: str) -> dict[str, Any]:
     }
 
 
-def segments(events: Iterable[Row], end_s: float) -> dict[str, list[Any]]:
+def segments(events: Iterable[Fields], end_s: float) -> dict[str, list[Any]]:
     """`segments` of the timeline from the event log; a stay that a killed process left open ends where the next began
     (at most), one that is still open at `end_s`.
     """

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 from loramux_runtime.live.state.marker import MARKER
+from loramux_runtime.live.state.rows import CommandRow, Fields, JobRow
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
@@ -32,16 +33,6 @@ WAL_S: Final = 10.0
 waited for here.
 """
 SCHEMA_VERSION: Final = 1
-QUEUED: Final = "QUEUED"
-"""Acknowledged; no scheduler has looked at it yet."""
-WAITING: Final = "WAITING"
-RUNNING: Final = "RUNNING"
-HELD: Final = "HELD"
-"""Paused by a user until `resume`."""
-DRAINING: Final = "the scheduler is draining"
-"""Why a job that has not begun waits for the next scheduler."""
-OPEN: Final = (QUEUED, WAITING, RUNNING, HELD)
-"""States that are not final."""
 
 _SCHEMA: Final = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -103,8 +94,6 @@ CREATE TABLE commands (
 );
 CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
 """
-
-Row = dict[str, Any]
 
 
 def discard(folder: Path) -> None:
@@ -275,11 +264,13 @@ class Store:
                 except sqlite3.IntegrityError as error:
                     raise UsageError(f"job {config['id']}: there is a job of that name already") from error
 
-    def jobs(self, *states: str) -> list[Row]:
+    def jobs(self, *states: str) -> list[JobRow]:
         """Jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         with self._errors():
-            return [dict(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
+            return [
+                cast(JobRow, dict(row)) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)
+            ]
 
     def count(self, *states: str, by_s: float) -> int:
         """How many jobs that were submitted by then are in these states."""
@@ -287,12 +278,15 @@ class Store:
         with self._errors():
             return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
-    def jobs_after(self, seq: int) -> list[Row]:
+    def jobs_after(self, seq: int) -> list[JobRow]:
         """Jobs submitted after the one of this number."""
         with self._errors():
-            return [dict(row) for row in self._db.execute("SELECT * FROM jobs WHERE seq > ? ORDER BY seq", (seq,))]
+            return [
+                cast(JobRow, dict(row))
+                for row in self._db.execute("SELECT * FROM jobs WHERE seq > ? ORDER BY seq", (seq,))
+            ]
 
-    def job(self, job_id: str) -> Row:
+    def job(self, job_id: str) -> JobRow:
         """One job. UsageError where there is none."""
         row = None
         # others are no ids, and bytes that are no text cannot even be asked for
@@ -301,7 +295,7 @@ class Store:
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise UsageError(f"no job is called {printable(job_id, 64)!r}")
-        return dict(row)
+        return cast(JobRow, dict(row))
 
     def update(self, job_id: str, **values: Any) -> None:
         """Set columns of a job."""
@@ -311,7 +305,7 @@ class Store:
 
     # -- what jobs have learned
 
-    def add_records(self, records: Iterable[tuple[str, Row]]) -> None:
+    def add_records(self, records: Iterable[tuple[str, Fields]]) -> None:
         """Training records: (job, record with its `step`). A step that is there already is replaced (by its equal)."""
         rows = [(job_id, record["step"], json_text(record)) for job_id, record in records]
         with self.transaction():
@@ -322,7 +316,7 @@ class Store:
         with self.transaction():
             self._db.execute("DELETE FROM training WHERE job_id = ? AND step > ?", (job_id, after_step))
 
-    def records(self, job_id: str, after_step: int = 0) -> list[Row]:
+    def records(self, job_id: str, after_step: int = 0) -> list[Fields]:
         """Training records of a job in order of their steps."""
         text = "SELECT record FROM training WHERE job_id = ? AND step > ? ORDER BY step"
         with self._errors():
@@ -330,14 +324,14 @@ class Store:
 
     # -- the event log
 
-    def add_events(self, rows: Iterable[Row]) -> None:
+    def add_events(self, rows: Iterable[Fields]) -> None:
         """Append to the event log."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO events (t_s, row) VALUES (?, ?)", [(row["t_s"], json_text(row)) for row in rows]
             )
 
-    def events(self) -> Iterator[Row]:
+    def events(self) -> Iterator[Fields]:
         """The event log in the order in which things happened."""
         with self._errors():
             for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
@@ -367,11 +361,11 @@ class Store:
             )
             return int(cursor.lastrowid or 0)
 
-    def open_commands(self) -> list[Row]:
+    def open_commands(self) -> list[CommandRow]:
         """Commands that have not been carried out, oldest first."""
         with self._errors():
             found = self._db.execute("SELECT * FROM commands WHERE done_unix_s IS NULL ORDER BY seq")
-            return [dict(row) for row in found]
+            return [cast(CommandRow, dict(row)) for row in found]
 
     def answer(self, number: int, answer: str = "", *, refused: str = "") -> None:
         """A command has been carried out, or (and why) it could not."""
@@ -381,8 +375,8 @@ class Store:
                 (time.time(), answer, refused, number),
             )
 
-    def answered(self, number: int) -> Row | None:
+    def answered(self, number: int) -> CommandRow | None:
         """A command once it has been carried out or refused, else None."""
         with self._errors():
             row = self._db.execute("SELECT * FROM commands WHERE seq = ?", (number,)).fetchone()
-        return None if row is None or row["done_unix_s"] is None else dict(row)
+        return None if row is None or row["done_unix_s"] is None else cast(CommandRow, dict(row))

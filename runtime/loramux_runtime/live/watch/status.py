@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from loramux_runtime.live.state.store import DRAINING, QUEUED, RUNNING, WAITING, Row, Store
+from loramux_runtime.live.state.rows import DRAINING, QUEUED, RUNNING, WAITING, JobRow
+from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
 
 _COLUMNS: Final = (
@@ -63,7 +64,7 @@ def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
     }
 
 
-def _job(row: Row, now_s: float, *, running: bool, draining: bool) -> dict[str, Any]:
+def _job(row: JobRow, now_s: float, *, running: bool, draining: bool) -> dict[str, Any]:
     job = {name: row[name] for name in _COLUMNS}
     job["why"] = row["why"] or row["reason"]
     if row["state"] == QUEUED and not (job["why"] and running):

@@ -1,0 +1,37 @@
+"""Where the jobs of a run come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from loramux_policies.loop.job import Job
+from loramux_policies.loop.scheduler import Scheduler
+
+
+class Inbox(Protocol):
+    """Where jobs, and what users want done with them, come from."""
+
+    def poll(self, now_s: float) -> None:
+        """Tell the loop (`Scheduler.arrive`, `withdraw`, ...) what has come by this step boundary."""
+
+    def next_s(self) -> float | None:
+        """Return when something comes next; infinity: at any time; None: nothing more will."""
+
+
+class Arrivals:
+    """The inbox of a run whose jobs are known: each arrives at its `submit_s`."""
+
+    def __init__(self, loop: Scheduler, jobs: Iterable[Job]) -> None:
+        self._loop, self._coming = loop, iter(jobs)
+        self._next = next(self._coming, None)
+
+    def poll(self, now_s: float) -> None:
+        """Let the jobs arrive that were submitted by then."""
+        while self._next is not None and self._next.spec.submit_s <= now_s:
+            self._loop.arrive(self._next)
+            self._next = next(self._coming, None)
+
+    def next_s(self) -> float | None:
+        """Return the submission time of the next job."""
+        return None if self._next is None else self._next.spec.submit_s

@@ -1,0 +1,63 @@
+"""The books of a run of fused steps: who is on which device and in which step, and how far each is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic
+
+from loramux_policies.loop.cluster import Cluster
+from loramux_policies.loop.job import Job
+from loramux_policies.policy import Policy
+from loramux_policies.stepping.contracts import StepDevice
+from loramux_policies.stepping.fused_device import FusedDevice
+from loramux_policies.stepping.live_run import LiveRun, P
+
+
+class Residents(Generic[P]):
+    """The residents of every device, and what ended steps have left to be dealt with."""
+
+    def __init__(self, policy: Policy, device_types: Sequence[int] = (0,)) -> None:
+        self.devices: list[StepDevice[P]] = [
+            StepDevice(FusedDevice(device_id, policy, padded=False), type_index)
+            for device_id, type_index in enumerate(device_types)
+        ]
+        self.now_s = 0.0
+        """The instant of the present step boundary."""
+        self.cluster: Cluster
+        """What the loop knows of them; set when the run begins."""
+        self.held: dict[str, LiveRun[P]] = {}
+        """Residents that cannot join yet: their state is still in a step elsewhere."""
+        self.arrived: list[LiveRun[P]] = []
+        """Residents that were held and whose state has come."""
+        self.trained: list[LiveRun[P]] = []
+        """In a step that has ended, and not looked at yet."""
+        self.failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
+        """Steps that ran out of memory, not dealt with yet."""
+        self.gone: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
+        """Devices that are gone, and who was in the step that they were in; not dealt with yet."""
+        self.watched: dict[str, float] = {}
+        """Attained service at which the policy asked to be called, by job."""
+
+    def device_of(self, job: Job) -> StepDevice[P]:
+        """Return the device of a running job."""
+        return self.devices[job.devices[0]]
+
+    def sync(self, job: Job) -> None:
+        """Bring `done_steps` and `attained_s` of a running job up to date."""
+        if job.job_id not in self.held:  # a held one was credited when it left
+            run: LiveRun[P] = job.run
+            self.credit(job, run.training.progress_steps, self.device_of(job).type_index)
+
+    @staticmethod
+    def credit(job: Job, steps: float, type_index: int) -> None:
+        """Set the job's progress to that many optimizer steps, done on a device of this type."""
+        cost = job.cost_on(type_index)
+        job.attained_s += (steps - job.done_steps) * cost.accumulation * cost.solo_step_s
+        job.done_steps = steps
+
+    def forget(self, job: Job) -> None:
+        """Take the job off the books of its device."""
+        self.watched.pop(job.job_id, None)
+        job.run = None
+        if self.held.pop(job.job_id, None) is None:
+            self.device_of(job).fused.remove(job.job_id)

@@ -1,0 +1,83 @@
+"""What the rows of a state folder hold, and the states that a job of it goes through."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypedDict
+
+QUEUED: Final = "QUEUED"
+"""Acknowledged; no scheduler has looked at it yet."""
+WAITING: Final = "WAITING"
+RUNNING: Final = "RUNNING"
+HELD: Final = "HELD"
+"""Paused by a user until `resume`."""
+DRAINING: Final = "the scheduler is draining"
+"""Why a job that has not begun waits for the next scheduler."""
+OPEN: Final = (QUEUED, WAITING, RUNNING, HELD)
+"""States that are not final."""
+
+Fields = dict[str, Any]
+"""Some columns of a row by name, a row of the event log, or a training record."""
+
+
+class JobRow(TypedDict):
+    """One row of the table `jobs`. Times are on the scheduler's clock unless they say `unix`."""
+
+    seq: int
+    """In order of submission."""
+    job_id: str
+    config: str
+    """The job's configuration (`jobs_file.TrainJob`), as JSON."""
+    folder: str
+    """Where its relative paths start."""
+    submitted_unix_s: float
+    delay_s: float
+    submit_s: float | None
+    """None until a scheduler has looked at it."""
+    state: str
+    reason: str
+    why: str
+    """Why it waits, for `status`."""
+    method: str
+    priority: int
+    user: str
+    group: str
+    micro_batch: int | None
+    """Rows at a time that it began with: another number would be other bits."""
+    drawn_by: int | None
+    """Micro-batch size by which its synthetic rows are drawn."""
+    data_sha256: str | None
+    step: int
+    total_steps: int | None
+    progress_steps: float
+    loss: float | None
+    tokens: int
+    tokens_per_s: float | None
+    predicted_bytes: float | None
+    peak_bytes: float | None
+    start_s: float | None
+    finish_s: float | None
+    stopped_s: float | None
+    paused_s: float
+    expected_finish_s: float | None
+    attained_s: float
+    solo_s: float | None
+    devices: str
+    preemptions: int
+    oom_events: int
+    crashes: int
+    crashed_at: float | None
+    """Optimizer steps that it had done when its process died."""
+    ran: int
+
+
+class CommandRow(TypedDict):
+    """One row of the table `commands`."""
+
+    seq: int
+    verb: str
+    job_id: str
+    argument: str
+    issued_unix_s: float
+    done_unix_s: float | None
+    refused: str
+    answer: str
