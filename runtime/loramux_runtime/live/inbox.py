@@ -12,7 +12,7 @@ from loramux_runtime.live.state.store import Store
 
 
 class LiveInbox:
-    """Inbox of the step loop (contract: `step_backend.Inbox`).
+    """Inbox of the step loop (contract: `stepping.inbox.Inbox`).
 
     `due` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
     more may come.
