@@ -286,7 +286,7 @@ class RateEngine:
         if now_s != device.seen_s:  # an event looks at its device three times
             device.seen_s = now_s
             clock, gone = device.clock, 0.0
-            if now_s > clock.at_s:  # `advance`, without the call
+            if now_s > clock.at_s:  # as `advance` does, without the call
                 gone = clock.rate * (now_s - clock.at_s)
                 clock.virtual += gone
                 clock.at_s = now_s

@@ -161,7 +161,7 @@ class StepEngine:
         """Let a job join, or end, after the step that it was paused in."""
         device, run = event.value
         job = run.job
-        if job.run is not run:  # paused again
+        if job.run is not run:  # it was paused again
             return
         self._account(device)
         del device.held[job.job_id]

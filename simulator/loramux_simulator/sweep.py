@@ -182,7 +182,7 @@ def _run(
 
 
 def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
-    if current_thread() is not main_thread():  # sys.stdout is the whole process's
+    if current_thread() is not main_thread():  # sys.stdout belongs to the whole process
         return point, run_point(plan, point)
     # What a policy prints in a worker must not reach the stdout of the command.
     with redirect_stdout(sys.stderr):

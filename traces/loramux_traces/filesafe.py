@@ -21,7 +21,7 @@ import numpy as np
 
 from loramux_traces.errors import StateError
 
-if TYPE_CHECKING:  # imported where tables are: the GPU suite writes JSON where there is no pandas
+if TYPE_CHECKING:  # functions of tables import it: the GPU suite writes JSON where there is no pandas
     import pandas as pd
 
 #: What a spreadsheet takes for the start of a formula, and the escape itself, so that reading is

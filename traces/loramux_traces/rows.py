@@ -22,8 +22,8 @@ _VALIDATE: Final = TypeAdapter(JobSpec).validator.validate_python
 _KNOWN: Final = frozenset(COLUMNS)
 
 
-#: Epoch seconds since 2001 reach this; so may the end of a trace of 31 years, but not after a
-#: pause of half of it.
+#: Epoch seconds since 2001 reach this. The end of a trace of 31 years may reach it too, but only
+#: epoch seconds do so after a gap of more than half of it.
 _EPOCH_S: Final = 1e9
 _NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
@@ -60,7 +60,7 @@ class JobRows:
 
         Absent columns get their defaults.
         """
-        # Python's own notation, which pydantic takes and no other program writes
+        # Python's own notation (1_000), which pydantic takes and no other program writes
         for column in _NUMBERS & row.keys():
             value = row[column]
             if type(value) is str and "_" in value:
