@@ -1,9 +1,10 @@
-"""ASPEN's published evaluation (arXiv 2312.02515) beside ours: figures as data, tables, charts, Markdown.
+"""Set ASPEN's published evaluation (arXiv 2312.02515) beside ours.
 
-Marks say how a published figure was obtained: V read in a source, D digitised from the authors'
-vector figures (about 1% accurate), I inferred. Hours depend on rows and epochs that the authors do
-not state, so that what is compared is each system's ratio to a baseline of its own experiment;
-absolute figures stand beside them for the record.
+It gives figures as data, tables, charts and Markdown. Marks say how a published figure was
+obtained: V read in a source, D digitised from the authors' vector figures (about 1% accurate), I
+inferred. Hours depend on rows and epochs that the authors do not state, so that what is compared is
+each system's ratio to a baseline of its own experiment; absolute figures stand beside them for the
+record.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ METRICS: Final = {
 
 
 class Published(NamedTuple):
-    """One published figure."""
+    """A Published object is one published figure."""
 
     experiment: str
     system: str
@@ -114,7 +115,9 @@ TABLE_COLUMNS: Final = (
 
 
 class Ours(NamedTuple):
-    """One figure of ours. `kind`: check (predicted), fit (used to choose a constant, so that agreement says little),
+    """An Ours object is one figure of ours.
+
+    `kind`: check (predicted), fit (used to choose a constant, so that agreement says little),
     context (another workload: only ratios compare), or ours (nothing published).
     """
 
@@ -126,7 +129,10 @@ class Ours(NamedTuple):
 
 
 def figures_of(experiment: str, system: str, summary: Mapping[str, Any], kind: str = "check") -> list[Ours]:
-    """The figures of one run out of its summary (`loramux_traces.results.summarise`), in the published units."""
+    """Take the figures of one run out of its summary, in the published units.
+
+    The summary is that of `loramux_traces.results.summarise`.
+    """
     real, pads = float(summary["effective_tokens_per_s"]), float(summary["padding_fraction"])
     values = {
         "latency_h": float(summary["makespan_s"]) / HOUR_S,
@@ -144,8 +150,9 @@ def _hours(seconds: float | None) -> float | None:
 
 
 def compare(ours: Sequence[Ours]) -> pd.DataFrame:
-    """Published and ours side by side: TABLE_COLUMNS, one row per (experiment, system, metric) that either has.
+    """Return published figures and ours side by side.
 
+    The table has TABLE_COLUMNS and one row per (experiment, system, metric) that either side has.
     `difference` is ours / published - 1. Ratios are to the experiment's baseline (EXPERIMENTS) on
     the same side, and `ratio_difference` is our ratio / theirs - 1. Missing figures are NaN in the
     table and null in JSON.
@@ -190,7 +197,10 @@ CLAIM_COLUMNS: Final = ("claim", "published", "figures", "ours", "how")
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
-    """The abstract's four claims: what it says, what the authors' own figures give, and ours; changes as fractions."""
+    """Return the abstract's claims: what it says, what the authors' own figures give, and ours.
+
+    Changes are fractions. The abstract makes four claims; two more rows explain them.
+    """
 
     def value(side: str, experiment: str, system: str, metric: str) -> float:
         found = table[(table["experiment"] == experiment) & (table["system"] == system) & (table["metric"] == metric)]
@@ -228,13 +238,13 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_holds(table: pd.DataFrame) -> bool:
-    """Whether latency on mixed lengths comes out as published: minpad < sequential < fifo."""
+    """Say whether latency on mixed lengths comes out as published: minpad < sequential < fifo."""
     rows = table[(table["experiment"] == MIXED) & (table["metric"] == "latency_h")].set_index("system")["ours"]
     return bool(rows[M3] < rows[SEQUENTIAL] < rows[M1])
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON objects; what is missing is null, never NaN."""
+    """Return the rows as JSON objects; what is missing is null, never NaN."""
     rows: list[dict[str, Any]] = plain(table.to_dict(orient="records"))
     return rows
 
@@ -245,13 +255,17 @@ _THEIRS, _OURS = "#B8B8B8", PALETTE[0]
 
 
 def draw(table: pd.DataFrame, foot: str) -> list[Drawing]:
-    """Three charts: mixed lengths beside the published ratios, all systems as simulated, memory of one more job."""
+    """Draw three charts in the one style.
+
+    They show mixed lengths beside the published ratios, all systems as simulated, and memory of one
+    more job.
+    """
     with styled():
         return [_beside(table, foot), _systems(table, foot), _memory(table, foot)]
 
 
 def _beside(table: pd.DataFrame, foot: str) -> Drawing:
-    """Published and ours, relative to sequential."""
+    """Draw published and ours, relative to sequential."""
     data = table[(table["experiment"] == MIXED) & table["published_ratio"].notna() & table["our_ratio"].notna()]
     metrics = ("latency_h", "effective_tokens_per_s", "tokens_per_s", "memory_gb")
     fig = new_figure(9.6, 5.2, "Jobs of mixed lengths, relative to training them one after another", foot)
@@ -283,7 +297,7 @@ def _pairs(axes: Axes, names: Sequence[str], theirs: Any, ours: Any, form: str) 
 
 
 def _systems(table: pd.DataFrame, foot: str) -> Drawing:
-    """Every system on the 8 jobs, as simulated."""
+    """Draw every system on the 8 jobs, as simulated."""
     data = table[(table["experiment"] == MIXED) & table["ours"].notna()]
     fig = new_figure(10.4, 5.6, "ASPEN's eight jobs on one A100, as simulated", foot)
     for axes, metric in zip(fig.subplots(2, 3, sharey=True).flat, METRICS, strict=True):
@@ -308,7 +322,7 @@ def _systems(table: pd.DataFrame, foot: str) -> Drawing:
 
 
 def _memory(table: pd.DataFrame, foot: str) -> Drawing:
-    """Memory of one more job by batch size."""
+    """Draw the memory of one more job by batch size."""
     data = table[(table["experiment"] == FURTHER) & table["ours"].notna()]
     fig = new_figure(8.4, 3.9, "Memory of one more LLaMA-7B job", foot)
     for axes, system, title in zip(
@@ -346,7 +360,7 @@ SHOWN: Final = (
 
 
 def table_cells(part: pd.DataFrame) -> list[tuple[str, ...]]:
-    """One experiment's rows as text under SHOWN."""
+    """Return one experiment's rows as text under SHOWN."""
     return [
         (
             str(row.system),
@@ -376,7 +390,7 @@ def _percent(value: Any) -> str:
 
 
 def claim_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The claims as text under CLAIM_COLUMNS."""
+    """Return the claims as text under CLAIM_COLUMNS."""
     return [
         (str(row.claim), _percent(row.published), _percent(row.figures), _percent(row.ours), str(row.how))
         for row in table.itertuples(index=False)
@@ -386,8 +400,10 @@ def claim_cells(table: pd.DataFrame) -> list[tuple[str, ...]]:
 def markdown(
     table: pd.DataFrame, about: Sequence[str], sensitivity: pd.DataFrame, pictures: Sequence[str], why: str = ""
 ) -> str:
-    """The report. `about`: paragraphs (command, versions, assumptions) after the title; `sensitivity`: hours of other
-    settings, one a row, as they are; `why`: a paragraph after them.
+    """Write the report as Markdown and return it.
+
+    `about`: paragraphs (command, versions, assumptions) after the title; `sensitivity`: hours of
+    other settings, one a row, as they are; `why`: a paragraph after them.
     """
     lines = ["# ASPEN's evaluation, simulated", ""]
     for paragraph in about:
@@ -441,7 +457,10 @@ def _md(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def write(
     folder: Path, table: pd.DataFrame, about: Sequence[str], sensitivity: pd.DataFrame, foot: str, why: str = ""
 ) -> list[Path]:
-    """evaluation.csv, sensitivity.csv, evaluation.md and the charts into an existing folder. Raises StateError."""
+    """Write evaluation.csv, sensitivity.csv, evaluation.md and the charts into an existing folder.
+
+    Raises StateError when the folder cannot be written.
+    """
     pictures = [path for drawing in draw(table, foot) for path in save(drawing, folder)]
     names = [path.name for path in pictures if path.suffix == ".png"]
     write_csv(folder / "evaluation.csv", table)

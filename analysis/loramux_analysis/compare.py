@@ -1,4 +1,7 @@
-"""Policies side by side: means with 95% intervals and paired differences against a baseline."""
+"""Compare policies side by side.
+
+The comparison has means with 95% intervals, and paired differences against a baseline.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,12 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A tidy table: one row per (load, policy, metric), with a 95% interval and the paired difference against the
-    baseline.
+    """A Comparison is a tidy table with one row per (load, policy, metric).
 
-    `over` and `diff_over` say what an interval resamples: `seeds`, `jobs` (one seed only), or empty
-    (no interval). `diff` is policy minus baseline in the figure's unit, averaged over `pairs` that
-    had the same jobs; `change` is the ratio of the two means minus 1.
+    A row has a 95% interval and the paired difference against the baseline. `over` and `diff_over`
+    say what an interval resamples: `seeds`, `jobs` (one seed only), or empty (no interval). `diff`
+    is policy minus baseline in the figure's unit, averaged over `pairs` that had the same jobs;
+    `change` is the ratio of the two means minus 1.
     """
 
     table: pd.DataFrame
@@ -41,9 +44,10 @@ class Comparison:
     about: str
 
     def wide(self, columns: Sequence[str] = (), *, brief: bool = False) -> pd.DataFrame:
-        """One row per policy (and load), one column per metric, as text with intervals: what a person reads.
+        """Return one row per policy (and load) and one column per metric.
 
-        `brief` uses short column names, for a terminal.
+        The cells are text with intervals, for a person to read. `brief` uses short column names,
+        for a terminal.
         """
         shown = [f for f in FIGURES if (f.column in columns if columns else f.column in set(self.table["metric"]))]
         keys = ["load", "policy"] if self.table["load"].notna().any() else ["policy"]
@@ -59,21 +63,24 @@ class Comparison:
         return pd.DataFrame(rows).fillna("")
 
     def to_markdown(self, columns: Sequence[str] = ()) -> str:
-        """The wide table in Markdown, with the line that says where the figures come from."""
+        """Return the wide table in Markdown.
+
+        A line below it says where the figures come from.
+        """
         wide = self.wide(columns)
         lines = ["| " + " | ".join(wide.columns) + " |", "|" + "---|" * len(wide.columns)]
         lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in wide.itertuples(index=False)]
         return "\n".join([*lines, "", self.legend()])
 
     def legend(self) -> str:
-        """What the intervals and differences in the table are."""
+        """Say what the intervals and differences in the table are."""
         over = sorted({str(o) for o in self.table["over"] if o})
         what = f"± half of the 95% bootstrap interval over {' or '.join(over)}" if over else "one seed: no intervals"
         jobs_only = " (jobs of one run: seeds would say more)" if over == ["jobs"] else ""
         return f"{what}{jobs_only}; in brackets the paired change against {self.baseline}. {self.about}."
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as the object of `compare --json`; never NaN."""
+        """Return the table as the object of `compare --json`; never NaN."""
         rows = self.table.to_dict(orient="records")
         body = {"schema_version": SCHEMA_VERSION, "baseline": self.baseline, "about": self.about, "rows": rows}
         value: dict[str, Any] = plain(body)
@@ -81,16 +88,16 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
-    """Compare the policies found at `paths` (see `load.load`). `baseline` is a label; by default the first of fifo,
-    the slowest.
+    """Compare the policies found at `paths` (see `load.load`).
 
-    Raises InvalidInputError when nothing is found or the baseline is not among the policies.
+    `baseline` is a label; without one, `choose_baseline` says which is taken. Raises
+    InvalidInputError when nothing is found or the baseline is not among the policies.
     """
     return compare_results(load(paths), baseline)
 
 
 def compare_results(results: Results, baseline: str | None = None) -> Comparison:
-    """`compare` of results already read."""
+    """Do the same as `compare` with results that were already read."""
     base = choose_baseline(results, baseline)
     rows: list[dict[str, Any]] = []
     loads: list[float | None] = [*results.loads] or [None]
@@ -105,10 +112,10 @@ def compare_results(results: Results, baseline: str | None = None) -> Comparison
 
 
 def choose_baseline(results: Results, wanted: str | None = None) -> str:
-    """The baseline's label: the one asked for, else `exclusive`, `sequential` or `fifo` if there, else the slowest
-    policy.
+    """Return the label of the baseline.
 
-    Raises InvalidInputError when the one asked for is not there.
+    It is the one asked for, else the first of `exclusive`, `sequential` and `fifo` that is there,
+    else the slowest policy. Raises InvalidInputError when the one asked for is not there.
     """
     if wanted is None:
         known = [name for name in ("exclusive", "sequential", "fifo") if name in results.policies]
@@ -120,7 +127,10 @@ def choose_baseline(results: Results, wanted: str | None = None) -> str:
 
 
 def interval(results: Results, table: pd.DataFrame, policy: str, f: Figure) -> Interval:
-    """A policy's figure: over seeds, or over the jobs of its one run when the figure is a mean over jobs."""
+    """Return a policy's figure with its interval.
+
+    The interval is over seeds, or over the jobs of its one run when the figure is a mean over jobs.
+    """
     rows = table[table["policy"] == policy]
     values = rows[f.column].to_numpy(dtype=np.float64)
     if len(rows) == 1 and f.job_column:
@@ -131,9 +141,10 @@ def interval(results: Results, table: pd.DataFrame, policy: str, f: Figure) -> I
 
 
 def paired(results: Results, table: pd.DataFrame, policy: str, base: str, f: Figure) -> tuple[Interval, Interval]:
-    """Policy against baseline over pairs that had the same jobs (common random numbers): difference, relative change.
+    """Return the difference and the relative change of a policy against the baseline.
 
-    With one pair only, and a figure that is a mean over jobs, both are taken job by job.
+    Both are over pairs that had the same jobs (common random numbers). With one pair only, and a
+    figure that is a mean over jobs, both are taken job by job.
     """
     sides = [table[table["policy"] == who].groupby("pair")[f.column].mean() for who in (policy, base)]
     both = pd.concat(sides, axis=1, keys=["policy", "base"]).dropna()
@@ -151,7 +162,7 @@ def paired(results: Results, table: pd.DataFrame, policy: str, base: str, f: Fig
 def _flat(
     load_value: float | None, policy: str, f: Figure, mean: Interval, against: tuple[Interval, Interval] | None
 ) -> dict[str, Any]:
-    """One row of the tidy table; the baseline itself has no difference."""
+    """Return one row of the tidy table; the baseline itself has no difference."""
     row: dict[str, Any] = {"load": load_value, "policy": policy, "metric": f.column, **asdict(mean)}
     row |= {"pairs": 0, "diff_over": ""}
     if against is not None:
@@ -168,34 +179,34 @@ def _flat(
 
 
 def _runs_of(results: Results, policy: str, pair: str) -> list[Run]:
-    """Runs with their jobs of one policy and pair."""
+    """Return the runs with their jobs of one policy and pair."""
     pairs = zip(results.runs, results.labels, strict=True)
     return [run for run, label in pairs if label == policy and pair_of(run.manifest) == pair]
 
 
 def _in_order(jobs: pd.DataFrame) -> list[str]:
-    """Job ids in order of submission."""
+    """Return the job ids in order of submission."""
     return [str(job_id) for job_id in jobs.sort_values("submission_time", kind="stable").index]
 
 
 def _job_values(run: Run, f: Figure) -> NDArray[np.float64]:
-    """A per-job column of the completed jobs, in order of submission."""
+    """Return a per-job column of the completed jobs, in order of submission."""
     jobs = completed(run.jobs).sort_values(["submission_time", "job_id"], kind="stable")
     return jobs[f.job_column].to_numpy(dtype=np.float64)
 
 
 def unit_of(f: Figure) -> str:
-    """Unit in which a table shows a figure."""
+    """Return the unit in which a table shows a figure."""
     return {"bytes": "GiB", "of tokens": "%", "of time": "%"}.get(f.unit, f.unit)
 
 
 def shown(f: Figure, value: float) -> float:
-    """A value in the unit of `unit_of`."""
+    """Return a value in the unit of `unit_of`."""
     return value / {"bytes": 2**30, "of tokens": 0.01, "of time": 0.01}.get(f.unit, 1.0)
 
 
 def number(value: float) -> str:
-    """A number with three or four telling digits and thousands marked."""
+    """Return a number with three or four telling digits and thousands marked."""
     if not np.isfinite(value):
         return "-"
     if value == 0 or abs(value) >= 100:
@@ -204,7 +215,7 @@ def number(value: float) -> str:
 
 
 def _cell(f: Figure, row: pd.Series) -> str:
-    """`1,234 ± 56 (-12%)`: mean, half of the interval, paired difference."""
+    """Return `1,234 ± 56 (-12%)`: mean, half of the interval, paired difference."""
     text = number(shown(f, float(row["mean"])))
     low, high = (shown(f, float(row[side])) for side in ("low", "high"))
     if np.isfinite(low) and np.isfinite(high) and high - low > 1e-9 * abs(high):
@@ -215,5 +226,5 @@ def _cell(f: Figure, row: pd.Series) -> str:
 
 
 def _escape(cell: object) -> str:
-    """A table cell that cannot break out of its column."""
+    """Return a table cell that cannot break out of its column."""
     return str(cell).replace("|", "\\|")

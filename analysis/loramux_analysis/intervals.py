@@ -1,4 +1,7 @@
-"""How sure a figure is: bootstrap intervals over seeds or jobs, and paired differences. Every draw is seeded."""
+"""Compute how sure a figure is: bootstrap intervals over seeds or jobs, and paired differences.
+
+Every draw is seeded.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ Floats = NDArray[np.float64]
 
 LEVEL: Final = 0.95
 _DRAWS: Final = 4000
-#: A draw over many jobs costs memory in proportion; its quantiles need fewer draws than that of
-#: three seeds.
+#: A draw over many jobs costs memory in proportion to them, and its quantiles need fewer draws than
+#: those of three seeds.
 _JOB_DRAWS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95% interval. `over`: of what (`seeds`, `jobs`, `repeats`), or empty (one value: no interval)."""
+    """An Interval is a mean with its 95% interval.
+
+    `over`: of what (`seeds`, `jobs`, `repeats`), or empty (one value: no interval).
+    """
 
     mean: float
     low: float
@@ -36,11 +42,11 @@ class Interval:
 
 
 def over_seeds(values: Floats) -> Interval:
-    """Mean of one value per seed with an expanded percentile bootstrap interval.
+    """Return the mean of one value per seed with an expanded percentile bootstrap interval.
 
     The plain percentile interval is too narrow for few values; the percentiles are moved out as far
     as Student's t asks for (Hesterberg, The American Statistician 69(4), 2015, section 3.3). For 2
-    or 3 seeds that is the whole range of the values: more a resampling cannot say. One value: no
+    or 3 seeds that is the whole range of the values: a resampling cannot say more. One value: no
     interval.
     """
     values = values[np.isfinite(values)]
@@ -48,8 +54,9 @@ def over_seeds(values: Floats) -> Interval:
 
 
 def of_mean(values: Floats) -> Interval:
-    """Mean of repeated measurements with Student's 95% interval: for a handful of runs on one machine, whose noise is
-    near normal. One value: no interval.
+    """Return the mean of repeated measurements with Student's 95% interval.
+
+    It is for a handful of runs on one machine, whose noise is near normal. One value: no interval.
     """
     values = values[np.isfinite(values)]
     n = len(values)
@@ -61,33 +68,39 @@ def of_mean(values: Floats) -> Interval:
 
 
 def over_jobs(values: Floats) -> Interval:
-    """Mean over the jobs of one run, in order of submission, with a circular block bootstrap interval.
+    """Return the mean over the jobs of one run, with a circular block bootstrap interval.
 
-    Jobs near in time wait behind the same others, so blocks of about sqrt(n) neighbours are drawn,
-    not single jobs. It speaks of other draws of such jobs under this one arrival pattern: seeds say
-    more. Fewer than 20 jobs: no interval.
+    `values` are in order of submission. Jobs near in time wait behind the same others, so blocks of
+    about sqrt(n) neighbours are drawn, not single jobs. The interval speaks of other draws of such
+    jobs under this one arrival pattern: seeds say more. Fewer than 20 jobs: no interval.
     """
     return _interval(values, None, _job_sums, round(len(values) ** 0.5), "jobs" if len(values) >= 20 else "")
 
 
 def change_over_seeds(values: Floats, base: Floats) -> Interval:
-    """Ratio of means minus 1, of pairs: both sides of a pair are drawn together, so that common luck cancels.
+    """Return the ratio of means minus 1, of pairs.
 
-    A ratio of sums in every draw, not a difference over a fixed mean: it can never say less than
-    -100%.
+    Both sides of a pair are drawn together, so that common luck cancels. Every draw takes a ratio
+    of sums, not a difference over a fixed mean: it can never say less than -100%.
     """
     return _interval(values, base, _seed_sums, len(values), "seeds" if len(values) > 1 else "")
 
 
 def change_over_jobs(values: Floats, base: Floats) -> Interval:
-    """`change_over_seeds` of the jobs of two runs of one trace, in order of submission; blocks as in `over_jobs`."""
+    """Return the change as `change_over_seeds` does, of the jobs of two runs of one trace.
+
+    The jobs are in order of submission, and blocks are as in `over_jobs`.
+    """
     return _interval(values, base, _job_sums, round(len(values) ** 0.5), "jobs" if len(values) >= 20 else "")
 
 
 def _interval(
     values: Floats, base: Floats | None, sums: Callable[[Floats], Floats], independent: int, over: str
 ) -> Interval:
-    """Mean of `values` (or its change against `base`) with the interval that resampling by `sums` gives."""
+    """Return the mean of `values` with the interval that resampling by `sums` gives.
+
+    With a `base` it is the change of `values` against it.
+    """
     n = len(values)
     if n == 0 or (base is not None and base.sum() == 0):
         return Interval(np.nan, np.nan, np.nan, n, "")
@@ -109,14 +122,20 @@ def _interval(
 
 
 def _seed_sums(values: Floats) -> Floats:
-    """Sums of n values drawn with replacement; the same places for every array of one length."""
+    """Return sums of n values drawn with replacement.
+
+    The same places are drawn for every array of one length.
+    """
     n = len(values)
     sums: Floats = values[np.random.default_rng(0).integers(0, n, size=(_DRAWS, n))].sum(axis=1)
     return sums
 
 
 def _job_sums(values: Floats) -> Floats:
-    """Sums of blocks of neighbours drawn with replacement, wrapped around the end; the same places for every array."""
+    """Return sums of blocks of neighbours drawn with replacement, wrapped around the end.
+
+    The same places are drawn for every array of one length.
+    """
     n = len(values)
     block = round(n**0.5)
     cumulative = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[: block - 1]]))])
@@ -127,7 +146,10 @@ def _job_sums(values: Floats) -> Floats:
 
 
 def _tails(n: int) -> tuple[float, float]:
-    """The percentiles to take from a bootstrap of `n` independent parts, moved out for small n."""
+    """Return the percentiles to take from a bootstrap of `n` independent parts.
+
+    They are moved out for small n.
+    """
     t = float(stats.t.ppf((1 + LEVEL) / 2, max(1, n - 1)))
     tail = float(stats.norm.cdf(-t * (n / max(1, n - 1)) ** 0.5))
     return tail, 1 - tail

@@ -1,5 +1,6 @@
-"""Run folders and sweeps as tidy tables: one row a run, one row a job, labels that tell them apart, and where they
-come from.
+"""Read run folders and sweeps as tidy tables: one row a run, one row a job.
+
+Labels tell the runs apart, and a line says where they come from.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _ORIGINS: Final = ("unknown", "assumed", "modelled", "fitted", "measured")
 
 @dataclass(frozen=True)
 class Results:
-    """What was read. `table` has one row a run (of run folders and of results.csv files); `runs` only those with
-    their jobs.
+    """A Results object holds what was read.
 
-    Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`, `seed`,
-    `pair` (equal for runs of the same jobs: trace, load and seed), then the figures. `labels` are
-    those of `runs`, in their order.
+    `table` has one row a run (of run folders and of results.csv files); `runs` only those with
+    their jobs. Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`,
+    `seed`, `pair` (equal for runs of the same jobs: trace, load and seed), then the figures.
+    `labels` are those of `runs`, in their order.
     """
 
     runs: tuple[Run, ...]
@@ -43,7 +44,10 @@ class Results:
 
     @cached_property
     def policies(self) -> list[str]:
-        """Labels in the order in which charts show them: best mean turnaround first (at the highest load)."""
+        """Labels in the order in which charts show them.
+
+        The best mean turnaround is first (at the highest load).
+        """
         top = self.at_load(self.loads[-1]) if self.loads else self.table
         means = top.groupby("policy", sort=True)["turnaround_mean_s"].mean()
         return [str(label) for label in means.sort_values(kind="stable", na_position="last").index]
@@ -54,7 +58,7 @@ class Results:
         return sorted(float(load) for load in self.table["load"].dropna().unique())
 
     def at_load(self, load: float) -> pd.DataFrame:
-        """Rows of one load."""
+        """Return the rows of one load."""
         return self.table[self.table["load"] == load]
 
     @cached_property
@@ -66,7 +70,7 @@ class Results:
         return {label: chosen[label] for label in self.policies if label in chosen}
 
     def jobs(self) -> pd.DataFrame:
-        """All job rows with `policy`, `seed` and `pair` of their run."""
+        """Return all job rows with `policy`, `seed` and `pair` of their run."""
         pairs = [pair_of(run.manifest) for run in self.runs]
         parts = [
             run.jobs.assign(policy=label, seed=run.seed, pair=pair)
@@ -75,8 +79,10 @@ class Results:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["policy", "seed", "pair"])
 
     def about(self, *runs: Run) -> str:
-        """One line for the foot of a chart or table: simulated or measured, how well the costs are known, which
-        trace.
+        """Return one line for the foot of a chart or table.
+
+        It says whether the figures are simulated or measured, how well the costs are known, and
+        which trace was used.
         """
         return describe([run.manifest for run in runs] or self.manifests)
 
@@ -116,11 +122,11 @@ def load(paths: Sequence[Path]) -> Results:
 
 
 def _row(run: Run, label: str) -> dict[str, Any]:
-    """One run as a row of figures."""
+    """Return one run as a row of figures."""
     return {
         **flatten_summary(run.summary),
         **fairness_figures(run.jobs, n_devices(run)),
-        "policy": label,  # after the summary, which has the policy without what tells this run from others of it
+        "policy": label,  # set after the summary, whose policy lacks what tells this run from others
         "name": run.policy,
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
@@ -130,31 +136,39 @@ def _row(run: Run, label: str) -> dict[str, Any]:
 
 
 def pair_of(manifest: dict[str, Any]) -> str:
-    """Equal for runs that were given the same jobs with the same draws."""
+    """Return a text that is equal for runs that were given the same jobs with the same draws."""
     trace = manifest.get("trace")
     digest = str(trace.get("sha256", ""))[:12] if isinstance(trace, dict) else ""
     return f"{digest}/{manifest.get('load') or ''}/{manifest.get('seed') or 0}"
 
 
 def _swept_pairs(table: pd.DataFrame) -> list[str]:
-    """Pairs of a sweep's rows: one trace, so load and seed say it."""
+    """Return the pairs of a sweep's rows.
+
+    A sweep has one trace, so that load and seed tell them apart.
+    """
     loads = table["load"] if "load" in table.columns else pd.Series("", index=table.index)
     return [f"/{load}/{seed}" for load, seed in zip(loads, table["seed"], strict=True)]
 
 
 def _sweep_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a sweep folder (empty when there is none: the footer then says that the origin is unknown)."""
+    """Read the manifest of a sweep folder.
+
+    It is empty when there is none: the footer then says that the origin is unknown.
+    """
     file = path / MANIFEST
     return read_json_object(file) if file.is_file() else {}
 
 
 def spec(name: str, params: dict[str, Any]) -> str:
-    """A policy as `--policy` takes it: `aspen:candidates=60,k=8`."""
+    """Return a policy as `--policy` takes it: `aspen:candidates=60,k=8`."""
     return f"{name}:{','.join(f'{key}={value}' for key, value in sorted(params.items()))}" if params else name
 
 
 def label_runs(runs: Sequence[Run]) -> list[str]:
-    """A label for each run: its policy, with only those parameters and settings that differ between runs of that
+    """Return a label for each run.
+
+    It is the run's policy, with only those parameters and settings that differ between runs of that
     policy.
     """
     labels = []
@@ -174,13 +188,13 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
 
 
 def _params(run: Run) -> dict[str, Any]:
-    """Parameters of a run's policy; a text is taken as one parameter."""
+    """Return the parameters of a run's policy; a text is taken as one parameter."""
     params = run.manifest.get("policy_params") or {}
     return params if isinstance(params, dict) else {"params": params}
 
 
 def _setting(key: str, value: Any) -> str:
-    """A setting in a few letters."""
+    """Return a setting in a few letters."""
     if isinstance(value, bool):
         return key if value else f"not {key}"
     if key == "devices":
@@ -189,7 +203,7 @@ def _setting(key: str, value: Any) -> str:
 
 
 def swept_labels(table: pd.DataFrame) -> list[str]:
-    """Labels of a sweep's rows: the parameters only where one policy has several."""
+    """Return labels of a sweep's rows, with parameters only where one policy has several."""
     if "params" not in table.columns:
         return [str(policy) for policy in table["policy"]]
     several = table.groupby("policy")["params"].transform("nunique") > 1
@@ -198,8 +212,9 @@ def swept_labels(table: pd.DataFrame) -> list[str]:
 
 
 def describe(manifests: Sequence[dict[str, Any]]) -> str:
-    """One line that says where figures come from, for example `simulated, costs assumed; trace: sample.csv, modelled;
-    rate`.
+    """Return one line that says where figures come from.
+
+    For example `simulated, costs assumed; trace: sample.csv, modelled; rate`.
     """
     kinds = sorted({str(m.get("kind", "simulated")) for m in manifests if m}) or ["simulated"]
     origins = {str(m.get("origin", "unknown")) for m in manifests} or {"unknown"}
@@ -215,13 +230,16 @@ def describe(manifests: Sequence[dict[str, Any]]) -> str:
 
 
 def _trace_text(trace: dict[str, Any]) -> str:
-    """A trace's file name and where its jobs come from: the start of it, which says measured or modelled."""
+    """Return a trace's file name and where its jobs come from.
+
+    That is the start of the provenance, which says measured or modelled.
+    """
     name = Path(str(trace.get("name", ""))).name
     provenance = textwrap.shorten(str(trace.get("provenance") or "provenance unknown"), 80, placeholder=" …")
     return ", ".join(part for part in (name, provenance) if part)
 
 
 def _few(texts: set[str]) -> str:
-    """Up to two texts, and how many more."""
+    """Return up to two texts, and how many more there are."""
     shown = sorted(texts)
     return " / ".join(shown[:2]) + (f" and {len(shown) - 2} more" if len(shown) > 2 else "")

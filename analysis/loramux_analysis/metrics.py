@@ -1,4 +1,7 @@
-"""Figures of one run beyond its summary: finish-time fairness, Jain's index, Little's law. Times in seconds."""
+"""Compute figures of one run beyond its summary.
+
+They are finish-time fairness, Jain's index and Little's law. Times are in seconds.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of a run: its column, how to call it, its unit, and which direction is better."""
+    """A Figure is one figure of a run: its column, its name, its unit, and its better direction."""
 
     column: str
     label: str
     unit: str
     lower_is_better: bool = True
     job_column: str = ""
-    """Column of jobs.csv it is the mean of, if it is one (then one seed alone can give an interval
-    over jobs).
+    """Column of jobs.csv that it is the mean of, if any (one seed can then give an interval over
+    jobs).
     """
     short: str = ""
     """A short name with its unit, for a terminal."""
 
 
-#: What `compare` shows, in order. Columns are those of results.csv and of `figures`.
+#: What `compare` shows, in order. Columns are those of results.csv and of `fairness_figures`.
 FIGURES: Final = (
     Figure("turnaround_mean_s", "mean turnaround", "s", job_column="turnaround_time", short="turnaround s"),
     Figure("turnaround_p99_s", "p99 turnaround", "s", short="p99 s"),
@@ -50,27 +53,34 @@ FIGURES: Final = (
 
 
 def figure(column: str) -> Figure:
-    """The Figure of one column. Raises KeyError when there is none."""
+    """Return the Figure of one column.
+
+    Raises KeyError when there is none.
+    """
     return {f.column: f for f in FIGURES}[column]
 
 
 def completed(jobs: pd.DataFrame) -> pd.DataFrame:
-    """The rows that percentiles and means are over."""
+    """Return the rows that percentiles and means are over."""
     return jobs[jobs["final_state"] == COMPLETED]
 
 
 def n_devices(run: Run) -> int:
-    """Devices of a run, from its manifest (a list, or a number); at least 1."""
+    """Return the number of devices of a run, which is at least 1.
+
+    It comes from the manifest (a list, or a number).
+    """
     devices = run.manifest.get("devices", 1)
     return max(1, len(devices) if isinstance(devices, list | dict) else int(devices))
 
 
 def contention(jobs: pd.DataFrame, devices: int) -> Floats:
-    """Mean number of devices asked for per device that exists, over each job's life [submission, finish]; at least 1.
+    """Return the mean number of devices asked for per device that exists, over each job's life.
 
-    A job counts from submission to finish with its `num_gpus`; one that never ended counts to the
-    end of the run, one that was never admitted does not count. NaN for jobs without a finish. O(n
-    log n): differences of the integral of the step function.
+    The life is [submission, finish], and the result is at least 1. A job counts from submission to
+    finish with its `num_gpus`; one that never ended counts to the end of the run, one that was
+    never admitted does not count. NaN for jobs without a finish. O(n log n): differences of the
+    integral of the step function.
     """
     submit = jobs["submission_time"].to_numpy(dtype=np.float64)
     finish = jobs["finish_time"].to_numpy(dtype=np.float64)
@@ -87,8 +97,8 @@ def contention(jobs: pd.DataFrame, devices: int) -> Floats:
     life = finish - submit
     if not len(times):
         return np.full(len(jobs), np.nan)
-    # A job that ends the moment it is submitted lives no time: it sees the contention of that
-    # moment as 1.
+    # A job that ends the moment it is submitted has no lifetime to average over: its contention is
+    # taken as 1.
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (np.interp(finish, times, area) - np.interp(submit, times, area)) / life
     mean = np.where(life > 0, mean, 1.0)
@@ -96,12 +106,13 @@ def contention(jobs: pd.DataFrame, devices: int) -> Floats:
 
 
 def finish_time_fairness(jobs: pd.DataFrame, devices: int) -> Floats:
-    """Themis' rho of each completed job: turnaround / (solo time x mean contention); NaN elsewhere.
+    """Return Themis' rho of each completed job: turnaround / (solo time x mean contention).
 
-    The denominator is how long the job would have taken alone on its equal share of the cluster,
-    given how many others were there during its life (Mahajan et al., NSDI 2020; contention averaged
-    over the life as in Gavel, OSDI 2020). rho <= 1: the job did at least as well as its fair share.
-    Sharing a base model makes rho < 1 possible for all jobs at once.
+    It is NaN for other jobs. The denominator is how long the job would have taken alone on its
+    equal share of the cluster, given how many others were there during its life (Mahajan et al.,
+    NSDI 2020; contention averaged over the life as in Gavel, OSDI 2020). rho <= 1: the job did at
+    least as well as its fair share. Sharing a base model makes rho < 1 possible for all jobs at
+    once.
     """
     turnaround = jobs["turnaround_time"].to_numpy(dtype=np.float64)
     solo = jobs["solo_time"].to_numpy(dtype=np.float64)
@@ -111,14 +122,20 @@ def finish_time_fairness(jobs: pd.DataFrame, devices: int) -> Floats:
 
 
 def jain_index(values: Floats) -> float | None:
-    """Jain's index (sum x)^2 / (n sum x^2): 1 when all are equal, 1/n when one has everything; None for no values."""
+    """Return Jain's index (sum x)^2 / (n sum x^2).
+
+    It is 1 when all are equal, 1/n when one has everything; None for no values.
+    """
     values = values[np.isfinite(values)]
     square = float((values**2).sum())
     return float(values.sum()) ** 2 / (len(values) * square) if len(values) and square > 0 else None
 
 
 def fairness_figures(jobs: pd.DataFrame, devices: int) -> dict[str, float | None]:
-    """Mean, p95 and max of rho, and Jain's index of the completed jobs' stretch (1: all slowed down alike)."""
+    """Return mean, p95 and max of rho, and Jain's index of the completed jobs' stretch.
+
+    An index of 1 means that all jobs were slowed down alike.
+    """
     rho = finish_time_fairness(jobs, devices)
     rho = rho[~np.isnan(rho)]
     jain = jain_index(completed(jobs)["stretch"].to_numpy(dtype=np.float64))
@@ -134,8 +151,9 @@ def fairness_figures(jobs: pd.DataFrame, devices: int) -> dict[str, float | None
 
 @dataclass(frozen=True, slots=True)
 class LittleCheck:
-    """One use of Little's law: the time integral of a count against the sum of the times of the jobs counted,
-    job-seconds.
+    """A LittleCheck is one use of Little's law, in job-seconds.
+
+    It sets the time integral of a count against the sum of the times of the jobs counted.
     """
 
     what: str
@@ -150,11 +168,12 @@ class LittleCheck:
 
 
 def littles_law(run: Run) -> list[LittleCheck]:
-    """Little's law over the whole run, from two records kept apart: counts from the timeline, times from jobs.csv.
+    """Check Little's law over the whole run, from two records kept apart.
 
-    Queue: integral of the number waiting = sum of waiting and paused time. Devices: integral of
-    residents = sum of execution time x num_gpus. Both are exact over a window in which the system
-    starts and ends empty. Empty without a timeline.
+    Counts are from the timeline, times from jobs.csv. Queue: integral of the number waiting = sum
+    of waiting and paused time. Devices: integral of residents = sum of execution time x num_gpus.
+    Both are exact over a window in which the system starts and ends empty. The list is empty
+    without a timeline.
     """
     if not run.has_timeline:
         return []
@@ -177,6 +196,6 @@ def littles_law(run: Run) -> list[LittleCheck]:
 
 
 def _integral(t_s: Any, values: Any, end_s: float) -> float:
-    """Integral of a step function given by the values from each time on, up to `end_s`."""
+    """Integrate a step function given by the values from each time on, up to `end_s`."""
     t, v = np.asarray(t_s, dtype=np.float64), np.asarray(values, dtype=np.float64)
     return float((v * np.diff(np.append(t, max(end_s, t[-1])))).sum()) if len(t) else 0.0

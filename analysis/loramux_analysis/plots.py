@@ -13,7 +13,7 @@ from loramux_analysis.timeline import write_chrome_trace
 from loramux_traces.errors import InvalidInputError, Problem, StateError, UsageError
 from loramux_traces.runfolder import run_folder_name
 
-#: The one kind that is no picture, and only written when asked for: a timeline for Perfetto.
+#: The one kind that is no picture: a timeline for Perfetto. It is written only when asked for.
 PERFETTO: Final = "perfetto"
 KINDS: Final = (*CHARTS, PERFETTO)
 
@@ -26,11 +26,12 @@ def draw_charts(
     baseline: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Draw every chart these results have data for, or the `kinds` asked for; returns the files, each PNG, SVG and CSV.
+    """Draw every chart these results have data for, or the `kinds` asked for.
 
-    `tell` is called with one line per chart that is drawn or left out. Older charts of the same
-    names are replaced. Raises UsageError for an unknown kind, InvalidInputError when a kind asked
-    for lacks its data, StateError when the folder cannot be written.
+    Returns the files, each chart as PNG, SVG and CSV. `tell` is called with one line per chart that
+    is drawn or left out. Older charts of the same names are replaced. Raises UsageError for an
+    unknown kind, InvalidInputError when a kind asked for lacks its data, StateError when the folder
+    cannot be written.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
@@ -57,7 +58,10 @@ def draw_charts(
 
 
 def _timelines(results: Results, folder: Path, tell: Callable[[str], None]) -> list[Path]:
-    """A Chrome trace of one run of each policy."""
+    """Write a Chrome trace of one run of each policy.
+
+    Raises InvalidInputError where no run has a timeline.
+    """
     runs = {label: run for label, run in results.one_per_policy.items() if run.has_timeline}
     if not runs:
         raise InvalidInputError(
@@ -72,7 +76,10 @@ def _timelines(results: Results, folder: Path, tell: Callable[[str], None]) -> l
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for charts. Raises StateError for a symlink, a file, or a place that cannot be written."""
+    """Make a folder for charts, if need be.
+
+    Raises StateError for a symlink, a file, or a place that cannot be written.
+    """
     if folder.is_symlink():
         raise StateError(f"{folder}: is a symlink; give the folder itself")
     try:

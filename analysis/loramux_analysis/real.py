@@ -1,4 +1,7 @@
-"""A simulated run against the real run of the same trace: errors of averages and of single jobs, and the ranking."""
+"""Compare a simulated run with the real run of the same trace.
+
+The comparison has errors of averages and of single jobs, and the ranking.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ from loramux_traces.runfolder import Run
 
 @dataclass(frozen=True, slots=True)
 class RealComparison:
-    """How a simulated run of a trace agrees with the real one. Errors are (simulated - real) / real, as fractions."""
+    """A RealComparison says how a simulated run of a trace agrees with the real one.
+
+    Errors are (simulated - real) / real, as fractions.
+    """
 
     jobs: int
     only_simulated: int
     only_real: int
     mean_error: float | None
-    """Error of the mean turnaround: averages hide what the next ones show."""
+    """Error of the mean turnaround; an average hides what the next fields show."""
     error_p50: float | None
     """Median of the absolute error of a job's turnaround."""
     error_p90: float | None
@@ -33,14 +39,18 @@ class RealComparison:
 
 
 def turnarounds(simulated: Run, real: Run) -> pd.DataFrame:
-    """Turnaround of each job that completed in both, s: job_id, real_s, simulated_s, in order of job id."""
+    """Return the turnaround of each job that completed in both runs, in seconds.
+
+    The columns are job_id, real_s, simulated_s, in order of job id.
+    """
     a, b = (completed(run.jobs).set_index("job_id")["turnaround_time"] for run in (real, simulated))
     return pd.concat([a, b], axis=1, keys=["real_s", "simulated_s"], join="inner").sort_index().reset_index()
 
 
 def compare_real(simulated: Run, real: Run) -> RealComparison:
-    """Compare two runs of one trace job by job, over the jobs that completed in both; those missing in one are
-    counted.
+    """Compare two runs of one trace job by job, over the jobs that completed in both.
+
+    Those missing in one are counted.
     """
     both = turnarounds(simulated, real)
     x, y = (both[side].to_numpy(dtype=np.float64) for side in ("simulated_s", "real_s"))

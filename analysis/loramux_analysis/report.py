@@ -1,4 +1,7 @@
-"""A short report in Markdown of a set of results: the table, what holds, and the charts."""
+"""Write a short report in Markdown of a set of results.
+
+It has the table, what holds, and the charts.
+"""
 
 from __future__ import annotations
 
@@ -61,22 +64,21 @@ def write_report(
 
 
 def real_table(rows: list[tuple[str, RealComparison]]) -> list[str]:
-    """Simulated against real, one policy a line, as Markdown."""
+    """Return simulated against real, one policy a line, as Markdown."""
     cells = [REAL_COLUMNS, ("---",) * len(REAL_COLUMNS), *(real_cells(name, found) for name, found in rows)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
 
 
 def real_cells(name: str, found: RealComparison) -> tuple[str, ...]:
-    """One policy's line, as text under REAL_COLUMNS."""
+    """Return one policy's line, as text under REAL_COLUMNS."""
     errors = (_percent(v) for v in (found.mean_error, found.error_p50, found.error_p90, found.mape))
     return (name, str(found.jobs), *errors, _plain(found.ks), _plain(found.tau), _percent(found.makespan_error))
 
 
 def _percent(value: float | None) -> str:
-    """A fraction as percent."""
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
 def _plain(value: float | None) -> str:
-    """A number from 0 to 1."""
+    """Return a number from 0 to 1 with three digits."""
     return "-" if value is None else f"{value:.3f}"

@@ -1,4 +1,7 @@
-"""Residuals of fitted models: measured over predicted, against what was measured, and how they are spread."""
+"""Draw residuals of fitted models.
+
+The charts show measured over predicted, against what was measured, and how they are spread.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from loramux_analysis.style import FAINT, PALETTE, Drawing, log_numbers, new_fig
 def draw_residuals(
     folder: Path, name: str, title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float], str]]
 ) -> list[Path]:
-    """One chart per series, `<name>-<series>.png`, .svg and .csv; the paths.
+    """Draw one chart per series as `<name>-<series>.png`, .svg and .csv, and return the paths.
 
     `series`: name -> (measured, log(measured / predicted), label of the measured axis). Raises
     StateError where the folder cannot be written.

@@ -1,4 +1,7 @@
-"""Step functions of time and stays on devices, made small enough to draw: exact time averages, lanes."""
+"""Make step functions of time and stays on devices small enough to draw.
+
+Step functions become exact time averages, and stays get lanes.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ Floats = NDArray[np.float64]
 
 
 def step_average(t_s: Floats, values: Floats, edges_s: Floats) -> Floats:
-    """Time average, between each pair of edges, of the step function that takes `values[i]` from `t_s[i]` on.
+    """Return the time average of a step function between each pair of edges.
 
-    Before the first time it is 0. Averages are exact (differences of the integral), so that nothing
-    is lost or aliased when a hundred thousand changes become some hundred points. `t_s` ascends;
-    several values at one time: the last holds.
+    The function takes `values[i]` from `t_s[i]` on; before the first time it is 0. Averages are
+    exact (differences of the integral), so that nothing is lost or aliased when a hundred thousand
+    changes become some hundred points. `t_s` ascends; several values at one time: the last holds.
     """
     if not len(t_s):
         return np.zeros(len(edges_s) - 1)
@@ -31,7 +34,10 @@ def step_average(t_s: Floats, values: Floats, edges_s: Floats) -> Floats:
 
 
 def span_s(run: Run) -> tuple[float, float]:
-    """First submission and last time anything happened, s; at least a second apart."""
+    """Return the first submission and the last time that anything happened.
+
+    Both are in seconds, and at least a second apart.
+    """
     timeline = run.timeline
     times = [
         *(run.jobs[name].dropna() for name in ("submission_time", "finish_time")),
@@ -45,7 +51,10 @@ def span_s(run: Run) -> tuple[float, float]:
 
 
 def samples_of(run: Run, device_id: Any, column: str) -> tuple[Floats, Floats]:
-    """Times and values of one device's samples, in order of time (a stable sort keeps the order at equal times)."""
+    """Return times and values of one device's samples, in order of time.
+
+    A stable sort keeps the order at equal times.
+    """
     samples = run.timeline["samples"]
     mine = np.asarray(samples["device_id"]) == device_id
     t = np.asarray(samples["t_s"], dtype=np.float64)[mine]
@@ -54,7 +63,10 @@ def samples_of(run: Run, device_id: Any, column: str) -> tuple[Floats, Floats]:
 
 
 def device_ids(run: Run) -> list[Any]:
-    """Device ids of the timeline, in its order, and those that only samples or segments name."""
+    """Return the device ids of the timeline, in its order.
+
+    Those that only samples or segments name come after them.
+    """
     timeline = run.timeline
     ids = [device["device_id"] for device in timeline["devices"]]
     others = {*timeline["samples"]["device_id"], *timeline["segments"]["device_id"]} - set(ids)
@@ -62,7 +74,10 @@ def device_ids(run: Run) -> list[Any]:
 
 
 def capacity_bytes(run: Run, device_id: Any) -> float | None:
-    """Memory of one device; None when the timeline does not say (or says it is without limit)."""
+    """Return the memory of one device.
+
+    None when the timeline does not say (or says it is without limit).
+    """
     for device in run.timeline["devices"]:
         if device["device_id"] == device_id:
             capacity = device.get("memory_capacity_bytes")
@@ -71,10 +86,11 @@ def capacity_bytes(run: Run, device_id: Any) -> float | None:
 
 
 def stays(run: Run) -> pd.DataFrame:
-    """One row per stay of a job on a device: job_id, device_id, start_s, end_s, lane, method, base_model, user.
+    """Return one row per stay of a job on a device.
 
-    Lanes count from 0 on each device: the lowest that is free, so that their number is the most
-    residents there were. A stay without an end lasts to the end of the run.
+    Columns: job_id, device_id, start_s, end_s, lane, method, base_model, user. Lanes count from 0
+    on each device: a stay takes the lowest that is free, so that their number is the most residents
+    there were. A stay without an end lasts to the end of the run.
     """
     table = pd.DataFrame(run.timeline["segments"])
     if table.empty:
@@ -90,8 +106,9 @@ def stays(run: Run) -> pd.DataFrame:
 
 
 def assign_lanes(start_s: Floats, end_s: Floats) -> NDArray[np.int64]:
-    """The lowest free lane of each stay, in order of start (starts ascend). A stay may begin the moment another
-    ends.
+    """Return the lowest free lane of each stay, in order of start (starts ascend).
+
+    A stay may begin the moment another ends.
     """
     lanes = np.zeros(len(start_s), dtype=np.int64)
     free: list[int] = []

@@ -1,7 +1,7 @@
-"""The one visual style: colours, fonts, axes, the foot of every chart, and how a chart is saved.
+"""Define the one visual style of all charts.
 
-Figures are made without pyplot, so that importing this changes no global state and needs no
-display.
+It covers colours, fonts, axes, the foot of every chart, and how a chart is saved. Figures are made
+without pyplot, so that importing this changes no global state and needs no display.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from loramux_traces.filesafe import atomic, write_csv
 
 #: Okabe and Ito's palette (readable with every common colour blindness), without the faint yellow;
-#: black is the text.
+#: black is kept for the text.
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 INK: Final = "#222222"
 FAINT: Final = "#8a8a8a"
-#: The limit no line may cross.
+#: The colour of a limit that no line may cross.
 LIMIT: Final = "#B00020"
-#: Beyond the palette, lines and bars of one colour are told apart by these.
+#: Beyond the palette, these tell lines and bars of one colour apart.
 DASHES: Final = ("-", "--", ":", "-.")
 HATCHES: Final = ("", "////", "\\\\\\\\", "xxx")
 
@@ -70,12 +70,15 @@ _RC: Final[Any] = {  # matplotlib's key type differs between versions
 
 
 class NothingToDrawError(Exception):
-    """A chart has no data in these runs; the message says what is missing. Never reaches a user as an error."""
+    """A chart has no data in these runs.
+
+    The message says what is missing. It never reaches a user as an error.
+    """
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished chart: its file name without ending, the figure, and the numbers behind it."""
+    """A Drawing is a finished chart: its file name without ending, the figure, and its numbers."""
 
     name: str
     figure: Figure
@@ -84,15 +87,21 @@ class Drawing:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style, for the time of the block only; a user's own matplotlibrc does not leak into it."""
+    """Apply the style for the time of the block only.
+
+    A user's own matplotlibrc does not leak into it.
+    """
     with mpl.rc_context():
-        mpl.rcdefaults()  # leaves the backend alone
+        mpl.rcdefaults()  # this leaves the backend alone
         mpl.rcParams.update(_RC)
         yield
 
 
 def new_figure(width: float, height: float, title: str, foot: str) -> Figure:
-    """An empty figure (inches) with a title, and a foot that says where the numbers come from."""
+    """Make an empty figure (inches) with a title and a foot.
+
+    The foot says where the numbers come from.
+    """
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     lines = textwrap.wrap(foot, width=max(40, int(width * 16.5)))
@@ -105,7 +114,10 @@ def new_figure(width: float, height: float, title: str, foot: str) -> Figure:
 
 
 def save(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write `<name>.png`, `.svg` and `.csv` into an existing folder; equal numbers, equal bytes. Raises StateError."""
+    """Write `<name>.png`, `.svg` and `.csv` into an existing folder, and return the paths.
+
+    Equal numbers give equal bytes. Raises StateError when a file cannot be written.
+    """
     paths = [folder / f"{drawing.name}.{ending}" for ending in ("png", "svg", "csv")]
     with styled():
         _freeze(drawing.figure)
@@ -133,22 +145,28 @@ def _freeze(figure: Figure) -> None:
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, by its place in the sequence; after seven they come again (with other dashes)."""
+    """Return a colour for each name, by its place in the sequence.
+
+    After seven they come again (with other dashes).
+    """
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 
 def dashes(names: Sequence[str]) -> dict[str, str]:
-    """A line style for each name: solid for the first seven, then dashed, dotted, ..."""
+    """Return a line style for each name: solid for the first seven, then dashed, dotted, ...
+
+    They come again after four such groups.
+    """
     return {name: DASHES[i // len(PALETTE) % len(DASHES)] for i, name in enumerate(names)}
 
 
 def hatches(names: Sequence[str]) -> dict[str, str]:
-    """A hatch for each name: none for the first seven."""
+    """Return a hatch for each name; the first seven have none."""
     return {name: HATCHES[i // len(PALETTE) % len(HATCHES)] for i, name in enumerate(names)}
 
 
 def time_unit(largest_s: float) -> tuple[float, str]:
-    """The unit that keeps an axis' numbers small: (seconds in it, its name)."""
+    """Return the unit that keeps the numbers of an axis small: (seconds in it, its name)."""
     for seconds, name in ((86400.0 * 2, "d"), (3600.0 * 2, "h"), (60.0 * 3, "min")):
         if largest_s >= seconds:
             return {"d": 86400.0, "h": 3600.0, "min": 60.0}[name], name
@@ -156,13 +174,13 @@ def time_unit(largest_s: float) -> tuple[float, str]:
 
 
 def duration(seconds: float) -> str:
-    """A time span in at most three digits: `45 s`, `2.5 min`, `3.1 h`, `12 d`."""
+    """Return a time span in at most three digits: `45 s`, `2.5 min`, `3.1 h`, `12 d`."""
     scale, unit = time_unit(seconds)
     value = seconds / scale
     return f"{value:.0f} {unit}" if value >= 10 or value == int(value) else f"{value:.2g} {unit}"
 
 
-#: Times people name, s; every other one is a tick where the axis is long.
+#: Times that people name, in seconds; on a long axis every other one is a tick.
 _TICKS: Final = (
     0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400,
     3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 90 * 86400, 365 * 86400, 1000 * 86400, 3650 * 86400,
@@ -170,14 +188,17 @@ _TICKS: Final = (
 
 
 def _even_ticks(low_s: float, high_s: float) -> list[float]:
-    """Round, evenly spaced times for an axis too short for a logarithmic choice."""
+    """Return round, evenly spaced times for an axis too short for a logarithmic choice."""
     scale, _ = time_unit(high_s)
     values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low_s / scale, high_s / scale)
     return [float(v) * scale for v in values if low_s / 1.05 <= v * scale <= high_s * 1.05 and v > 0]
 
 
 def log_time_axis(axes: Axes, low_s: float, high_s: float) -> None:
-    """A logarithmic x axis in seconds whose ticks are times people name: 1 s, 1 min, 1 h, 1 d."""
+    """Make the x axis logarithmic in seconds, with ticks at times that people name.
+
+    Such times are 1 s, 1 min, 1 h, 1 d.
+    """
     axes.set_xscale("log")
     low_s, high_s = max(low_s, 1e-3), max(high_s, 2e-3)
     for named in (_TICKS[::2], _TICKS):
@@ -194,7 +215,10 @@ def log_time_axis(axes: Axes, low_s: float, high_s: float) -> None:
 
 
 def log_time_ticks(axes: Axes) -> str:
-    """A logarithmic y axis in one unit of time, with round ticks; returns the unit's name."""
+    """Make the y axis logarithmic in one unit of time, with round ticks.
+
+    Returns the name of the unit.
+    """
     axes.set_yscale("log")
     bottom, top = axes.get_ylim()
     scale, unit = time_unit(top)
@@ -211,7 +235,7 @@ def log_time_ticks(axes: Axes) -> str:
 
 
 def _tick(seconds: float) -> str:
-    """A tick label of `log_time_axis`."""
+    """Return a tick label of `log_time_axis`."""
     for scale, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
@@ -219,7 +243,7 @@ def _tick(seconds: float) -> str:
 
 
 def plain_numbers(axes: Axes, which: str = "x") -> None:
-    """Few ticks, thousands marked, no offsets or powers."""
+    """Use few ticks, mark thousands, and show no offsets or powers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -229,7 +253,10 @@ _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def log_numbers(axes: Axes) -> None:
-    """A logarithmic x axis with 1, 2 and 5 of every decade marked as people write them: 0.05, 2, 500k, 20M."""
+    """Make the x axis logarithmic, with 1, 2 and 5 of every decade marked as people write them.
+
+    For example 0.05, 2, 500k, 20M.
+    """
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
@@ -245,5 +272,5 @@ def log_numbers(axes: Axes) -> None:
 
 
 def short(label: str, width: int = 26) -> str:
-    """A label that fits its place."""
+    """Cut a label so that it fits its place."""
     return label if len(label) <= width else label[: width - 1] + "…"

@@ -1,4 +1,7 @@
-"""A run as Chrome-trace JSON, which Perfetto (ui.perfetto.dev) opens: who was where, memory, queue."""
+"""Write a run as Chrome-trace JSON, which Perfetto (ui.perfetto.dev) opens.
+
+It shows which job was where, memory and queue.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ _GIB: Final = 2**30
 
 
 def chrome_trace(run: Run) -> dict[str, Any]:
-    """The trace-event object of a run.
+    """Return the trace-event object of a run.
 
-    One process a device and one thread a seat, with counters of memory (GiB) and residents; a first
-    process counts the waiting jobs. Times are microseconds of the run's own clock.
+    There is one process a device and one thread a seat, with counters of memory (GiB) and
+    residents; a first process counts the waiting jobs. Times are microseconds of the run's own
+    clock.
     """
     events: list[dict[str, Any]] = []
     _name(events, _QUEUE_PID, "queue", 0)
@@ -55,13 +59,19 @@ def chrome_trace(run: Run) -> dict[str, Any]:
 
 
 def write_chrome_trace(run: Run, path: Path) -> Path:
-    """Write `chrome_trace` to a file, atomically, and return its path. Raises StateError when it cannot be written."""
+    """Write `chrome_trace` to a file, atomically, and return its path.
+
+    Raises StateError when it cannot be written.
+    """
     write_text(path, json_text(chrome_trace(run)) + "\n")
     return path
 
 
 def _microseconds(t_s: float) -> int:
-    """Whole microseconds, so that a stay that begins when another ends does not overlap it by a rounding error."""
+    """Return a time in whole microseconds.
+
+    So a stay that begins when another ends does not overlap it by a rounding error.
+    """
     return round(float(t_s) * 1e6)
 
 
@@ -72,12 +82,12 @@ def _name(events: list[dict[str, Any]], pid: int, name: str, order: int) -> None
 
 
 def _counter(pid: int, name: str, t_s: float, values: dict[str, Any]) -> dict[str, Any]:
-    """One value of a counter."""
+    """Return the event for one value of a counter."""
     return {"ph": "C", "name": name, "pid": pid, "tid": 0, "ts": _microseconds(t_s), "args": values}
 
 
 def _stay(pid: int, lane: int, job_id: str, start_s: float, end_s: float, *about: Any) -> dict[str, Any]:
-    """One stay of a job as a complete event."""
+    """Return one stay of a job as a complete event."""
     begin = _microseconds(start_s)
     args = {
         key: value

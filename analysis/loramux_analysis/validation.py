@@ -1,5 +1,6 @@
-"""Simulated against real, over policies and repeats: errors beside the noise of the real runs, and the ranking.
+"""Compare simulated with real runs, over policies and repeats.
 
+The comparison sets errors beside the noise of the real runs, and the ranking beside the real one.
 The real runs of one policy are repeats of each other; every one has simulated twins (its own seed,
 or several seeds). Errors are (simulated - real) / real, as fractions.
 """
@@ -26,32 +27,36 @@ Floats = NDArray[np.float64]
 MEAN_WITHIN: Final = 0.05
 """Error of a policy's mean turnaround that is always good enough."""
 JOBS_WITHIN: Final = 0.15
-"""The same of the 90% quantile of single jobs' errors."""
+"""Error of the 90% quantile of single jobs that is always good enough."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Twin:
-    """A real run and its simulations."""
+    """A Twin is a real run and its simulations."""
 
     policy: str
     real: Run
     simulated: tuple[Run, ...]
     speed_factor: float | None = None
-    """Measured over predicted seconds of the real run's fused steps; None where it recorded none."""
+    """Measured over predicted seconds of the real run's fused steps; None where it recorded none.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyAgreement:
-    """One policy. Times in seconds, errors and spreads as fractions; None where there is nothing to say."""
+    """A PolicyAgreement says how well simulated and real runs of one policy agree.
+
+    Times are in seconds, errors and spreads are fractions; None where there is nothing to say.
+    """
 
     policy: str
     repeats: int
-    """Real runs."""
+    """Number of real runs."""
     simulations: int
     jobs: int
-    """That completed in every real run and in every simulation."""
+    """Jobs that completed in every real run and in every simulation."""
     not_in_all: int
-    """That completed in some of them only."""
+    """Jobs that completed in some of them only."""
     real_mean_s: float
     real_low_s: float | None
     real_high_s: float | None
@@ -67,22 +72,28 @@ class PolicyAgreement:
     """|error| of single jobs, each real run against its own simulations."""
     job_noise_p50: float | None
     job_noise_p90: float | None
-    """The same of each real run against every other: what no simulation can be better than."""
+    """The same of each real run against every other: no simulation can be better than this."""
     makespan_error: float | None
     memory_error: float | None
-    """Of the peak, where the real runs measured it."""
+    """Error of the peak memory, where the real runs measured it."""
     ks: float | None
     wasserstein_s: float | None
     """Distances of the distributions of turnaround, repeats and seeds pooled."""
 
     @property
     def mean_ok(self) -> bool:
-        """Mean turnaround within 5% or the spread of the real runs, whichever is larger."""
+        """Whether mean turnaround is within 5% or the spread of the real runs.
+
+        The larger of the two limits counts.
+        """
         return abs(self.mean_error) <= max(MEAN_WITHIN, self.spread or 0.0)
 
     @property
     def jobs_ok(self) -> bool:
-        """90% of the jobs within 15%, or within what real runs differ by, whichever is larger."""
+        """Whether 90% of the jobs are within 15%, or within what real runs differ by.
+
+        The larger of the two limits counts.
+        """
         return (self.job_error_p90 or 0.0) <= max(JOBS_WITHIN, self.job_noise_p90 or 0.0)
 
     @property
@@ -93,7 +104,7 @@ class PolicyAgreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """The order of the policies by mean turnaround."""
+    """A Ranking is the order of the policies by mean turnaround."""
 
     tau: float | None
     disjoint: tuple[tuple[str, str], ...]
@@ -106,12 +117,15 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Validation:
-    """The whole comparison. `twins`: what it is of, in the order of `policies`."""
+    """A Validation is the whole comparison.
+
+    `twins`: what it is of, in the order of `policies`.
+    """
 
     policies: tuple[PolicyAgreement, ...]
     ranking: Ranking
     speed_factor: float | None
-    """Measured over predicted seconds of the fused steps of all real runs: above 1, the machine was
+    """Measured over predicted seconds of the fused steps of all real runs; above 1, the machine was
     slower than its profile says.
     """
     applied_factor: float
@@ -119,7 +133,7 @@ class Validation:
     twins: tuple[Twin, ...]
 
     def missed(self) -> list[str]:
-        """The criteria that are not met, in words."""
+        """Return the criteria that are not met, in words."""
         found = []
         for row in self.policies:
             if not row.mean_ok:
@@ -132,7 +146,7 @@ class Validation:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The object of `validate --json`."""
+        """Return the object of `validate --json`."""
         rows = [
             {**asdict(row), "mean_ok": row.mean_ok, "jobs_ok": row.jobs_ok, "same_jobs": row.same_jobs}
             for row in self.policies
@@ -156,12 +170,15 @@ class Validation:
         }
 
     def table(self) -> pd.DataFrame:
-        """One row a policy."""
+        """Return a table with one row a policy."""
         return pd.DataFrame(self.to_dict()["policies"])
 
 
 def validate(twins: Sequence[Twin], *, speed_factor: float | None, applied_factor: float) -> Validation:
-    """Compare. ValueError for no runs; policies come in order of their real mean turnaround."""
+    """Compare real runs with their simulations.
+
+    Policies come in order of their real mean turnaround. Raises ValueError for no runs.
+    """
     by_policy: dict[str, list[Twin]] = {}
     for twin in twins:
         by_policy.setdefault(twin.policy, []).append(twin)
@@ -180,7 +197,7 @@ def validate(twins: Sequence[Twin], *, speed_factor: float | None, applied_facto
 
 def _agreement(policy: str, twins: Sequence[Twin]) -> PolicyAgreement:
     reals = [twin.real for twin in twins]
-    # repeats of one seed have one simulation
+    # Repeats of one seed have one simulation.
     shared = {id(run): run for twin in twins for run in twin.simulated}
     every = [*reals, *shared.values()]
     tables = [completed(run.jobs).set_index("job_id")["turnaround_time"] for run in every]
@@ -220,7 +237,7 @@ def _agreement(policy: str, twins: Sequence[Twin]) -> PolicyAgreement:
 
 
 def _quantiles(pairs: Sequence[pd.DataFrame]) -> tuple[float | None, float | None]:
-    """Median and 90% quantile of |error| of the jobs of pairs of runs."""
+    """Return median and 90% quantile of |error| of the jobs of pairs of runs."""
     found = [
         np.abs(relative_errors(pair["simulated_s"].to_numpy(np.float64), pair["real_s"].to_numpy(np.float64)))
         for pair in pairs
@@ -232,13 +249,16 @@ def _quantiles(pairs: Sequence[pd.DataFrame]) -> tuple[float | None, float | Non
 
 
 def measured_memory(run: Run) -> bool:
-    """Whether the run's memory was read off the device (on CPU it is what the model says, and proves nothing)."""
+    """Say whether the run's memory was read off the device.
+
+    On CPU it is what the model says, and proves nothing.
+    """
     said = run.manifest.get("memory_measured")
     return bool(said) if said is not None else "memory_mape" in (run.summary.get("prediction") or {})
 
 
 def _of_summary(twins: Sequence[Twin], column: str) -> float | None:
-    """Mean error of a figure of the summaries."""
+    """Return the mean error of a figure of the summaries."""
     pairs = [
         (float(run.summary.get(column) or 0.0), float(twin.real.summary.get(column) or 0.0))
         for twin in twins
@@ -249,7 +269,7 @@ def _of_summary(twins: Sequence[Twin], column: str) -> float | None:
 
 
 def _ranking(rows: Sequence[PolicyAgreement]) -> Ranking:
-    """`rows` ascend by real mean."""
+    """Rank the policies; `rows` ascend by real mean."""
     disjoint, discordant = [], []
     for better, worse in combinations(rows, 2):
         if better.real_high_s is None or worse.real_low_s is None or better.real_high_s >= worse.real_low_s:

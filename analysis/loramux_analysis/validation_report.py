@@ -1,4 +1,4 @@
-"""A validation in words: what a reader must know beside the table."""
+"""Put a validation into words: what a reader must know beside the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _HEAD = (
 
 
 def said(found: Validation, steps: int | None = None) -> list[str]:
-    """Lines below the table: the machine's speed, the ranking, memory, and what is missed."""
+    """Return the lines below the table.
+
+    They tell the machine's speed, the ranking, memory, and what is missed.
+    """
     lines = [_speed(found, steps), _order(found)]
     memory = [f"{row.policy} {row.memory_error:+.1%}" for row in found.policies if row.memory_error is not None]
     lines.append(f"Peak memory: {', '.join(memory)}." if memory else "Memory was not measured in the real runs.")
@@ -53,7 +56,7 @@ def _order(found: Validation) -> str:
 
 
 def markdown(found: Validation, pictures: Sequence[str]) -> str:
-    """validation.md: the table, the words and the charts."""
+    """Write validation.md as text: the table, the words and the charts."""
     rows = [_HEAD, ("---",) * len(_HEAD), *(_cells(row) for row in found.policies)]
     lines = ["# Simulated against real", ""]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]

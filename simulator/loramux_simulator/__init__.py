@@ -1,4 +1,7 @@
-"""A device made of SimPy: replay a trace under a policy. `from loramux_simulator import simulate`."""
+"""This package is a device made of SimPy: it replays a trace under a policy.
+
+Use it as `from loramux_simulator import simulate`.
+"""
 
 from loramux_simulator.api import RunResult, simulate
 from loramux_simulator.options import SimOptions

@@ -1,4 +1,4 @@
-"""`simulate()`: one trace under one policy on simulated devices."""
+"""Provide `simulate()`: it runs one trace under one policy on simulated devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ from loramux_traces.results import empty_timeline, summarise
 
 DEFAULT_DEVICES: Final = "1xa100-80g"
 QUANTILE_99: Final = 2.3263478740408408
-"""Standard normal: the upper memory bound is read as the 99% quantile of actual / predicted."""
+"""Quantile of the standard normal: the upper memory bound is read as the 99% quantile of actual /
+predicted.
+"""
 
 OnPlan = Callable[[LiveView, DeltaPlan], None]
 Progress = Callable[[int, int], None]
@@ -51,7 +53,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True, kw_only=True)
 class RunResult:
-    """One simulated run. `jobs`: a row per job (columns: `loramux_traces.results.JOB_COLUMNS`), sorted by job id."""
+    """A RunResult holds the results of one simulated run.
+
+    `jobs`: a row per job (columns: `loramux_traces.results.JOB_COLUMNS`), sorted by job id.
+    """
 
     policy: str
     seed: int
@@ -64,10 +69,10 @@ class RunResult:
     origin: str
     """The weakest origin among the cost parameters used: assumed, fitted or measured."""
     hopeless: int = 0
-    """Jobs that fit no device of the run."""
+    """Number of jobs that fit no device of the run."""
 
     def entry(self) -> dict[str, Any]:
-        """This run's object in the `runs` of `simulate --json`."""
+        """Return this run's object in the `runs` of `simulate --json`."""
         return {"policy": self.policy, "seed": self.seed, **self.summary}
 
 
@@ -82,7 +87,7 @@ def simulate(
     on_plan: OnPlan | None = None,
     **options: Any,
 ) -> RunResult:
-    """Replay a trace under a policy.
+    """Replay a trace under a policy and return the result.
 
     `trace`: a Trace or the path of a jobs file. `policy`: an object, a class, or a name such as
     `"aspen:k=4"`. `devices`: as in `"4xa100-80g,2xl4"`, or profiles. `options`: the fields of
@@ -121,7 +126,10 @@ def _trace(trace: Trace | str | Path) -> Trace:
 
 
 def _unseen(on_plan: OnPlan) -> OnPlan:
-    """The observer without a trace: how far it reads the queue must not tell the loop which arrivals matter."""
+    """Wrap an observer so that it leaves no trace in the run.
+
+    The observer may read the queue. How far it reads must not tell the loop which arrivals matter.
+    """
 
     def tell(view: LiveView, plan: DeltaPlan) -> None:
         read = [(window, window.read, window.last, window.exhausted) for window in view.windows]
@@ -134,7 +142,7 @@ def _unseen(on_plan: OnPlan) -> OnPlan:
 
 
 class _Run:
-    """The parts of one run, put together."""
+    """A `_Run` builds the parts of one run and connects them."""
 
     def __init__(
         self,
@@ -220,7 +228,11 @@ class _Run:
 
     @property
     def copies(self) -> Literal["shared", "separate"]:
-        """Of the base. A live device has one; under a policy of one seat nobody is beside its job, and so it may."""
+        """Copies of the base model on a device: one that all jobs share, or one for each job.
+
+        A live device has one copy. A policy of one seat may run there even if it asks for separate
+        copies: no other job is beside its own, so that one copy serves it.
+        """
         return "shared" if self.options.live and self.policy.seats <= 1 else self.policy.copies
 
     def _engine(self) -> RateEngine | StepEngine:
@@ -280,11 +292,17 @@ class _Run:
         return WindowPace(roll, fused)
 
     def _sigma(self, device_id: int) -> float:
-        """Spread of log(actual / predicted) that makes the ledger's bound its 99% quantile."""
+        """Return the spread of log(actual / predicted).
+
+        With it, the upper bound of the ledger is the 99% quantile of that ratio.
+        """
         return self.sigmas[self.type_of[device_id]]
 
     def _error(self, job: Job) -> float:
-        """Standard normal error of the memory model for the steps of the newest job's stay; one draw per stay."""
+        """Return a standard normal error of the memory model, with one draw per stay of the job.
+
+        The error applies to the steps in which `job` is the newest.
+        """
         stay = job.preemptions + 1_000_000 * job.oom_events
         return NormalDist().inv_cdf(uniform(self.options.seed, job.job_id, "memory", stay))
 
@@ -292,11 +310,11 @@ class _Run:
         return dynamic * exp(self._sigma(job.devices[0] if job.devices else 0) * self._error(job))
 
     def _runs_out(self, job: Job, device_id: int) -> float:
-        """Bytes that the device would need, where they are more than it has; else 0."""
+        """Return the bytes that the device would need, where they are more than it has; else 0."""
         ledger = self.loop.cluster.fleet[device_id]
         room = ledger.capacity - (ledger.expected - ledger.dynamic)
         type_index = self.type_of[device_id]
-        # beyond 4 sigma (1 in 30,000): not worth a draw
+        # An error beyond 4 sigma happens once in 30,000 draws, so that it is not worth a draw.
         if ledger.dynamic * self.worst[type_index] <= room:
             return 0.0
         actual = ledger.dynamic * exp(self.sigmas[type_index] * self._error(job))
@@ -316,7 +334,7 @@ class _Run:
     # -- the run
 
     def play(self) -> RunResult:
-        """Run and sum up."""
+        """Run the trace and sum up the results."""
         arrivals: Iterator[Job] = self.intake.jobs(self.specs)
         warm = int(self.options.warmup * len(self.specs))
         if warm:
@@ -363,7 +381,10 @@ class _Run:
         )
 
     def _begin_window(self, _: Any) -> None:
-        """The warm-up is over: what devices did until now is not in the statistics."""
+        """Begin the statistics anew: the warm-up is over.
+
+        What devices did until now is not in the statistics.
+        """
         self.engine.settle()
         self.meters.begin_window()
         self.decided_warm = self.loop.decisions
@@ -386,8 +407,9 @@ class _Run:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Keep the cyclic garbage collector from walking a million jobs again and again: a run makes no cycles to speak
-    of.
+    """Make the cyclic garbage collector run rarely during a run.
+
+    A run makes almost no cycles, and the collector would walk a million jobs again and again.
     """
     before = gc.get_threshold()
     gc.set_threshold(200_000, 20, 100)
@@ -398,10 +420,10 @@ def _rare_collections() -> Iterator[None]:
 
 
 def weakest_origin(profiles: Sequence[DeviceProfile]) -> str:
-    """assumed, fitted or measured: the weakest origin among the constants of these devices.
+    """Return assumed, fitted or measured: the weakest origin among the constants of these devices.
 
-    Where a measured record is all that jobs are costed by, what is left of the device's own is its
-    memory: fitted.
+    Where a measured record is all that jobs are costed by, only the memory is left of the device's
+    own constants, and the origin is fitted.
     """
     origins: set[str] = set()
     for profile in profiles:

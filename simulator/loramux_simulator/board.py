@@ -1,7 +1,7 @@
-"""Progress of all running jobs as arrays, so that a preemptive policy can ask for the worst of 512 residents in a few
-us.
+"""Keep the progress of all running jobs as arrays.
 
-512 single look-ups took 200 us a decision, the arrays 20 us (64 devices of 8 seats).
+So a preemptive policy can ask for the worst of 512 residents in a few us: 512 single look-ups took
+200 us a decision, the arrays 20 us (64 devices of 8 seats).
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ and no NaN arises.
 
 
 class Board:
-    """One slot per running job: attained_s = attained at start_tag + (virtual time - start_tag) * speed_s."""
+    """A Board has one slot per running job.
+
+    attained_s = attained at start_tag + (virtual time - start_tag) * speed_s.
+    """
 
     def __init__(self, n_devices: int) -> None:
-        # doubled as needed: short arrays, because every decision works through them
+        # The arrays are doubled as needed. They start short, because every decision works through
+        # them.
         size = n_devices
         self._virtual = np.zeros(n_devices)
         self._at_s = np.zeros(n_devices)
@@ -39,19 +43,22 @@ class Board:
         """Least remaining time: 0 in a slot that is taken."""
         self._jobs: list[Job | None] = [None] * size
         self._read_s = -1.0
-        """Time of the last answer, below zero where something has changed since."""
+        """Time of the last answer; below zero where something has changed since."""
         self._answer: tuple[Sequence[Job | None], Floats, Floats]
         self._free = list(range(size - 1, -1, -1))
 
     def set_clock(self, device_id: int, clock: VirtualClock) -> None:
-        """A device's virtual clock got another rate or a stall (advancing it changes nothing here)."""
+        """Note that a device's virtual clock got another rate or a stall.
+
+        Advancing the clock changes nothing here, so it needs no call.
+        """
         self._read_s = -1.0
         self._virtual[device_id] = clock.virtual
         self._at_s[device_id] = clock.at_s
         self._rate[device_id] = clock.rate
 
     def add(self, run: Run, device_id: int) -> None:
-        """A job started."""
+        """Put a job that started into a free slot."""
         if not self._free:
             self._grow()
         slot = run.slot = self._free.pop()
@@ -61,7 +68,7 @@ class Board:
         self.update(run)
 
     def update(self, run: Run) -> None:
-        """A job was rebased."""
+        """Read the figures of a run that was rebased."""
         slot, job, cost = run.slot, run.job, run.cost
         self._read_s = -1.0
         per_step = cost.solo_step_s * cost.accumulation
@@ -73,7 +80,7 @@ class Board:
         self._predicted[slot] = left + attained
 
     def remove(self, run: Run) -> None:
-        """A job left."""
+        """Empty the slot of a job that left."""
         self._read_s = -1.0
         slot = run.slot
         self._jobs[slot] = None
@@ -84,7 +91,10 @@ class Board:
         run.slot = -1
 
     def read(self, now_s: float) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Jobs, attained and remaining solo seconds at a time; to be read, not written."""
+        """Return jobs, attained and remaining solo seconds at a time.
+
+        The arrays are the board's own and must not be written to.
+        """
         if now_s == self._read_s:
             return self._answer
         virtual = now_s - self._at_s

@@ -1,5 +1,6 @@
-"""What both fidelities share: SimPy as the clock, arrivals one at a time, reviews, and one decision per batch of
-events.
+"""Provide what both fidelities share.
+
+That is SimPy as the clock, arrivals one at a time, reviews, and one decision per batch of events.
 """
 
 from __future__ import annotations
@@ -21,26 +22,28 @@ the clock). At 1e7 s that is 10 us: jobs of a millisecond that arrive closer tha
 simultaneous, which can reorder them.
 """
 MOST_FRUITLESS: Final = 300_000
-"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck; those
-that let no time pass, or find nothing running, count IDLE_WEIGHT times.
+"""Decisions in a row without a job arriving or ending before the policy is taken to be stuck. A
+decision that lets no time pass, or finds nothing running and nothing to arrive, counts IDLE_WEIGHT
+times.
 """
 IDLE_WEIGHT: Final = 100
 LOOK_EVERY: Final = 500
-"""Calls of place() without a job arriving or ending after which the service given meanwhile is
-looked at.
+"""Calls of place() without a job arriving or ending, after which the service given meanwhile is
+checked.
 """
 LEAST_SERVICE: Final = 1e-6
-"""Solo-seconds per second: less is none. A policy that pauses jobs and gives none BARREN_LOOKS
-times in a row is stuck: every pause and resume costs more than it lets them run in between.
+"""Solo-seconds per second; less than this counts as no service. A policy is stuck if it pauses jobs
+and gives no service BARREN_LOOKS times in a row: every pause and resume then costs more than the
+jobs can run in between.
 """
 BARREN_LOOKS: Final = 4
 
 
 class Call:
-    """An entry of the clock's queue: calls back once with itself, carrying `value`.
+    """A Call is an entry of the clock's queue that calls back once with itself.
 
-    A SimPy Event keeps an environment, a state and a list of callbacks besides: making and ending
-    one took three times as long (1.3 us).
+    It carries `value`. A SimPy Event keeps an environment, a state and a list of callbacks besides:
+    making and ending one took three times as long (1.3 us).
     """
 
     __slots__ = ("call", "value")
@@ -51,13 +54,16 @@ class Call:
 
 
 class Environment(simpy.Environment):
-    """SimPy's clock and queue, with entries that only call back: no process, no failure, nobody else waits for them."""
+    """This is SimPy's clock and queue, with entries that only call back.
+
+    There is no process, no failure, and nothing else waits for an entry.
+    """
 
     now: float = 0.0
-    """An attribute in the place of a property: it is read sixteen times a job."""
+    """An attribute in the place of a property, because it is read sixteen times a job."""
 
     def step(self) -> None:
-        """Process the next entry."""
+        """Process the next entry of the queue."""
         queue: list[Any] = self._queue
         if not queue:
             raise EmptySchedule
@@ -66,7 +72,7 @@ class Environment(simpy.Environment):
         entry.call(entry)
 
     def at(self, t_s: float, call: Callable[[Any], None], value: Any) -> None:
-        """Queue a call (at once where that time has passed)."""
+        """Queue a call for that time, or for now where that time has passed."""
         now_s = self.now
         delay = t_s - now_s
         queue: list[Any] = self._queue
@@ -74,16 +80,16 @@ class Environment(simpy.Environment):
 
 
 class Clock:
-    """A SimPy environment that feeds arrivals and reviews to the decide-apply loop.
+    """A Clock is a SimPy environment that feeds arrivals and reviews to the decide-apply loop.
 
-    Only the next arrival is ever scheduled, and callbacks hang on bare events: a SimPy process per
+    Only the next arrival is ever scheduled, and callbacks hang on bare entries: a SimPy process per
     job was twelve times slower.
     """
 
     def __init__(self) -> None:
         self.env = Environment()
         self.at: Callable[..., None] = self.env.at
-        """`Environment.at`: call back with an entry that carries `value`."""
+        """`Environment.at`: it calls back with an entry that carries `value`."""
         self.loop: Scheduler
         self._decision_due = False
         self._arrivals: Iterator[Job] = iter(())
@@ -92,7 +98,9 @@ class Clock:
         self._held: Callable[[], bool] | None = None
         self._reviews: set[float] = set()
         self._seen_job: Job | None = None
-        """The next job and the number of jobs at the last decision, by which progress is told."""
+        """The next job and, in `_seen_active`, the number of active jobs at the last decision;
+        progress is a change of either.
+        """
         self._seen_active = -1
         self._fruitless = 0
         self._decided_s = -1.0
@@ -108,10 +116,10 @@ class Clock:
         on_decided: Callable[[], None],
         held: Callable[[], bool] | None = None,
     ) -> None:
-        """Run until nothing is left to happen. `on_decided` is called after every decision.
+        """Run until nothing is left to happen.
 
-        `held`: while it is true, arrivals and reviews ask for no decision; whoever holds them asks
-        where one is due.
+        `on_decided` is called after every decision. `held`: while it is true, arrivals and reviews
+        ask for no decision; the engine that holds them asks for one where it is due.
         """
         self._held = held
         self.loop = loop
@@ -121,10 +129,10 @@ class Clock:
         self.env.run()
 
     def request_decision(self) -> None:
-        """Have the loop decide once everything else at this time has happened: at once where nothing else will.
+        """Have the loop decide once everything else at this time has happened.
 
-        To be called last in an event's callback. Deciding at once saves an event per decision (7%
-        of a run).
+        It decides in this call where nothing else will happen at this time. To be called last in an
+        event's callback. Deciding in the call saves an event per decision (7% of a run).
         """
         if self._decision_due:
             return
@@ -189,7 +197,10 @@ class Clock:
         self._on_decided()
 
     def _look(self, now_s: float) -> None:
-        """Whether the active jobs, the same ones since the last look, have got anything for their pauses."""
+        """Check whether the active jobs have got any service for their pauses.
+
+        They are the same jobs as at the last look.
+        """
         loop = self.loop
         self._look_at = loop.decisions + LOOK_EVERY
         for job in loop.cluster.running.values():

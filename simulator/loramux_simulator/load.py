@@ -1,4 +1,4 @@
-"""Offered load of a trace on a cluster, and the same trace at another load."""
+"""Compute the offered load of a trace on a cluster, and rescale a trace to another load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from loramux_traces.job import Trace
 
 
 def offered_load(trace: Trace, devices: Sequence[DeviceProfile], *, fusion: Fusion = "packed") -> float:
-    """Sum of the jobs' solo device-seconds over (devices x span of the arrivals). UsageError where the span is zero."""
+    """Return the sum of the jobs' solo device-seconds over (devices x span of the arrivals).
+
+    Raises UsageError where the span is zero.
+    """
     model = CostModel(devices[0], fusion=fusion, folder=trace.folder)
     references = {devices[0].name: model}
     total_s = 0.0
@@ -32,7 +35,10 @@ def offered_load(trace: Trace, devices: Sequence[DeviceProfile], *, fusion: Fusi
 
 
 def at_load(trace: Trace, load: float, devices: Sequence[DeviceProfile], *, fusion: Fusion = "packed") -> Trace:
-    """The trace with its inter-arrival times stretched or squeezed to that load; all else stays."""
+    """Return the trace with its inter-arrival times stretched or squeezed to that load.
+
+    All else stays as it is. Raises UsageError for a load that is not above 0.
+    """
     if not load > 0.0:
         raise UsageError(f"load must be above 0, not {load}")
     factor = offered_load(trace, devices, fusion=fusion) / load

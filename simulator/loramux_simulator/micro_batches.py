@@ -1,4 +1,7 @@
-"""The real lengths of a job's micro-batches, drawn in blocks, and the job as a fused step sees it."""
+"""Draw the real lengths of a job's micro-batches, in blocks.
+
+The job is kept here as a fused step sees it.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,19 @@ PREDICTION_POINTS: Final = 20
 
 
 def _epoch_micro(job: Job, cost: JobCost) -> int:
-    """Micro-batches of one epoch; of the whole job where the trace does not say how many rows it has."""
+    """Return the micro-batches of one epoch.
+
+    Where the trace does not say how many rows the job has, they are those of the whole job.
+    """
     rows = job.spec.num_samples
     return max(1, ceil(job.true_steps * cost.accumulation if rows is None else rows / cost.rows))
 
 
 class ReadyRun:
-    """A resident in step fidelity: its next micro-batch and how long it has waited (contract: `fused_device.StepRun`).
+    """A ReadyRun is a resident in step fidelity: its next micro-batch and how long it has waited.
 
-    `stop_steps`: where early-stop prediction expects its end, in optimizer steps (None: it expects
-    nothing).
+    The contract is `fused_device.StepRun`. `stop_steps`: where early-stop prediction expects the
+    end of the job, in optimizer steps (None: it expects nothing).
     """
 
     __slots__ = (
@@ -70,11 +76,11 @@ class ReadyRun:
         self.target_micro = job.true_steps * cost.accumulation
         self.stop_micro = None if stop_steps is None else stop_steps * cost.accumulation
         self.tokens_done = 0.0
-        """Not yet credited to the job."""
+        """Tokens that are not yet credited to the job."""
         self._epoch_micro = _epoch_micro(job, cost) if sorted_rows else 0
         self._seed = seed
-        # The data cursor is kept over a pause: to the row, for a halved micro-batch may be left in
-        # its middle.
+        # The data cursor is kept over a pause. It is exact to the row, because a halved micro-batch
+        # may be left in its middle.
         whole, self._offset = divmod(round(self.done_micro * cost.rows), cost.rows)
         self._blocks = whole // BLOCK
         self._draw()
@@ -96,7 +102,10 @@ class ReadyRun:
         self._rows: list[tuple[int, ...]] | None = None
 
     def _longest_first(self, draws: Floats) -> Ints:
-        """The block's rows of epochs sorted by length: row i of n comes from the i-th n-quantile class, descending."""
+        """Return the block's rows of epochs that are sorted by length.
+
+        Row i of n comes from the i-th n-quantile class, descending.
+        """
         rows = self.cost.rows
         micro = (self._blocks * BLOCK + np.arange(BLOCK)) % self._epoch_micro
         place = micro[:, None] * rows + np.arange(rows)
@@ -120,22 +129,24 @@ class ReadyRun:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Row lengths of its next micro-batch (of what is left of it, after a halved one)."""
-        if self._rows is None:  # not all policies look, and only those pay
+        if self._rows is None:  # only policies that look at lengths pay for this list
             self._rows = [tuple(row) for row in self._block.tolist()]
         row = self._rows[self._position]
         return row[self._offset :] if self._offset else row
 
     @property
     def p_stop(self) -> float:
-        """Modelled: a job looks likelier to stop, the nearer it is to its predicted end; nothing before 20 optimizer
-        steps.
+        """Modelled probability that the job stops.
+
+        A job looks likelier to stop, the nearer it is to its predicted end. It is 0 before 20
+        optimizer steps.
         """
         if self.stop_micro is None or self.done_micro < PREDICTION_POINTS * self.cost.accumulation:
             return 0.0
         return min(1.0, self.done_micro / self.stop_micro) ** 4
 
     def advance(self, rows: int) -> None:
-        """`rows` of its micro-batch were trained on."""
+        """Count `rows` of its micro-batch as trained on."""
         self.waited = 0
         self.tokens_done += self.tokens if rows == self.rows else sum(self.lengths[:rows])
         self.done_micro += rows / self.cost.rows

@@ -1,4 +1,4 @@
-"""What can be chosen about a simulation, in one frozen record."""
+"""Define what can be chosen about a simulation, in one frozen record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ RowOrder = Literal["shuffled", "sorted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimOptions:
-    """Options of one simulated run; UsageError on a value or combination that has no meaning."""
+    """SimOptions are the options of one simulated run.
+
+    Raises UsageError on a value or combination that has no meaning.
+    """
 
     fusion: Fusion = "packed"
     """`packed`: no padding (the runtime's way); `padded`: rows padded to the longest of the step
@@ -35,9 +38,9 @@ class SimOptions:
     """
     seed: int = 0
     prediction_error: float = 0.0
-    """Sigma of the lognormal factor on every job's predicted length. It also adds to that of
-    early-stop predictions (`predictions.EARLY_STOP_SIGMA`): theirs is the root of the sum of both
-    squares.
+    """Sigma of the lognormal factor on every job's predicted length. It also adds to the sigma of
+    early-stop predictions (`predictions.EARLY_STOP_SIGMA`), which becomes the root of the sum of
+    both squares.
     """
     multi_gpu: MultiGpu = "gang"
     """Jobs with num_gpus > 1: run as a gang, or are dropped from the trace (and counted)."""
@@ -51,11 +54,11 @@ class SimOptions:
     whichever job they do it.
     """
     step_time_factor: float = 1.0
-    """A fused step takes so many times what it is predicted to: a machine that is slower than its
+    """A fused step takes this many times its predicted time: a machine that is slower than its
     profile says. The policies' predictions stay those of the profile. Step fidelity only.
     """
     live: bool = False
-    """As a live scheduler of one device goes about it: the base models are there when the run
+    """Simulate as a live scheduler of one device works: the base models are there when the run
     begins, and what happens during a fused step is answered when the step has ended. Step fidelity,
     one device.
     """
@@ -83,7 +86,7 @@ class SimOptions:
             raise UsageError("--speedup-curve replaces the step-time model, so it needs --fidelity rate")
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the options as a mapping, for the manifest."""
         return asdict(self)
 
 

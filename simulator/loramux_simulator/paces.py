@@ -1,9 +1,9 @@
-"""How fast the residents of a device move between two events (rate fidelity): four models behind one small interface.
+"""Model how fast the residents of a device move between two events (rate fidelity).
 
-`speed(runs)` gives the virtual clock's rate and the expected tokens and steps per unit;
-`per_unit(run)` how many micro-steps a run does per unit. A unit is one micro-step of everybody
-(fused) or one solo-second of a whole seat (time-shared). What a share below 1 means is in `shares`;
-every pace here keeps to it.
+There are four models behind one small interface. `speed(runs)` gives the virtual clock's rate and
+the expected tokens and steps per unit; `per_unit(run)` how many micro-steps a run does per unit. A
+unit is one micro-step of every resident (fused) or one solo-second of a whole seat (time-shared).
+What a share below 1 means is in `shares`; every pace here keeps to it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CACHE_SIZE: Final = 200_000
 
 
 def place_of(run: Run) -> tuple[int, float, str]:
-    """The order of residents in which they share seats, and in which `fuse()` sees them."""
+    """Return the order of residents in which they share seats, and in which `fuse()` sees them."""
     spec = run.job.spec
     return (-spec.priority, spec.submit_s, spec.job_id)
 
 
 class Pace(Protocol):
-    """A model of how residents share a device."""
+    """A Pace is a model of how residents share a device."""
 
     varies: bool
     """Whether `per_unit` of a run depends on its peers (all are then rebased when residents come or
@@ -42,8 +42,9 @@ class Pace(Protocol):
 
 
 class FusedPace:
-    """Every resident is in every fused step, or in its share of them; bases take turns. E[t] comes from the length
-    distributions, never t(E[L]).
+    """Every resident is in every fused step, or in its share of them; bases take turns.
+
+    E[t] comes from the length distributions, never t(E[L]).
     """
 
     varies = False
@@ -53,12 +54,14 @@ class FusedPace:
         self._fusion: Fusion = fusion
         self._known: dict[tuple[int, ...], Speed] = {}
         self._steps: dict[tuple[int, ...], ExpectedStep] = {}
-        """By the residents of one base: one job more or less changes the step of its own base only."""
+        """Steps by the residents of one base: one job more or less changes the step of its own base
+        only.
+        """
         self._serial: dict[JobCost, int] = {}
         """Costs in order of first sight: a key that, unlike an id, is the same in every process."""
 
     def speed(self, runs: Collection[Run]) -> Speed:
-        """One unit is one micro-step of everybody on a whole seat."""
+        """Return the speed, where one unit is one micro-step of every resident on a whole seat."""
         for run in runs:
             if run.job.share < 1.0:
                 return self._shared(sorted(runs, key=place_of))
@@ -80,7 +83,7 @@ class FusedPace:
         return speed
 
     def _shared(self, runs: Sequence[Run]) -> Speed:
-        """The mean over who is in the step."""
+        """Return the mean speed over the sets of residents that are in a step."""
         seats = seating([run.job.share for run in runs])
         seconds = real = computed = steps = 0.0
         for part, members in zip(seats.weights(), seats.sets, strict=True):
@@ -114,15 +117,15 @@ class FusedPace:
         return step
 
     def per_unit(self, run: Run) -> float:
-        """One micro-step, or its share of it."""
+        """Return one micro-step, or the run's share of it."""
         return run.job.share
 
 
 class CurvePace:
-    """n residents share an aggregate rate phi(n) equally, in solo-seconds per second; shares below 1 count as less
-    than a seat.
+    """n residents share an aggregate rate phi(n) equally, in solo-seconds per second.
 
-    Serves --speedup-curve and separate processes (whose curve is the device's measured one).
+    Shares below 1 count as less than a seat. This pace serves --speedup-curve and separate
+    processes (whose curve is the device's measured one).
     """
 
     varies = False
@@ -132,7 +135,7 @@ class CurvePace:
         self._phi = phi
 
     def speed(self, runs: Collection[Run]) -> Speed:
-        """One unit is one solo-second of a whole seat."""
+        """Return the speed, where one unit is one solo-second of a whole seat."""
         shares = sum([run.job.share for run in runs])
         real = computed = steps = 0.0
         for run in runs:
@@ -143,15 +146,15 @@ class CurvePace:
         return Speed(phi_at(self._phi, shares) / shares, real, computed, steps)
 
     def per_unit(self, run: Run) -> float:
-        """Its share of a seat, in micro-steps."""
+        """Return the run's share of a seat, in micro-steps."""
         return run.job.share / run.cost.solo_step_s
 
 
 class SlicedPace(CurvePace):
-    """Tied jobs take turns on a seat, and whole seats fuse: phi = time of the same work one after another / time fused.
+    """Tied jobs take turns on a seat, and whole seats fuse.
 
-    Approximates the mean over which of the tied jobs is in the step; exact for one seat, where phi
-    is 1.
+    phi = time of the same work one after another / time fused. It approximates the mean over which
+    of the tied jobs is in the step; it is exact for one seat, where phi is 1.
     """
 
     varies = False
@@ -161,7 +164,7 @@ class SlicedPace(CurvePace):
         self._fused = FusedPace(fusion)
 
     def speed(self, runs: Collection[Run]) -> Speed:
-        """One unit is one solo-second of a whole seat."""
+        """Return the speed, where one unit is one solo-second of a whole seat."""
         speed = super().speed(runs)
         seats = sum([run.job.share for run in runs])
         if seats <= 1.0 + 1e-9:
@@ -175,7 +178,7 @@ class SlicedPace(CurvePace):
 
 
 class Rolled(NamedTuple):
-    """What a roll-out of a windowing `fuse()` showed."""
+    """Rolled holds what a roll-out of a windowing `fuse()` showed."""
 
     seconds: float
     """Mean time of a step."""
@@ -186,7 +189,10 @@ class Rolled(NamedTuple):
 
 
 class WindowPace:
-    """A policy that leaves residents out of steps: fractions and step times from a seeded 256-step roll-out, cached."""
+    """A policy leaves residents out of steps, and a roll-out of its `fuse()` gives the rates.
+
+    Fractions and step times come from a seeded 256-step roll-out, which is cached.
+    """
 
     varies = True
     steps_apart = False
@@ -196,10 +202,10 @@ class WindowPace:
         self._whole = whole
         self._fraction: dict[str, float] = {}
         self.rolled = 0
-        """Roll-outs made."""
+        """Roll-outs made, or taken from the cache."""
 
     def speed(self, runs: Collection[Run]) -> Speed:
-        """One unit is one fused step."""
+        """Return the speed, where one unit is one fused step."""
         ordered = list(runs)
         rolled = self._roll(ordered)
         if rolled is None:
@@ -212,5 +218,5 @@ class WindowPace:
         return Speed(1.0 / rolled.seconds, rolled.real_tokens, rolled.computed_tokens, 1.0)
 
     def per_unit(self, run: Run) -> float:
-        """The share of the steps it is in."""
+        """Return the share of the steps that the run is in."""
         return self._fraction.get(run.job.job_id, 1.0)

@@ -1,4 +1,7 @@
-"""What is predicted of a job, with errors of its own: one draw per job and purpose, the same under every policy."""
+"""Predict the length and the early end of jobs, with seeded errors.
+
+There is one draw per job and purpose, the same under every policy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ EARLY_STOP_SIGMA: Final = 0.3
 
 
 class Predictions:
-    """The predictions of one run. `oracle`: its policy may see where jobs stop."""
+    """A Predictions object makes the predictions of one run.
+
+    `oracle`: the policy of the run may see where jobs stop.
+    """
 
     def __init__(self, specs: Sequence[JobSpec], options: SimOptions, *, oracle: bool) -> None:
         self._specs = specs
@@ -29,7 +35,7 @@ class Predictions:
         return NormalDist().inv_cdf(uniform(self._seed, job_id, purpose))
 
     def steps(self, spec: JobSpec, declared: float) -> float:
-        """Predicted steps: the declared ones times a lognormal factor."""
+        """Return the predicted steps: the declared ones times a lognormal factor."""
         return declared * exp(self._error * self._draw(spec.job_id, "prediction"))
 
     @cached_property
@@ -37,10 +43,11 @@ class Predictions:
         return any(spec.stop_step is not None for spec in self._specs)
 
     def end_steps(self, job: Job) -> float | None:
-        """Optimizer steps after which early-stop prediction expects the job's end; None where no job stops early.
+        """Return the optimizer steps after which early-stop prediction expects the job's end.
 
-        Blurred around the true end, and for jobs that do not stop early too: neither where a job
-        stops nor whether it does can be told from it.
+        None where no job stops early. The prediction is blurred around the true end, and for jobs
+        that do not stop early too: neither where a job stops nor whether it does can be told from
+        it.
         """
         if not self._some_stop:
             return None

@@ -1,4 +1,7 @@
-"""Rate fidelity: constant rates between events. The SimPy backend for large traces."""
+"""Simulate at rate fidelity: rates are constant between events.
+
+This is the SimPy backend for large traces.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from loramux_simulator.paces import Pace
 from loramux_simulator.virtual_time import Run, VirtualClock
 
 SAME_WATCH = 1e-12
-"""Relative: points of interest closer than this are one (they are the same, but for the rounding of
-the clock).
+"""Relative: points of interest closer than this are one (they differ only by the rounding of the
+clock).
 """
 
 
 def beyond_memory(need_bytes: float, have_bytes: float) -> str:
-    """What is said of a step that ran out of memory."""
+    """Return the text about a step that ran out of memory."""
     return f"a step needs {need_bytes:.0f} bytes, {have_bytes:.0f} available"
 
 
 class RateDevice:
-    """One device between events."""
+    """A RateDevice is one device between events."""
 
     __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "seen_s", "speed", "timer", "type_index")
 
@@ -43,11 +46,16 @@ class RateDevice:
         self.timer = 0
         """Version of the completion timer: an older one does nothing when it fires."""
         self.bases: dict[str, int] = {}
-        """Bases on the device with their residents; the last one stays warm when they are gone."""
+        """Number of residents of each base on the device; the last base stays warm when they are
+        gone.
+        """
 
 
 class RateEngine:
-    """Backend of the decide-apply loop (contract: `loramux_policies.loop.backend.Backend`)."""
+    """A RateEngine is a backend of the decide-apply loop.
+
+    The contract is `loramux_policies.loop.backend.Backend`.
+    """
 
     def __init__(
         self,
@@ -68,8 +76,8 @@ class RateEngine:
         self._separate = separate
         self._charges = charges
         self._dirty: dict[int, bool] = {}
-        """Devices to look at after the decision. False: a watch was added, so that a new timer is
-        enough.
+        """Devices to look at after the decision. False: only a watch was added, so that a new timer
+        is enough.
         """
         self._board: Board | None = None
         self._loop: Scheduler
@@ -84,7 +92,7 @@ class RateEngine:
         return self._env.now
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
-        """Run the whole trace."""
+        """Run the whole trace, and settle at its end."""
         self._loop = loop
         self._clock.run(loop, arrivals, self._flush)
         self.settle()
@@ -171,7 +179,7 @@ class RateEngine:
         self._rebase(device, job.run, self._paces[device.type_index].per_unit(job.run))
 
     def _rebase(self, device: RateDevice, run: Run, per_unit: float) -> None:
-        """The run goes on at another speed; its end and its watches get new tags."""
+        """Let the run go on at another speed; its end and its watches get new tags."""
         clock = device.clock
         run.rebase(clock.virtual, per_unit)
         clock.push_end(run)
@@ -215,8 +223,9 @@ class RateEngine:
         job.done_steps = steps
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Attained and remaining solo seconds of all running jobs; kept as arrays from the first time it is asked
-        for.
+        """Return attained and remaining solo seconds of all running jobs.
+
+        They are kept as arrays from the first time that they are asked for.
         """
         if self._board is None:
             self._board = Board(len(self.devices))
@@ -228,7 +237,10 @@ class RateEngine:
         return self._board.read(self.now_s)
 
     def finish_s(self, job: Job) -> float:
-        """Predicted finish if nothing changes: predicted steps left at the present speed."""
+        """Return the predicted finish if nothing changes.
+
+        That is the predicted steps left at the present speed.
+        """
         device = self.devices[job.devices[0]]
         self.sync(job)
         left = max(0.0, job.predicted_steps - job.done_steps) * job.cost_on(device.type_index).accumulation
@@ -245,7 +257,10 @@ class RateEngine:
         self._clock.review_at(t_s)
 
     def review_when(self, job: Job, attained_s: float) -> None:
-        """Call `decide` when the job has attained that much: one more tag on its device's virtual clock."""
+        """Call `decide` when the job has attained that much.
+
+        This is one more tag on the virtual clock of its device.
+        """
         device = self.devices[job.devices[0]]
         self.sync(job)
         micro = max(0.0, attained_s - job.attained_s) / job.cost_on(device.type_index).solo_step_s
@@ -271,7 +286,7 @@ class RateEngine:
         if now_s != device.seen_s:  # an event looks at its device three times
             device.seen_s = now_s
             clock, gone = device.clock, 0.0
-            if now_s > clock.at_s:  # `advance`, without the call
+            if now_s > clock.at_s:  # as `advance` does, without the call
                 gone = clock.rate * (now_s - clock.at_s)
                 clock.virtual += gone
                 clock.at_s = now_s
@@ -281,7 +296,7 @@ class RateEngine:
             self._meters.advance(device.device_id, now_s, gone, device.speed, len(device.runs))
 
     def _flush(self) -> None:
-        """After a decision: new speeds and timers for every device it changed."""
+        """Set new speeds and timers for every device that a decision changed."""
         now_s = self._env.now
         while self._dirty:
             dirty, self._dirty = self._dirty, {}

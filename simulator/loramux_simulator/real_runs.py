@@ -1,8 +1,9 @@
-"""A real run of a trace, simulated again: the same jobs, row lengths, policy, seats and device profile.
+"""Simulate a real run of a trace again.
 
-The folder of such a run holds, beside what every run folder has (`loramux_traces.runfolder`):
-`trace.csv`, the jobs as they were submitted (times and steps as scaled), and `profile.json`, the
-device profile that the scheduler went by.
+The jobs, row lengths, policy, seats and device profile are the same. The folder of such a run
+holds, beside what every run folder has (`loramux_traces.runfolder`): `trace.csv`, the jobs as they
+were submitted (times and steps as scaled), and `profile.json`, the device profile that the
+scheduler went by.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ PROFILE: Final = "profile.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a real run ran under."""
+    """A Setting is what a real run ran under."""
 
     policy: str
-    """As `--policy` takes it."""
+    """Policy as `--policy` takes it."""
     seed: int
     max_resident: int | None
     trace: Trace
@@ -40,7 +41,10 @@ class Setting:
 
 
 def setting_of(run: Run, *, allow_other: bool = False) -> Setting:
-    """Read what the folder of a real run says. InvalidInputError for one that is not real, or cannot be simulated."""
+    """Read the setting that the folder of a real run records.
+
+    Raises InvalidInputError for a run that is not real, or cannot be simulated.
+    """
     manifest = run.manifest
     if manifest.get("kind") != "real":
         raise _bad(run.path, "is a simulated run; give real ones")
@@ -73,8 +77,9 @@ def _bad(path: Path, allowed: str) -> InvalidInputError:
 
 
 def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> RunResult:
-    """The run at step fidelity, as a live scheduler decides it, on a machine that takes `factor` times the predicted
-    step times. Raises what `simulate` raises.
+    """Simulate the run at step fidelity, as a live scheduler decides it.
+
+    The machine takes `factor` times the predicted step times. Raises what `simulate` raises.
     """
     result = simulate(
         setting.trace,
@@ -86,14 +91,14 @@ def simulate_setting(setting: Setting, *, seed: int, factor: float = 1.0) -> Run
         step_time_factor=factor,
         live=True,
     )
-    # as --policy takes it: two runs of one policy may differ in its parameters
+    # The text as --policy takes it, because two runs of one policy may differ in its parameters.
     result.policy = setting.policy
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds of the fused steps of one or several real runs."""
+    """StepTimes sums the seconds of the fused steps of one or several real runs."""
 
     steps: int = 0
     measured_s: float = 0.0
@@ -111,10 +116,11 @@ class StepTimes:
 
 
 def step_times(run: Run, setting: Setting) -> StepTimes:
-    """Measured seconds of a run's fused steps, and what the profile says of the same rows.
+    """Return measured seconds of a run's fused steps, and what the profile says of the same rows.
 
-    From the recorded stream (`loramux_policies.stepping.stream`); where the run kept none, its own
-    account of the refit (`prediction` in summary.json) stands for it, in units of its steps.
+    They come from the recorded stream (`loramux_policies.stepping.stream`). Where the run kept
+    none, its own account of the refit (`prediction` in summary.json) stands for it, in units of its
+    steps. Raises StateError where a recorded step is not one of the run's trace.
     """
     steps = [event for event in run.events() if event.get("event") == "step" and not event.get("oom")]
     if steps:

@@ -1,4 +1,7 @@
-"""Rates of a policy that windows inside `fuse()`: play it for 256 steps and count. Cached by what the device holds."""
+"""Find the rates of a policy that windows inside `fuse()`: play it for 256 steps and count.
+
+The result is cached by what the device holds.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ from loramux_simulator.virtual_time import Run
 
 STEPS: Final = 256
 WARM_UP: Final = 32
-"""Steps before counting: nobody has waited yet at the start, so the first window is not typical."""
+"""Steps before counting: no job has waited yet at the start, so the first window is not typical."""
 CACHE_SIZE: Final = 20_000
 
 
 class RollOut:
-    """Plays `fuse()` on residents of the same costs and priorities as the device's (called by `WindowPace`)."""
+    """A RollOut plays `fuse()` on residents of the same costs and priorities as the device's.
+
+    `WindowPace` calls it.
+    """
 
     def __init__(
         self,
@@ -40,7 +46,10 @@ class RollOut:
         self._known: dict[tuple[tuple[JobCost, int, float], ...], Rolled] = {}
 
     def __call__(self, runs: Sequence[Run]) -> Rolled | None:
-        """Mean step time and each run's share of the steps; None where the policy would leave nobody out."""
+        """Return the mean step time and each run's share of the steps.
+
+        None where the policy would leave no job out.
+        """
         if not self._policy.windows(len(runs)):
             return None
         order = sorted(range(len(runs)), key=lambda i: place_of(runs[i]))

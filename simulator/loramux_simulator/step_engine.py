@@ -1,4 +1,7 @@
-"""Step fidelity: every fused step is an event with its real lengths and padding. The SimPy backend for small traces."""
+"""Simulate at step fidelity: every fused step is an event with its real lengths and padding.
+
+This is the SimPy backend for small traces.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from loramux_simulator.micro_batches import ReadyRun
 from loramux_simulator.rate_engine import beyond_memory
 
 STEP_SLACK = 1e-9
-"""Micro-steps: a fractional last one that small is rounding, not work."""
+"""In micro-steps: a fractional last one that small is rounding, not work."""
 
 
 class StepDevice:
-    """One device and the step it is in."""
+    """A StepDevice is one device and the step it is in."""
 
     __slots__ = ("bases", "busy", "ends_s", "fused", "held", "seconds", "stall_until_s", "step", "type_index")
 
@@ -38,12 +41,12 @@ class StepDevice:
         """Mean time of its recent steps, for `finish_s`."""
         self.bases: set[str] = set()
         self.step: FusedStep | None = None
-        """What it is computing; None where nothing of it will count."""
+        """The step it is computing; None where no part of it will count."""
         self.ends_s = 0.0
-        """When that is done."""
+        """Time at which that step is done."""
         self.held: dict[str, ReadyRun] = {}
-        """Residents that cannot join yet: the step that they were paused in, elsewhere, has not
-        ended.
+        """Residents that cannot join yet: the step that they were paused in, on another device, has
+        not ended.
         """
 
     @property
@@ -52,10 +55,11 @@ class StepDevice:
 
 
 class StepEngine:
-    """Backend of the decide-apply loop (contract: `loramux_policies.loop.backend.Backend`). Jobs on one device each.
+    """A StepEngine is a backend of the decide-apply loop for jobs on one device each.
 
-    A job that is paused in the middle of a step is credited with that step: it runs to its end on a
-    real device too. The job can go on, or end, once that step has ended.
+    The contract is `loramux_policies.loop.backend.Backend`. A job that is paused in the middle of a
+    step is credited with that step: it runs to its end on a real device too. The job can go on, or
+    end, once that step has ended.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class StepEngine:
         self._charges = charges
         self._sorted_rows = sorted_rows
         self._stops = stops
-        """Where early-stop prediction expects a job's end."""
+        """Optimizer steps at which early-stop prediction expects a job's end."""
         self._time_factor = time_factor
         self._live = live
         self._woken: dict[int, None] = {}
@@ -100,7 +104,7 @@ class StepEngine:
         return float(self._clock.env.now)
 
     def run(self, loop: Scheduler, arrivals: Iterator[Job]) -> None:
-        """Run the whole trace."""
+        """Run the whole trace on these devices."""
         self._loop = loop
         (device,) = self.devices if self._live else (None,)
         held = None if device is None else partial(getattr, device, "busy")
@@ -123,7 +127,7 @@ class StepEngine:
         cost = job.cost_on(device.type_index)
         self._account(device)
         run = job.run = ReadyRun(job, cost, self._seed, sorted_rows=self._sorted_rows, stop_steps=self._stops(job))
-        # kept: it may be paused again before then
+        # The entry is kept: the job may be paused again before that step ends.
         where, ends_s = self._in_step.get(job.job_id, (device, 0.0))
         done = run.done_micro >= run.target_micro - STEP_SLACK
         if done or (ends_s > self.now_s and where is not device):
@@ -134,7 +138,7 @@ class StepEngine:
             self._woken[devices[0]] = None
         if self._charges and not done:
             seconds = cost.load_s if job.done_steps == 0.0 else cost.pause_s
-            # a process of its own loads a copy of its own
+            # A process of its own loads a copy of the base of its own.
             if device.fused.phi is not None and not cost.overridden:
                 if seconds + cost.base.load_s > 0.0:
                     device.fused.debts[job.job_id] = seconds + cost.base.load_s
@@ -146,15 +150,18 @@ class StepEngine:
         self._memory(device)
 
     def _stall(self, device: StepDevice, seconds: float) -> None:
-        """Nothing is computed for that long: copies are made between steps, after the one that is under way."""
+        """Compute nothing for that long.
+
+        Copies are made between steps, after the step that is under way.
+        """
         free_s = device.ends_s if device.busy else self.now_s
         device.stall_until_s = max(device.stall_until_s, free_s) + seconds
 
     def _release(self, event: Any) -> None:
-        """The step that a job was paused in has ended."""
+        """Let a job join, or end, after the step that it was paused in."""
         device, run = event.value
         job = run.job
-        if job.run is not run:  # paused again
+        if job.run is not run:  # it was paused again
             return
         self._account(device)
         del device.held[job.job_id]
@@ -167,7 +174,7 @@ class StepEngine:
             self._begin(device)
 
     def set_share(self, job: Job, share: float) -> None:
-        """From the next step on."""
+        """Change a running job's share of its seat, from the next step on."""
         self.devices[job.devices[0]].fused.reseat()
 
     def stop(self, job: Job) -> None:
@@ -213,7 +220,7 @@ class StepEngine:
         run.tokens_done = 0.0
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Attained and remaining solo seconds of all running jobs."""
+        """Return attained and remaining solo seconds of all running jobs."""
         jobs = list(self._loop.cluster.running.values())
         for job in jobs:
             self.sync(job)
@@ -221,7 +228,10 @@ class StepEngine:
         return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
 
     def finish_s(self, job: Job) -> float:
-        """Predicted finish if nothing changes: predicted micro-steps left at the device's recent step time."""
+        """Return the predicted finish if nothing changes.
+
+        That is the predicted micro-steps left at the device's recent step time.
+        """
         device = self.devices[job.devices[0]]
         cost = job.cost_on(device.type_index)
         self.sync(job)
@@ -286,7 +296,7 @@ class StepEngine:
         self._clock.at(device.ends_s, self._end, device)
 
     def _loaded(self, event: Any) -> None:
-        """A process has had its turn, and loaded in it."""
+        """Go on after a process has had its turn, in which it loaded."""
         device = event.value
         device.busy = False
         if device.fused.runs:

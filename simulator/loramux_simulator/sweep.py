@@ -1,4 +1,7 @@
-"""Policies x loads x seeds, in parallel, resumable: one tidy table with a row per run."""
+"""Run policies x loads x seeds, in parallel and resumable.
+
+The result is one tidy table with a row per run.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,19 @@ MANIFEST: Final = "manifest.json"
 SOURCES: Final = "policy_sha256"
 SAVE_EVERY_S: Final = 2.0
 ROUNDS: Final = 4
-"""Runs for each worker in one list, where joblib's backend gives nothing sooner."""
+"""Runs for each worker in one list, because some backends of joblib give no result before the list
+is done.
+"""
 Point = tuple[str, float | None, int]
 """Policy text, load (None: the trace as it is), seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """A trace drawn anew for each seed: `loramux_traces.generators.generate(kind, seed=seed, **parameters)`."""
+    """A Generated trace is drawn anew for each seed.
+
+    It is `loramux_traces.generators.generate(kind, seed=seed, **parameters)`.
+    """
 
     kind: str
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +53,9 @@ class Generated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What to run: every policy at every load with every seed; all policies meet the same jobs (common random
-    numbers).
+    """A SweepPlan says what to run: every policy at every load with every seed.
+
+    All policies meet the same jobs (common random numbers).
     """
 
     trace: Trace | Generated
@@ -59,7 +68,7 @@ class SweepPlan:
     """Fields of `SimOptions` except the seed."""
 
     def __post_init__(self) -> None:
-        """UsageError for what no run could be made of."""
+        """Raise UsageError for a plan that no run could be made of."""
         points = self.points()
         if len(set(points)) < len(points):
             raise UsageError("a sweep must not name the same policy, load or seed twice")
@@ -68,17 +77,20 @@ class SweepPlan:
                 raise UsageError(f"load must be above 0, not {load}")
 
     def points(self) -> list[Point]:
-        """All runs in the order of the table."""
+        """Return all runs in the order of the table."""
         return [(policy, load, seed) for load in self.loads for policy in self.policies for seed in self.seeds]
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of the file that defines each policy (what that file imports is not looked at)."""
+        """Return the SHA-256 of the file that defines each policy.
+
+        What that file imports is not looked at.
+        """
         for file in self.policy_files:
             load_file(file)
         return {text: _source(text) for text in self.policies}
 
     def describe(self) -> dict[str, Any]:
-        """What must be equal for an interrupted sweep to be resumed."""
+        """Return what must be equal for an interrupted sweep to be resumed."""
         trace = self.trace
         what = (
             {"generated": trace.kind, "parameters": trace.parameters}
@@ -115,10 +127,11 @@ def sweep(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Run the plan; rows already in `out`/results.csv are kept with `resume`. Returns the table, a row per run.
+    """Run the plan and return the table, a row per run.
 
-    `n_jobs`, `backend`: joblib's (-1: all cores; `backend="ray"` once ray's joblib backend is
-    registered). Raises what `simulate` raises, and StateError where `out` holds another sweep.
+    Rows already in `out`/results.csv are kept with `resume`. `n_jobs`, `backend`: joblib's (-1: all
+    cores; `backend="ray"` once ray's joblib backend is registered). Raises what `simulate` raises,
+    and StateError where `out` holds another sweep.
     """
     points = plan.points()
     sources = plan.sources()
@@ -157,7 +170,7 @@ def _run(
         for point in todo:
             yield point, run_point(plan, point)
         return
-    # Ray's backend gives lists only: rows are known, and saved, a list at a time
+    # Ray's backend gives lists only, so rows are known, and saved, a list at a time.
     if backend == "ray":
         with Parallel(n_jobs=n_jobs, backend=backend) as lists:
             size = ROUNDS * max(1, effective_n_jobs(n_jobs))
@@ -169,15 +182,15 @@ def _run(
 
 
 def _named(plan: SweepPlan, point: Point) -> tuple[Point, dict[str, Any]]:
-    if current_thread() is not main_thread():  # sys.stdout is the whole process's
+    if current_thread() is not main_thread():  # sys.stdout belongs to the whole process
         return point, run_point(plan, point)
-    # what a policy prints in a worker must not reach the command's stdout
+    # What a policy prints in a worker must not reach the stdout of the command.
     with redirect_stdout(sys.stderr):
         return point, run_point(plan, point)
 
 
 def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
-    """One run of the sweep as a row of the table."""
+    """Run one point of the sweep and return it as a row of the table."""
     policy, load, seed = point
     for file in plan.policy_files:
         load_file(file)
@@ -203,14 +216,20 @@ def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
 
 
 def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.DataFrame:
-    """The plan's rows in its order, then what the folder held beside them (a resumed sweep may ask for others)."""
+    """Return the plan's rows in its order, then what the folder held beside them.
+
+    A resumed sweep may ask for other points than the ones before it.
+    """
     wanted = set(points)
     rows = [done[point] for point in points if point in done]
     return pd.DataFrame(rows + [row for point, row in done.items() if point not in wanted])
 
 
 def _resume(plan: SweepPlan, sources: dict[str, str], out: Path) -> tuple[dict[Point, dict[str, Any]], dict[str, str]]:
-    """The rows that the folder has, and the sources of their policies."""
+    """Return the rows that the folder has, and the sources of their policies.
+
+    Raises StateError where the folder holds another sweep, or the code of a policy has changed.
+    """
     if not (out / RESULTS).is_file():
         return {}, {}
     found = read_json_object(out / MANIFEST)

@@ -1,7 +1,7 @@
-"""Virtual time of a device: every resident moves at one speed against it, so that n of them cost one timer (as in GPS).
+"""Keep a device's virtual time, against which every resident moves at one speed.
 
-A job's end is a fixed tag on the virtual clock; only the clock's rate changes when residents come
-and go.
+So n residents cost one timer (as in GPS). A job's end is a fixed tag on the virtual clock; only the
+clock's rate changes when residents come and go.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ _SERIAL: Final = count()
 
 
 class Run:
-    """A job's stay on a device. Micro-steps done = (virtual time - start_tag) * per_unit - debt_micro, never below
-    zero.
+    """A Run is a job's stay on a device.
+
+    Micro-steps done = (virtual time - start_tag) * per_unit - debt_micro, never below zero.
     """
 
     __slots__ = (
@@ -40,9 +41,9 @@ class Run:
         self.job = job
         self.cost = cost
         self.done_micro = job.done_steps * cost.accumulation
-        """At `start_tag`."""
+        """Micro-steps done at `start_tag`."""
         self.left_micro = max(0.0, job.true_steps - job.done_steps) * cost.accumulation
-        """At `start_tag`, without the debt."""
+        """Micro-steps left at `start_tag`, without the debt."""
         self.debt_micro = 0.0
         """Loading time of a separate process, in micro-steps of its own."""
         self.per_unit = 1.0
@@ -51,22 +52,22 @@ class Run:
         self.end_tag = 0.0
         self.epoch = 0
         self.synced_s = -1.0
-        """Time up to which the job's own figures are."""
+        """Time up to which the job's own figures are known."""
         self.slot = -1
         self.watches: list[float] = []
         """Micro-steps at which a review is due."""
 
     def tag_of(self, micro: float) -> float:
-        """Virtual time at which it will have done so many micro-steps."""
+        """Return the virtual time at which the run will have done so many micro-steps."""
         return self.start_tag + (micro - self.done_micro + self.debt_micro) / self.per_unit
 
     def progress(self, virtual: float) -> float:
-        """Micro-steps done since `start_tag`."""
+        """Return the micro-steps done since `start_tag`."""
         done = (virtual - self.start_tag) * self.per_unit - self.debt_micro
         return min(done, self.left_micro) if done > 0 else 0.0
 
     def rebase(self, virtual: float, per_unit: float) -> None:
-        """Count from here on, at another speed."""
+        """Count from this virtual time on, at another speed."""
         gone = (virtual - self.start_tag) * self.per_unit
         done = self.progress(virtual)
         self.debt_micro = max(0.0, self.debt_micro - gone)
@@ -77,15 +78,16 @@ class Run:
         self.set_speed(per_unit)
 
     def set_speed(self, per_unit: float) -> None:
-        """Fix the end on the virtual clock."""
+        """Set the speed, which fixes the end on the virtual clock."""
         self.per_unit = per_unit
         self.end_tag = self.start_tag + (self.left_micro + self.debt_micro) / per_unit
         self.epoch += 1
 
 
 class VirtualClock:
-    """Virtual time against real time: `rate` units per second from `at_s` on (which lies ahead while the device
-    stalls).
+    """A VirtualClock relates virtual time to real time: `rate` units per second from `at_s` on.
+
+    `at_s` lies ahead while the device stalls.
     """
 
     __slots__ = ("at_s", "rate", "tags", "virtual")
@@ -97,11 +99,11 @@ class VirtualClock:
         self.tags: list[tuple[float, str, int, int, Run, bool]] = []
 
     def read(self, now_s: float) -> float:
-        """Virtual time at now_s."""
+        """Return the virtual time at `now_s`."""
         return self.virtual + self.rate * (now_s - self.at_s) if now_s > self.at_s else self.virtual
 
     def advance(self, now_s: float) -> float:
-        """Move to now_s; returns the virtual time gone by."""
+        """Move to `now_s` and return the virtual time gone by."""
         if now_s <= self.at_s:
             return 0.0
         gone = self.rate * (now_s - self.at_s)
@@ -110,7 +112,7 @@ class VirtualClock:
         return gone
 
     def stall(self, now_s: float, seconds: float) -> None:
-        """Nothing moves for that long (loading, copying)."""
+        """Let nothing move for that long (loading, copying)."""
         self.at_s = (now_s if now_s > self.at_s else self.at_s) + seconds
 
     def reset(self) -> None:
@@ -128,7 +130,7 @@ class VirtualClock:
         heappush(self.tags, (tag, run.job.job_id, next(_SERIAL), run.epoch, run, False))
 
     def next_tag(self) -> float | None:
-        """The earliest tag that still counts."""
+        """Return the earliest tag that still counts."""
         tags = self.tags
         while tags:
             entry = tags[0]
@@ -138,14 +140,17 @@ class VirtualClock:
         return None
 
     def due_s(self, tag: float) -> float:
-        """Real time of a tag at the present rate."""
+        """Return the real time of a tag at the present rate."""
         if self.rate <= 0.0:
             return float("inf")
         ahead = tag - self.virtual
         return self.at_s + ahead / self.rate if ahead > 0.0 else self.at_s
 
     def reach(self, tag: float, now_s: float) -> list[tuple[Run, bool]]:
-        """Set the clock to the tag its timer was for, and take every tag up to it: (run, whether it is its end)."""
+        """Set the clock to the tag its timer was for, and take every tag up to it.
+
+        Returns (run, whether the tag is its end) for each tag.
+        """
         if self.virtual < tag:
             self.virtual = tag
         if now_s > self.at_s:

@@ -1,7 +1,7 @@
-"""What a job is and what a result is: the job schema, readers, importers, generators and the result schema.
+"""This package defines what a job is and what a result is.
 
-Names load on first use, because the command line imports `loramux_traces.errors` and must start
-fast.
+It holds the job schema, the readers, the importers, the generators and the result schema. Names
+load on first use, because the command line imports `loramux_traces.errors` and must start fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What each column of jobs.csv may hold, in words; read from the one schema, so that it cannot drift from it."""
+"""Say in words what each column of jobs.csv may hold.
+
+The words are made from the one schema, so that they always agree with it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def _range(spec: dict[str, Any]) -> str:
 
 @cache
 def allowed(column: str) -> str:
-    """What `column` may hold, for example 'a whole number from 1 to 65536'."""
+    """Return what `column` may hold, for example 'a whole number from 1 to 65536'."""
     if column == "submit_s":
         return _SUBMIT
     if column in _PATTERNS:
@@ -66,7 +69,10 @@ def allowed(column: str) -> str:
 
 
 def schema_rows() -> list[tuple[str, str, str]]:
-    """(column, 'required' or the default, what it may hold) for every column: the table of the documentation."""
+    """Return (column, 'required' or the default, what it may hold) for every column.
+
+    This is the table of the documentation.
+    """
     properties = _schema()
     rows = []
     for column in COLUMNS:
@@ -76,7 +82,7 @@ def schema_rows() -> list[tuple[str, str, str]]:
 
 
 def unknown_column(name: str) -> str:
-    """What to tell about a column that the schema does not have."""
+    """Return what to tell the user about a column that the schema does not have."""
     close = get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"unknown column{hint} (a name beginning with {FREE_PREFIX} is ignored)"

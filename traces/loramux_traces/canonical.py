@@ -1,4 +1,8 @@
-"""From jobs to a Trace: one order, one hash, whatever order, columns or file format the jobs came in."""
+"""Build a Trace from jobs, with one order and one hash for the same jobs.
+
+The order and the hash do not depend on the order, the columns or the file format that the jobs came
+in.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ REQUIRED: Final[tuple[str, ...]] = tuple(c for c in COLUMNS if c not in DEFAULTS
 
 
 def columns_in_use(jobs: Sequence[JobSpec]) -> tuple[str, ...]:
-    """The required columns and those in which at least one job differs from the default."""
+    """Return the required columns and those in which at least one job differs from the default."""
     used = list(REQUIRED)
     for column, default in DEFAULTS.items():
         get = attrgetter(column)
@@ -37,7 +41,10 @@ def columns_in_use(jobs: Sequence[JobSpec]) -> tuple[str, ...]:
 
 
 def content_sha256(jobs: Sequence[JobSpec], columns: Sequence[str]) -> str:
-    """SHA-256 over the columns' names and the jobs' values; `jobs` must be in canonical order."""
+    """Return the SHA-256 over the names of the columns and the values of the jobs.
+
+    `jobs` must be in canonical order.
+    """
     digest = hashlib.sha256(repr(tuple(columns)).encode())
     row = attrgetter(*columns)
     for start in range(0, len(jobs), 4096):

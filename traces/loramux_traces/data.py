@@ -1,4 +1,7 @@
-"""Where the data files of this package are: in the repository's traces/data, or inside the installed package."""
+"""Find the data files of this package.
+
+They are in the repository's traces/data, or inside the installed package.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import Final
 
 from loramux_traces.errors import StateError
 
-# A wheel carries the files inside the package; an editable install points at traces/, whose
-# neighbour `data` has them.
+# A wheel carries the files inside the package. An editable install points at traces/, and the files
+# are in `data` beside it.
 _PLACES: Final = (Path(__file__).parent / "data", Path(__file__).parents[1] / "data")
 
 
@@ -23,10 +26,13 @@ def _find(name: str) -> Path:
 
 
 def sample_path() -> Path:
-    """The sample trace: about 1,000 Philly-like jobs, modelled (its first lines say how, and how to make it again)."""
+    """Return the path of the sample trace: about 1,000 Philly-like jobs, modelled.
+
+    The first lines of the file say how it was made and how to make it again.
+    """
     return _find("sample.csv")
 
 
 def philly_stats_path() -> Path:
-    """Summary statistics of the Philly trace (Jeon et al., ATC 2019), CC-BY-4.0."""
+    """Return the path of the summary statistics of Philly (Jeon et al., ATC 2019; CC-BY-4.0)."""
     return _find("philly_stats.json")

@@ -1,4 +1,7 @@
-"""Facts of a trace: how bursty, how long, how skewed, how much load; as one mapping that both a table and JSON show."""
+"""Compute the facts of a trace: how bursty, how long, how skewed, how much load.
+
+They are one mapping, which both the table and the JSON show.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ import numpy as np
 from loramux_traces.job import Trace
 from loramux_traces.sampling import Floats
 
-#: Values of a column that are listed; the rest is summed as `(others)`.
+#: Values of a column that are listed; the shares of the other values are summed as `(others)`.
 _TOP: Final = 8
 
 
 def _law(values: Floats) -> dict[str, float | int | None]:
-    """Count, mean, p50, p90, p99, maximum and squared coefficient of variation (None where it is undefined)."""
+    """Return count, mean, p50, p90, p99, maximum and squared coefficient of variation.
+
+    A figure is None where it is undefined.
+    """
     if len(values) == 0:
         return {"count": 0, "mean": None, "p50": None, "p90": None, "p99": None, "max": None, "cv2": None}
     mean = float(values.mean())
@@ -34,10 +40,10 @@ def _law(values: Floats) -> dict[str, float | int | None]:
 
 
 def _shares(values: Iterable[object]) -> dict[str, float]:
-    """Share of the jobs with each value, the most frequent first."""
+    """Return the share of the jobs with each value, the most frequent first."""
     counts = Counter(str(value) for value in values)
     total = sum(counts.values())
-    # Ties by name, so that the order of rows changes nothing.
+    # Ties go by name, so that the order of rows changes nothing.
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shares = {value: count / total for value, count in ranked[:_TOP]}
     if len(ranked) > _TOP:
@@ -46,7 +52,9 @@ def _shares(values: Iterable[object]) -> dict[str, float]:
 
 
 def describe(trace: Trace, *, servers: int = 1) -> dict[str, Any]:
-    """Facts of `trace`; times in seconds. JSON-ready: no NaN, None where a figure is undefined.
+    """Return the facts of `trace`, with times in seconds.
+
+    The result is JSON-ready: there is no NaN, and a figure that is undefined is None.
 
     `offered_load` is the sum of duration_s x num_gpus over (servers x the time between the first
     and last submission); it is None where not every job gives `duration_s` (steps have no time
@@ -96,7 +104,7 @@ def _figure(value: float | int | None, unit: str = "") -> str:
 
 
 def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """(fact, its value with unit) for a table."""
+    """Return (fact, its value with unit) pairs for a table."""
     span = facts["span_s"]
     rows = [
         ("jobs", _figure(facts["jobs"])),

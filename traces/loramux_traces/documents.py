@@ -1,6 +1,7 @@
-"""Jobs from JSON, JSON lines and YAML: (line, mapping) pairs for the same validation as CSV rows.
+"""Read jobs from JSON, JSON lines and YAML.
 
-A file is a list of jobs, or a mapping with `jobs` and optionally `provenance`.
+The result is (line, mapping) pairs, which go through the same validation as CSV rows. A file is a
+list of jobs, or a mapping with `jobs` and optionally `provenance`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NOT_A_LIST: Final = "must be a list of jobs, or a mapping with `jobs`"
 
 
 class _DuplicateKeyError(ValueError):
-    """A JSON object names one key twice; which value was meant is unknown."""
+    """A JSON object names one key twice, and it is unknown which value was meant."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -42,7 +43,10 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=whole_nu
 
 
 def as_row(item: Any) -> dict[str, Any] | None:
-    """`item` as a row (nulls and x_ keys left out, numbers as names turned into text), or None if it is no mapping."""
+    """Return `item` as a row, or None if it is no mapping.
+
+    Nulls and x_ keys are left out, and numbers in columns of names are turned into text.
+    """
     if not isinstance(item, dict):
         return None
     row: dict[str, Any] = {}
@@ -64,7 +68,7 @@ def as_row(item: Any) -> dict[str, Any] | None:
 
 
 class _JsonCursor:
-    """Decodes a JSON text value by value, so that each job keeps the line it begins on."""
+    """A `_JsonCursor` decodes a JSON text value by value, so that the line of each job is known."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -73,7 +77,10 @@ class _JsonCursor:
         self._counted = 0
 
     def peek(self) -> str:
-        """Next character that is not blank, or '' at the end; moves the line count there."""
+        """Return the next character that is not blank, or '' at the end.
+
+        The position and the line count move to that character.
+        """
         match = _BLANK.match(self.text, self.at)
         self.at = match.end() if match else self.at
         self.line += self.text.count("\n", self._counted, self.at)
@@ -81,7 +88,10 @@ class _JsonCursor:
         return self.text[self.at : self.at + 1]
 
     def expect(self, characters: str) -> str:
-        """Step over one of `characters`."""
+        """Step over one of `characters` and return it.
+
+        Raises JSONDecodeError where the next character is none of them.
+        """
         found = self.peek()
         if not found or found not in characters:
             raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self.text, self.at)
@@ -89,13 +99,13 @@ class _JsonCursor:
         return found
 
     def value(self) -> Any:
-        """Decode one value."""
+        """Decode one value and step over it."""
         self.peek()
         value, self.at = _DECODER.raw_decode(self.text, self.at)
         return value
 
     def array(self) -> Items:
-        """The values of an array with the line each begins on."""
+        """Yield the values of an array, each with the line it begins on."""
         self.expect("[")
         if self.peek() == "]":
             self.at += 1
@@ -143,8 +153,10 @@ def _say(error: Exception) -> str:
 
 
 def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs") -> Items:
-    """The jobs of a JSON document (a list, or an object that holds the list under `rows_key`); a provenance found on
-    the way is appended to `provenance`.
+    """Yield the jobs of a JSON document.
+
+    The document is a list, or an object that holds the list under `rows_key`. A provenance that is
+    found on the way is appended to `provenance`.
     """
     line = 1
     try:
@@ -156,7 +168,10 @@ def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key
 
 
 def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str]) -> Items:
-    """The jobs of a JSON-lines file; a line that holds only `provenance` says where the others come from."""
+    """Yield the jobs of a JSON-lines file.
+
+    A line that holds only `provenance` says where the others come from.
+    """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -174,7 +189,7 @@ def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str])
 
 
 def yaml_items(text: str, problems: Problems, provenance: list[str]) -> Items:
-    """The jobs of a YAML document (safe constructors only: no Python objects)."""
+    """Yield the jobs of a YAML document (safe constructors only: no Python objects)."""
     line = 1
     try:
         loader = yaml.SafeLoader(text)

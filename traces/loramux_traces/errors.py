@@ -1,4 +1,4 @@
-"""Errors that a user can act on, each with the exit code the command line ends with."""
+"""Define the errors that a user can act on, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 
 def printable(text: str, limit: int = 0) -> str:
-    """`text`, cut to `limit` characters if given, control characters escaped: printing it cannot drive a terminal."""
+    """Return `text` with control characters escaped, so that printing it cannot drive a terminal.
+
+    It is cut to `limit` characters if that is given.
+    """
     if limit and len(text) > limit:
         text = text[: limit - 3] + "..."
     if text.isprintable():
@@ -16,20 +19,26 @@ def printable(text: str, limit: int = 0) -> str:
 
 
 class LoramuxError(Exception):
-    """Base of every error loramux raises on purpose; `exit_code` is what the command line returns."""
+    """This is the base of every error that loramux raises on purpose.
+
+    `exit_code` is what the command line returns.
+    """
 
     exit_code = 1
 
 
 class UsageError(LoramuxError):
-    """A wrong argument or option: nothing was read or written. Exit code 2."""
+    """A wrong argument or option was given, and nothing was read or written.
+
+    The exit code is 2.
+    """
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing wrong in one place of an input file.
+    """A Problem is one thing that is wrong in one place of an input file.
 
     `line` counts from 1 as an editor does (0: the file as a whole); `column` is a column or key
     name.
@@ -50,7 +59,10 @@ class Problem:
 
 
 class InvalidInputError(LoramuxError):
-    """An input file that breaks its contract; `problems` lists every bad place (up to a cap). Exit code 2."""
+    """An input file breaks its contract.
+
+    `problems` lists every bad place (up to a cap). The exit code is 2.
+    """
 
     exit_code = 2
 
@@ -64,16 +76,25 @@ class InvalidInputError(LoramuxError):
 
 
 class Interrupted(BaseException):
-    """A signal asks the program to end. Code that guards against whatever a plug-in raises must let it through."""
+    """A signal asks the program to end.
+
+    Code that guards against whatever a plug-in raises must let it through.
+    """
 
 
 class HardwareMissingError(LoramuxError):
-    """The command needs hardware that is not here. Exit code 5."""
+    """The command needs hardware that is not here.
+
+    The exit code is 5.
+    """
 
     exit_code = 5
 
 
 class StateError(LoramuxError):
-    """A state or run folder that is locked, corrupt, or would be overwritten. Exit code 6."""
+    """A state or run folder is locked, corrupt, or would be overwritten.
+
+    The exit code is 6.
+    """
 
     exit_code = 6

@@ -1,4 +1,4 @@
-"""Opening a file that a stranger hands us.
+"""Open a file that a stranger hands us.
 
 Every way in which it can fail is an InvalidInputError, and no line of it can fill the memory.
 """
@@ -36,10 +36,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def open_input(path: Path | str) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name for messages, byte stream) of a file, of a .gz file unpacked, or of standard input for `-`.
+    """Open a file and give (name for messages, byte stream).
 
-    Raises InvalidInputError for a file that is missing, unreadable, a directory, or a broken gzip;
-    also while it is read.
+    A .gz file is unpacked, and `-` is standard input. Raises InvalidInputError for a file that is
+    missing, unreadable, a directory, or a broken gzip; also while it is read.
     """
     name = "<stdin>" if str(path) == "-" else str(path)
     try:
@@ -52,7 +52,7 @@ def open_input(path: Path | str) -> Iterator[tuple[str, IO[bytes]]]:
             with Path(path).open("rb") as stream:
                 yield name, stream
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        # ValueError: a path with an embedded NUL.
+        # A path with an embedded NUL gives a ValueError.
         if isinstance(error, ValueError) and "null" not in str(error):
             raise
         problem = Problem(file=name, line=0, column="", value="", allowed=_reason(error))
@@ -60,7 +60,10 @@ def open_input(path: Path | str) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def text_lines(stream: IO[bytes], problems: Problems) -> Iterator[str]:
-    """The lines of a UTF-8 stream, without its byte-order mark; notes what is not text, stops where it is binary."""
+    """Yield the lines of a UTF-8 stream, without its byte-order mark.
+
+    What is not text is noted as a problem. Reading stops where the stream is binary.
+    """
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
@@ -83,7 +86,10 @@ def text_lines(stream: IO[bytes], problems: Problems) -> Iterator[str]:
 
 
 def whole_text(stream: IO[bytes], problems: Problems) -> str:
-    """All of a UTF-8 document of at most MAX_DOCUMENT bytes; raises InvalidInputError for anything else."""
+    """Read all of a UTF-8 document of at most MAX_DOCUMENT bytes.
+
+    Raises InvalidInputError for anything else.
+    """
     data = stream.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         problems.add(0, "", "", f"a JSON or YAML file may have at most {MAX_DOCUMENT} bytes: use CSV or JSON lines")

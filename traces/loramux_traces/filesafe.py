@@ -1,7 +1,7 @@
-"""Writing files that are whole or absent, JSON without NaN, and CSV cells that no spreadsheet runs as a formula.
+"""Write files that are whole or absent, JSON without NaN, and safe CSV cells.
 
-Bytes are deterministic: keys sorted, floats as their shortest repr, no time in gzip headers, `\\n`
-line ends.
+No spreadsheet runs such a cell as a formula. Bytes are deterministic: keys are sorted, floats are
+written as their shortest repr, gzip headers hold no time, and lines end with `\\n`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import numpy as np
 
 from loramux_traces.errors import StateError
 
-if TYPE_CHECKING:  # imported where tables are: the GPU suite writes JSON where there is no pandas
+if TYPE_CHECKING:  # functions of tables import it: the GPU suite writes JSON where there is no pandas
     import pandas as pd
 
-#: What a spreadsheet takes for the start of a formula (and the escape itself, so that reading is
-#: the exact inverse).
+#: What a spreadsheet takes for the start of a formula, and the escape itself, so that reading is
+#: the exact inverse of writing.
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "'")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types: numpy scalars and arrays become Python's, tuples lists, paths text, NaN and infinities
-    None.
+    """Return `value` as JSON types.
 
-    Raises TypeError for anything else.
+    Numpy scalars and arrays become those of Python, tuples become lists, paths become text, NaN and
+    infinities become None. Raises TypeError for anything else.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -54,18 +54,22 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON with sorted keys and never NaN; see `plain` for what is turned into what."""
+    """Return `value` as JSON with sorted keys and never NaN.
+
+    `plain` says what is turned into what.
+    """
     separators = (",", ":") if indent is None else (",", ": ")
     return json.dumps(plain(value), sort_keys=True, allow_nan=False, indent=indent, separators=separators)
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it appears at `path` whole when the block ends, and not at all if the block raises.
+    """Give a file to write that appears at `path` whole when the block ends.
 
-    The temporary file is beside it (one rename, never across devices) and is synced before the
-    rename, so that a crash cannot leave an empty file under the final name. A symlink at `path` is
-    replaced, never followed. Raises StateError when the folder cannot be written.
+    It does not appear at all if the block raises. The temporary file is beside it (one rename,
+    never across devices) and is synced before the rename, so that a crash cannot leave an empty
+    file under the final name. A symlink at `path` is replaced, never followed. Raises StateError
+    when the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -89,7 +93,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
@@ -98,19 +105,26 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically. Raises StateError when it cannot be written."""
+    """Write `text` as UTF-8, atomically.
+
+    Raises StateError when it cannot be written.
+    """
     with atomic(path) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises StateError when it cannot be written."""
+    """Write `value` as indented JSON, atomically.
+
+    Raises StateError when it cannot be written.
+    """
     write_text(path, json_text(value, indent=2) + "\n")
 
 
 def write_json_gz(path: Path, value: Any) -> None:
-    """Write `value` as compact gzipped JSON, atomically; no name or time in the header, so equal data are equal
-    bytes.
+    """Write `value` as compact gzipped JSON, atomically.
+
+    The header holds no name or time, so that equal data are equal bytes.
     """
     with atomic(path) as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
         packed.write(json_text(value).encode("utf-8", errors="backslashreplace") + b"\n")
@@ -129,21 +143,24 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def guard_cell(text: str) -> str:
-    """A text cell made safe for a spreadsheet: `'` before a formula start, control characters as spaces (one line a
-    row).
+    """Make a text cell safe for a spreadsheet.
+
+    A `'` is put before the start of a formula, and control characters become spaces (so that a row
+    is one line).
     """
     text = _CONTROL.sub(" ", text)
     return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
 
 
 def unguard_cell(text: str) -> str:
-    """The text `guard_cell` was given (control characters aside)."""
+    """Return the text that `guard_cell` was given (control characters aside)."""
     return text[1:] if text.startswith("'") else text
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index, atomically: text cells guarded, missing values empty, floats as shortest
-    repr.
+    """Write a table without its index, atomically.
+
+    Text cells are guarded, missing values are empty, floats are their shortest repr.
     """
     import pandas as pd
 
@@ -158,22 +175,24 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def _guarded(cell: Any) -> Any:
-    """A cell of a column that is not numeric: text guarded, a number left as it is (None and NaN are skipped
-    before).
+    """Guard a cell of a column that is not numeric, if the cell is text.
+
+    A number is left as it is. None and NaN do not come here: the caller skips them.
     """
     return guard_cell(cell) if isinstance(cell, str) else cell
 
 
 def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
-    """Read what `write_csv` wrote: the named columns as text (guards off, missing empty), the others as pandas infers.
+    """Read a table that `write_csv` wrote.
 
-    Only an empty cell is missing: a user called `NA` stays one. Raises StateError when the file is
-    not a table.
+    The named columns are read as text (guards taken off, missing values as empty text), the others
+    as pandas infers. Only an empty cell is missing: a user called `NA` stays one. Raises StateError
+    when the file is not a table.
     """
     import pandas as pd
 
-    # Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it so and
-    # deprecated the ask)
+    # Ask for correctly rounded floats where that is not the default yet (pandas 3.1 made it the
+    # default and deprecated the option).
     version = tuple(int(part) for part in pd.__version__.split(".")[:2])
     exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
     text: dict[Any, Any] = dict.fromkeys(text_columns, str)
@@ -190,7 +209,10 @@ def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises StateError when the file is missing or holds anything else."""
+    """Read a JSON object from a file.
+
+    Raises StateError when the file is missing or holds anything else.
+    """
     try:
         value = json.loads(file.read_bytes())
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a job is: one row of jobs.csv, validated.
+"""Define what a job is: one row of jobs.csv, validated.
 
 The names follow Helios/Acme (`job_id`, `user`) and carry their units. A `JobSpec` is data: no code,
 no environment.
@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$")]
-# A name, or a path: absolute, or beginning with a name, ./ or ../
+# A name, or a path: absolute, or beginning with a name, ./ or ../.
 Model = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_.:/+-]{0,254}$")]
 # Free text that is only shown: no control or direction-changing characters (it reaches terminals
 # and spreadsheets).
@@ -35,22 +35,25 @@ DEFAULT_EXPERTS: dict[str, int] = {"lora": 1, "mixlora": 8, "mola": 8, "loramoe"
 
 
 def _broken(column: str, allowed: str) -> PydanticCustomError:
-    """A rule over several columns was broken; `column` is where the reader points."""
+    """Return the error for a broken rule over several columns.
+
+    `column` is where the reader points.
+    """
     return PydanticCustomError("job_rule", "{allowed}", {"column": column, "allowed": allowed})
 
 
 @validated(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class JobSpec:
-    """One fine-tuning job as submitted. Raises pydantic's ValidationError on any value out of its range.
+    """A JobSpec is one fine-tuning job as submitted.
 
     Exactly one of `total_steps`, `num_samples` with `epochs`, or `duration_s` says how long the job
-    is.
+    is. Raises pydantic's ValidationError on any value out of its range.
     """
 
     job_id: JobId
     """Unique name; ties between events at one time go by it."""
     submit_s: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
-    """Seconds from the start of the trace (not a calendar time: `read_trace` refuses epoch
+    """Seconds from the start of the trace, not a calendar time (`read_trace` refuses epoch
     seconds).
     """
     base_model: Model
@@ -64,8 +67,8 @@ class JobSpec:
     seq_len: Annotated[float, Field(ge=1, le=1_048_576, allow_inf_nan=False)]
     """Mean tokens per sequence."""
     total_steps: Positive | None = None
-    """Declared optimizer steps (may be fractional when derived from a duration); visible to every
-    policy.
+    """Declared optimizer steps (may be fractional if derived from a duration); every policy sees
+    them.
     """
     num_samples: Count | None = None
     epochs: Positive | None = None
@@ -76,7 +79,7 @@ class JobSpec:
     user: Text = ""
     group: Text = ""
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
-    """Higher runs first."""
+    """Jobs with a higher number run first."""
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
     alpha: Positive | None = None
     """Omitted: 2 x rank."""
@@ -91,7 +94,8 @@ class JobSpec:
     """Overrides the memory model for this job; no base model is charged beside it."""
     seq_len_p95: Positive | None = None
     length_dist: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
-    """Named shape of the length distribution (see `loramux_profiles.lengths`); scaled to `seq_len`."""
+    """Named shape of the length distribution, scaled to `seq_len` (see `loramux_profiles.lengths`).
+    """
     dataset: Text = ""
     dtype: Dtype = "bf16"
     recompute: bool = False
@@ -124,7 +128,7 @@ class JobSpec:
 
     @property
     def experts(self) -> int:
-        """Experts per layer or linear (1 for LoRA)."""
+        """Number of experts per layer or linear (1 for LoRA)."""
         if self.method == "lora":
             return 1
         return DEFAULT_EXPERTS[self.method] if self.num_experts is None else self.num_experts
@@ -139,27 +143,22 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """A validated list of jobs, sorted by (submit_s, job_id) so that the order of rows changes nothing.
+    """A Trace is a validated list of jobs, sorted by (submit_s, job_id).
 
-    Build one with `loramux_traces.canonical.build_trace`, which sorts, refuses duplicate ids and
-    hashes.
+    So the order of rows changes nothing. Build one with `loramux_traces.canonical.build_trace`,
+    which sorts, refuses duplicate ids and hashes.
     """
 
     name: str
     jobs: Sequence[JobSpec]
     provenance: str = ""
-    """Where it came from and which columns are modelled, in one line; shown wherever a result is."""
+    """Where it came from and which columns are modelled, in one line shown wherever a result is."""
     sha256: str = ""
-    """Hash of the canonical content: independent of the order of rows and columns and of the file
-    format.
-    """
+    """Hash of the canonical content, whatever the order of rows and columns and the file format."""
     folder: str = field(default="", compare=False)
-    """Where relative paths in `base_model` start: the folder of the file (empty: the working
-    folder).
-    """
+    """Folder that relative paths in `base_model` start from (empty: the working folder)."""
     columns: tuple[str, ...] = field(default=())
-    """The required columns and those in which at least one job differs from the default, in the
-    order of the schema.
+    """The required columns and those where a job differs from the default, in the schema's order.
     """
 
     def __iter__(self) -> Iterator[JobSpec]:

@@ -1,4 +1,4 @@
-"""One writer per folder."""
+"""Let only one process write into a folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ LOCK: Final = ".loramux.lock"
 
 @contextmanager
 def owned(path: Path) -> Iterator[None]:
-    """Hold the folder for this process alone; it is made if need be, and removed again where it stays empty.
+    """Hold the folder for this process alone.
 
-    Raises StateError, with the owner's pid, while another process holds it. The kernel takes the
-    lock from a process that ends in whatever way, so the file of a killed one locks nobody out.
+    The folder is made if need be, and removed again where it stays empty. Raises StateError, with
+    the owner's pid, while another process holds it. The kernel takes the lock from a process that
+    ends in whatever way, so the file of a killed one locks nobody out.
     """
-    # `prepare_folder` says what is wrong
+    # `prepare_folder` raises the error for these cases.
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         yield
         return
@@ -34,7 +35,7 @@ def owned(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # before the lock is given up: nobody else has this file open for long
+        # The file is removed before the lock is given up: nobody else has it open for long.
         (path / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
         for folder in made:
@@ -44,7 +45,7 @@ def owned(path: Path) -> Iterator[None]:
 
 
 def owner(path: Path) -> int | None:
-    """Pid of the process that holds the folder; None where nobody does."""
+    """Return the pid of the process that holds the folder; None where no process does."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -60,7 +61,7 @@ def owner(path: Path) -> int | None:
 
 
 def _take(path: Path) -> int:
-    """An open lock file that is locked and still there (its last owner removes it)."""
+    """Return an open lock file that is locked and still there (its last owner removes it)."""
     file = path / LOCK
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

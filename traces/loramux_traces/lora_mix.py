@@ -1,8 +1,9 @@
-"""The LoRA columns of a job, drawn with a seed: no public trace of LoRA fine-tuning jobs exists, so these are modelled.
+"""Draw the LoRA columns of a job with a seed.
 
-The shares are assumptions, chosen to be varied enough to matter: base models are skewed as in a
-public LoRA serving trace (86 bases, the top one 31%), methods favour plain LoRA, ranks and batch
-sizes are those of common recipes. Every trace made with them says so in its provenance.
+No public trace of LoRA fine-tuning jobs exists, so these columns are modelled. The shares are
+assumptions, chosen to be varied enough to matter: base models are skewed as in a public LoRA
+serving trace (86 bases, the top one 31%), methods favour plain LoRA, ranks and batch sizes are
+those of common recipes. Every trace made with them says so in its provenance.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ and fits no device.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraMix:
-    """Shares of each value of the LoRA columns (weights need not sum to 1)."""
+    """A LoraMix holds the share of each value of the LoRA columns (weights need not sum to 1)."""
 
     base_models: Weighted = (
         ("llama-2-7b", 0.31),
@@ -45,7 +46,7 @@ class LoraMix:
     priorities: tuple[tuple[int, float], ...] = ((0, 0.70), (1, 0.20), (2, 0.10))
 
     def draw(self, seed: int, n: int) -> list[dict[str, Any]]:
-        """The DRAWN columns of `n` jobs; job i depends on (seed, i) alone."""
+        """Draw the DRAWN columns of `n` jobs; job i depends on (seed, i) alone."""
         columns: dict[str, list[Any]] = {
             "base_model": pick(uniforms(seed, "mix-base-model", n), self.base_models),
             "method": pick(uniforms(seed, "mix-method", n), self.methods),
@@ -58,7 +59,10 @@ class LoraMix:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def with_shares(self, *, base_models: str = "", methods: str = "") -> LoraMix:
-        """The same mix with other base models or methods, each given as `name:weight,name:weight`."""
+        """Return the same mix with other base models or methods.
+
+        Each is given as `name:weight,name:weight`.
+        """
         return LoraMix(
             base_models=parse_shares(base_models) if base_models else self.base_models,
             methods=parse_shares(methods) if methods else self.methods,
@@ -73,7 +77,10 @@ _SHARE: Final = re.compile(r"([^:,]+)(?::([0-9.eE+-]+))?")
 
 
 def parse_shares(text: str) -> Weighted:
-    """`a:2,b:1` as (("a", 2.0), ("b", 1.0)); a missing weight is 1. Raises UsageError for anything else."""
+    """Return `a:2,b:1` as (("a", 2.0), ("b", 1.0)); a missing weight is 1.
+
+    Raises UsageError for anything else.
+    """
     shares = []
     for part in text.split(","):
         match = _SHARE.fullmatch(part.strip())

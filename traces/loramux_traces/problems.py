@@ -1,4 +1,7 @@
-"""Collecting what is wrong in one file, so that a user sees every bad row at once instead of the first one."""
+"""Collect what is wrong in one file.
+
+So a user sees every bad row at once instead of the first one.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from typing import Final
 
 from loramux_traces.errors import InvalidInputError, Problem, printable
 
-#: Problems that are listed one by one; beyond it they are only counted.
+#: Problems that are listed one by one; those beyond it are only counted.
 CAP: Final = 50
 #: Longest value that is quoted in a message.
 SHOWN: Final = 80
 
 
 def shown(value: object) -> str:
-    """`value` as a message quotes it: short, and never the text of a nested structure (a YAML alias bomb is huge)."""
+    """Return `value` as a message quotes it.
+
+    The text is short, and never that of a nested structure (a YAML alias bomb is huge).
+    """
     if isinstance(value, str):
         return value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
     if value is None:
@@ -28,7 +34,7 @@ def shown(value: object) -> str:
 
 
 class Problems:
-    """Problems of one file, listed up to CAP and counted beyond."""
+    """A Problems object lists the problems of one file up to CAP and counts those beyond it."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -44,7 +50,7 @@ class Problems:
             self.listed.append(problem)
 
     def error(self) -> InvalidInputError:
-        """Everything noted so far, in the order of the lines, as one error."""
+        """Return all problems noted so far as one error, in the order of the lines."""
         return InvalidInputError(sorted(self.listed, key=lambda p: p.line), total=self.total)
 
     def raise_if_any(self) -> None:

@@ -1,4 +1,6 @@
-"""Reads a trace of jobs from CSV, JSON, JSON lines or YAML; every bad row is reported before anything runs.
+"""Read a trace of jobs from CSV, JSON, JSON lines or YAML.
+
+Every bad row is reported before anything runs.
 
 CSV: an optional block of `# ...` lines (the provenance), a line of column names, one job a row;
 `.csv.gz` is unpacked. An empty cell means the default. A leading apostrophe before = + - @ in user,
@@ -59,7 +61,7 @@ def read_trace(
     progress: Progress | None = None,
     check: Check | None = None,
 ) -> Trace:
-    """The jobs of a file, validated, sorted by (submit_s, job_id).
+    """Return the jobs of a file, validated and sorted by (submit_s, job_id).
 
     `path` may be `-` for standard input (CSV unless `format` says otherwise). Raises
     InvalidInputError that lists every bad row up to 50, with file, line, column, value and what is
@@ -87,7 +89,10 @@ def read_trace(
 
 
 def folder_of(path: Path | str) -> str:
-    """Where the relative paths in a trace start: its folder; the working folder for standard input."""
+    """Return the folder where the relative paths in a trace start.
+
+    It is that of the trace's file, and the working folder for standard input.
+    """
     return "" if str(path) == "-" else str(Path(path).resolve().parent)
 
 
@@ -157,7 +162,10 @@ def _csv_items(stream: IO[bytes], problems: Problems, said: list[str]) -> Iterat
 
 
 def _number(cell: str) -> float | str:
-    """The number in `cell`, or the cell itself where it is none: the validation then quotes it."""
+    """Return the number in `cell`, or the cell itself where it is none.
+
+    The validation then quotes the cell.
+    """
     try:
         number = float(cell)
     except ValueError:
@@ -166,7 +174,7 @@ def _number(cell: str) -> float | str:
 
 
 def _check_header(line: int, header: list[str], problems: Problems) -> bool:
-    """Note unknown, repeated and missing columns; True if the rows can be read."""
+    """Note unknown, repeated and missing columns; return True if the rows can be read."""
     for source, signature in _FOREIGN.items():
         if signature <= set(header):
             problems.add(line, "", "", f"this is an original trace: use loramux trace import --source {source}")

@@ -1,7 +1,7 @@
-"""What a result is: the per-job columns, the run summary and the timeline, the same from the simulator and the runtime.
+"""Define what a result is: the per-job columns, the run summary and the timeline.
 
-Column names are Batsim's (`submission_time`, `waiting_time`, ...); every time is in seconds from
-the start of the trace.
+They are the same from the simulator and the runtime. Column names are Batsim's (`submission_time`,
+`waiting_time`, ...); every time is in seconds from the start of the trace.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ FAILED_OOM: Final = "FAILED_OOM"
 FAILED_POLICY: Final = "FAILED_POLICY"
 FAILED_DIVERGED: Final = "FAILED_DIVERGED"
 FAILED_DATA: Final = "FAILED_DATA"
-"""Its data cannot be read, or changed after it was submitted."""
+"""The job's data cannot be read, or changed after the job was submitted."""
 FAILED_CRASHED: Final = "FAILED_CRASHED"
-"""The process that trained it died several times in its steps."""
+"""The process that trained the job died several times in the job's steps."""
 CANCELLED: Final = "CANCELLED"
 UNFINISHED: Final = "UNFINISHED"
 FAILED_STATES: Final = (FAILED_OOM, FAILED_POLICY, FAILED_DIVERGED, FAILED_DATA, FAILED_CRASHED, UNFINISHED)
@@ -61,7 +61,10 @@ STATISTICS: Final = ("mean", "p50", "p95", "p99", "max")
 
 
 def statistics(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float | None]:
-    """Mean, median, p95, p99 (numpy linear) and maximum; each None for no values (JSON has no NaN)."""
+    """Return mean, median, p95, p99 (numpy linear) and maximum.
+
+    Each is None for no values (JSON has no NaN).
+    """
     if len(values) == 0:
         return dict.fromkeys(STATISTICS)
     p50, p95, p99 = (float(q) for q in np.percentile(values, (50, 95, 99)))
@@ -70,7 +73,10 @@ def statistics(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float
 
 @dataclass(slots=True, kw_only=True)
 class RunStats:
-    """Totals that a backend counts while it runs; everything else of a summary comes from the job rows."""
+    """RunStats are the totals that a backend counts while it runs.
+
+    Everything else of a summary comes from the job rows.
+    """
 
     window_s: float | None = None
     """Time that the totals below are of; None: from the first submission to the last end of any job
@@ -100,14 +106,14 @@ class RunStats:
 
 
 def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
-    """The figures of one run, as in the `runs` entries of `simulate --json`; percentiles are over completed jobs.
+    """Compute the figures of one run, as in the `runs` entries of `simulate --json`.
 
-    Two spans of time: `makespan_s` is of these jobs (first submission to the last one completed),
-    `window_s` is of the devices. Tokens, busy share, mean and peak memory, steps and decisions are
-    of everything that the devices did in the window, for whichever job. The two differ where the
-    last job to end failed, and after a warm-up, whose jobs may still run in the window. `jobs` has
-    JOB_COLUMNS. Keys that hold times of the program itself are added by the caller and have `wall`
-    in their name.
+    Percentiles are over completed jobs. There are two spans of time: `makespan_s` is of these jobs
+    (first submission to the last one completed), `window_s` is of the devices. Tokens, busy share,
+    mean and peak memory, steps and decisions are of everything that the devices did in the window,
+    for whichever job. The two differ where the last job to end failed, and after a warm-up, whose
+    jobs may still run in the window. `jobs` has JOB_COLUMNS. Keys that hold times of the program
+    itself are added by the caller and have `wall` in their name.
     """
     figures = ["finish_time", "turnaround_time", "waiting_time", "stretch"]
     done = jobs.loc[jobs["final_state"] == COMPLETED, figures]
@@ -145,13 +151,16 @@ def summarise(jobs: pd.DataFrame, stats: RunStats) -> dict[str, Any]:
 
 
 def _share(part: float, whole: float) -> float:
-    """part / whole; above 1 by rounding only it is 1 (by more, it is an error that must be seen)."""
+    """Return part / whole, or 1 where it is above 1 by rounding only.
+
+    A share that is above 1 by more is returned as it is: it is an error that must be seen.
+    """
     share = part / whole if whole > 0.0 else 0.0
     return 1.0 if 1.0 < share < 1.0 + 1e-9 else share
 
 
 def empty_timeline() -> dict[str, Any]:
-    """The columns of timeline.json.gz, without rows.
+    """Return the columns of timeline.json.gz, without rows.
 
     `segments`: one row per stay of a job on a device. `samples`: memory (bytes, upper estimate and
     expected) and residents of a device from `t_s` on. `queue`: waiting jobs from `t_s` on.

@@ -1,4 +1,4 @@
-"""Rows to jobs: validates one row after the other and puts every problem into words."""
+"""Turn rows into jobs: validate each row and put every problem into words."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loramux_traces.canonical import COLUMNS
 from loramux_traces.job import JobSpec
 from loramux_traces.problems import Problems
 
-#: What else is wrong with a job, as (column, value, what is allowed): names that only other
-#: packages know.
+#: A Check says what else is wrong with a job, as (column, value, what is allowed). It is for names
+#: that only other packages know.
 Check = Callable[[JobSpec], Iterable[tuple[str, object, str]]]
 _VALIDATE: Final = TypeAdapter(JobSpec).validator.validate_python
 _KNOWN: Final = frozenset(COLUMNS)
 
 
-#: Epoch seconds since 2001 reach this; so may the end of a trace of 31 years, but not after a
-#: pause of half of it.
+#: Epoch seconds since 2001 reach this. The end of a trace of 31 years may reach it too, but only
+#: epoch seconds do so after a gap of more than half of it.
 _EPOCH_S: Final = 1e9
 _NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
@@ -43,7 +43,10 @@ def _submit_hint(value: object) -> str:
 
 
 class JobRows:
-    """Collects validated jobs; a bad or repeated row becomes a problem and the reading goes on."""
+    """A JobRows object collects validated jobs.
+
+    A bad or repeated row becomes a problem, and the reading goes on.
+    """
 
     def __init__(self, problems: Problems, check: Check | None = None) -> None:
         self.jobs: list[JobSpec] = []
@@ -53,8 +56,11 @@ class JobRows:
         self._ids: set[str] = set()
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
-        """Validate one row, a mapping of column names to values; absent columns get their defaults."""
-        # Python's own notation, which pydantic takes and no other program writes
+        """Validate one row, a mapping of column names to values.
+
+        Absent columns get their defaults.
+        """
+        # Python's own notation (1_000), which pydantic takes and no other program writes
         for column in _NUMBERS & row.keys():
             value = row[column]
             if type(value) is str and "_" in value:
@@ -77,7 +83,10 @@ class JobRows:
         self.jobs.append(job)
 
     def finish(self) -> list[JobSpec]:
-        """The jobs; notes epoch seconds, which only the rows together tell from a very long trace."""
+        """Return the jobs, and note epoch seconds in `submit_s`.
+
+        Only the rows together tell epoch seconds from a very long trace.
+        """
         if any(job.submit_s >= _EPOCH_S for job in self.jobs):
             before = 0.0
             epoch = False

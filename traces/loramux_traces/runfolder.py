@@ -1,6 +1,9 @@
-"""The run folder: what one run of one policy with one seed leaves behind, written and read the same by every package.
+"""Define the run folder: what one run of one policy with one seed leaves behind.
 
-    manifest.json      what was run: policy, seed, trace, devices, versions, origin of the costs (written last)
+Every package writes and reads it in the same way.
+
+    manifest.json      what was run: policy, seed, trace, devices, versions, origin of the costs
+                       (written last)
     jobs.csv           JOB_COLUMNS, one row a job
     events.jsonl       the recorded stream of events (absent when the log was off)
     summary.json       the figures of the run
@@ -49,7 +52,11 @@ _COUNTS: Final = ("preemptions", "oom_events", "priority", "num_gpus")
 
 @dataclass(frozen=True)
 class Run:
-    """One run read back. `manifest`, `summary` and `jobs` are checked at once, the large files when first asked for."""
+    """A Run is one run that was read back from its folder.
+
+    `manifest`, `summary` and `jobs` are checked when the folder is read, the large files when they
+    are first asked for.
+    """
 
     path: Path
     manifest: dict[str, Any]
@@ -73,16 +80,18 @@ class Run:
 
     @cached_property
     def timeline(self) -> dict[str, Any]:
-        """Columns as in `results.empty_timeline` (empty when none was kept). Raises StateError when the file is
-        corrupt.
+        """Columns as in `results.empty_timeline` (empty when none was kept).
+
+        Raises StateError when the file is corrupt.
         """
         if not self.has_timeline:
             return empty_timeline()
         return _read_timeline(self.path / TIMELINE)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events in order, read as they are asked for (none when no log was kept). Raises StateError on a corrupt
-        line.
+        """Yield the events in order, read as they are asked for.
+
+        There are none when no log was kept. Raises StateError on a corrupt line.
         """
         file = self.path / EVENTS
         if not file.is_file():
@@ -99,7 +108,10 @@ class Run:
 
 
 def run_folder_name(policy: str, seed: int) -> str:
-    """Folder of one run beside others: the policy as the user wrote it, made a file name, and the seed."""
+    """Return the name of the folder of one run beside others.
+
+    It is the policy as the user wrote it, made a file name, and the seed.
+    """
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", policy).strip("-.") or "policy"
     if len(slug) > 80:  # file names end at 255 bytes; the checksum keeps long ones apart
         slug = f"{slug[:70]}-{zlib.crc32(policy.encode()):08x}"
@@ -134,7 +146,7 @@ def prepare_folder(
 
 
 def _clear(path: Path, own: set[str]) -> None:
-    """Remove an older run's files.
+    """Remove the files of an older run.
 
     Raises StateError, before anything is removed, when the folder does not look like loramux's.
     """
@@ -159,7 +171,10 @@ def _clear(path: Path, own: set[str]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether loramux wrote in this folder: a manifest of ours, or (a run cut short) a table of results."""
+    """Say whether loramux wrote in this folder.
+
+    The sign is a manifest of ours, or (for a run that was cut short) a table of results.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -170,8 +185,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _is_foreign_table(file: Path) -> bool:
-    """Whether `file` is a jobs.csv that is not a table of results: most likely a user's trace, which has the same
-    name.
+    """Say whether `file` is a jobs.csv that is not a table of results.
+
+    It is then most likely a user's trace, which has the same name.
     """
     if file.name != JOBS or not file.is_file():
         return False
@@ -188,12 +204,12 @@ def write_run(
     summary: Mapping[str, Any],
     timeline: Mapping[str, Any] | None,
 ) -> None:
-    """Write one run into an existing folder (see `prepare_folder`). `jobs` has JOB_COLUMNS in any order; rows are
-    sorted by job_id.
+    """Write one run into an existing folder (see `prepare_folder`).
 
-    Each file appears whole or not at all, and the manifest last, so that a folder with a manifest
-    is a finished one. Equal data give equal bytes. Raises ValueError when `jobs` lacks a column (a
-    defect of the caller), StateError when the folder cannot be written.
+    `jobs` has JOB_COLUMNS in any order; rows are sorted by job_id. Each file appears whole or not
+    at all, and the manifest last, so that a folder with a manifest is a finished one. Equal data
+    give equal bytes. Raises ValueError when `jobs` lacks a column (a defect of the caller),
+    StateError when the folder cannot be written.
     """
     missing = [name for name in JOB_COLUMNS if name not in jobs.columns]
     if missing:
@@ -210,7 +226,10 @@ def write_run(
 
 
 def read_run(path: Path) -> Run:
-    """Read a run folder. Raises InvalidInputError when `path` is none, StateError when one of its files is corrupt."""
+    """Read a run folder, and check it.
+
+    Raises InvalidInputError when `path` is none, StateError when one of its files is corrupt.
+    """
     if not (path / JOBS).is_file():
         raise _not_a_run(path, f"not a run folder (no {JOBS})")
     if not (path / MANIFEST).is_file():
@@ -225,7 +244,7 @@ def read_run(path: Path) -> Run:
 
 
 def find_runs(path: Path) -> list[Run]:
-    """Every finished run at `path` or up to two folders below it, in order of folder name.
+    """Find every finished run at `path` or up to two folders below it, in order of folder name.
 
     A sweep folder that kept only its results.csv gives an empty list. Raises InvalidInputError when
     there is neither a run nor a results.csv, StateError when a run is corrupt.
@@ -242,12 +261,15 @@ def find_runs(path: Path) -> list[Run]:
 
 
 def _not_a_run(path: Path, why: str) -> InvalidInputError:
-    """The error for a path that is not what it should be."""
+    """Return the error for a path that is not what it should be."""
     return InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=why)])
 
 
 def _read_jobs(file: Path) -> pd.DataFrame:
-    """jobs.csv with its types: text as str (missing is empty), counts as int64, the rest as float64."""
+    """Read jobs.csv with its types.
+
+    Text is read as str (missing is empty), counts as int64, the rest as float64.
+    """
     table = read_csv(file, _TEXT)
     if list(table.columns) != list(JOB_COLUMNS):
         odd = sorted(set(table.columns) ^ set(JOB_COLUMNS)) or ["their order"]
@@ -262,7 +284,10 @@ def _read_jobs(file: Path) -> pd.DataFrame:
 
 
 def _read_timeline(file: Path) -> dict[str, Any]:
-    """A timeline whose columns are all there and equally long. Raises StateError otherwise."""
+    """Read a timeline whose columns are all there and equally long.
+
+    Raises StateError for anything else.
+    """
     try:
         timeline = json.loads(gzip.decompress(file.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -1,4 +1,7 @@
-"""The shipped sample: how it is made. `loramux trace generate` with its command line makes the same file."""
+"""Make the shipped sample trace.
+
+`loramux trace generate` with its command line makes the same file.
+"""
 
 from __future__ import annotations
 
@@ -23,5 +26,5 @@ SEED: Final = 7
 
 
 def make_sample() -> Trace:
-    """The trace in traces/data/sample.csv."""
+    """Make the trace in traces/data/sample.csv."""
     return generate("philly-like", jobs=JOBS, seed=SEED, name="sample", **PARAMETERS)

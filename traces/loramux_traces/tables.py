@@ -1,4 +1,7 @@
-"""Rows of a CSV file with their line numbers; ours and every original trace are read through it."""
+"""Read the rows of a CSV file with their line numbers.
+
+Our own files and every original trace are read through it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _MAX_COMMENT: Final = 4000
 
 
 def split_comments(lines: Iterator[str]) -> tuple[str, int, Iterator[str]]:
-    """(text of the leading `#` lines joined by spaces, how many they were, the remaining lines)."""
+    """Split the leading `#` lines from the rest of a file.
+
+    Returns (their text joined by spaces, how many there were, the remaining lines).
+    """
     kept: list[str] = []
     size = 0
     count = 0
@@ -43,10 +49,10 @@ def _say(error: csv.Error) -> str:
 def csv_rows(
     lines: Iterable[str], problems: Problems, *, skipped_lines: int = 0, strip: bool = True
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line where the row begins, its cells without blanks around them); empty rows are left out, broken ones noted.
+    """Yield (line where the row begins, its cells without blanks around them).
 
-    `skipped_lines` is how many lines of the file came before `lines`; `strip` false keeps the
-    blanks (text to learn).
+    Empty rows are left out, and broken ones are noted as problems. `skipped_lines` is how many
+    lines of the file came before `lines`; `strip` false keeps the blanks (text to learn).
     """
     reader = csv.reader(lines, strict=True)
     while True:

@@ -1,5 +1,7 @@
-"""results.csv of a sweep: one tidy row per (policy, load, seed), every figure of a run's summary in a column of its
-own.
+"""Write and read results.csv of a sweep.
+
+It has one tidy row per (policy, load, seed), with every figure of a run's summary in a column of
+its own.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ _SPREAD_KEYS: Final = ("turnaround_s", "waiting_s", "stretch")
 
 
 def flat_name(key: str, stat: str) -> str:
-    """Column of one statistic: the unit stays last, `turnaround_s` and `mean` give `turnaround_mean_s`."""
+    """Return the name of the column of one statistic.
+
+    The unit stays last: `turnaround_s` and `mean` give `turnaround_mean_s`.
+    """
     return f"{key[:-2]}_{stat}_s" if key.endswith("_s") else f"{key}_{stat}"
 
 
 def flatten_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's summary as one flat row: `turnaround_s.p95` becomes `turnaround_p95_s`; numbers and text stay; notes
-    joined by `; `.
+    """Return a run's summary as one flat row.
+
+    `turnaround_s.p95` becomes `turnaround_p95_s`; numbers and text stay; notes are joined by `; `.
     """
     row: dict[str, Any] = {}
     for key, value in summary.items():
@@ -46,17 +52,19 @@ def flatten_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_results(path: Path, table: pd.DataFrame) -> None:
-    """Write results.csv (a file path), key columns first, the rest in the order given. Raises StateError when it
-    cannot.
+    """Write results.csv (a file path), key columns first, the rest in the order given.
+
+    Raises StateError when it cannot be written.
     """
     first = [name for name in KEY_COLUMNS if name in table.columns]
     write_csv(path, table[[*first, *(name for name in table.columns if name not in first)]])
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read a results.csv (its path or its folder): text columns as text, `load` and figures as numbers.
+    """Read a results.csv, given as its path or its folder.
 
-    Raises InvalidInputError when there is none, StateError when it cannot be understood.
+    Text columns are read as text, `load` and figures as numbers. Raises InvalidInputError when
+    there is none, StateError when it cannot be understood.
     """
     file = path / RESULTS_NAME if path.is_dir() else path
     if not file.is_file():

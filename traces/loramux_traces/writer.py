@@ -1,4 +1,4 @@
-"""Writes a trace that `read_trace` reads back to the same jobs, provenance and hash."""
+"""Write a trace that `read_trace` reads back to the same jobs, provenance and hash."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def _write_jsonl(trace: Trace, out: IO[str]) -> None:
 
 
 def _write_yaml(trace: Trace, out: IO[str]) -> None:
-    # Every JSON text is YAML, except for what each job's line needs: one flow mapping an item.
+    # Every JSON text is YAML, apart from the characters below. Each job is one line: a flow mapping
+    # as an item of the list.
     out.write(f"provenance: {json.dumps(trace.provenance)}\njobs:\n")
     for job in trace.jobs:
         # YAML reads an escaped pair as two halves of a character, and takes these two characters
@@ -91,11 +92,11 @@ _WRITERS: Final = {
 
 
 def write_trace(trace: Trace, path: Path | str, *, force: bool = False) -> None:
-    """Write `trace` as CSV, JSON, JSON lines or YAML by the ending of `path` (`.csv.gz` packs it; `-`: CSV on stdout).
+    """Write `trace` as CSV, JSON, JSON lines or YAML, as the ending of `path` says.
 
-    The file appears whole or not at all. Cells of user, group and dataset that begin with = + - @
-    get a leading apostrophe. Raises UsageError for an unknown ending, a missing folder, or a file
-    that exists (unless `force`).
+    `.csv.gz` packs it; `-` is CSV on stdout. The file appears whole or not at all. Cells of user,
+    group and dataset that begin with = + - @ get a leading apostrophe. Raises UsageError for an
+    unknown ending, a missing folder, or a file that exists (unless `force`).
     """
     if str(path) == "-":
         _write_csv(trace, sys.stdout)
@@ -122,7 +123,10 @@ def write_trace(trace: Trace, path: Path | str, *, force: bool = False) -> None:
 
 
 def check_writable(path: Path | str, *, force: bool) -> None:
-    """Raise UsageError if `path` may not be replaced, is a folder, or has no folder: before the work, not after."""
+    """Raise UsageError if `path` may not be replaced, is a folder, or has no folder.
+
+    Callers ask this before the work, not after it.
+    """
     path = Path(path)
     if str(path) == "-":
         return

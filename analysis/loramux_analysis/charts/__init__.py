@@ -1,4 +1,7 @@
-"""Every chart by its kind. A chart is a function of results that gives drawings, or says what it lacks."""
+"""List every chart by its kind.
+
+A chart is a function of results that gives drawings, or says what it lacks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Simulated against real: each job's turnaround and each policy's mean in both, with MAPE and Kendall's tau."""
+"""Draw simulated against real: each job's turnaround and each policy's mean in both.
+
+The chart gives MAPE and Kendall's tau.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from loramux_traces.runfolder import Run
 
 
 def pairs(results: Results) -> list[tuple[str, Run, Run]]:
-    """(policy, simulated, real) for every real run that has a simulated one of the same policy and trace.
+    """Return (policy, simulated, real) for every real run that has a simulated twin.
 
-    Where several seeds were simulated, the one with the real run's seed, else the lowest.
+    A twin is of the same policy and trace. Where several seeds were simulated, it is the one with
+    the real run's seed, else the lowest.
     """
     found = []
     for real in results.runs:
@@ -38,7 +42,10 @@ def pairs(results: Results) -> list[tuple[str, Run, Run]]:
 
 
 def draw(results: Results) -> list[Drawing]:
-    """One chart. Raises NothingToDrawError when no real run has a simulated twin."""
+    """Draw one chart of all pairs of runs.
+
+    Raises NothingToDrawError when no real run has a simulated twin.
+    """
     twins = pairs(results)
     tables = [turnarounds(simulated, real).assign(policy=policy) for policy, simulated, real in twins]
     columns = ["policy", "job_id", "real_s", "simulated_s"]
@@ -90,12 +97,12 @@ def draw(results: Results) -> list[Drawing]:
 
 
 def _policy(run: Run) -> str:
-    """A run's policy with its parameters."""
+    """Return a run's policy with its parameters."""
     params = run.manifest.get("policy_params")
     return spec(run.policy, params if isinstance(params, dict) else {})
 
 
 def _same(simulated: Run, real: Run) -> bool:
-    """Whether two runs are of one policy and one trace."""
+    """Say whether two runs are of one policy and one trace."""
     digests = [(run.manifest.get("trace") or {}).get("sha256") for run in (simulated, real)]
     return _policy(simulated) == _policy(real) and digests[0] == digests[1] and digests[0] is not None

@@ -1,4 +1,7 @@
-"""Bars per policy with 95% intervals: mean turnaround, mean waiting, makespan and effective tokens per second."""
+"""Draw bars per policy with 95% intervals.
+
+They show mean turnaround, mean waiting, makespan and effective tokens per second.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ _SHOWN: Final = ("turnaround_mean_s", "waiting_mean_s", "makespan_s", "effective
 
 
 def draw(results: Results) -> list[Drawing]:
-    """Small multiples, best mean turnaround first; of a sweep the highest load. Raises NothingToDrawError if empty."""
+    """Draw small multiples, best mean turnaround first; of a sweep, the highest load.
+
+    Raises NothingToDrawError if there is nothing to show.
+    """
     load = results.loads[-1] if results.loads else None
     table = results.table if load is None else results.at_load(load)
     columns = [column for column in _SHOWN if column in table.columns and table[column].notna().any()]
@@ -56,13 +62,13 @@ def draw(results: Results) -> list[Drawing]:
 
 
 def _row(results: Results, table: pd.DataFrame, name: str, f: Figure) -> dict[str, object]:
-    """One bar."""
+    """Return the data of one bar."""
     found = interval(results, table, name, f)
     return {"unit": f.unit, "mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "over": found.over}
 
 
 def _panel(axes: Axes, data: pd.DataFrame, f: Figure, names: list[str]) -> None:
-    """Horizontal bars: names stay readable however many policies there are."""
+    """Draw horizontal bars, whose names stay readable however many policies there are."""
     colour, hatch = colours(names), hatches(names)
     largest = float(np.nanmax(data[["mean", "high"]].to_numpy(dtype=np.float64)))
     scale, unit = time_unit(largest) if f.unit == "s" else (1.0, f.unit)

@@ -1,4 +1,7 @@
-"""Turnaround CDF: for every time, the share of jobs that were done within it, one line a policy."""
+"""Draw the turnaround CDF: for every time, the share of jobs that were done within it.
+
+There is one line a policy.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ from loramux_analysis.style import (
     styled,
 )
 
-#: More points than this a line cannot show.
+#: A line cannot show more points than this.
 _POINTS = 1000
 
 
 def draw(results: Results) -> list[Drawing]:
-    """One chart; jobs of all seeds pooled. Raises NothingToDrawError without job rows."""
+    """Draw one chart, with the jobs of all seeds pooled.
+
+    Raises NothingToDrawError without job rows.
+    """
     jobs = completed(results.jobs()) if results.runs else pd.DataFrame()
     if jobs.empty:
         raise NothingToDrawError("needs run folders with completed jobs (a results.csv alone has no jobs)")

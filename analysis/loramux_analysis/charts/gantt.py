@@ -1,8 +1,9 @@
-"""Gantt: who was where, above the memory that took, against the capacity line, for each device.
+"""Draw a Gantt chart: which job was where, above the memory that took.
 
-Three forms by density, so that it stays readable. A bar a stay, in lanes, while bars are wide
-enough to see; a stacked area of residents when they are not; and a heat map (devices x time, memory
-share) when there are more devices than rows fit on a page.
+Each device has its own panels, with the line of its capacity. There are three forms by density, so
+that the chart stays readable. A bar a stay, in lanes, while bars are wide enough to see; a stacked
+area of residents when they are not; and a heat map (devices x time, memory share) when there are
+more devices than rows fit on a page.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _MOST_LANES: Final = 24
 #: Stays in a lane beyond which single bars run together (a lane is about 1,400 pixels of the
 #: picture).
 _MOST_IN_A_LANE: Final = 300
-#: Of the chart's width: a bar thinner than this (about 4 pixels) gets an edge of its own colour,
-#: lest it be all edge.
+#: A share of the chart's width. A bar thinner than this (about 4 pixels) gets an edge of its own
+#: colour, because a white edge would cover all of it.
 _THIN: Final = 0.003
 _BINS: Final = 400
 _GIB: Final = 2**30
@@ -48,7 +49,10 @@ _MEMORY: Final = "#9db4c0"
 
 
 def draw(results: Results) -> list[Drawing]:
-    """One chart per policy (its lowest seed). Raises NothingToDrawError when no run kept a timeline."""
+    """Draw one chart per policy (its lowest seed).
+
+    Raises NothingToDrawError when no run kept a timeline.
+    """
     runs = {label: run for label, run in results.one_per_policy.items() if run.has_timeline}
     drawings = [draw_run(run, label, results) for label, run in runs.items() if run.timeline["segments"]["job_id"]]
     if not drawings:
@@ -57,7 +61,7 @@ def draw(results: Results) -> list[Drawing]:
 
 
 def draw_run(run: Run, label: str, results: Results) -> Drawing:
-    """The chart of one run, in the form its density asks for."""
+    """Draw the chart of one run, in the form that its density asks for."""
     with styled():
         table = stays(run)
         first, last = span_s(run)
@@ -72,14 +76,14 @@ def draw_run(run: Run, label: str, results: Results) -> Drawing:
 def _panels(
     run: Run, table: pd.DataFrame, devices: list[object], span: tuple[float, float], name: str, title: str, foot: str
 ) -> Drawing:
-    """Two panels a device: stays (or residents) and memory."""
+    """Draw two panels a device: stays (or residents) and memory."""
     key = "method" if table["method"].nunique() > 1 else "base_model"
     kinds = sorted(str(kind) for kind in table[key].fillna("?").unique())
     colour = colours(kinds)
     scale, unit = time_unit(span[1])
     lanes = int(table["lane"].max()) + 1
     fullest = int(table.groupby(["device_id", "lane"]).size().max())
-    # Beyond this what reads is how many, not which.
+    # Beyond these limits a reader sees how many jobs there are, not which.
     bars = lanes <= _MOST_LANES and fullest <= _MOST_IN_A_LANE
     row = min(2.4, 0.7 + 0.09 * lanes) if bars else 1.2
     fig = new_figure(11.0, 1.5 + len(devices) * (row + 0.95), title, foot)
@@ -105,14 +109,14 @@ def _panels(
 def draw_bars(
     axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], width_s: float, scale: float, lanes: int
 ) -> None:
-    """One bar a stay; a thin white edge keeps neighbours apart."""
+    """Draw one bar a stay; a thin white edge keeps neighbours apart."""
     start, end, lane = (table[name].to_numpy(dtype=np.float64) for name in ("start_s", "end_s", "lane"))
     x, y = np.stack([start, end, end, start]) / scale, np.stack([lane, lane, lane + 0.86, lane + 0.86])
     faces = [colour[str(kind)] for kind in table[key].fillna("?")]
     shapes = np.stack([x.T, y.T], axis=2)
     thin = (end - start) < _THIN * width_s
     edges = [face if slim else "white" for face, slim in zip(faces, thin, strict=True)]
-    for some in (~thin, thin):  # the thin ones last, on top
+    for some in (~thin, thin):  # the thin ones are drawn last, on top
         pick = np.flatnonzero(some)
         axes.add_collection(
             PolyCollection(
@@ -131,7 +135,7 @@ def draw_bars(
 
 
 def draw_names(axes: Axes, table: pd.DataFrame, width_s: float, scale: float) -> None:
-    """Job ids in the bars that have room for them."""
+    """Write job ids in the bars that have room for them."""
     for job_id, start, end, lane in table[["job_id", "start_s", "end_s", "lane"]].itertuples(index=False):
         if end - start > 0.0075 * width_s * (len(job_id) + 1):
             axes.text(
@@ -143,7 +147,10 @@ def draw_names(axes: Axes, table: pd.DataFrame, width_s: float, scale: float) ->
 def _residents(
     axes: Axes, table: pd.DataFrame, key: str, colour: dict[str, str], span: tuple[float, float], scale: float
 ) -> None:
-    """Stacked area: how many jobs of each kind were there, as exact averages over short bins."""
+    """Draw a stacked area of how many jobs of each kind were there.
+
+    Its values are exact averages over short bins.
+    """
     edges = np.linspace(*span, _BINS + 1)
     stacks = []
     for kind in colour:
@@ -160,7 +167,10 @@ def _residents(
 
 
 def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], scale: float) -> None:
-    """Memory in use (the largest within each bin, so that no peak is hidden) and the line it must not cross."""
+    """Draw the memory in use, and the line that it must not cross.
+
+    It is the largest within each bin, so that no peak is hidden.
+    """
     t, memory = samples_of(run, device, "memory_bytes")
     if len(t) > 2 * _BINS:
         edges = np.linspace(*span, _BINS + 1)
@@ -174,7 +184,8 @@ def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], sca
         axes.fill_between(t / scale, memory / _GIB, step="post", color=_MEMORY, linewidth=0)
     capacity = capacity_bytes(run, device)
     top = float(memory.max()) / _GIB if len(memory) else 1.0
-    # a few MiB of a large machine would not be seen
+    # No line is drawn far above the memory, because a few MiB of a large machine would then not be
+    # seen.
     if capacity is not None and top < _LOW * capacity / _GIB:
         axes.annotate(
             f"capacity {capacity / _GIB:.4g} GiB, far above", (1.0, 1.0), (-2, -2), xycoords="axes fraction",
@@ -193,7 +204,7 @@ def _memory(axes: Axes, run: Run, device: object, span: tuple[float, float], sca
 
 
 def _heat_map(run: Run, devices: list[object], span: tuple[float, float], name: str, title: str, foot: str) -> Drawing:
-    """Devices x time, coloured by the share of memory in use: the form for many devices."""
+    """Draw devices x time, coloured by the share of memory in use: the form for many devices."""
     edges = np.linspace(*span, _BINS + 1)
     scale, unit = time_unit(span[1])
     shares, rows = [], []
@@ -219,6 +230,6 @@ def _heat_map(run: Run, devices: list[object], span: tuple[float, float], name: 
 
 
 def _device_name(run: Run, device: object) -> str:
-    """`device 0 (a100-80g)`."""
+    """Return a title such as `Device 0 (a100-80g)`."""
     names = {d["device_id"]: d.get("name") for d in run.timeline["devices"]}
     return f"Device {device}" + (f" ({names[device]})" if names.get(device) else "")

@@ -1,4 +1,7 @@
-"""Turnaround against load, from a sweep: where each policy's queue starts to run away."""
+"""Draw turnaround against load, from a sweep.
+
+It shows where each policy's queue starts to run away.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _MARKERS: Final = "osD^vP*X"
 
 
 def draw(results: Results) -> list[Drawing]:
-    """Mean and p99 turnaround, log y, bands for 95% intervals over seeds. Raises NothingToDrawError below two loads."""
+    """Draw mean and p99 turnaround with a log y axis, and 95% intervals over seeds.
+
+    Up to four policies have bands, more have whiskers. Raises NothingToDrawError below two loads.
+    """
     loads = results.loads
     columns = [column for column in _SHOWN if column in results.table.columns]
     if len(loads) < 2 or not columns:
@@ -55,9 +61,9 @@ def draw(results: Results) -> list[Drawing]:
 
 
 def _panel(axes: Axes, data: pd.DataFrame, f: Figure, names: list[str]) -> None:
-    """One figure over load, a line a policy."""
+    """Draw one figure over load, a line a policy."""
     colour, dash = colours(names), dashes(names)
-    banded = len(names) <= 4  # more bands than that blend into mud
+    banded = len(names) <= 4  # more bands than that cannot be told apart
     for i, name in enumerate(names):
         part = data[data["policy"] == name]
         if part.empty:

@@ -1,4 +1,7 @@
-"""Utilisation and queue over time: waiting jobs, busy devices and memory in use, one line a policy."""
+"""Draw utilisation and queue over time, one line a policy.
+
+The panels are waiting jobs, busy devices and memory in use.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from loramux_traces.runfolder import Run
 
 Floats = NDArray[np.float64]
 
-#: Time is cut into this many equal parts, and each drawn as its exact time average.
+#: Time is cut into this many equal parts, and each is drawn as its exact time average.
 _BINS: Final = 240
 _PANELS: Final = (
     ("waiting_jobs", "waiting jobs"),
@@ -38,7 +41,10 @@ _PANELS: Final = (
 
 
 def draw(results: Results) -> list[Drawing]:
-    """One chart, the lowest seed of each policy. Raises NothingToDrawError when no run kept a timeline."""
+    """Draw one chart, with the lowest seed of each policy.
+
+    Raises NothingToDrawError when no run kept a timeline.
+    """
     runs = {label: run for label, run in results.one_per_policy.items() if _has_samples(run)}
     if not runs:
         raise NothingToDrawError("needs runs with a timeline")
@@ -47,10 +53,10 @@ def draw(results: Results) -> list[Drawing]:
     tables = [run_over_time(run, edges).assign(policy=label, seed=run.seed) for label, run in runs.items()]
     data = pd.concat(tables, ignore_index=True)[["policy", "seed", "t_s", *(name for name, _ in _PANELS)]]
     colour = colours(results.policies)
-    # policies often do the same for hours: gaps that grow from line to line show those that lie
-    # under another
+    # Policies often do the same for hours. Gaps that grow from line to line show those that lie
+    # under another.
     line = {name: "-" if not i else (0.7 * i, (4.0, 0.9 * i)) for i, name in enumerate(results.policies)}
-    shown = results.policies[: len(PALETTE)]  # more lines than that nobody can follow
+    shown = results.policies[: len(PALETTE)]  # nobody can follow more lines than that
     scale, unit = time_unit(float(edges[-1]))
     with styled():
         foot = f". Averages over {duration(float(edges[1] - edges[0]))}; one seed of each policy"
@@ -83,9 +89,10 @@ def draw(results: Results) -> list[Drawing]:
 
 
 def run_over_time(run: Run, edges_s: Floats) -> pd.DataFrame:
-    """Time averages of one run between edges: `t_s` (middle), waiting jobs, percent of devices busy and of memory.
+    """Return time averages of one run between edges.
 
-    The memory share is NaN where a device's capacity is not known.
+    The columns are `t_s` (middle), waiting jobs, percent of devices busy and percent of memory. The
+    memory share is NaN where a device's capacity is not known.
     """
     queue = run.timeline["queue"]
     times, waiting = (np.asarray(queue[name], dtype=np.float64) for name in ("t_s", "n_waiting"))
@@ -107,5 +114,5 @@ def run_over_time(run: Run, edges_s: Floats) -> pd.DataFrame:
 
 
 def _has_samples(run: Run) -> bool:
-    """Whether a run kept what this chart shows."""
+    """Say whether a run kept what this chart shows."""
     return run.has_timeline and bool(run.timeline["samples"]["t_s"])

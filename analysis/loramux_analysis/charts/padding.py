@@ -1,4 +1,4 @@
-"""Padding waste: of all tokens computed, the share that were pads and rounding."""
+"""Draw padding waste: of all tokens computed, the share that were pads and rounding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from loramux_analysis.metrics import figure
 from loramux_analysis.style import INK, Drawing, NothingToDrawError, new_figure, short, styled
 
 ROUNDING_ONLY = 0.01
-"""Packed steps are rounded up to a few tokens; less waste than this is that, and no chart."""
+"""Packed steps are rounded up to a few tokens. Less waste than this is that rounding only, and no
+chart is drawn.
+"""
 _REAL, _PAD = "#56B4E9", "#D55E00"
 
 
 def draw(results: Results) -> list[Drawing]:
-    """One stacked bar a policy. Raises NothingToDrawError when no run counted its padding."""
+    """Draw one stacked bar a policy.
+
+    Raises NothingToDrawError when no run counted its padding, or the runs have no padding to show.
+    """
     load = results.loads[-1] if results.loads else None
     table = results.table if load is None else results.at_load(load)
     if "padding_fraction" not in table.columns or not table["padding_fraction"].notna().any():

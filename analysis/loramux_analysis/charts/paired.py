@@ -1,4 +1,7 @@
-"""Paired differences against a baseline: the same jobs under both policies, so that the luck of the draw cancels."""
+"""Draw paired differences against a baseline.
+
+Both policies have the same jobs, so that the luck of the draw cancels.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _BETTER, _WORSE, _OPEN = "#0072B2", "#D55E00", "#8a8a8a"
 
 
 def draw(results: Results, baseline: str | None = None) -> list[Drawing]:
-    """Differences in percent of the baseline with 95% intervals. Raises NothingToDrawError for a single policy."""
+    """Draw differences in percent of the baseline with 95% intervals.
+
+    Raises NothingToDrawError for a single policy.
+    """
     base = choose_baseline(results, baseline)
     load = results.loads[-1] if results.loads else None
     table = results.table if load is None else results.at_load(load)
@@ -46,7 +52,7 @@ def draw(results: Results, baseline: str | None = None) -> list[Drawing]:
 
 
 def _row(results: Results, table: pd.DataFrame, name: str, base: str, f: Figure) -> dict[str, object]:
-    """One policy's difference, in the figure's unit and in percent of the baseline."""
+    """Return one policy's difference, in the figure's unit and in percent of the baseline."""
     diff, change = paired(results, table, name, base, f)
     return {
         "policy": name, "baseline": base, "metric": f.column, "unit": f.unit,
@@ -57,7 +63,10 @@ def _row(results: Results, table: pd.DataFrame, name: str, base: str, f: Figure)
 
 
 def _panel(axes: Axes, data: pd.DataFrame, f: Figure, names: list[str]) -> None:
-    """Dots and whiskers around the line of no difference; coloured only where the interval leaves zero out."""
+    """Draw dots and whiskers around the line of no difference.
+
+    They are coloured only where the interval leaves zero out.
+    """
     axes.axvline(0, color=INK, linewidth=1)
     values = data[["percent", "percent_low", "percent_high"]].to_numpy(dtype=np.float64)
     for policy, (mean, low, high) in zip(data["policy"], values.tolist(), strict=True):

@@ -1,4 +1,7 @@
-"""Simulated against real, a panel a policy: jobs, distributions and Gantts; and the means with their intervals."""
+"""Draw simulated against real, a panel a policy.
+
+The charts show jobs, distributions and Gantts, and the means with their intervals.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ _MOST_LANES = 24
 
 
 def draw(validation: Validation) -> list[Drawing]:
-    """All charts: scatter, CDFs, means, and the Gantts of one real run of each policy and its simulation."""
+    """Draw all charts of a validation.
+
+    They are scatter, CDFs, means, and the Gantts of one real run of each policy and its simulation.
+    """
     with styled():
         gantts = [_gantts(validation, twin) for twin in _first_twins(validation)]
         return [_scatter(validation), _cdfs(validation), _means(validation), *(g for g in gantts if g is not None)]
@@ -49,7 +55,7 @@ def _first_twins(validation: Validation) -> Iterator[Twin]:
 
 
 def _about(validation: Validation, *twins: Twin) -> str:
-    """The foot of a chart of these twins (none given: of all)."""
+    """Return the foot of a chart of these twins (none given: of all)."""
     runs = [run for twin in twins or validation.twins for run in (twin.real, *twin.simulated)]
     text = describe([run.manifest for run in runs])
     if validation.applied_factor != 1.0:
@@ -58,7 +64,7 @@ def _about(validation: Validation, *twins: Twin) -> str:
 
 
 def _panels(validation: Validation, title: str, labels: tuple[str, str], *, size: float) -> tuple[Figure, list[Axes]]:
-    """A panel a policy, up to three a row, all on the same scales."""
+    """Make a panel a policy, up to three a row, all on the same scales."""
     n = len(validation.policies)
     columns = 2 if n == 4 else min(3, n)
     rows = -(-n // columns)
@@ -81,7 +87,7 @@ def _percent(value: float | None) -> str:
 
 
 def _scatter(validation: Validation) -> Drawing:
-    """Each job of each real run against its own simulation."""
+    """Draw each job of each real run against its own simulation."""
     tables = []
     for repeat, twin in _numbered(validation):
         for run in twin.simulated:
@@ -120,7 +126,7 @@ def _scatter(validation: Validation) -> Drawing:
 
 
 def _numbered(validation: Validation) -> Iterator[tuple[int, Twin]]:
-    """The twins, those of a policy numbered from 0."""
+    """Yield the twins, those of a policy numbered from 0."""
     seen: dict[str, int] = {}
     for twin in validation.twins:
         number = seen[twin.policy] = seen.get(twin.policy, -1) + 1
@@ -133,7 +139,7 @@ def _cdf(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cdfs(validation: Validation) -> Drawing:
-    """Every run's distribution of turnaround."""
+    """Draw every run's distribution of turnaround."""
     labels = ("turnaround (log scale)", "share of completed jobs")
     figure, grid = _panels(validation, "Distribution of turnaround", labels, size=3.0)
     rows = []
@@ -181,7 +187,10 @@ def _cdfs(validation: Validation) -> Drawing:
 
 
 def _means(validation: Validation) -> Drawing:
-    """Mean turnaround of each policy: every real run, their 95% interval, and the simulation."""
+    """Draw the mean turnaround of each policy.
+
+    It shows every real run, their 95% interval, and the simulation.
+    """
     rows = validation.policies
     scale, unit = time_unit(max(max(row.real_high_s or row.real_mean_s, row.simulated_mean_s) for row in rows))
     figure = new_figure(7.6, 1.5 + 0.55 * len(rows), "Mean turnaround of the policies", _about(validation))
@@ -191,7 +200,7 @@ def _means(validation: Validation) -> Drawing:
     axes.set_yticks(range(len(rows)), [short(row.policy, 30) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    # no mean is below zero, though an interval may reach there
+    # No mean is below zero, though an interval may reach there.
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     axes.set_xlabel(f"mean turnaround, {unit}")
     plain_numbers(axes)
@@ -216,8 +225,9 @@ def _mean(axes: Axes, validation: Validation, row: PolicyAgreement, at: int, sca
 
 
 def _gantts(validation: Validation, twin: Twin) -> Drawing | None:
-    """A real run above its simulation, on one axis of time; None where one of them kept no timeline or too many jobs
-    were together for bars.
+    """Draw a real run above its simulation, on one axis of time.
+
+    None where one of them kept no timeline, or too many jobs were together for bars.
     """
     pair = [("real", twin.real), ("simulated", twin.simulated[0])]
     tables = [(kind, stays(run).assign(kind=kind)) for kind, run in pair if run.has_timeline]

@@ -1,4 +1,4 @@
-"""Synthetic traces: `generate(kind, jobs=..., seed=..., **parameters)`.
+"""Make synthetic traces: `generate(kind, jobs=..., seed=..., **parameters)`.
 
 Job i depends on (seed, i), not on how many jobs there are.
 """
@@ -27,7 +27,10 @@ __all__ = ["KINDS", "Generator", "generate", "get_generator"]
 
 
 def get_generator(kind: str) -> Generator:
-    """The generator of a name. Raises UsageError for an unknown one."""
+    """Return the generator of that name.
+
+    Raises UsageError for an unknown name.
+    """
     if kind not in _MODULES:
         close = get_close_matches(kind, _MODULES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -37,7 +40,7 @@ def get_generator(kind: str) -> Generator:
 
 
 def generate(kind: str, *, jobs: int | None = None, seed: int = 0, name: str | None = None, **parameters: Any) -> Trace:
-    """A modelled trace; the same arguments give the same trace, byte for byte.
+    """Make a modelled trace; the same arguments give the same trace, byte for byte.
 
     `parameters` are those of the generator (`get_generator(kind).help()` lists them; `load` and
     `rho` mean the same). Raises UsageError for an unknown kind or parameter or a value out of

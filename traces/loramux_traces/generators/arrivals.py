@@ -1,4 +1,4 @@
-"""What the generators share: job ids, arrival rates from a load, and sizes of a given mean."""
+"""Provide what the generators share: job ids, rates for a load, sizes of a given mean."""
 
 from __future__ import annotations
 
@@ -18,23 +18,32 @@ _DEFAULT_SCV: Final = {"lognormal": math.e - 1, "pareto": 4.0}
 
 
 def job_id(index: int) -> str:
-    """Fixed width, so that an id does not depend on how many jobs there are and ids sort as the jobs do."""
+    """Return an id of fixed width.
+
+    So an id does not depend on how many jobs there are, and ids sort as the jobs do.
+    """
     return f"job-{index:08d}"
 
 
 def rate_for(load: float, servers: int, work_s: float) -> float:
-    """Arrivals per second that offer `load` of `servers` devices when a job brings `work_s` device-seconds (mean)."""
+    """Return the arrivals per second that offer `load` of `servers` devices.
+
+    A job brings `work_s` device-seconds (mean).
+    """
     return load * servers / work_s
 
 
 def poisson_arrivals(seed: int, n: int, rate: float) -> Floats:
-    """Times of a Poisson process of `rate` per second, from the first arrival on (which is not at 0)."""
+    """Return the times of a Poisson process of `rate` per second.
+
+    The first time is that of the first arrival, which is not at 0.
+    """
     times: Floats = (exponentials(seed, "gap", n) / rate).cumsum()
     return times
 
 
 def sizes(law: SizeLaw, mean_s: float, scv: float | None, seed: int, n: int) -> Floats:
-    """`n` job sizes in seconds of mean `mean_s`.
+    """Draw `n` job sizes in seconds of mean `mean_s`.
 
     exp; deterministic; hyperexp (two phases: without `scv` .9/.1 with means .5/5.5 of the mean,
     which has scv 5.5; with it balanced means); lognormal (default scv e - 1: sigma 1); pareto
@@ -70,7 +79,7 @@ def sizes(law: SizeLaw, mean_s: float, scv: float | None, seed: int, n: int) -> 
 
 
 def _hyperexp(mean_s: float, scv: float | None) -> tuple[float, float, float]:
-    """(probability of the first phase, its mean, the mean of the second)."""
+    """Return (probability of the first phase, its mean, the mean of the second)."""
     if scv is None:
         return 0.9, 0.5 * mean_s, 5.5 * mean_s
     if scv <= 1:

@@ -1,4 +1,4 @@
-"""ASPEN's evaluation workload: eight LoRA jobs on LLaMA-7B, all submitted at once.
+"""Make ASPEN's evaluation workload: eight LoRA jobs on LLaMA-7B, all submitted at once.
 
 {34,000 and 17,000 Alpaca rows, 5,556 and 2,700 Spider (SQL) rows} x two learning rates (arXiv
 2312.02515). Rows are published; the learning rates and the mean lengths are not. Our lengths are
@@ -28,8 +28,6 @@ DATASETS: Final = (
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class AspenParams:
-    """Parameters of `aspen-8`."""
-
     base_model: Annotated[str, Field(description="base model of every job")] = "llama-7b"
     batch_size: Annotated[int, Field(ge=1, le=65536, description="sequences per optimizer step")] = 4
     epochs: Annotated[float, Field(gt=0, le=1e4, description="passes over the rows")] = 1.0
@@ -40,7 +38,10 @@ class AspenParams:
 
 
 def build(params: AspenParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """The first `n` of the eight jobs; the seed becomes the jobs' own seed and changes nothing else."""
+    """Return rows of the first `n` of the eight jobs.
+
+    The seed becomes the seed of the jobs themselves and changes nothing else.
+    """
     lengths = {"alpaca": params.alpaca_len, "sql": params.sql_len}
     rows = [
         {

@@ -1,8 +1,9 @@
-"""Bursty arrivals: a Markov-modulated Poisson process of two states, calm and burst, with sizes of a chosen law.
+"""Make bursty arrivals with sizes of a chosen law.
 
-The burst state has `burst_ratio` times the rate of the calm one and holds for `burst_share` of the
-time; stays in both are exponential. The mean rate is that of the load, so a bursty trace and a
-Poisson one of equal load compare directly.
+Arrivals are a Markov-modulated Poisson process of two states, calm and burst. The burst state has
+`burst_ratio` times the rate of the calm one and holds for `burst_share` of the time; stays in both
+are exponential. The mean rate is that of the load, so a bursty trace and a Poisson one of equal
+load compare directly.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from loramux_traces.sampling import Floats, exponentials
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class BurstyParams:
-    """Parameters of `bursty`."""
-
     sizes: Annotated[SizeLaw, Field(description="law of the sizes")] = "lognormal"
     mean_s: Annotated[float, Field(ge=1e-6, le=1e8, description="mean size in seconds")] = 1800.0
     scv: Annotated[float | None, Field(gt=0, le=1e4, description="variance of the sizes over the squared mean")] = None
@@ -37,7 +36,10 @@ class BurstyParams:
 
 
 def arrivals(params: BurstyParams, n: int, seed: int, rate: float) -> Floats:
-    """Arrival times in seconds: a unit Poisson process run through the integral of the changing rate."""
+    """Return arrival times in seconds.
+
+    A unit Poisson process is run through the integral of the changing rate.
+    """
     wanted = exponentials(seed, "gap", n).cumsum()
     calm_rate = rate / (1 - params.burst_share + params.burst_share * params.burst_ratio)
     burst_rate = calm_rate * params.burst_ratio
@@ -58,7 +60,7 @@ def arrivals(params: BurstyParams, n: int, seed: int, rate: float) -> Floats:
 
 
 def build(params: BurstyParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `n` jobs; job i depends on (seed, i) alone."""
+    """Return rows of `n` jobs; job i depends on (seed, i) alone."""
     rate = params.rate or rate_for(params.rho, params.servers, params.mean_s)
     submit = arrivals(params, n, seed, rate).tolist()
     duration = sizes(params.sizes, params.mean_s, params.scv, seed, n).tolist()

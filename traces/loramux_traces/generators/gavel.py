@@ -1,7 +1,7 @@
-"""Gavel's synthetic workload (Narayanan et al., OSDI 2020): log-uniform durations, gangs of 1 to 8, Poisson arrivals.
+"""Make Gavel's synthetic workload (Narayanan et al., OSDI 2020).
 
-Durations are 60 * 10^U(1.5, 3) seconds with probability .8, else 60 * 10^U(3, 4); GPUs 1/2/4/8 with
-.70/.10/.15/.05.
+Durations are log-uniform, gangs are of 1 to 8, arrivals are Poisson. Durations are 60 * 10^U(1.5,
+3) seconds with probability .8, else 60 * 10^U(3, 4); GPUs 1/2/4/8 with .70/.10/.15/.05.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ MEAN_S: Final = 60 * ((1 - _LONG_SHARE) * _mean_log_uniform(1.5, 3) + _LONG_SHAR
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class GavelParams:
-    """Parameters of `gavel`."""
-
     rho: Annotated[float, Field(gt=0, le=1e4, description="GPU-seconds offered per device and second")] = 0.8
     servers: Annotated[int, Field(ge=1, le=10**6, description="devices that the load is meant for")] = 4
     rate: Annotated[float | None, Field(gt=0, le=1e6, description="arrivals per second, instead of rho")] = None
@@ -44,7 +42,7 @@ class GavelParams:
 
 
 def build(params: GavelParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `n` jobs; job i depends on (seed, i) alone."""
+    """Return rows of `n` jobs; job i depends on (seed, i) alone."""
     shares = [(g, share) for g, share in _GPUS if g <= params.max_gpus]
     mean_gpus = sum(g * share for g, share in shares) / sum(share for _, share in shares)
     rate = params.rate or rate_for(params.rho, params.servers, MEAN_S * mean_gpus)

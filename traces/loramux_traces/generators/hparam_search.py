@@ -1,9 +1,8 @@
-"""Hyper-parameter searches: many equal jobs at once that differ in learning rate and seed, the case that fusing is
-best at.
+"""Make hyper-parameter searches: many equal jobs at once that differ in learning rate and seed.
 
-Searches arrive as a Poisson process; each submits `trials` jobs of one base model, method, batch
-size, length and number of steps at one time. A share of the trials would stop early (`stop_step`,
-ground truth that only `-oracle` policies see).
+This is the case that fusing is best at. Searches arrive as a Poisson process; each submits `trials`
+jobs of one base model, method, batch size, length and number of steps at one time. A share of the
+trials would stop early (`stop_step`, ground truth that only `-oracle` policies see).
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from loramux_traces.sampling import exponentials, uniforms
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class SearchParams:
-    """Parameters of `hparam-search`."""
-
     trials: Annotated[int, Field(ge=1, le=100_000, description="jobs of one search, all submitted at once")] = 16
     mean_gap_s: Annotated[float, Field(gt=0, le=1e8, description="mean seconds between two searches")] = 7200.0
     mean_steps: Annotated[float, Field(ge=1, le=1e9, description="mean optimizer steps of a trial")] = 1000.0
@@ -34,7 +31,10 @@ class SearchParams:
 
 
 def build(params: SearchParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `n` jobs, the last search cut short if need be; job i depends on (seed, i) alone."""
+    """Return rows of `n` jobs, the last search cut short if need be.
+
+    Job i depends on (seed, i) alone.
+    """
     searches = -(-n // params.trials)
     # The first search is at 0, so that a trace of one search needs no waiting.
     starts = poisson_arrivals(seed, searches, 1 / params.mean_gap_s)

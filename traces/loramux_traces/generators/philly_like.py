@@ -1,4 +1,6 @@
-"""Philly-like traces from summary statistics of the Microsoft Philly trace (Jeon et al., ATC 2019; CC-BY-4.0).
+"""Make Philly-like traces from summary statistics of the Microsoft Philly trace.
+
+The statistics are of Jeon et al., ATC 2019 (CC-BY-4.0).
 
 Kept from Philly: arrivals by hour of the week, the law of the gaps between them (bursts: half are
 under ten seconds), the laws of durations of one-GPU and of larger jobs, the correlation of
@@ -32,8 +34,6 @@ _WEEK_S: Final = 168 * _HOUR_S
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PhillyParams:
-    """Parameters of `philly-like`."""
-
     rho: Annotated[
         float | None,
         Field(gt=0, le=1e4, description="GPU-seconds / (servers x span), hit exactly; omitted: Philly's own rate"),
@@ -50,7 +50,7 @@ class PhillyParams:
 
 @cache
 def stats() -> dict[str, Any]:
-    """The published summary: see `source` in it for the attribution."""
+    """Read the published summary; `source` in it gives the attribution."""
     loaded: dict[str, Any] = json.loads(philly_stats_path().read_text(encoding="utf-8"))
     return loaded
 
@@ -60,7 +60,7 @@ def _quantiles(key: str) -> list[tuple[float, float]]:
 
 
 def _gaps(seed: int, n: int) -> Floats:
-    """Gaps of mean 1, in operational time (the clock that runs faster in busy hours)."""
+    """Return gaps of mean 1 in operational time (the clock that runs faster in busy hours)."""
     table = _quantiles("interarrival_s_quantiles")
     p, q = np.array(table).T
     mean = float(np.sum((q[1:] + q[:-1]) / 2 * np.diff(p)) + q[-1] * (1 - p[-1]))
@@ -69,7 +69,10 @@ def _gaps(seed: int, n: int) -> Floats:
 
 
 def _arrivals(operational: Floats, rates: Floats) -> Floats:
-    """Seconds since Monday 00:00 at which the expected number of arrivals reaches `operational`."""
+    """Return when the expected number of arrivals reaches `operational`.
+
+    The times are in seconds since Monday 00:00.
+    """
     cumulative = np.concatenate(([0.0], np.cumsum(rates)))
     weeks = np.floor(operational / cumulative[-1])
     within = operational - weeks * cumulative[-1]
@@ -78,14 +81,20 @@ def _arrivals(operational: Floats, rates: Floats) -> Floats:
 
 
 def _expected_until(time_s: float, rates: Floats) -> float:
-    """Expected number of arrivals in the first `time_s` seconds: the inverse of `_arrivals`."""
+    """Return the expected number of arrivals in the first `time_s` seconds.
+
+    This is the inverse of `_arrivals`.
+    """
     cumulative = np.concatenate(([0.0], np.cumsum(rates)))
     weeks = int(time_s // _WEEK_S)
     return weeks * float(cumulative[-1]) + float(np.interp(time_s % _WEEK_S, np.arange(169) * _HOUR_S, cumulative))
 
 
 def _durations(seed: int, gpus: Floats, longest: float | None) -> Floats:
-    """Durations in seconds; successive logarithms are correlated as in Philly (a user's runs resemble each other)."""
+    """Draw the durations of the jobs, in seconds.
+
+    Successive logarithms are correlated as in Philly (the runs of one user resemble each other).
+    """
     from scipy.signal import lfilter
     from scipy.special import ndtr, ndtri
 
@@ -113,7 +122,10 @@ def _users(seed: int, groups: list[str], per_group: int) -> list[str]:
 
 
 def build(params: PhillyParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `n` jobs; all but `submit_s` under `rho` depends on (seed, index) alone."""
+    """Return rows of `n` jobs.
+
+    All columns depend on (seed, index) alone, except `submit_s` under `rho`.
+    """
     shares = [(int(g), share) for g, share in stats()["num_gpus_share"].items() if int(g) <= params.max_gpus]
     gpus = pick(uniforms(seed, "philly-gpus", n), shares)
     duration = _durations(seed, np.array(gpus, dtype=np.float64), params.max_duration_s)

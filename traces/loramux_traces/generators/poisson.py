@@ -1,7 +1,7 @@
-"""Poisson arrivals with sizes of a chosen law: the traces that the closed forms of queueing theory speak about.
+"""Make Poisson arrivals with sizes of a chosen law.
 
-One base model, one GPU a job, sizes in `duration_s` with full float precision; `mem_bytes` classes
-for loss models.
+These are the traces that the closed forms of queueing theory speak about: one base model, one GPU a
+job, sizes in `duration_s` with full float precision; `mem_bytes` classes for loss models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:[eE][0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_bytes(text: str) -> int:
-    """`24GiB`, `10 GB` or `1024` as bytes. Raises ValueError."""
+    """Return `24GiB`, `10 GB` or `1024` as a number of bytes.
+
+    Raises ValueError for a text that is no size in bytes.
+    """
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or float(match[1]) * unit < 1:
@@ -31,14 +34,12 @@ def parse_bytes(text: str) -> int:
 
 
 def memory_classes(text: str) -> list[tuple[int, float]]:
-    """`6GiB:3,10GiB:2` as [(bytes, weight), ...]."""
+    """Return `6GiB:3,10GiB:2` as [(bytes, weight), ...]."""
     return [(parse_bytes(size), weight) for size, weight in parse_shares(text)]
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class PoissonParams:
-    """Parameters of `poisson`."""
-
     sizes: Annotated[SizeLaw, Field(description="law of the sizes")] = "exp"
     mean_s: Annotated[float, Field(ge=1e-6, le=1e8, description="mean size in seconds")] = 1.0
     rho: Annotated[float, Field(gt=0, le=1e6, description="load per server: rate x mean_s / servers")] = 0.8
@@ -60,7 +61,7 @@ class PoissonParams:
 
 
 def build(params: PoissonParams, n: int, seed: int) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `n` jobs; job i depends on (seed, i) alone."""
+    """Return rows of `n` jobs; job i depends on (seed, i) alone."""
     rate = params.rate or rate_for(params.rho, params.servers, params.mean_s)
     submit = poisson_arrivals(seed, n, rate).tolist()
     duration = sizes(params.sizes, params.mean_s, params.scv, seed, n).tolist()

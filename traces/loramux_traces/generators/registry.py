@@ -1,8 +1,8 @@
-"""Generators of traces: each a module with validated parameters and one function; found by name.
+"""Define what a generator of traces is, and run one.
 
-A generator is a `Generator` object: a name, one line, a parameter class (a frozen pydantic
-dataclass whose fields carry a range, a default and a description) and a `build` that returns the
-jobs as mappings of columns.
+Each generator is a module that is found by name. It has a `Generator` object: a name, one line, a
+parameter class (a frozen pydantic dataclass whose fields carry a range, a default and a
+description) and a `build` that returns the jobs as mappings of columns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _ALIASES: Final = {"load": "rho", "rho": "load"}
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """One kind of synthetic trace. `build(params, jobs, seed)` returns (rows of columns, how they were made)."""
+    """A Generator makes one kind of synthetic trace.
+
+    `build(params, jobs, seed)` returns (rows of columns, how they were made).
+    """
 
     name: str
     summary: str
@@ -34,16 +37,19 @@ class Generator:
     default_jobs: int = 1000
 
     def defaults(self) -> dict[str, Any]:
-        """Parameter -> default."""
+        """Return the default of each parameter."""
         return {f.name: _default(f) for f in fields(self.params)}
 
     def help(self) -> list[tuple[str, Any, str]]:
-        """(parameter, default, description) for each parameter."""
+        """Return (parameter, default, description) for each parameter."""
         properties = TypeAdapter(self.params).json_schema()["properties"]
         return [(name, default, properties[name].get("description", "")) for name, default in self.defaults().items()]
 
     def make_params(self, given: Mapping[str, Any]) -> Any:
-        """The validated parameters (texts are converted). Raises UsageError that names the parameter at fault."""
+        """Return the validated parameters (texts are converted).
+
+        Raises UsageError that names the parameter at fault.
+        """
         known = self.defaults()
         values: dict[str, Any] = {}
         for given_name, value in given.items():
@@ -81,7 +87,10 @@ def _shown(value: Any) -> str:
 
 
 def command(generator: Generator, params: Any, jobs: int, seed: int) -> str:
-    """The command that makes this trace again (parameters at their defaults left out)."""
+    """Return the command that makes this trace again.
+
+    Parameters at their defaults are left out.
+    """
     words = ["loramux trace generate --kind", generator.name, "--jobs", str(jobs), "--seed", str(seed)]
     for name, default in generator.defaults().items():
         value = getattr(params, name)
@@ -91,7 +100,10 @@ def command(generator: Generator, params: Any, jobs: int, seed: int) -> str:
 
 
 def run(generator: Generator, jobs: int | None, seed: int, given: Mapping[str, Any], name: str | None) -> Trace:
-    """Make the trace. Raises UsageError for a bad parameter, number of jobs or seed."""
+    """Make the trace with this generator.
+
+    Raises UsageError for a bad parameter, number of jobs or seed.
+    """
     count = generator.default_jobs if jobs is None else jobs
     if not 1 <= count <= MAX_JOBS:
         raise UsageError(f"jobs must be a whole number from 1 to {MAX_JOBS}, not {count}")

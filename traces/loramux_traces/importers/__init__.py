@@ -1,9 +1,9 @@
-"""Real cluster traces as jobs: arrivals, durations, GPU counts and users are real, the LoRA columns are drawn with a
-seed.
+"""Import real cluster traces as jobs.
 
-No public trace of LoRA fine-tuning jobs exists; the provenance of an imported trace says which
-columns are real and which modelled. The originals are not shipped: each importer's text says where
-to get one and under which licence.
+Arrivals, durations, GPU counts and users are real; the LoRA columns are drawn with a seed. No
+public trace of LoRA fine-tuning jobs exists; the provenance of an imported trace says which columns
+are real and which modelled. The originals are not shipped: each importer's text says where to get
+one and under which licence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ __all__ = ["SOURCES", "ImportReport", "RawJob", "Source", "get_source", "import_
 
 
 def get_source(name: str) -> Source:
-    """The importer of a name. Raises UsageError for an unknown one."""
+    """Return the importer of that name.
+
+    Raises UsageError for an unknown name.
+    """
     if name not in _MODULES:
         close = get_close_matches(name, _MODULES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -58,9 +61,10 @@ def import_trace(
     name: str | None = None,
     report: ImportReport | None = None,
 ) -> Trace:
-    """The jobs of an original trace, times relative to its first job, LoRA columns drawn from `mix` with `seed`.
+    """Return the jobs of an original trace as a Trace.
 
-    The order of rows in the original changes nothing. `limit` keeps the first so many jobs by
+    Times are relative to the first job, and the LoRA columns are drawn from `mix` with `seed`. The
+    order of rows in the original changes nothing. `limit` keeps the first so many jobs by
     submission. `report`, if given, is filled with how many rows were read and skipped and why.
     Raises InvalidInputError for a file that is not such an original or leaves no job, UsageError
     for an unknown source, a wrong number of files, or a seed or limit out of range.
@@ -92,7 +96,7 @@ def import_trace(
 
 
 def _unique(raw: list[RawJob], report: ImportReport) -> list[RawJob]:
-    """Without the later ones of jobs that share an id."""
+    """Drop the later ones of jobs that share an id."""
     seen: set[str] = set()
     kept = []
     for job in raw:
@@ -127,5 +131,5 @@ def _with_lora(source: str, raw: list[RawJob], seed: int, mix: LoraMix) -> list[
 
 
 def _text(text: str) -> str:
-    """`text` as the schema takes it: printable, at most 256 characters."""
+    """Return `text` as the schema takes it: printable, at most 256 characters."""
     return text if text.isascii() and text.isprintable() and len(text) <= 256 else printable(text)[:256].strip()

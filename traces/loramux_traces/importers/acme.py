@@ -1,8 +1,11 @@
-"""AcmeTrace (Shanghai AI Laboratory, LLM development): `trace_seren.csv` and `trace_kalos.csv`.
+"""Import AcmeTrace (Shanghai AI Laboratory, LLM development).
 
-Original: https://github.com/InternLM/AcmeTrace (data/job_trace); licence in its LICENSE.txt, cite Hu et al., NSDI
-2024. Columns: job_id, user, node_num, gpu_num, cpu_num, (Kalos: mem_per_pod_GB, shared_mem_per_pod,) type, state,
-submit_time, start_time, end_time, (Kalos: fail_time, stop_time,) duration, queue, gpu_time; they are found by name.
+Its files are `trace_seren.csv` and `trace_kalos.csv`.
+
+Original: https://github.com/InternLM/AcmeTrace (data/job_trace); licence in its LICENSE.txt, cite
+Hu et al., NSDI 2024. Columns: job_id, user, node_num, gpu_num, cpu_num, (Kalos: mem_per_pod_GB,
+shared_mem_per_pod,) type, state, submit_time, start_time, end_time, (Kalos: fail_time, stop_time,)
+duration, queue, gpu_time; they are found by name.
 
 Rule: running time is end_time - start_time. The `duration` column is not used: its documentation
 says end - start, but in the published Kalos example rows it is end - submit. The workload type
@@ -21,7 +24,7 @@ _NEEDED: Final = ("job_id", "user", "gpu_num", "type", "submit_time", "start_tim
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The GPU jobs of the traces, in file order."""
+    """Yield the GPU jobs of the traces, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
             start, end = moment(row["start_time"]), moment(row["end_time"])

@@ -1,4 +1,6 @@
-"""Alibaba GPU 2023: `openb_pod_list_*.csv`, the pods of a GPU-sharing Kubernetes cluster.
+"""Import Alibaba GPU 2023: the pods of a GPU-sharing Kubernetes cluster.
+
+Its files are `openb_pod_list_*.csv`.
 
 Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2023 (csv folder);
 free for study and research (the repository's README), cite Weng et al., USENIX ATC 2023. Columns:
@@ -23,7 +25,7 @@ _NEEDED: Final = ("name", "num_gpu", "qos", "creation_time", "deletion_time", "s
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The GPU pods of the lists, in file order."""
+    """Yield the GPU pods of the lists, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
             start, end = number(row["scheduled_time"]), number(row["deletion_time"])

@@ -1,4 +1,6 @@
-"""Alibaba PAI 2020: `pai_job_table.csv` and `pai_task_table.csv`, both without a header line.
+"""Import Alibaba PAI 2020: `pai_job_table.csv` and `pai_task_table.csv`.
+
+Both files have no header line.
 
 Original: https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2020 (downloads from
 Aliyun OSS; unpack the two tar.gz); free for study and research (the repository's README), cite Weng
@@ -40,7 +42,10 @@ def _width(path: Path) -> int:
 
 
 def _tables(paths: Sequence[Path]) -> tuple[Path, Path]:
-    """(job table, task table), told apart by their width, so that the order of the arguments does not matter."""
+    """Return (job table, task table), told apart by their width.
+
+    So the order of the arguments does not matter.
+    """
     widths = {_width(path): path for path in paths}
     if set(widths) != {len(JOB_COLUMNS), len(TASK_COLUMNS)}:
         allowed = "expected pai_job_table.csv (6 columns) and pai_task_table.csv (10 columns)"
@@ -49,7 +54,7 @@ def _tables(paths: Sequence[Path]) -> tuple[Path, Path]:
 
 
 def _gpu_tasks(path: Path) -> dict[str, tuple[float, float]]:
-    """Job -> (GPUs of its tasks, first start of a GPU task)."""
+    """Return for each job (GPUs of its tasks, first start of a GPU task)."""
     tasks: dict[str, tuple[float, float]] = {}
     for row in rows_of(path, ImportReport(), TASK_COLUMNS, header=TASK_COLUMNS):
         instances, share, start = number(row["inst_num"]), number(row["plan_gpu"]), number(row["start_time"])
@@ -61,7 +66,7 @@ def _gpu_tasks(path: Path) -> dict[str, tuple[float, float]]:
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The GPU jobs, in the order of the job table."""
+    """Yield the GPU jobs, in the order of the job table."""
     jobs, tasks = _tables(paths)
     gpu_tasks = _gpu_tasks(tasks)
     for row in rows_of(jobs, report, JOB_COLUMNS, header=JOB_COLUMNS):

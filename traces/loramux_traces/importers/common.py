@@ -1,4 +1,7 @@
-"""What every importer shares: the raw job it yields, the count of what it skips, and careful parsing of cells."""
+"""Provide what every importer shares.
+
+That is the raw job it yields, the count of what it skips, and careful parsing of cells.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ _ABSENT: Final = frozenset(("", "none", "null", "nan", "nat", "unknown"))
 
 
 class RawJob(NamedTuple):
-    """One job of an original: times in epoch (or log) seconds, what is real about it and nothing else."""
+    """A RawJob is one job of an original, with what is real about it and nothing else.
+
+    Times are in epoch (or log) seconds.
+    """
 
     submit_s: float
     duration_s: float
@@ -38,7 +44,7 @@ class RawJob(NamedTuple):
 
 @dataclass(slots=True)
 class ImportReport:
-    """How many rows were read and why some were left out."""
+    """An ImportReport counts the rows that were read, and those left out by reason."""
 
     rows: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -54,7 +60,10 @@ Read = Callable[[Sequence[Path], ImportReport], Iterator[RawJob]]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One public trace: where the user gets it, under which licence, which columns of ours are real, and its reader."""
+    """A Source is one public trace and its reader.
+
+    It says where the user gets the trace, under which licence, and which columns of ours are real.
+    """
 
     name: str
     title: str
@@ -64,11 +73,11 @@ class Source:
     real: tuple[str, ...]
     read: Read
     n_files: int | None = None
-    """How many files it takes; None: one or more, read one after the other."""
+    """Number of files it takes; None: one or more, read one after the other."""
 
 
 def number(cell: Any) -> float | None:
-    """The finite number in a cell, or None."""
+    """Return the finite number in a cell, or None."""
     try:
         value = float(cell)
     except (TypeError, ValueError):
@@ -77,16 +86,16 @@ def number(cell: Any) -> float | None:
 
 
 def whole(cell: Any) -> int:
-    """The whole number in a cell (2 and 2.0), or 0."""
+    """Return the whole number in a cell (2 and 2.0), or 0."""
     value = number(cell)
     return round(value) if value is not None and abs(value) < 1e15 else 0
 
 
 def moment(cell: Any) -> float | None:
-    """Epoch seconds of `2017-10-09 07:01:55` with or without an offset (without: taken as UTC), or None.
+    """Return the epoch seconds of a text such as `2017-10-09 07:01:55`, or None.
 
-    Local clocks that jump for daylight saving keep that jump: the originals do not say which side
-    of it a time is on.
+    The text may have an offset; without one it is taken as UTC. Local clocks that jump for daylight
+    saving keep that jump: the originals do not say which side of it a time is on.
     """
     if not isinstance(cell, str) or cell.strip().lower() in _ABSENT:
         return None
@@ -100,7 +109,10 @@ def moment(cell: Any) -> float | None:
 def checked(
     report: ImportReport, submit_s: float | None, duration_s: float | None, gpus: float, **names: str
 ) -> RawJob | None:
-    """The job, or None with the reason counted: the one rule of what is left out."""
+    """Return the job, or None with the reason counted.
+
+    This is the one rule of what is left out.
+    """
     if submit_s is None:
         report.skipped[NO_TIME] += 1
     elif duration_s is None or not 0 < duration_s <= 1e10:
@@ -108,7 +120,7 @@ def checked(
     elif not 0 < gpus <= MAX_GPUS:
         report.skipped[NO_GPU if gpus <= 0 else f"more than {MAX_GPUS} GPUs"] += 1
     else:
-        # A share of a GPU becomes a whole one: sharing is the scheduler's business here.
+        # A share of a GPU becomes a whole one, because sharing is decided by the scheduler here.
         return RawJob(submit_s, max(duration_s, 1e-9), math.ceil(gpus - 1e-9), **names)
     return None
 
@@ -116,7 +128,7 @@ def checked(
 def rows_of(
     path: Path, report: ImportReport, needed: Sequence[str], *, header: Sequence[str] | None = None
 ) -> Iterator[dict[str, str]]:
-    """The rows of an original CSV as mappings; ragged rows are counted as skipped.
+    """Yield the rows of an original CSV as mappings; ragged rows are counted as skipped.
 
     `header` names the columns of a file that has none (a line that repeats it is passed over).
     Raises InvalidInputError for a file that is not such a table: columns missing, not text, quotes

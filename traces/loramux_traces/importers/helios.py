@@ -1,4 +1,4 @@
-"""SenseTime Helios: `cluster_log.csv` of one cluster (Earth, Saturn, Uranus, Venus).
+"""Import SenseTime Helios: `cluster_log.csv` of one cluster (Earth, Saturn, Uranus, Venus).
 
 Original: https://github.com/S-Lab-System-Group/HeliosData, CC-BY-4.0; cite Hu et al., SC 2021.
 Columns: job_id, user, vc, (jobname,) gpu_num, cpu_num, node_num, state, submit_time, start_time,
@@ -21,7 +21,7 @@ _NEEDED: Final = ("job_id", "user", "vc", "gpu_num", "submit_time", "duration")
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The GPU jobs of the logs, in file order."""
+    """Yield the GPU jobs of the logs, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
             job = checked(

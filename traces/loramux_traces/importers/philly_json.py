@@ -1,4 +1,6 @@
-"""Microsoft Philly's original `cluster_job_log`: a JSON list of jobs with their scheduling attempts.
+"""Import Microsoft Philly's original `cluster_job_log`.
+
+It is a JSON list of jobs with their scheduling attempts.
 
 Original: https://github.com/msr-fiddle/philly-traces (`trace-data.tar.gz`, Git LFS, 1 GB),
 CC-BY-4.0; cite Jeon et al., USENIX ATC 2019. Each job is {status, vc, jobid, attempts:
@@ -23,7 +25,7 @@ from loramux_traces.problems import Problems
 
 
 def _attempts(job: dict[str, Any]) -> list[tuple[float, int]]:
-    """(seconds, GPUs) of every attempt that has both times."""
+    """Return (seconds, GPUs) of every attempt that has both times."""
     found = []
     for attempt in job.get("attempts") or ():
         if not isinstance(attempt, dict):
@@ -38,7 +40,10 @@ def _attempts(job: dict[str, Any]) -> list[tuple[float, int]]:
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The jobs of the logs, in file order. Raises InvalidInputError for a file that is no list of such jobs."""
+    """Yield the jobs of the logs, in file order.
+
+    Raises InvalidInputError for a file that is no list of such jobs.
+    """
     for path in paths:
         with open_input(path) as (label, stream):
             problems = Problems(label)

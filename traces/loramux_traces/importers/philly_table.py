@@ -1,4 +1,6 @@
-"""Microsoft Philly as a table: `timestamp,duration,num_gpus,gpu_time,cluster`, one row a job.
+"""Import Microsoft Philly as a table with one row a job.
+
+Its columns are `timestamp,duration,num_gpus,gpu_time,cluster`.
 
 Original: https://github.com/msr-fiddle/philly-traces (Jeon et al., USENIX ATC 2019), CC-BY-4.0;
 this table form (a submission time, a duration in seconds, a GPU count and the virtual cluster) is
@@ -20,7 +22,7 @@ _NEEDED: Final = ("timestamp", "duration", "num_gpus")
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The jobs of the tables, in file order."""
+    """Yield the jobs of the tables, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
             gpus = number(row["num_gpus"]) or 0.0

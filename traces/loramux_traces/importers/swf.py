@@ -1,4 +1,6 @@
-"""Standard Workload Format 2.2 (Parallel Workloads Archive): 18 fields a line, `;` comments, -1 for unknown.
+"""Import a log in the Standard Workload Format 2.2 (Parallel Workloads Archive).
+
+A line has 18 fields, `;` begins a comment, -1 stands for unknown.
 
 Originals: https://www.cs.huji.ac.il/labs/parallel/workload/logs.html; each log's page says how to
 acknowledge it. Fields used, counted from 1: 1 job number, 2 submit time (s), 4 run time (s), 8
@@ -22,7 +24,7 @@ _FIELDS: Final = 18
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
-    """The jobs of the logs, in file order."""
+    """Yield the jobs of the logs, in file order."""
     for path in paths:
         with open_input(path) as (label, stream):
             problems = Problems(label)
