@@ -212,5 +212,5 @@ class MixLora(Method):
 
 
 def _drop(x: Tensor, key: DropKey) -> Tensor:
-    """Drop elements of x without the factor, differentiably."""
+    """Apply dropout to x without its factor 1 / (1 - p); the result is differentiable."""
     return x * key.mask(x.shape[1])

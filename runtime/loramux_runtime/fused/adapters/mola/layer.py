@@ -18,7 +18,7 @@ from loramux_runtime.fused.stats import RouterStats
 class Mola(Plugin):
     """MoLA takes the top-k of each linear's experts and renormalises their weights.
 
-    The numbers of experts are layer-wise.
+    The number of experts may differ by layer.
     """
 
     name: ClassVar[str] = "mola"
