@@ -1,4 +1,7 @@
-"""What a device driver offers the decide-apply loop; SimPy and torch each implement it, and tests ship a fake."""
+"""This module says what a device driver must offer to the decide-apply loop.
+
+SimPy and torch each implement the protocol, and the tests ship a fake.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Backend(Protocol):
-    """Runs what the loop decided and tells how far each job has got. Times in seconds from the start of the run.
+    """A backend runs what the loop decided and tells how far each job has got.
 
-    The backend calls `Scheduler.arrive`, `finish` and `evict` as those things happen and then
-    `Scheduler.decide`.
+    Times are in seconds from the start of the run. The backend calls `Scheduler.arrive`, `finish`
+    and `evict` as those things happen, and then `Scheduler.decide`.
     """
 
     @property
@@ -28,23 +31,25 @@ class Backend(Protocol):
         """Change a running job's share of its seat."""
 
     def stop(self, job: Job) -> None:
-        """Take a running job off its devices at a step boundary, with `done_steps` and `attained_s` brought up to
-        date.
+        """Take a running job off its devices at a step boundary.
+
+        Its `done_steps` and `attained_s` are brought up to date.
         """
 
     def sync(self, job: Job) -> None:
         """Bring a running job's `done_steps` and `attained_s` up to date."""
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """All running jobs with their attained and predicted remaining solo seconds (None: an empty slot, values
-        -inf).
+        """Return all running jobs with their attained and their predicted remaining solo seconds.
+
+        A job that is None is an empty slot, and its values are -inf.
         """
 
     def finish_s(self, job: Job) -> float:
-        """Predicted finish of a running job if nothing changes."""
+        """Return the predicted finish of a running job if nothing changes."""
 
     def review_at(self, t_s: float) -> None:
-        """Call `decide` at that time."""
+        """Call `decide` when the time `t_s` is reached."""
 
     def review_when(self, job: Job, attained_s: float) -> None:
         """Call `decide` when the running job has attained that much service."""

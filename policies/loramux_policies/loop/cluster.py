@@ -1,7 +1,7 @@
-"""The cluster as the loop knows it: its jobs, the queue they wait in, the devices they run on, and what may be asked of
-them.
+"""The cluster holds what the loop knows: its jobs, their queue and the devices they run on.
 
-Views and snapshots are made of it; the scheduler alone changes it.
+It also answers the questions that may be asked of them. Views and snapshots are made of it; the
+scheduler alone changes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loramux_policies.views import JobView, Order
 
 
 class Cluster:
-    """Jobs, queue and fleet of one run."""
+    """A cluster holds the jobs, the queue and the fleet of one run."""
 
     __slots__ = ("_sorted", "active", "apart", "backend", "fleet", "max_resident", "queue", "running")
 
@@ -40,18 +40,21 @@ class Cluster:
 
     @property
     def n_waiting(self) -> int:
-        """Jobs that wait, in the queue or apart from it."""
+        """The number of jobs that wait, in the queue or apart from it."""
         return self.queue.count + len(self.apart)
 
     def current_view(self, job: Job) -> JobView:
-        """The view of a job as of now."""
+        """Return the view of a job with its figures as of now."""
         if job.state == WAITING:
             return job.view
         self.backend.sync(job)
         return view_of(job)
 
     def remaining_s(self, job: Job) -> float:
-        """Predicted seconds left, alone on its device, or on the first device type while it waits."""
+        """Return the predicted seconds that are left for a job, alone on its device.
+
+        For a waiting job they are those on the first device type.
+        """
         if job.state == WAITING:
             return job.view.remaining_s
         self.backend.sync(job)
@@ -59,11 +62,14 @@ class Cluster:
         return max(0.0, job.predicted_steps - job.done_steps) * cost.solo_step_s * cost.accumulation
 
     def switch_s(self, job: Job) -> float:
-        """Seconds that one pause and resume of this job cost its device."""
+        """Return the seconds that one pause and resume of this job cost its device."""
         return 2.0 * (job.costs[0] or next(cost for cost in job.costs if cost is not None)).pause_s
 
     def by_order(self) -> SortedKeyList[Job, tuple[object, ...]]:
-        """Running jobs by the key they were enqueued with; kept from the first time a policy asks."""
+        """Return the running jobs sorted by the key they were enqueued with.
+
+        The list is kept from the first time that a policy asks for it.
+        """
         if self._sorted is None:
             self._sorted = SortedKeyList(self.running.values(), key=lambda job: job.key)
         return self._sorted
@@ -71,14 +77,20 @@ class Cluster:
     # -- changes
 
     def run(self, job: Job, devices: tuple[int, ...], share: float) -> None:
-        """The job is a resident of these devices from now on (its fleet knows already)."""
+        """Note that the job is a resident of these devices from now on.
+
+        Its fleet knows already.
+        """
         job.state, job.devices, job.share = RUNNING, devices, share
         self.running[job.job_id] = job
         if self._sorted is not None:
             self._sorted.add(job)
 
     def leave(self, job: Job) -> tuple[int, ...]:
-        """The job is no resident any more (its fleet knows already); returns where it was."""
+        """Note that the job is no resident any more, and return the devices where it was.
+
+        Its fleet knows already.
+        """
         devices = job.devices
         del self.running[job.job_id]
         if self._sorted is not None:
@@ -87,7 +99,11 @@ class Cluster:
         return devices
 
     def reorder(self, order: Order, max_resident: float) -> None:
-        """The same residents on the same devices, with so many seats each, and an empty queue in another order."""
+        """Rebuild the fleet for another number of seats, and start an empty queue in another order.
+
+        The same residents stay on the same devices. Each device has `max_resident` seats from now
+        on.
+        """
         self._sorted = None
         self.max_resident = max_resident
         self.fleet = Fleet([ledger.emptied(max_resident) for ledger in self.fleet])

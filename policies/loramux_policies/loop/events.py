@@ -1,6 +1,7 @@
-"""What can happen to a job, and what each event does to it: the one table for results, books and timelines.
+"""This module lists what can happen to a job and what each event does to it.
 
-The strings are those of events.jsonl and of the state folder's event log, so they never change.
+It is the one table for results, books and timelines. The strings are those of events.jsonl and of
+the state folder's event log, so they never change.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ from loramux_traces.results import (
 
 
 class Event(StrEnum):
-    """What the decide-apply loop tells its listener (`scheduler.Listener`)."""
+    """An event is what the decide-apply loop tells its listener (`scheduler.Listener`)."""
 
     ARRIVE = "arrive"
     START = "start"
-    """For the first time; `RESUME` from then on."""
+    """The job starts for the first time; later starts are `RESUME`."""
     RESUME = "resume"
     SHARE = "share"
     PAUSE = "pause"
     LOST = "lost"
-    """Its device is gone, and it waits again as it was saved last."""
+    """The job's device is gone, and the job waits again as it was saved last."""
     OOM = "oom"
-    """A step with it ran out of memory, and it waits again."""
+    """A step with the job ran out of memory, and the job waits again."""
     HOLD = "hold"
-    """Out of the loop until it arrives again."""
+    """The job is out of the loop until it arrives again."""
     FINISH = "finish"
     DIVERGE = "diverge"
-    """Its loss is not a number any more."""
+    """The loss of the job is not a number any more."""
     FAIL = "fail"
-    """Out of memory too often, after it had left its device."""
+    """The job ran out of memory too often; it had left its device before."""
     REJECT = "reject"
-    """Turned away by the policy."""
+    """The policy turned the job away."""
     UNSCHEDULABLE = "unschedulable"
-    """It fits no device of the run, so that the loop never had it."""
+    """The job fits no device of the run, so the loop never had it."""
     CANCEL = "cancel"
     CRASH = "crash"
-    """The process that trained it died several times in its steps."""
+    """The process that trained the job died several times in its steps."""
 
 
 FINAL_STATE: Final[dict[str, str]] = {
@@ -57,7 +58,7 @@ FINAL_STATE: Final[dict[str, str]] = {
     Event.CANCEL: CANCELLED,
     Event.CRASH: FAILED_CRASHED,
 }
-"""Event -> the final state of the job that it ends; the others end no job."""
+"""Event -> the final state of the job that it ends; the other events end no job."""
 
 BEGINS: Final[frozenset[str]] = frozenset((Event.START, Event.RESUME))
 """Events with which a stay on devices begins."""

@@ -1,4 +1,4 @@
-"""Why a job waits, in one sentence, from the same view and plan the policy had."""
+"""This module says in one sentence why a job waits, from the view and plan that the policy had."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ GIB = 2.0**30
 
 
 def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str, place: int | None = None) -> str:
-    """What became of the job at this decision, and for what it waits (empty before submission and after the end).
+    """Say what became of the job at this decision, and what it waits for.
 
-    `place`: how many jobs are before it in the queue, where the caller knows.
+    The text is empty before submission and after the end. `place` is the number of jobs before it
+    in the queue, where the caller knows.
     """
     for action in plan.actions:
         if action.job.job_id == job_id:
@@ -32,7 +33,7 @@ def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str, place: i
 
 
 def in_queue(place: int) -> str:
-    """Where a job is in the queue that has so many before it."""
+    """Say where a job is in the queue when `place` jobs are before it."""
     if place == 0:
         return "it is first in the queue"
     return "1 job is before it in the queue" if place == 1 else f"{place:,} jobs are before it in the queue"

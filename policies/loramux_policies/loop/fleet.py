@@ -1,7 +1,7 @@
-"""All devices with an index by free memory; copied on write, so that a plan is a cheap what-if.
+"""The fleet holds all devices with an index by free memory.
 
-The index is a necessary filter only: padded memory is not additive (one long job raises
-everyone's), so the ledger decides.
+It is copied on write, so that a plan is a cheap what-if. The index is a necessary filter only:
+padded memory is not additive (one long job raises everyone's), so the ledger decides.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ CHANGES_KEPT: Final = 100_000
 
 
 class Fleet:
-    """Ledgers by device id. A `fork()` copies a ledger when it writes to it, and the index when it is asked for.
+    """A fleet holds the ledgers by device id.
+
+    A `fork()` copies a ledger when it writes to it, and the index when it is asked for.
 
     A job class that no device had room for is looked for again only on the devices that have given
-    something back since: the blocked head of a long queue costs one or two looks per event instead
-    of one per device (64 devices: 3,300 -> 350 ns a decision). A job more never makes room: what a
-    base's weights save its next job they have cost.
+    something back since. So the blocked head of a long queue costs one or two looks per event
+    instead of one per device (64 devices: 3,300 -> 350 ns a decision). One more job never makes
+    room: the weights of its base, which the next job of that base need not bring, are counted with
+    it.
     """
 
     __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_since", "_stale", "refused", "time", "touched")
@@ -34,31 +37,34 @@ class Fleet:
         for ledger in ledgers:
             ledger.rekey()
         self._index: list[tuple[float, int]] | None = sorted([(ledger.indexed, ledger.device_id) for ledger in ledgers])
-        """(key, device), brought up to date when it is read: most decisions get by without it."""
+        """(key, device), brought up to date when it is read: most decisions do not need it."""
         self._keys = [ledger.indexed for ledger in ledgers]
-        """Of each device, the key that the index has it under."""
+        """The key that the index has for each device."""
         self._stale: set[int] = set()
-        """Devices whose key may have changed since."""
+        """Devices whose key may have changed since the index was brought up to date."""
         self.touched: set[int] | None = None
-        """Devices a fork has copied before writing; None: written in place."""
+        """Devices that a fork has copied before writing; None: ledgers are written in place."""
         self._freed: list[int] = []
-        """Devices in the order they gave something back."""
+        """Devices in the order in which they gave something back."""
         self._since = 0
         """The time at which `_freed` begins."""
         self.time = 0
-        """How many times a device has given something back; a fork counts on."""
+        """How many times a device has given something back; a fork counts on from its parent."""
         self.refused: dict[tuple[JobCost | None, ...], int] = {}
-        """Job class -> time at which no device had room for it."""
+        """Job class -> the time at which no device had room for it."""
         self._parent: Fleet | None = None
 
     def fork(self) -> Fleet:
-        """A fleet that starts equal to this one; this one must not be written while the fork lives."""
+        """Return a fleet that starts equal to this one.
+
+        This one must not be written while the fork lives.
+        """
         twin = Fleet.__new__(Fleet)
         twin._ledgers = self._ledgers.copy()
         twin._index = None
         twin._stale = twin.touched = set()  # one set until the index is brought up to date
-        # what a fork learns is true of it alone until it is adopted, so it learns into nothing of
-        # its parent's
+        # What a fork learns is true of the fork alone until it is adopted, so it does not write to
+        # its parent's lists
         twin._freed, twin.refused = [], {}
         twin._since = twin.time = self.time
         twin._parent = self
@@ -110,7 +116,7 @@ class Fleet:
             self.time += 1
 
     def set_capacity(self, device_id: int, capacity_bytes: float) -> None:
-        """The device has this much memory from now on (not in a fork)."""
+        """Give the device this much memory from now on (not in a fork)."""
         ledger = self._ledgers[device_id]
         ledger.capacity = capacity_bytes
         ledger.rekey()
@@ -119,7 +125,7 @@ class Fleet:
         self.time += 1
 
     def adopt(self, fork: Fleet) -> None:
-        """Become what the fork is."""
+        """Take over the state of a fork, which becomes the state of this fleet."""
         self._ledgers = fork._ledgers
         if fork._index is None:
             self._stale |= fork._stale
@@ -136,7 +142,7 @@ class Fleet:
             self._since = self.time
 
     def _by_key(self) -> list[tuple[float, int]]:
-        """The index, up to date."""
+        """Bring the index up to date and return it."""
         index = self._index
         if index is None:
             parent = self._parent
@@ -156,11 +162,13 @@ class Fleet:
         return index
 
     def candidates(self, job: Job, rule: Rule, share: float = 1.0) -> Iterator[int]:
-        """Devices with room for one share of the job, by the rule.
+        """Yield the devices with room for one share of the job, in the order of the rule.
 
-        best-fit: least free memory first; worst-fit: most free first; first-fit: lowest id first;
-        least-loaded: fewest seats taken first, then where the job's base already is, then most free
-        memory.
+        - best-fit: least free memory first.
+        - worst-fit: most free memory first.
+        - first-fit: lowest id first.
+        - least-loaded: fewest seats taken first, then where the job's base already is, then most
+          free memory.
         """
         found = self._possible(job, share)
         if found is None:
@@ -185,10 +193,14 @@ class Fleet:
             self.refused[costs] = now
 
     def first(self, job: Job, rule: Rule) -> int | None:
-        """The first of `candidates`, without putting the others in order (half the time where the fleet is full)."""
+        """Return the first of `candidates` without putting the others in order.
+
+        This takes half the time where the fleet is full. Return None where there is no candidate.
+        """
         costs, ledgers = job.costs, self._ledgers
         recent = self._recent(costs)
-        # a class refused before: most of a window of waiting jobs, at every decision
+        # The class was refused before: this is so for most of a window of waiting jobs, at every
+        # decision
         if recent is not None:
             room = []
             if recent:
@@ -222,8 +234,11 @@ class Fleet:
         return None
 
     def _least_loaded_of(self, found: list[tuple[float, int]], costs: tuple[JobCost | None, ...]) -> int | None:
-        """By seats, then whether the base is there, then free memory: most free first, as they have fewest residents,
-        and one look at the seats of the others is enough.
+        """Return the device with room that has the fewest seats taken.
+
+        Among equals a device that has the base comes first, then the one with most free memory. The
+        search begins at most free memory, because those devices have the fewest residents: for the
+        others one look at their seats is enough.
         """
         ledgers, base = self._ledgers, _base_key(costs)
         best: tuple[float, bool, float, int] | None = None
@@ -245,7 +260,10 @@ class Fleet:
         return None
 
     def _possible(self, job: Job, share: float) -> list[tuple[float, int]] | None:
-        """Index entries of the devices worth asking, least free first; None where nothing was looked at."""
+        """Return the index entries of the devices worth asking, least free memory first.
+
+        None where nothing was looked at.
+        """
         index = self._by_key()
         if not index or index[-1][0] < job.need_min:
             return None
@@ -255,7 +273,7 @@ class Fleet:
         costs = job.costs
         if len(costs) > 1 or len(found) < 2:
             return found
-        # one device type: nine of ten devices of a full fleet are ruled out without a call
+        # With one device type, nine of ten devices of a full fleet are ruled out without a call
         cost = costs[0]
         assert cost is not None
         ledgers, own, key = self._ledgers, cost.own_bytes, cost.base.key
@@ -269,12 +287,13 @@ class Fleet:
         return possible
 
     def still_refuses(self, job: Job) -> bool:
-        """Whether no device had room for the job's class and none has given anything back since."""
+        """Return whether no device had room for the job's class and none has been freed since."""
         return self._recent(job.costs) == []
 
     def _worth_a_look(self, job: Job) -> list[tuple[float, int]] | None:
-        """Index entries of the devices that gave something back since this job's class was refused everywhere.
+        """Return the index entries of the devices that may have room for a job refused before.
 
+        They are the devices that gave something back since this job's class was refused everywhere.
         None: it never was, or so long ago that the whole index is the shorter list.
         """
         recent = self._recent(job.costs)
@@ -284,8 +303,9 @@ class Fleet:
         return sorted([(ledgers[d].indexed, d) for d in set(recent) if ledgers[d].indexed >= need])
 
     def _recent(self, costs: tuple[JobCost | None, ...]) -> list[int] | None:
-        """The devices that gave something back since the class was refused everywhere, with repetitions; None as
-        above.
+        """Return the devices that gave something back since the class was refused everywhere.
+
+        A device may stand there several times. None as in `_worth_a_look`.
         """
         at = self.refused.get(costs)
         if at is not None:
@@ -310,7 +330,10 @@ class Fleet:
         found.sort(key=load)
 
     def gang(self, job: Job, device_id: int, rule: Rule = "best-fit") -> tuple[int, ...] | None:
-        """Devices for a job that wants several of one type, the given one first; None where there are not enough."""
+        """Return devices of one type for a job that wants several, the given device first.
+
+        None where there are not enough.
+        """
         if job.spec.num_gpus == 1:
             return (device_id,)
         type_index = self._ledgers[device_id].type_index

@@ -1,4 +1,7 @@
-"""From the rows of a trace to jobs of the decide-apply loop: costs per device type, lengths, predictions."""
+"""This module turns the rows of a trace into jobs of the decide-apply loop.
+
+It works out costs per device type, lengths and predictions.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from loramux_traces.job import JobSpec
 
 
 class Intake:
-    """Makes a job the moment it arrives, so that a million of them need not exist at once."""
+    """An intake makes a job the moment it arrives.
+
+    So a million of them need not exist at once.
+    """
 
     def __init__(
         self,
@@ -27,29 +33,28 @@ class Intake:
         self._devices_of_type = devices_of_type
         self._oracle = oracle
         self._predict = predict
-        """(job, declared steps) -> the steps that predictions are made with; None: the declared
-        ones.
-        """
+        """(job, declared steps) -> the steps that predictions use; None: the declared ones."""
         self._unschedulable = unschedulable
         self._references: dict[str, CostModel] = {model.device.name: model for model in reversed(models)}
         self._misfits: dict[JobCost, DoesNotFit | None] = {}
         self._fitting: dict[tuple[JobCost, ...], tuple[tuple[JobCost | None, ...], float, float]] = {}
-        """Of each class seen: its costs on the types it fits (one tuple for all its jobs), and its
-        needs.
+        """For each class seen: its costs on the types that it fits, and its needs.
+
+        One tuple of costs serves all jobs of the class.
         """
         self._needs: dict[tuple[JobCost | None, ...], tuple[float, float]] = {}
         self.hopeless = 0
-        """Jobs that fit no device of the run."""
+        """The number of jobs that fit no device of the run."""
 
     def jobs(self, specs: Sequence[JobSpec]) -> Iterator[Job]:
-        """The jobs that can run, in the order of the trace; the others are reported."""
+        """Yield the jobs that can run, in the order of the trace; the others are reported."""
         for index, spec in enumerate(specs):
             job = self.job(index, spec)
             if job is not None:
                 yield job
 
     def job(self, index: int, spec: JobSpec) -> Job | None:
-        """One job, or None (and a report) where it fits no device of the run."""
+        """Return one job, or None (and a report) where it fits no device of the run."""
         models = self._models
         priced = (models[0].job_cost(spec),) if len(models) == 1 else tuple([model.job_cost(spec) for model in models])
         fitting = self._fitting.get(priced) if spec.num_gpus == 1 else None
@@ -87,7 +92,10 @@ class Intake:
         return cost if misfit is None else None
 
     def _reference(self, spec: JobSpec, model: CostModel, first: JobCost) -> JobCost:
-        """Cost on the device that `duration_s` refers to: ref_gpu, or the first device of the run."""
+        """Return the cost on the device that `duration_s` refers to.
+
+        That is ref_gpu, or else the first device of the run.
+        """
         if spec.ref_gpu is None or spec.ref_gpu == self._models[0].device.name:
             return first
         known = self._references.get(spec.ref_gpu)

@@ -1,4 +1,7 @@
-"""The loop's own record of a job (mutable; policies only ever see `JobView`)."""
+"""This module holds the loop's own record of a job.
+
+The record is mutable; policies only ever see `JobView`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ WAITING, RUNNING, DONE = 0, 1, 2
 
 
 class Job:
-    """One job from submission to end. `steps` are optimizer steps, `costs` one entry per device type (None: never
-    fits).
+    """A job is one record from submission to end.
+
+    `steps` are optimizer steps. `costs` has one entry per device type (None: the job never fits
+    it).
     """
 
     __slots__ = (
@@ -66,8 +71,9 @@ class Job:
         self.costs = costs
         self.declared_steps = declared_steps
         self.predicted_steps = predicted_steps
-        """What predictions are made with: the declared steps, blurred by --prediction-error, or the
-        truth for an oracle.
+        """The steps that predictions are made with.
+
+        They are the declared steps, blurred by --prediction-error, or the truth for an oracle.
         """
         self.true_steps = declared_steps if spec.stop_step is None else min(declared_steps, spec.stop_step)
         self.need_min = need_min
@@ -86,35 +92,42 @@ class Job:
         self.preemptions = 0
         self.oom_events = 0
         self.oom_alone = 0
-        """Times that it ran out of memory with nobody beside it."""
+        """How many times it ran out of memory with no other job beside it."""
         self.apart: set[str] = set()
         """Jobs that have to end before it waits in the queue again."""
         self.started_seq = 0
         self.tokens_done: float | None = None
-        """Non-pad tokens trained on, where the backend counts them (None: it knows the expected
-        number only).
+        """Non-pad tokens trained on, where the backend counts them.
+
+        None: the backend knows the expected number only.
         """
         self.run = None
         self.seen: JobView | None = None
-        """Its view while it waits, once somebody has looked (`view`)."""
+        """Its view while it waits, once something has asked for it (`view`)."""
 
     @property
     def view(self) -> JobView:
-        """A waiting job as policies see it. Made when first asked for: a queue of thousands is read from its head."""
+        """The waiting job as policies see it.
+
+        It is made when it is first asked for, because a queue of thousands is read from its head.
+        """
         seen = self.seen
         if seen is None:
             seen = self.seen = view_of(self)
         return seen
 
     def cost_on(self, type_index: int) -> JobCost:
-        """Its cost on a device type it fits."""
+        """Return the job's cost on a device type that it fits."""
         cost = self.costs[type_index]
         assert cost is not None, f"{self.job_id} never fits device type {type_index}"
         return cost
 
 
 def view_of(job: Job) -> JobView:
-    """A job as policies see it, with the figures it has now (a running job must be in sync)."""
+    """Return a job as policies see it, with the figures that it has now.
+
+    A running job must be in sync.
+    """
     spec = job.spec
     cost = job.costs[0] or next(cost for cost in job.costs if cost is not None)
     per_step = cost.solo_step_s * cost.accumulation
@@ -142,5 +155,5 @@ def view_of(job: Job) -> JobView:
         spec.method,
         cost.real_tokens,
     )
-    # JobView(...) is a Python call around this: 0.3 us of 1.1
+    # JobView(...) is a Python call around this, which takes 0.3 us of 1.1
     return tuple.__new__(JobView, figures)

@@ -1,7 +1,7 @@
-"""The memory and seats of one device, added up so that one job more or less is O(1) (O(residents) when padded).
+"""A ledger adds up the memory and the seats of one device.
 
-The formulas are those of `loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference
-they are tested against.
+One job more or less is O(1) (O(residents) when padded). The formulas are those of
+`loramux_profiles.work`; `CostModel.upper_bytes` is the slow reference they are tested against.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ SEAT_SLACK: Final = 1e-9
 
 
 class Group:
-    """The residents of one base model on one device; they fuse, so their activations add up."""
+    """A group holds the residents of one base model on one device.
+
+    They fuse, so their activations add up.
+    """
 
     __slots__ = ("base", "by_row", "by_square", "by_token", "costs", "dynamic", "jobs", "longest")
 
@@ -25,14 +28,17 @@ class Group:
         self.base = base
         self.jobs = 0
         self.dynamic = 0.0
-        """Packed: sum of the jobs' own dynamic bytes, or what the allocation plan says of all of
-        them.
+        """Packed: the sum of the jobs' own dynamic bytes.
+
+        Where the base is planned, it is what the allocation plan says of all of them.
         """
         self.costs: tuple[JobCost, ...] = ()
-        """Where the base is planned."""
+        """The costs of the jobs, kept only where the base is planned."""
         self.by_token = 0.0
-        """Padded: sum of rows * token_bytes, to be multiplied by the common padded length; likewise
-        the next two.
+        """Padded: the sum of rows * token_bytes.
+
+        `padded_bytes` multiplies it by the common padded length. The next two are sums of the same
+        kind: `by_square` is multiplied by the square of that length, `by_row` by nothing.
         """
         self.by_square = 0.0
         self.by_row = 0.0
@@ -51,12 +57,12 @@ class Group:
         return twin
 
     def with_one(self, cost: JobCost) -> float:
-        """Planned dynamic bytes with one job more."""
+        """Return the planned dynamic bytes with one job more."""
         assert self.base.planned is not None
         return self.base.planned.admitted((*self.costs, cost))
 
     def change(self, cost: JobCost, sign: int) -> None:
-        """Count a job's dynamic bytes in or out."""
+        """Count a job's dynamic bytes in (sign 1) or out (sign -1)."""
         planned = self.base.planned
         if planned is None:
             self.dynamic += sign * cost.dynamic_q
@@ -69,7 +75,7 @@ class Group:
         self.dynamic = planned.admitted(self.costs)
 
     def add_padded(self, cost: JobCost, sign: int) -> None:
-        """The parts that are multiplied by the common length."""
+        """Count a job's parts of the padded sums in (sign 1) or out (sign -1)."""
         self.by_token += sign * cost.rows * cost.token_bytes
         self.by_square += sign * cost.rows * cost.square_bytes
         self.by_row += sign * cost.rows * cost.row_bytes
@@ -80,8 +86,9 @@ class Group:
 
 
 class Ledger:
-    """Who is on one device and what they need at most; `used` is the upper bound, `expected` the same without the
-    margin.
+    """A ledger knows who is on one device and how much memory they need at most.
+
+    `used` is the upper bound, `expected` the same without the margin.
     """
 
     __slots__ = (
@@ -122,14 +129,15 @@ class Ledger:
         self.scale = 1.0 + margin
         """Upper bound of the activations over their expected value, for a job alone."""
         self.raised = 0.0
-        """What out-of-memory events on this device have added to `scale` wherever several jobs
-        meet.
+        """What out-of-memory events on this device have added to `scale`.
+
+        It counts wherever several jobs meet.
         """
         self.padded = padded
         self.separate = separate
         self.seats_max = seats_max
         self.jobs: dict[str, Job] = {}
-        """In order of their start."""
+        """The residents by id, in order of their start."""
         self.groups: dict[str, Group] = {}
         self.seats = 0.0
         self.own = 0.0
@@ -142,7 +150,7 @@ class Ledger:
         """Key of this device in the fleet's index (`rekey`)."""
 
     def copy(self) -> Ledger:
-        """An independent ledger of the same jobs (the jobs themselves are shared)."""
+        """Return an independent ledger of the same jobs (the jobs themselves are shared)."""
         twin = Ledger.__new__(Ledger)
         twin.device_id, twin.type_index = self.device_id, self.type_index
         twin.capacity, twin.scale, twin.raised = self.capacity, self.scale, self.raised
@@ -152,13 +160,13 @@ class Ledger:
         twin.used, twin.expected, twin.indexed = self.used, self.expected, self.indexed
         twin.jobs = self.jobs.copy()
         twin.groups = groups = {}
-        # a comprehension is a call of its own: a fifth of this copy
+        # A comprehension would be a call of its own, which takes a fifth of this copy
         for key, group in self.groups.items():
             groups[key] = group.copy()
         return twin
 
     def emptied(self, seats_max: float) -> Ledger:
-        """The same device without residents, its bound as it is."""
+        """Return a ledger of the same device without residents, its bound as it is."""
         twin = Ledger(
             self.device_id,
             self.type_index,
@@ -173,12 +181,17 @@ class Ledger:
 
     @property
     def free(self) -> float:
-        """Bytes left by the upper bound; -1 where no seat is left, so that one index serves both."""
+        """The bytes left by the upper bound, or -1 where no seat is left.
+
+        So one index serves both memory and seats.
+        """
         return self.capacity - self.used if self.seats_max - self.seats > SEAT_SLACK else -1.0
 
     def rekey(self) -> None:
-        """The index key: an upper limit of what a newcomer may need, as beside another base's activations its own may
-        hide.
+        """Set the index key, an upper limit of what a newcomer may need.
+
+        Beside the activations of another base those of a newcomer may need no further memory. So
+        with several bases the present activations are added to the free bytes.
         """
         if self.seats_max - self.seats <= SEAT_SLACK:
             self.indexed = -1.0
@@ -189,11 +202,14 @@ class Ledger:
         self.indexed = free
 
     def factor(self, n_jobs: int) -> float:
-        """Upper bound of the activations over their expected value for so many residents."""
+        """Return the upper bound of the activations over their expected value.
+
+        It depends on whether there are several residents.
+        """
         return self.scale + self.raised if n_jobs > 1 else self.scale
 
     def used_with(self, cost: JobCost) -> float:
-        """Upper bound in bytes with one job of this cost more."""
+        """Return the upper bound in bytes with one job of this cost more."""
         if cost.overridden:
             return self.used + cost.own_bytes
         base = cost.base
@@ -230,9 +246,9 @@ class Ledger:
         )
 
     def has_room(self, cost: JobCost, share: float = 1.0) -> bool:
-        """Whether one more job of this cost fits memory and seats.
+        """Return whether one more job of this cost fits memory and seats.
 
-        Cheap necessary conditions first: a seat, and room for what the job adds whatever the
+        Cheap necessary conditions come first: a seat, and room for what the job adds whatever the
         others' activations hide.
         """
         own, room = cost.own_bytes, self.capacity - self.used
@@ -243,7 +259,7 @@ class Ledger:
             group = self.groups.get(base.key)
             if group is None and own + base.weights_bytes > room:
                 return False
-            # `used_with` without the call: the most asked question of a run
+            # This is `used_with` without the call, because it is the most asked question of a run
             if not self.padded and not self.separate:
                 context = self.context if self.context > base.context_bytes else base.context_bytes
                 static = self.own + self.weights + own + context
@@ -281,9 +297,9 @@ class Ledger:
         self._total()
 
     def remove(self, job: Job, share: float) -> None:
-        """Count the job out."""
+        """Count the job out of this device."""
         del self.jobs[job.job_id]
-        # an empty device starts from exact zeros: rounding does not pile up over a long run
+        # An empty device starts from exact zeros, so rounding does not pile up over a long run
         if not self.jobs:
             self.groups.clear()
             self.seats = self.own = self.weights = self.context = self.dynamic = self.used = self.expected = 0.0
@@ -309,19 +325,22 @@ class Ledger:
         self._total()
 
     def rescale(self, scale: float) -> None:
-        """The bound is from now on this many times the expected dynamic bytes (what out-of-memory events have added
-        stays on top).
+        """Set the bound to this many times the expected dynamic bytes from now on.
+
+        What out-of-memory events have added stays on top.
         """
         self.scale = scale
         self._total()
 
     def costs(self) -> list[JobCost]:
-        """Costs of the residents on this device's type."""
+        """Return the costs of the residents on this device's type."""
         return [job.cost_on(self.type_index) for job in self.jobs.values()]
 
     def _total(self) -> None:
-        """`used`, `expected` and the index key. Nearly always packed and of one base: written out for that, without a
-        call.
+        """Add up `used`, `expected` and the index key.
+
+        Devices are nearly always packed and of one base, so the code is written out for that case,
+        without a call.
         """
         dynamic = 0.0
         if self.separate:

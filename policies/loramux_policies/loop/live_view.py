@@ -1,5 +1,6 @@
-"""The facade over the loop's own state that `place()` gets: nothing is copied, and it goes stale when `place()`
-returns.
+"""The live view is a facade over the loop's own state, made for one call of `place()`.
+
+Nothing is copied, and the view goes stale when `place()` returns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from loramux_policies.views import Changes, JobView, Metric, StaleViewError
 
 
 class LiveView:
-    """One call's view of the cluster (contract: `views.ClusterView`)."""
+    """A live view shows the cluster to one call of the policy (contract: `views.ClusterView`)."""
 
     __slots__ = ("_changes", "_cluster", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
 
@@ -26,16 +27,19 @@ class LiveView:
         self._now_s = now_s
         self._news = news
         self._changes: Changes | None = None
-        """Made of the news when it is asked for: few policies do."""
+        """Made of the news when it is asked for, because few policies ask."""
         self._rankings: dict[str, Ranking] | None = None
         self._views: dict[str, JobView] | None = None
-        """Of the residents that were looked at: while the view is open they stay as they are."""
+        """Views of the residents that were looked at.
+
+        They stay as they are while the live view is open.
+        """
         self.open = True
         self.windows: list[WaitingWindow] = []
         self.plans: list[DeltaPlan] = []
 
     def close(self) -> None:
-        """`place()` has returned."""
+        """Close the view with its plans and windows, as `place()` has returned."""
         self.open = False
         for plan in self.plans:
             plan._closed = True
@@ -73,13 +77,13 @@ class LiveView:
         return self._fresh().max_resident
 
     def waiting(self, n: int) -> Sequence[JobView]:
-        """The first n waiting jobs in order, lazily."""
+        """Return the first n waiting jobs in order; they are read lazily."""
         window = WaitingWindow(self._cluster.queue if self.open else self._fresh().queue, n)
         self.windows.append(window)
         return window
 
     def residents(self, device_id: int) -> Sequence[JobView]:
-        """Jobs on a device with current figures, in order of their start."""
+        """Return the jobs on a device with current figures, in order of their start."""
         cluster = self._fresh()
         if not 0 <= device_id < len(cluster.fleet):
             raise PlanError(f"no device {device_id}; there are {len(cluster.fleet)}, from 0")
@@ -95,8 +99,9 @@ class LiveView:
         return view
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
-        """Residents whose metric exceeds `above`, largest first; one is looked up only when the one before was not
-        enough.
+        """Return the residents whose metric exceeds `above`, largest first.
+
+        A resident is looked up only when the one before was not enough.
         """
         cluster = self._fresh()
         rankings = self._rankings
@@ -123,7 +128,7 @@ class LiveView:
                     self._fresh()
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
-        """Residents anywhere that the order puts behind this job, last first."""
+        """Yield the residents anywhere that the order puts behind this job, last first."""
         cluster = self._fresh()
         mine = cluster.queue.key_of(job)
         if cluster.queue.order.moves:
@@ -140,46 +145,46 @@ class LiveView:
             yield self._view(resident)
 
     def device_of(self, job_id: str) -> int | None:
-        """First device of a resident; None for a waiting job."""
+        """Return the first device of a resident; None for a waiting job."""
         job = self._job(job_id)
         return job.devices[0] if job.devices else None
 
     def remaining_s(self, job_id: str) -> float:
-        """Predicted seconds left, alone."""
+        """Return the predicted seconds that are left for the job, alone."""
         return self._fresh().remaining_s(self._job(job_id))
 
     def attained_s(self, job_id: str) -> float:
-        """Service received, in seconds-alone."""
+        """Return the service that the job has received, in seconds-alone."""
         job = self._job(job_id)
         if job.state == RUNNING:
             self._cluster.backend.sync(job)
         return job.attained_s
 
     def finish_s(self, job_id: str) -> float:
-        """Predicted finish of a resident if nothing changes on its device."""
+        """Return the predicted finish of a resident if nothing changes on its device."""
         job = self._job(job_id)
         if job.state != RUNNING:
             raise PlanError(f"finish_s({job_id}): not running")
         return self._cluster.backend.finish_s(job)
 
     def switch_s(self, job_id: str) -> float:
-        """Seconds one pause and resume of this job cost its device."""
+        """Return the seconds that one pause and resume of this job cost its device."""
         return self._fresh().switch_s(self._job(job_id))
 
     def capacity_bytes(self, device_id: int) -> float:
-        """Capacity of a device."""
+        """Return the memory capacity of a device in bytes."""
         return self._fresh().fleet[device_id].capacity
 
     def used_bytes(self, device_id: int) -> float:
-        """Upper bound of what a device's residents need."""
+        """Return the upper bound of what a device's residents need, in bytes."""
         return self._fresh().fleet[device_id].used
 
     def snapshot(self) -> ClusterSnapshot:
-        """A frozen copy that outlives the call."""
+        """Return a frozen copy of the view that outlives the call."""
         return take_snapshot(self._fresh(), self._now_s, self.changes)
 
     def plan(self) -> DeltaPlan:
-        """An empty plan."""
+        """Return a new plan without any actions."""
         cluster = self._cluster if self.open else self._fresh()
         plan = DeltaPlan(cluster.fleet, cluster.active, self._now_s)
         self.plans.append(plan)

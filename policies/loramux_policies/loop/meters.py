@@ -1,4 +1,7 @@
-"""Totals of a run per device, and the samples its charts are drawn from; columns of floats, never objects."""
+"""Meters keep the totals of a run per device, and the samples that its charts are drawn from.
+
+They are columns of floats, never objects.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from loramux_traces.results import RunStats
 
 
 class Speed(NamedTuple):
-    """A device's pace with its present residents."""
+    """A speed is a device's pace with its present residents."""
 
     rate: float
     """Units of virtual time per second."""
@@ -23,7 +26,7 @@ IDLE: Final = Speed(0.0, 0.0, 0.0, 0.0)
 
 
 class Meters:
-    """Integrals over time, kept per device."""
+    """Meters keep integrals over time for each device."""
 
     def __init__(self, n_devices: int, *, record: bool = True) -> None:
         self.record = record
@@ -42,10 +45,13 @@ class Meters:
         self._queue_t = array("d")
         self._queue_n = array("l")
         self._queued = -1
-        """The last sample of the queue."""
+        """The number of waiting jobs in the last sample of the queue."""
 
     def advance(self, device_id: int, now_s: float, units: float, speed: Speed, residents: int) -> None:
-        """Account for the time since the device was last advanced, `units` of virtual time among it."""
+        """Account for the time since the device was last advanced.
+
+        `units` of virtual time have passed in it.
+        """
         elapsed = now_s - self._since[device_id]
         if elapsed > 0.0:
             self._since[device_id] = now_s
@@ -59,31 +65,40 @@ class Meters:
             self.steps[device_id] += units * steps
 
     def busy_until(self, device_id: int, now_s: float, residents: int) -> float:
-        """Seconds with residents, those since the last change of them included."""
+        """Return the seconds with residents, including those since the last change of them."""
         return self.busy_s[device_id] + (max(0.0, now_s - self._since[device_id]) if residents else 0.0)
 
     def step(self, device_id: int, real_tokens: float, computed_tokens: float) -> None:
-        """Account for one fused step."""
+        """Account for one fused step on a device."""
         self.real_tokens[device_id] += real_tokens
         self.computed_tokens[device_id] += computed_tokens
         self.steps[device_id] += 1
 
     def no_work(self, device_id: int, micro_steps: float, real_tokens: float) -> None:
-        """So many micro-steps' time is not spent on tokens: a process of its own loads while the clock runs."""
+        """Take back micro-steps whose time was not spent on tokens.
+
+        A process of its own was loading while the clock ran.
+        """
         self.no_tokens(device_id, micro_steps * real_tokens)
         self.steps[device_id] -= micro_steps
 
     def no_tokens(self, device_id: int, tokens: float) -> None:
-        """So many tokens were counted and not computed: a gang goes at the pace of its slowest device."""
+        """Take back tokens that were counted and not computed.
+
+        A gang goes at the pace of its slowest device.
+        """
         self.real_tokens[device_id] -= tokens
         self.computed_tokens[device_id] -= tokens
 
     def no_steps(self, device_id: int, steps: float) -> None:
-        """So many steps were counted and did not take place, for the same reason."""
+        """Take back steps that were counted and did not take place.
+
+        The reason is the same: a gang goes at the pace of its slowest device.
+        """
         self.steps[device_id] -= steps
 
     def memory(self, device_id: int, now_s: float, expected_bytes: float, residents: int) -> None:
-        """The device holds this much from now on."""
+        """Note how many bytes the device holds from now on."""
         self._memory[device_id] = expected_bytes
         if expected_bytes > self.memory_peak[device_id]:
             self.memory_peak[device_id] = expected_bytes
@@ -94,20 +109,23 @@ class Meters:
             self._sample_residents.append(residents)
 
     def queue(self, now_s: float, n_waiting: int) -> None:
-        """So many jobs wait from now on."""
+        """Note how many jobs wait from now on."""
         if n_waiting != self._queued and self.record:
             self._queued = n_waiting
             self._queue_t.append(now_s)
             self._queue_n.append(n_waiting)
 
     def begin_window(self) -> None:
-        """The totals count from now on (every device has just been advanced to now)."""
+        """Set the totals back to zero, so that they count from now on.
+
+        Every device has just been advanced to now.
+        """
         for totals in (self.busy_s, self.real_tokens, self.computed_tokens, self.steps, self.memory_byte_s):
             totals[:] = [0.0] * len(totals)
         self.memory_peak[:] = self._memory
 
     def stats(self, capacities: list[float]) -> RunStats:
-        """The totals of the run."""
+        """Return the totals of the run."""
         finite = [c for c in capacities if c != float("inf")]
         return RunStats(
             busy_device_s=sum(self.busy_s),
@@ -122,7 +140,7 @@ class Meters:
         )
 
     def samples(self) -> dict[str, Any]:
-        """`samples` and `queue` of the timeline."""
+        """Return `samples` and `queue` of the timeline."""
         return {
             "samples": {
                 "device_id": self._sample_device.tolist(),

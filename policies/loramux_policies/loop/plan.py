@@ -1,5 +1,6 @@
-"""The plan a policy fills in: a what-if overlay on the fleet, every call checked at once, so that a finished plan is
-valid.
+"""The plan that a policy fills in is a what-if overlay on the fleet.
+
+Every call is checked at once, so that a finished plan is valid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from loramux_policies.views import Rule
 
 
 class Start(NamedTuple):
-    """Start or resume a waiting job; a gang names several devices."""
+    """This action starts or resumes a waiting job; a gang names several devices."""
 
     job: Job
     devices: tuple[int, ...]
@@ -22,20 +23,20 @@ class Start(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Change the share of a resident."""
+    """This action changes the share of a resident."""
 
     job: Job
     share: float
 
 
 class Pause(NamedTuple):
-    """Take a resident off its devices."""
+    """This action takes a resident off its devices."""
 
     job: Job
 
 
 class Reject(NamedTuple):
-    """Turn a waiting job away for good."""
+    """This action turns a waiting job away for good."""
 
     job: Job
     reason: str
@@ -47,14 +48,20 @@ Action = Start | Share | Pause | Reject
 
 
 class _Seat(NamedTuple):
-    """Where this plan has put a job: no devices means waiting, None in their place means turned away."""
+    """A seat says where this plan has put a job.
+
+    No devices means that it waits, None in their place that it was turned away.
+    """
 
     devices: tuple[int, ...] | None
     share: float
 
 
 class DeltaPlan:
-    """Actions in the order they were asked for; what is not named stays as it is (contract: `views.Plan`)."""
+    """A delta plan holds actions in the order in which they were asked for.
+
+    What is not named stays as it is (contract: `views.Plan`).
+    """
 
     __slots__ = (
         "_closed",
@@ -70,7 +77,10 @@ class DeltaPlan:
 
     def __init__(self, fleet: Fleet, jobs: Mapping[str, Job], now_s: float) -> None:
         self.fleet = self._live = fleet
-        """As this plan leaves it: the loop's own until the first action, a fork of it from then on."""
+        """The fleet as this plan leaves it.
+
+        It is the loop's own until the first action, and a fork of it from then on.
+        """
         self._jobs = jobs
         self.now_s = now_s
         self._moved: dict[str, _Seat] = {}
@@ -83,7 +93,10 @@ class DeltaPlan:
     # -- questions
 
     def candidates(self, job_id: str, rule: Rule = "best-fit") -> Iterator[int]:
-        """Devices the job fits now, in the rule's order; for a gang, those from which one can be formed."""
+        """Return the devices that the job fits now, in the rule's order.
+
+        For a gang they are those from which one can be formed.
+        """
         job = self._job(job_id)
         if self.fleet.still_refuses(job):
             return iter(())
@@ -92,7 +105,7 @@ class DeltaPlan:
         return (d for d in self.fleet.candidates(job, rule) if self.fleet.gang(job, d, rule) is not None)
 
     def fits(self, device_id: int, add: Sequence[str] = (), drop: Sequence[str] = ()) -> bool:
-        """Whether the device would hold its residents, less `drop`, plus `add`."""
+        """Return whether the device would hold its residents, less `drop`, plus `add`."""
         ledger = self.fleet[self._device(device_id)]
         added = [self._job(job_id) for job_id in add]
         if any(job.costs[ledger.type_index] is None for job in added):
@@ -113,16 +126,19 @@ class DeltaPlan:
         return bool(added) or trial.used <= trial.capacity
 
     def free_bytes(self, device_id: int) -> float:
-        """Capacity less the upper bound of the residents; -1 where every seat is taken."""
+        """Return the capacity less the upper bound of the residents.
+
+        It is -1 where every seat is taken.
+        """
         return self.fleet[self._device(device_id)].free
 
     def free_seats(self, device_id: int) -> float:
-        """Seats left."""
+        """Return the seats that are left on a device."""
         ledger = self.fleet[self._device(device_id)]
         return max(0.0, ledger.seats_max - ledger.seats)
 
     def residents(self, device_id: int) -> Sequence[str]:
-        """Ids on the device, in order of their start."""
+        """Return the ids of the jobs on the device, in order of their start."""
         return tuple(self.fleet[self._device(device_id)].jobs)
 
     # -- actions
@@ -159,10 +175,13 @@ class DeltaPlan:
         self._moved[job_id] = _Seat(devices, share)
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
-        """Start a waiting job on the first of its candidates; None where it has none."""
+        """Start a waiting job on the first of its candidates, and return that device.
+
+        None where the job has no candidate.
+        """
         job = self._jobs.get(job_id) or self._job(job_id)
         fleet = self.fleet
-        # whatever else holds of the job; nine of ten calls of a window
+        # This answers nine of ten calls of a window, whatever else holds of the job
         if fleet.refused.get(job.costs) == fleet.time:
             return None
         if self._closed or job.spec.num_gpus > 1 or job.state != WAITING or job_id in self._moved:
@@ -204,7 +223,7 @@ class DeltaPlan:
         self._moved[job_id] = _Seat(None, 0.0)
 
     def review_at(self, t_s: float) -> None:
-        """Ask for `place()` at a later time."""
+        """Ask for `place()` to be called at a later time."""
         self._open()
         if not self.now_s < t_s < float("inf"):
             raise PlanError(f"review_at({t_s!r}): not after now ({self.now_s})")
@@ -221,7 +240,7 @@ class DeltaPlan:
     # -- checks
 
     def _written(self) -> Fleet:
-        """The fleet of this plan alone."""
+        """Return the fleet that belongs to this plan alone, forked if it is not yet."""
         if self.fleet is self._live:
             self.fleet = self._live.fork()
         return self.fleet

@@ -1,4 +1,4 @@
-"""Residents by one figure, the largest first, found one at a time."""
+"""A ranking finds residents by one figure, the largest first, one at a time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from loramux_policies.loop.job import Job
 
 
 class Ranking:
-    """Kept for the whole of a decision: each waiting job of a window asks for the same few at its head.
+    """A ranking is kept for the whole of a decision.
 
-    Equal figures: the latest submission first, then the largest id.
+    Each waiting job of a window asks for the same few residents at its head. Of residents with
+    equal figures the latest submission comes first, then the largest id.
     """
 
     __slots__ = ("_best", "_found", "_jobs", "_next", "_rest", "_values")
@@ -22,21 +23,22 @@ class Ranking:
         self._jobs = jobs
         self._values = values
         self._rest: Floats | None = None
-        """The values without those found: a copy, made once more is asked than how large the
-        largest is.
+        """The values without those that were found.
+
+        It is a copy, made once more is asked than how large the largest is.
         """
         self._found: list[tuple[float, Job]] = []
         self._best = int(values.argmax()) if len(values) else -1
-        """Slot of the largest that is not among the found."""
+        """Slot of the largest value that is not among those found."""
         self._next: float = values.item(self._best) if len(values) else -np.inf
 
     def value(self, rank: int) -> float:
-        """The figure at a rank, at most one behind the last one asked for with `job`."""
+        """Return the figure at a rank, at most one behind the last one asked for with `job`."""
         found = self._found
         return found[rank][0] if rank < len(found) else self._next
 
     def job(self, rank: int) -> Job | None:
-        """The job at that rank; None where there are no more."""
+        """Return the job at that rank; None where there are no more."""
         found = self._found
         if rank == len(found) and not self._find():
             return None

@@ -1,4 +1,7 @@
-"""Listens to the decide-apply loop: result rows into preallocated columns, stays on devices, and the event log."""
+"""The recorder listens to the decide-apply loop and keeps what the results of a run need.
+
+It fills result rows into preallocated columns, and keeps the stays on devices and the event log.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from loramux_traces.results import JOB_COLUMNS, UNFINISHED
 
 STATES: Final = (UNFINISHED, *FINAL_STATE.values())
 _CODES: Final = {event: code for code, event in enumerate(FINAL_STATE, start=1)}
-"""Event -> place in STATES: a byte per job where a million of them are kept."""
+"""Event -> place in STATES: it takes a byte per job where a million of them are kept."""
 
 
 class Recorder:
-    """Results of every job of a trace, in the trace's order."""
+    """A recorder holds the results of every job of a trace, in the trace's order."""
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Recorder:
         self._type_of_device = type_of_device
         self.events: list[dict[str, Any]] | None = [] if events else None
         self._segments = segments
-        # array, not numpy: storing one element takes 30 ns where numpy takes 100
+        # These are arrays, not numpy's: storing one element takes 30 ns where numpy takes 100
         self._start_s = array("d", [np.nan]) * n
         self._finish_s = array("d", [np.nan]) * n
         self._paused_s = array("d", [0.0]) * n
@@ -59,7 +62,7 @@ class Recorder:
         self._seg_end = array("d")
 
     def hear(self, event: str, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        """One event of the loop (`Scheduler`'s listener)."""
+        """Record one event of the loop (`Scheduler`'s listener)."""
         now_s = self._now_s()
         index = job.index
         code = _CODES.get(event)
@@ -90,12 +93,12 @@ class Recorder:
             self.events.append(row)
 
     def note(self, row: dict[str, Any]) -> None:
-        """One row of the recorded stream that is no event of the loop (`stream`)."""
+        """Add one row that is no event of the loop to the recorded stream (`stream`)."""
         if self.events is not None:
             self.events.append(row)
 
     def unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
-        """A job that never fits any device of the run."""
+        """Record a job that never fits any device of the run."""
         self._state[index] = _CODES[Event.UNSCHEDULABLE]
         self._reasons[index] = reason
         if self.events is not None:
@@ -109,7 +112,7 @@ class Recorder:
         if job.first_start_s >= 0:
             self._start_s[index] = job.first_start_s
             self._finish_s[index] = now_s
-            if job.paused_s:  # columns are zero where nothing is said
+            if job.paused_s:  # the column is zero already where nothing is written
                 self._paused_s[index] = job.paused_s
         cost = job.cost_on(self._type_of_device[devices[0]]) if devices else next(c for c in job.costs if c is not None)
         self._solo_s[index] = job.true_steps * cost.accumulation * cost.solo_step_s
@@ -126,14 +129,17 @@ class Recorder:
             self._ooms[index] = job.oom_events
 
     def log(self) -> list[dict[str, Any]] | None:
-        """The events in order of time (jobs that never fit are found when the job before them arrives)."""
+        """Return the events in order of time.
+
+        They need sorting, because jobs that never fit are found when the job before them arrives.
+        """
         return None if self.events is None else sorted(self.events, key=lambda row: row["t_s"])
 
     def table(self) -> pd.DataFrame:
-        """One row a job with the columns of `JOB_COLUMNS`, sorted by job id."""
+        """Return one row per job with the columns of `JOB_COLUMNS`, sorted by job id."""
         specs = self._specs
-        # in order from the start: sorting the finished frame would hold a million rows three times
-        # over
+        # The rows are in order from the start: sorting the finished frame would hold a million rows
+        # three times over
         order = np.array(sorted(range(len(specs)), key=lambda i: specs[i].job_id), dtype=np.intp)
 
         def figures(column: array[Any]) -> np.ndarray[Any, Any]:
@@ -173,7 +179,7 @@ class Recorder:
         return pd.DataFrame({name: columns.pop(name) for name in JOB_COLUMNS}, copy=False)
 
     def segments(self) -> dict[str, list[Any]]:
-        """`segments` of the timeline."""
+        """Return the `segments` of the timeline."""
         return {
             "job_id": [self._specs[i].job_id for i in self._seg_job],
             "device_id": self._seg_device.tolist(),

@@ -1,6 +1,6 @@
-"""The one decide-apply loop, for simulated and for real devices alike.
+"""This is the one decide-apply loop, for simulated and for real devices alike.
 
-Events go in (`arrive`, `finish`, `evict`), `decide` asks the policy, checks its plan and has the
+Events go in (`arrive`, `finish`, `evict`); `decide` asks the policy, checks its plan and has the
 backend carry it out. Nothing here knows which backend it drives.
 """
 
@@ -21,17 +21,20 @@ from loramux_policies.policy import Policy
 
 OOM_RETRIES: Final = 3
 OOM_RAISE: Final = 0.02
-"""An out-of-memory raises the device's bound by this share of the activations, wherever several
-jobs meet.
+"""An out-of-memory raises the device's bound by this share of the activations.
+
+The raise counts wherever several jobs meet.
 """
 OOM_RATE: Final = 0.01
-"""Each stay that ends well lowers it again by OOM_RAISE * OOM_RATE, never below the profile's own
-bound, so that it settles where one stay in a hundred runs out (adaptive conformal inference, Gibbs
-and Candes 2021).
+"""Each stay that ends well lowers the bound again by OOM_RAISE * OOM_RATE.
+
+It never goes below the profile's own bound. So it settles where one stay in a hundred runs out
+(adaptive conformal inference, Gibbs and Candes 2021).
 """
 SETTLE_ROUNDS: Final = 64
-"""A plan that started jobs out of a cut window is asked again, at most so often, before the clock
-moves on.
+"""The policy is asked at most so many times before the clock moves on.
+
+It is asked again where its plan started jobs out of a cut window.
 """
 
 Listener = Callable[[Event, Job, tuple[int, ...], str], None]
@@ -39,11 +42,14 @@ Listener = Callable[[Event, Job, tuple[int, ...], str], None]
 
 
 def _nobody(event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
-    """Listens to nothing."""
+    """Ignore the event; this is the listener of a run that has none."""
 
 
 class Scheduler:
-    """Jobs, queue and fleet of one run, and the policy that decides over them."""
+    """A scheduler holds the cluster of one run and the policy that decides over it.
+
+    The cluster is the jobs, the queue and the fleet.
+    """
 
     def __init__(
         self,
@@ -60,28 +66,36 @@ class Scheduler:
             ledger.seats_max = min(ledger.seats_max, policy.seats)
         self.backend = backend
         self._seats_wanted = max_resident
-        """Of the user; the policy may want fewer."""
+        """Seats per device that the user allows; the policy may want fewer."""
         self.cluster = Cluster(policy.order, ledgers, backend, min(max_resident, policy.seats))
         self.decisions = 0
         self._tell = listener or _nobody
         self._on_plan = on_plan
-        """Sees the view, still open, and the plan of every decision (contract tests, recording)."""
+        """Called with the view, still open, and the plan of every decision.
+
+        Contract tests and the recording use it.
+        """
         self._arrived: list[str] = []
         self._finished: list[str] = []
         self._paused: list[str] = []
         self._freed: list[int] = []
         self._due = False
         self._barrier: tuple[object, ...] | None = None
-        """Key of the last waiting job the policy looked at: who arrives behind it changes nothing."""
+        """Key of the last waiting job that the policy looked at.
+
+        A job that arrives behind it changes nothing.
+        """
 
     # -- events
 
     def arrive(self, job: Job) -> bool:
-        """A job was submitted. Returns whether `decide` must be called for it."""
+        """Take in a job that was submitted, and return whether `decide` must be called for it."""
         self.cluster.active[job.job_id] = job
         try:
             self._put(job)
-        finally:  # it has arrived even where the policy's order fails on it: another policy may take over
+        finally:
+            # The job has arrived even where the policy's order fails on it, because another policy
+            # may take over
             self._tell(Event.ARRIVE, job, (), "")
             self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
@@ -89,11 +103,14 @@ class Scheduler:
         return self._due
 
     def finish(self, job: Job) -> None:
-        """A running job has done all its steps (the backend has brought it up to date)."""
+        """End a running job that has done all its steps.
+
+        The backend has brought it up to date.
+        """
         devices, share = job.devices, job.share
         for device in devices:
             ledger = self.cluster.fleet[device]
-            if ledger.raised > 0.0:  # before it leaves: the totals made then are of the new bound
+            if ledger.raised > 0.0:  # before it leaves: the totals made then use the new bound
                 ledger.raised = max(0.0, ledger.raised - OOM_RAISE * OOM_RATE)
             self.cluster.fleet.remove(job, device, share)
         self.cluster.leave(job)
@@ -107,10 +124,11 @@ class Scheduler:
             self._join_again(job.job_id)
 
     def evict(self, job: Job, detail: str) -> None:
-        """A step with this job ran out of memory: it waits again, and the device's bound rises.
+        """Let a job wait again because a step with it ran out of memory.
 
-        After a few times alone on its device it fails. After a few times beside others it is not to
-        be blamed (it was the newest, no more): it waits until all of them have ended.
+        The device's bound rises. After a few times alone on its device the job fails. After a few
+        times beside others it is not to blame (it was only the newest): it waits until all of them
+        have ended.
         """
         self.backend.stop(job)
         beside: set[str] = set()
@@ -135,7 +153,7 @@ class Scheduler:
         self._enqueue(job)
 
     def _join_again(self, ended: str) -> None:
-        """A job has ended: whoever was to wait for it, and for nobody else, is in the queue again."""
+        """Put each job back into the queue that waited for the job that ended, and for no other."""
         for job in list(self.cluster.apart):
             job.apart.discard(ended)
             if not job.apart:
@@ -143,12 +161,18 @@ class Scheduler:
                 self._enqueue(job)
 
     def fail(self, job: Job, event: Event, detail: str) -> None:
-        """A running job, which the backend has taken off its device, ends without having done its steps."""
+        """End a running job that has not done its steps.
+
+        The backend has taken it off its device already.
+        """
         devices = self._leave(job)
         self.drop(job, event, detail, devices)
 
     def drop(self, job: Job, event: Event, detail: str, devices: tuple[int, ...] = ()) -> None:
-        """End a job that is neither waiting in the queue nor running (`devices`: where it ran until now)."""
+        """End a job that is neither waiting in the queue nor running.
+
+        `devices` says where it ran until now.
+        """
         job.state = DONE
         self.cluster.active.pop(job.job_id, None)
         self._due = True
@@ -157,7 +181,10 @@ class Scheduler:
             self._join_again(job.job_id)
 
     def withdraw(self, job: Job, event: Event, detail: str = "") -> None:
-        """A user takes a waiting or running job out: for good (`cancel`), or until it arrives again (`hold`)."""
+        """Take a waiting or running job out, as a user asked.
+
+        It goes for good (`cancel`), or until it arrives again (`hold`).
+        """
         devices: tuple[int, ...] = ()
         if job.state == RUNNING:
             self.backend.stop(job)
@@ -171,8 +198,9 @@ class Scheduler:
         self.drop(job, event, detail, devices)
 
     def reprice(self, job: Job, like: Job) -> None:
-        """A job in the queue costs from now on what `like` does (its micro-batch is another); what it ran out of memory
-        with is forgotten.
+        """Give a job in the queue the costs of `like`, because its micro-batch has changed.
+
+        What the job ran out of memory with is forgotten.
         """
         self.cluster.queue.remove(job)
         job.oom_alone = 0
@@ -182,11 +210,14 @@ class Scheduler:
         self._put(job)
 
     def review(self) -> None:
-        """A review the policy asked for is due."""
+        """Note that a review which the policy asked for is due."""
         self._due = True
 
     def set_capacity(self, device_id: int, capacity_bytes: float) -> None:
-        """The device has more or less memory than it had. Its newest residents wait again until the others fit."""
+        """Give the device more or less memory than it had.
+
+        Its newest residents wait again until the others fit.
+        """
         self.cluster.fleet.set_capacity(device_id, capacity_bytes)
         self._freed.append(device_id)
         self._due = True
@@ -196,8 +227,9 @@ class Scheduler:
             self._push_out(residents[-1], "the device has less memory than it had")
 
     def use_policy(self, policy: Policy) -> None:
-        """Go by another policy from now on. What a plan of the old one left half done is put right from the jobs'
-        states.
+        """Go by another policy from now on.
+
+        What a plan of the old policy left half done is put right from the jobs' states.
         """
         self.policy = policy
         self._barrier = None
@@ -208,9 +240,8 @@ class Scheduler:
         for job in [*waiting, *self.cluster.running.values()]:
             job.seen = None
             self._put(job)
-        for (
-            job
-        ) in self.cluster.running.values():  # their place among the residents is by the new order; they do not wait
+        # Residents do not wait; they were queued only to get their place by the new order
+        for job in self.cluster.running.values():
             self.cluster.queue.remove(job)
         for ledger in list(self.cluster.fleet):
             while self.cluster.fleet[ledger.device_id].seats > ledger.seats_max + SEAT_SLACK:
@@ -219,13 +250,18 @@ class Scheduler:
         self._due = True
 
     def lose(self, job: Job, detail: str) -> None:
-        """The device of a running job is gone, and with it what the job has learned since it was last saved: it waits
-        again (the backend has set its figures back).
+        """Let a running job wait again because its device is gone.
+
+        What the job has learned since it was last saved is gone too (the backend has set its
+        figures back).
         """
         self._push_out(job, detail, event=Event.LOST)
 
     def _push_out(self, job: Job, detail: str, event: Event = Event.PAUSE) -> None:
-        """A resident waits again, through no fault of its own and by no decision of the policy."""
+        """Take a resident off its devices and let it wait again.
+
+        This is neither the job's fault nor a decision of the policy.
+        """
         self.backend.stop(job)
         devices = self._leave(job)
         job.preemptions += event == Event.PAUSE
@@ -242,7 +278,10 @@ class Scheduler:
         return self._due
 
     def decide(self) -> None:
-        """Ask the policy and carry out its plan. PolicyError, with the policy's name, where the plan is not valid."""
+        """Ask the policy and carry out its plan.
+
+        Raises PolicyError, with the policy's name, where the plan is not valid.
+        """
         if not self._due:
             return
         cluster = self.cluster
@@ -322,7 +361,10 @@ class Scheduler:
             self._due = False
 
     def _set_barrier(self, view: LiveView, plan: DeltaPlan) -> bool:
-        """Note how far the policy looked; True where its window was cut and it should be asked again."""
+        """Note how far the policy looked, and return whether it should be asked again.
+
+        It should where its window was cut and its plan started a job.
+        """
         last: Job | None = None
         cut = False
         for window in view.windows:

@@ -1,5 +1,6 @@
-"""A frozen copy of everything a policy may see. It answers like the facade, so that purity can be tested and runs
-recorded.
+"""A snapshot is a frozen copy of everything that a policy may see.
+
+It answers like the facade, so that purity can be tested and runs recorded.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from loramux_policies.views import Changes, JobView, Metric, Order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """A job's view with what depends on where it runs."""
+    """Job facts are a job's view together with what depends on where it runs."""
 
     view: JobView
     device_id: int | None
     finish_s: float | None
     remaining_s: float
-    """Alone on the device it is on (the view's is on the first device type)."""
+    """Alone on the device that the job is on (the view's is on the first device type)."""
     switch_s: float
     key: tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSnapshot:
-    """The cluster at one moment (contract: `views.ClusterView`). O(jobs) to take; plans made from it are what-ifs."""
+    """A snapshot is the cluster at one moment (contract: `views.ClusterView`).
+
+    It takes O(jobs) to make; plans made from it are what-ifs.
+    """
 
     now_s: float
     changes: Changes
@@ -51,11 +55,11 @@ class ClusterSnapshot:
         return len(self.fleet)
 
     def waiting(self, n: int) -> Sequence[JobView]:
-        """The first n waiting jobs in order."""
+        """Return the first n waiting jobs in order."""
         return self.queue[: max(0, n)]
 
     def residents(self, device_id: int) -> Sequence[JobView]:
-        """Jobs on a device, in order of their start."""
+        """Return the jobs on a device, in order of their start."""
         if not 0 <= device_id < len(self.fleet):
             raise PlanError(f"no device {device_id}; there are {len(self.fleet)}, from 0")
         return [self.facts[job_id].view for job_id in self.fleet[device_id].jobs]
@@ -64,7 +68,7 @@ class ClusterSnapshot:
         return [fact for fact in self.facts.values() if fact.device_id is not None]
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
-        """Residents whose metric exceeds `above`, largest first."""
+        """Return the residents whose metric exceeds `above`, largest first."""
         if metric not in ("attained_s", "remaining_s"):
             raise ValueError(f"unknown metric {metric!r}; known: attained_s, remaining_s")
 
@@ -76,48 +80,48 @@ class ClusterSnapshot:
         return iter([fact.view for fact in found])
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
-        """Residents anywhere that the order puts behind this job, last first."""
+        """Return the residents anywhere that the order puts behind this job, last first."""
         mine = (self.order.key(job), job.submit_s, job.job_id)
         found = sorted((f for f in self._running() if f.key > mine), key=lambda f: f.key, reverse=True)
         return iter([f.view for f in found])
 
     def device_of(self, job_id: str) -> int | None:
-        """First device of a resident; None for a waiting job."""
+        """Return the first device of a resident; None for a waiting job."""
         return self._fact(job_id).device_id
 
     def remaining_s(self, job_id: str) -> float:
-        """Predicted seconds left, alone."""
+        """Return the predicted seconds that are left for the job, alone."""
         return self._fact(job_id).remaining_s
 
     def attained_s(self, job_id: str) -> float:
-        """Service received, in seconds-alone."""
+        """Return the service that the job has received, in seconds-alone."""
         return self._fact(job_id).view.attained_s
 
     def finish_s(self, job_id: str) -> float:
-        """Predicted finish of a resident if nothing changes on its device."""
+        """Return the predicted finish of a resident if nothing changes on its device."""
         finish_s = self._fact(job_id).finish_s
         if finish_s is None:
             raise PlanError(f"finish_s({job_id}): not running")
         return finish_s
 
     def switch_s(self, job_id: str) -> float:
-        """Seconds one pause and resume of this job cost its device."""
+        """Return the seconds that one pause and resume of this job cost its device."""
         return self._fact(job_id).switch_s
 
     def capacity_bytes(self, device_id: int) -> float:
-        """Capacity of a device."""
+        """Return the memory capacity of a device in bytes."""
         return self.fleet[device_id].capacity
 
     def used_bytes(self, device_id: int) -> float:
-        """Upper bound of what a device's residents need."""
+        """Return the upper bound of what a device's residents need, in bytes."""
         return self.fleet[device_id].used
 
     def snapshot(self) -> ClusterSnapshot:
-        """Itself."""
+        """Return this snapshot itself, as it is frozen already."""
         return self
 
     def plan(self) -> DeltaPlan:
-        """An empty plan on this snapshot."""
+        """Return an empty plan on this snapshot."""
         return DeltaPlan(self.fleet, self.jobs, self.now_s)
 
     def _fact(self, job_id: str) -> JobFacts:
@@ -128,7 +132,10 @@ class ClusterSnapshot:
 
 
 def take_snapshot(cluster: Cluster, now_s: float, changes: Changes) -> ClusterSnapshot:
-    """Copy the state of the cluster: views with current figures, ledgers, and the jobs they count."""
+    """Copy the state of the cluster into a snapshot.
+
+    That is the views with current figures, the ledgers, and the jobs that they count.
+    """
     facts: dict[str, JobFacts] = {}
     jobs: dict[str, Job] = {}
     for job_id, job in cluster.active.items():

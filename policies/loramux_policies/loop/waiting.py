@@ -1,4 +1,4 @@
-"""The waiting queue, kept in the policy's order, and the lazy window through which a policy reads it."""
+"""The waiting queue is kept in the policy's order, and a policy reads it through a lazy window."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from loramux_policies.views import JobView, Order, StaleViewError, first_come
 
 
 class WaitingQueue:
-    """Waiting jobs sorted by (order key, submit_s, job_id): total, so that the order of rows in a trace never
-    matters.
+    """The queue holds waiting jobs sorted by (order key, submit_s, job_id).
+
+    This order is total, so the order of rows in a trace never matters.
     """
 
     __slots__ = ("_line", "_order", "count", "order")
@@ -24,8 +25,9 @@ class WaitingQueue:
         self._order = order.key
         self.count = 0
         self._line: SortedList[tuple[Any, ...]] = SortedList()
-        """Keys with their job behind them: compared in C, where a list sorted by a key function
-        took twice as long.
+        """Keys with their job behind them.
+
+        They are compared in C; a list sorted by a key function took twice as long.
         """
 
     def __len__(self) -> int:
@@ -40,11 +42,14 @@ class WaitingQueue:
         return job
 
     def key_of(self, view: JobView) -> tuple[Any, ...]:
-        """Place of a view in the order."""
+        """Return the place of a view in the order."""
         return (self._order(view), view.submit_s, view.job_id)
 
     def add(self, job: Job) -> None:
-        """Enqueue by the job's current view (first come, first served needs none, and so makes none)."""
+        """Put the job into the queue by its current view.
+
+        First come, first served needs no view, and so makes none.
+        """
         order = () if self._order is first_come else self._order(job.view)
         submit_s, job_id = job.spec.submit_s, job.job_id
         job.key = (order, submit_s, job_id)
@@ -52,15 +57,16 @@ class WaitingQueue:
         self.count += 1
 
     def remove(self, job: Job) -> None:
-        """Dequeue."""
+        """Take the job out of the queue."""
         self._line.remove((*job.key, job))
         self.count -= 1
 
 
 class _Closed:
-    """In the place of the queue once `place()` has returned: whatever is asked of it, the answer is StaleViewError.
+    """This object takes the place of the queue once `place()` has returned.
 
-    So an open window pays nothing for the check.
+    Whatever is asked of it, the answer is StaleViewError. So an open window pays nothing for the
+    check.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -74,9 +80,10 @@ CLOSED: Any = _Closed()
 
 
 class WaitingWindow(Sequence[JobView]):
-    """The first `n` waiting jobs, read lazily; `read` says how far, and so which arrivals could change the answer.
+    """A window is the first `n` waiting jobs, read lazily.
 
-    Its view sets `_queue` to CLOSED when `place()` has returned.
+    `read` says how far it was read, and so which arrivals could change the answer. Its view sets
+    `_queue` to CLOSED when `place()` has returned.
     """
 
     __slots__ = ("_n", "_queue", "exhausted", "last", "read")
@@ -86,16 +93,16 @@ class WaitingWindow(Sequence[JobView]):
         self._n = max(0, n)
         self.read = 0
         self.last: Job | None = None
-        """The furthest job handed out."""
+        """The furthest job that was handed out."""
         self.exhausted = False
-        """The policy saw the end of the queue: any arrival is news."""
+        """Whether the policy saw the end of the queue: then any arrival is news."""
 
     def __iter__(self) -> Iterator[JobView]:
         position = 0
         queue = self._queue
         for entry in islice(queue._line, self._n):
             if self._queue is not queue:
-                len(self._queue)  # closed while it was read: says so
+                len(self._queue)  # raises StaleViewError: the window was closed while it was read
             job: Job = entry[3]
             position += 1
             if position > self.read:

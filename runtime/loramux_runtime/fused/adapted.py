@@ -1,4 +1,4 @@
-"""The modules that stand in for a decoder layer's linears, its FFN and the layer itself."""
+"""These modules stand in for a decoder layer's linears, its FFN and the layer itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loramux_runtime.fused.stats import RouterStats
 
 
 def low_rank(group: JobGroup, layer: int, name: str) -> tuple[LinearPlan, LowRank] | None:
-    """The update of a group on one linear, or None."""
+    """Return the plan and the update of a group on one linear, or None where it has none."""
     plan = group.adapters[0].plans.get((layer, name))
     if plan is None:
         return None
@@ -48,7 +48,7 @@ def low_rank(group: JobGroup, layer: int, name: str) -> tuple[LinearPlan, LowRan
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear of one layer, with every job's update."""
+    """An adapted linear is a frozen linear of one layer, with every job's update."""
 
     def __init__(self, linear: nn.Linear, layer: int, name: str) -> None:
         super().__init__()
@@ -57,13 +57,17 @@ class AdaptedLinear(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor, source: Source | None = None) -> Tensor:
-        """[1, T, n_in] -> [1, T, n_out]; `source`: what x can be made from again in the backward pass."""
-        # squeeze is a view both ways; x[0] has a gradient of zeros filled in and copied over
+        """Apply the linear and the updates: [1, T, n_in] -> [1, T, n_out].
+
+        `source` is what x can be made from again in the backward pass.
+        """
+        # squeeze is a view both ways; for x[0] a gradient of zeros is made and copied into
         return self.rows(x.squeeze(0), source).unsqueeze(0)
 
     def rows(self, rows: Tensor, source: Source | None = None) -> Tensor:
-        """The same without the batch dimension; the result is no view, so that adding to it in place copies nothing in
-        the backward pass.
+        """Apply the linear and the updates without the batch dimension: [T, n_in] -> [T, n_out].
+
+        The result is no view, so that adding to it in place copies nothing in the backward pass.
         """
         context = current_step()
         updates: list[LowRank] = []
@@ -92,7 +96,7 @@ class AdaptedLinear(nn.Module):
         return y
 
     def _dora(self, context: StepContext, group: JobGroup, rows: Tensor, y: Tensor) -> Tensor:
-        """Job by job: norms and magnitudes are each job's own."""
+        """Add the DoRA updates job by job, because norms and magnitudes are each job's own."""
         for adapter, segment in zip(group.adapters, group.segments, strict=True):
             plan = adapter.plans[self.layer, self.name]
             found = low_rank(group.alone(adapter), self.layer, self.name)
@@ -115,7 +119,10 @@ class AdaptedLinear(nn.Module):
 
 
 class AdaptedMlp(nn.Module):
-    """A gated FFN whose projections carry low-rank updates, and whose middle a method's experts may replace."""
+    """An adapted MLP is a gated FFN whose projections carry low-rank updates.
+
+    A method's experts may replace its middle.
+    """
 
     def __init__(self, mlp: Any, layer: int, act: str) -> None:
         super().__init__()
@@ -125,7 +132,7 @@ class AdaptedMlp(nn.Module):
         self.linears = nn.ModuleDict({name: AdaptedLinear(getattr(mlp, name), layer, name) for name in names})
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, d] -> [1, T, d]."""
+        """Apply the FFN and the updates: [1, T, d] -> [1, T, d]."""
         return self._rows(x.squeeze(0)).unsqueeze(0)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -137,12 +144,13 @@ class AdaptedMlp(nn.Module):
             gate, up = self._project("gate_proj", x), self._project("up_proj", x)
         groups = [group for group in layout.groups if group.method.has_block]
         if not groups:
-            # Its input is made again in the backward pass from gate and up, which `gated` keeps
-            # anyway: 13% less memory per token and layer (LLaMA-7B, LoRA), 0.6% of a CPU step
+            # The input of down_proj is made again in the backward pass from gate and up, which
+            # `gated` keeps anyway. That saves 13% of the memory per token and layer (LLaMA-7B,
+            # LoRA) and costs 0.6% of a CPU step
             again = Source(tensors=(gate, up), make=partial(gated, act=self.act, slices=layout.slices))
             return self._project("down_proj", gated(gate, up, self.act, layout.slices), again)
-        # Split, not sliced: the pieces' gradients are put together once, a slice's is filled up
-        # with zeros to full size
+        # Split, not sliced: the gradients of the pieces are put together once, while the gradient
+        # of each slice would be filled up with zeros to full size
         sizes = [groups[0].start, *(group.n_rows for group in groups), layout.width - groups[-1].end]
         hidden, gates, ups = (torch.split(rows, sizes) for rows in (x, gate, up))
         parts = [gated(gates[0], ups[0], self.act, _until(layout.slices, sizes[0]))] if sizes[0] else []
@@ -170,7 +178,7 @@ class AdaptedMlp(nn.Module):
         return add_rows(self._project("down_proj", torch.cat(parts)), starts, deltas)
 
     def weight(self, name: str) -> Tensor:
-        """Frozen weight of gate_proj, up_proj or down_proj."""
+        """Return the frozen weight of gate_proj, up_proj or down_proj."""
         if self.fused and name != "down_proj":
             return self._weight("gate_up_proj").chunk(2)[name == "up_proj"]
         return self._weight(name)
@@ -191,12 +199,15 @@ class AdaptedMlp(nn.Module):
 
 
 def _until(slices: Slices, end: int) -> Slices:
-    """The slices before row `end`."""
+    """Return the parts of the slices before row `end`."""
     return tuple((a, min(b, end)) for a, b in slices if a < end)
 
 
 class StepLayer(nn.Module):
-    """A decoder layer that hands its routers' statistics out as tensors, so that it can be recomputed."""
+    """A step layer is a decoder layer that hands its routers' statistics out as tensors.
+
+    So it can be recomputed.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -204,7 +215,7 @@ class StepLayer(nn.Module):
         self.recompute = False
 
     def forward(self, hidden: Tensor, **options: Any) -> Tensor:
-        """[1, T, d] -> [1, T, d]."""
+        """Run the decoder layer: [1, T, d] -> [1, T, d]."""
         context = current_step()
         keys: list[Any] = []
 

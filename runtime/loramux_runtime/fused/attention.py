@@ -1,7 +1,9 @@
-"""Causal attention inside each sequence of a packed step, registered with transformers under one name.
+"""This module has causal attention inside each sequence of a packed step.
 
-Slices, never a block-diagonal mask: 0 * NaN would carry one job's NaN to its neighbours, and the
-dense mask is T x T.
+It is registered with transformers under one name.
+
+It uses slices, never a block-diagonal mask: 0 * NaN would carry one job's NaN to its neighbours,
+and the dense mask is T x T.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ NAME: Final = "loramux_packed"
 
 
 def _slices(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | None, window: int | None) -> Tensor:
-    """q [1, H, T, hd], k and v [1, Hkv, T, hd] -> [1, T, H, hd], one sequence at a time: the bits of separate runs."""
-    # Split, not sliced: the gradients of slices are filled up with zeros to full size, one by one
+    """Attend within one sequence at a time, which gives the bits of separate runs.
+
+    q [1, H, T, hd], k and v [1, Hkv, T, hd] -> [1, T, H, hd].
+    """
+    # Split, not sliced: gradients of slices would be filled up with zeros to full size, one by one
     rest = layout.width - layout.n_tokens
     sizes = [*(b - a for a, b in layout.sequences), rest]
     parts = []
@@ -43,7 +48,10 @@ def _slices(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | 
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: StepLayout, scale: float | None, window: int | None) -> Tensor:
-    """The same through torch's variable-length flash attention (CUDA, 16-bit); rounding rows come out as zero."""
+    """Attend through torch's variable-length flash attention (CUDA, 16-bit).
+
+    Shapes are as in `_slices`. Rounding rows come out as zero.
+    """
     from torch.nn.attention import varlen
 
     varlen_attn: Any = varlen.varlen_attn  # its signature differs between torch 2.11 and 2.13
@@ -89,7 +97,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: [1, H, T, hd] -> [1, T, H, hd]."""
+    """Attend as transformers' attention function does: [1, H, T, hd] -> [1, T, H, hd]."""
     if attention_mask is not None:
         raise ValueError("packed attention takes its sequences from the step, not from a mask")
     if dropout:

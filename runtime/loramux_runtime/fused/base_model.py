@@ -1,4 +1,7 @@
-"""The frozen base: a Hugging Face decoder from a local folder, or a named shape with random weights."""
+"""The frozen base is a Hugging Face decoder that carries the adapters.
+
+It comes from a local folder, or from a named shape with random weights.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ FrozenDtype = Literal["fp32", "bf16", "fp64"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
-    """A loaded, frozen decoder. `hf` runs packed attention and must only be called inside a fused step."""
+    """A base model is a loaded, frozen decoder.
+
+    `hf` runs packed attention and must only be called inside a fused step.
+    """
 
     name: str
     hf: Any
@@ -41,16 +47,19 @@ class BaseModel:
 
     @property
     def vocab(self) -> int:
-        """Token ids are below this."""
+        """The number that token ids are below."""
         return int(self.hf.config.vocab_size)
 
     @property
     def max_tokens(self) -> int | None:
-        """Positions the model was made for, where its configuration says so."""
+        """The positions that the model was made for, where its configuration says so."""
         return getattr(self.hf.config, "max_position_embeddings", None)
 
     def weight(self, layer: int, name: str) -> Tensor:
-        """A frozen weight [n_out, n_in] by linear; gate_proj and up_proj also where the base fuses them."""
+        """Return the frozen weight [n_out, n_in] of a linear.
+
+        gate_proj and up_proj are known also where the base fuses them.
+        """
         weight: Tensor | None = self.weights.get((layer, name))
         if weight is None:
             weight = self.weights[layer, "gate_up_proj"].chunk(2)[name == "up_proj"]
@@ -58,7 +67,7 @@ class BaseModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights (tied ones once)."""
+        """The bytes of all weights, with tied ones counted once."""
         return sum(p.numel() * p.element_size() for p in self.hf.parameters())
 
 
@@ -67,7 +76,10 @@ def _invalid(file: str | Path, allowed: str) -> InvalidInputError:
 
 
 def _check_config(config: Any, name: str) -> str:
-    """Activation of a model that can be a base; UsageError for the others."""
+    """Return the activation of a model that can be a base.
+
+    Raises UsageError for the others.
+    """
     if config.model_type not in FAMILIES:
         raise UsageError(f"{name}: model family {config.model_type!r} is not supported (known: {', '.join(FAMILIES)})")
     act = getattr(config, "hidden_activation", None) or config.hidden_act
@@ -137,7 +149,7 @@ def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.de
             ignore_mismatched_sizes=True,
             **local,
         )
-        # else random values and a warning
+        # Without this check transformers takes random values for these and only warns
         wrong = [f"{name} is missing" for name in sorted(about["missing_keys"])]
         wrong += [f"{key[0]} has shape {tuple(key[1])}" for key in sorted(about["mismatched_keys"])]
         surplus = sorted(name for name in about["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
@@ -156,7 +168,8 @@ def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.
             hf = make()
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise _invalid(name, str(error)) from error
-    except RuntimeError as error:  # wrong shapes; but running out of memory is not the folder's fault
+    except RuntimeError as error:
+        # The shapes are wrong; but running out of memory is not the folder's fault
         if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
             raise
         raise _invalid(name, str(error)) from error
@@ -166,7 +179,10 @@ def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.
 def build_base(
     config: Any, *, name: str = "", dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu", seed: int = 0
 ) -> BaseModel:
-    """A model of a transformers configuration with random weights (speed and memory do not depend on the values)."""
+    """Build a model of a transformers configuration with random weights.
+
+    Speed and memory do not depend on the values.
+    """
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
@@ -183,7 +199,10 @@ def build_base(
 
 
 def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
-    """The model of a folder without its weights (device `meta`). InvalidInputError where it is no model's."""
+    """Return the model of a folder without its weights (device `meta`).
+
+    Raises InvalidInputError where the folder is no model's.
+    """
     from transformers import AutoConfig
 
     folder = Path(path)
@@ -197,7 +216,10 @@ def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
 
 
 def shape_config(name: str, **changes: Any) -> Any:
-    """A transformers configuration with the shape of that name (`loramux_profiles.shapes`), llama-like."""
+    """Return a llama-like transformers configuration with the shape of that name.
+
+    The shapes are those of `loramux_profiles.shapes`.
+    """
     from transformers import AutoConfig
 
     shape = load_shape(name)

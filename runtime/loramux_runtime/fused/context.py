@@ -1,4 +1,7 @@
-"""The step that is running: model code between the caller and our modules passes no argument of ours through."""
+"""This module knows the step that is running.
+
+Model code stands between the caller and our modules, and passes no argument of ours through.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,23 @@ from loramux_runtime.fused.stats import RouterStats
 
 @dataclass(slots=True, kw_only=True)
 class StepContext:
-    """What attention, adapted linears and routers find."""
+    """A step context is what attention, adapted linears and routers find."""
 
     layout: StepLayout
     anchor: Tensor
-    """Requires a gradient, so that backward passes of adapted linears run even where their input
-    needs none.
+    """A tensor that requires a gradient.
+
+    So backward passes of adapted linears run even where their input needs none.
     """
     stats: RouterStats = field(default_factory=RouterStats)
-    """Of the layer that is running."""
+    """Statistics of the layer that is running."""
 
 
 _running: list[StepContext] = []
 
 
 def current_step() -> StepContext:
-    """The running step; RuntimeError outside one."""
+    """Return the running step; raise RuntimeError outside one."""
     if not _running:
         raise RuntimeError("the model runs only inside a fused step")
     return _running[-1]
@@ -38,7 +42,10 @@ def current_step() -> StepContext:
 
 @contextmanager
 def running_step(layout: StepLayout) -> Iterator[StepContext]:
-    """Run the model inside this step (its backward pass too, where layers are recomputed)."""
+    """Run the model inside this step.
+
+    Its backward pass runs there too, where layers are recomputed.
+    """
     context = StepContext(layout=layout, anchor=torch.zeros(1, device=layout.input_ids.device, requires_grad=True))
     _running.append(context)
     try:

@@ -1,4 +1,4 @@
-"""Which device a run is on."""
+"""This module says which device a run is on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from loramux_traces.errors import HardwareMissingError, UsageError
 
 
 def choose_device(name: str, *, here: bool = True) -> torch.device:
-    """A device by name (cpu, cuda, cuda:N); auto: CUDA where there is one. UsageError or HardwareMissingError.
+    """Return a device by name: cpu, cuda or cuda:N; auto is CUDA where there is one.
 
-    `here`: it must be in this machine.
+    `here`: it must be in this machine. Raises UsageError for another name, HardwareMissingError
+    where this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,13 +29,17 @@ def choose_device(name: str, *, here: bool = True) -> torch.device:
 
 
 SMALL_HIDDEN: Final = 512
-"""Below it a step's products are too small to share: two threads beside other work took twenty
-times as long.
+"""Below this hidden size a step's products are too small to share.
+
+Two threads beside other work took twenty times as long.
 """
 
 
 def set_threads(threads: int | None, hidden: int) -> None:
-    """CPU threads of torch: as asked for, else one for a small model and torch's own choice for a large one."""
+    """Set the CPU threads of torch to what was asked for.
+
+    Else it is one for a small model, and torch's own choice for a large one.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     elif hidden < SMALL_HIDDEN:
@@ -42,5 +47,5 @@ def set_threads(threads: int | None, hidden: int) -> None:
 
 
 def card_name(device: torch.device) -> str:
-    """The device as people call it."""
+    """Return the device's name as people call it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

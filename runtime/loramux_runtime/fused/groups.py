@@ -1,12 +1,12 @@
-"""Jobs of one step whose adapters have the same structure: they share every grouped GEMM.
+"""Jobs of one step whose adapters have the same structure share every grouped GEMM.
 
 In exact mode each job is a group of its own: everything that is computed for a group is then
-computed on one job's rows with plain GEMMs, so no bit depends on a peer, nothing is stacked and
-(CPU) a job's rows stay in the cache between operations. Frozen GEMMs, attention and loss go by rows
-and do not care.
+computed on one job's rows with plain GEMMs, so no bit depends on a peer, nothing is stacked, and
+(CPU) a job's rows stay in the cache between operations. Frozen GEMMs, attention and loss go by
+rows, so groups make no difference to them.
 
 A group owns the stacked compute copies of its jobs' parameters (in the compute dtype, one group of
-a grouped GEMM per job) and hands gradients back to each job's own buffer.
+a grouped GEMM per job), and hands gradients back to each job's own buffer.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from loramux_runtime.fused.kernels.dropout import DropKey, site_key, threshold
 
 
 class Segment(NamedTuple):
-    """Rows [start, end) of the packed step."""
+    """A segment is the rows [start, end) of the packed step."""
 
     start: int
     end: int
 
 
 class JobGroup:
-    """Adapters of equal structure in one step. Rows of the group are [start, end) of the packed row."""
+    """A group holds adapters of equal structure in one step.
+
+    The rows of the group are [start, end) of the packed row.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,10 @@ class JobGroup:
         self.device, self.compute_dtype, self.exact = dropout_rows.device, compute_dtype, exact
         self.method = adapters[0].method
         self.config = adapters[0].config
-        """Of the first job; structure is common to all, scales and dropout are not."""
+        """The configuration of the first job.
+
+        Structure is common to all jobs, scales and dropout are not.
+        """
         self.sizes = [s.end - s.start for s in segments]
         self.slices = tuple((s.start - self.start, s.end - self.start) for s in segments)
         """Each job's rows within the group."""
@@ -67,13 +73,13 @@ class JobGroup:
 
     @property
     def n_rows(self) -> int:
-        """Tokens of the group."""
+        """The number of tokens of the group."""
         return self.end - self.start
 
     def alone(self, adapter: Adapter) -> JobGroup:
-        """The group of one of its jobs, with rows counted from 0."""
+        """Return the group of one of its jobs, with rows counted from 0."""
         i = self.adapters.index(adapter)
-        # one a step, not one per linear: in bf16 each would copy the whole adapter
+        # One per step, not one per linear: in bf16 each would copy the whole adapter
         known = self._alone.get(i)
         if known is not None:
             return known
@@ -92,16 +98,19 @@ class JobGroup:
         return one
 
     def put(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """Host numbers as a tensor on the device, without waiting for it (`torch.tensor(device=...)` waits)."""
+        """Return host numbers as a tensor on the device, without waiting for it.
+
+        `torch.tensor(device=...)` would wait.
+        """
         return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
 
     def sizes_column(self, dtype: torch.dtype) -> Tensor:
-        """[jobs, 1]: each job's tokens."""
+        """Return the number of each job's tokens, [jobs, 1]."""
         return self.put(self.sizes, dtype).unsqueeze(1)
 
     @cached_property
     def job_of_row(self) -> Tensor:
-        """[n_rows] int64: index of the row's job within the group."""
+        """The index of each row's job within the group, [n_rows] int64."""
         return (
             torch.arange(len(self.sizes))
             .repeat_interleave(torch.tensor(self.sizes), output_size=self.n_rows)
@@ -109,7 +118,10 @@ class JobGroup:
         )
 
     def stack(self, key: str) -> Tensor:
-        """The jobs' parameters `key` as [jobs, *shape] in the compute dtype (one job in that dtype: no copy)."""
+        """Return the jobs' parameters `key` as [jobs, *shape] in the compute dtype.
+
+        For one job in that dtype there is no copy.
+        """
         if len(self.adapters) == 1 and self.adapters[0].slab.params.dtype == self.compute_dtype:
             return self.adapters[0].slab.param(key).unsqueeze(0)
         if self._within is not None:
@@ -119,7 +131,10 @@ class JobGroup:
 
     @cached_property
     def _compute_copies(self) -> dict[str, Tensor]:
-        """All parameters, key by key with the jobs side by side, in one buffer that one operation fills and casts."""
+        """All parameters, key by key with the jobs side by side, in the compute dtype.
+
+        They are in one buffer that one operation fills and casts.
+        """
         layout = self.adapters[0].slab.layout
         jobs = len(self.adapters)
         flat = torch.empty(layout.size * jobs, dtype=self.compute_dtype, device=self.device)
@@ -134,17 +149,17 @@ class JobGroup:
         return copies
 
     def add_grad(self, key: str, grads: Tensor) -> None:
-        """Add [jobs, *shape] to the jobs' gradients."""
+        """Add [jobs, *shape] to the gradients of the jobs' parameters `key`."""
         slabs = [adapter.slab.grad(key) for adapter in self.adapters]
         if len(slabs) == 1:
             slabs[0].add_(grads[0])
         else:
-            # equal strides: one launch
+            # With equal strides this is one launch
             wide = grads.to(slabs[0].dtype, memory_format=torch.contiguous_format)
             torch._foreach_add_(slabs, list(wide.unbind(0)))
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
+        """Return one value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
         key = (dtype, *values)
         column = self._columns.get(key)
         if column is None:
@@ -157,7 +172,7 @@ class JobGroup:
         return column
 
     def drop_key(self, rates: Sequence[float], layer: int, projection: str) -> DropKey | None:
-        """Key of a site's masks; None where no job of the group drops anything."""
+        """Return the key of a site's masks, or None where no job of the group drops anything."""
         if not any(rates):
             return None
         limit = self.column([threshold(p) for p in rates], torch.int32)
@@ -174,7 +189,10 @@ def group_by_structure(
     exact: bool,
     training: bool,
 ) -> tuple[JobGroup, ...]:
-    """Runs of adapters with equal structure (they are sorted by it); in exact mode one group per job."""
+    """Return one group for each run of adapters with equal structure.
+
+    The adapters are sorted by structure. In exact mode there is one group per job.
+    """
     groups: list[JobGroup] = []
     start = 0
     for i in range(1, len(adapters) + 1):

@@ -1,4 +1,4 @@
-"""What a device says of its memory."""
+"""This module reads what a device says of its memory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 import torch
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Of glibc's mallopt."""
+"""Parameters of glibc's mallopt."""
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library of this PROCESS keep what is freed for the next step; whether it does (glibc only).
+    """Have the C library of this PROCESS keep what is freed, and return whether it does.
 
-    By default every tensor of more than 32 MiB is fresh pages that the kernel clears, and the
-    packed rows of many jobs are that large: 1.6% of a CPU step. For programs of our own (`loramux
-    train` on CPU), not for libraries.
+    It keeps it for the next step (glibc only). By default every tensor of more than 32 MiB is fresh
+    pages that the kernel clears, and the packed rows of many jobs are that large: 1.6% of a CPU
+    step. This is for programs of our own (`loramux train` on CPU), not for libraries.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -29,17 +29,23 @@ def keep_freed_memory() -> bool:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: its own class on CUDA, a plain RuntimeError of the allocator on CPU."""
+    """Return whether the error says that torch ran out of memory.
+
+    On CUDA that is a class of its own, on CPU a plain RuntimeError of the allocator.
+    """
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds right now (Linux only; None elsewhere)."""
+    """Return the memory in bytes that this process holds right now (Linux only; None elsewhere)."""
     return _status("VmRSS")
 
 
 def held_beside(weight_bytes: int) -> int | None:
-    """Memory that this process holds right now beside the weights (None where that is not known)."""
+    """Return the memory in bytes that this process holds right now beside the weights.
+
+    None where that is not known.
+    """
     held = resident_bytes()
     return None if held is None else held - weight_bytes
 
@@ -56,9 +62,11 @@ def _status(name: str) -> int | None:
 
 
 class MemoryMeter:
-    """Peak of the device. On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement);
-    the kernel's peak of the process stands in, less `rss_before`, what the process held beside the base model
-    before the first job. Without it there is no figure.
+    """A memory meter reads the memory peak of the device.
+
+    On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement).
+    There the kernel's peak of the process stands in, less `rss_before`, what the process held
+    beside the base model before the first job. Without `rss_before` there is no figure.
     """
 
     def __init__(self, device: torch.device, rss_before: int | None = None) -> None:
@@ -69,7 +77,7 @@ class MemoryMeter:
         """Most bytes reserved before the step in progress."""
 
     def peak_bytes(self) -> float | None:
-        """Most bytes reserved so far, with the context; None where it is not known."""
+        """Return the most bytes reserved so far, with the context; None where it is not known."""
         if self._device is None:
             most = None if self._rss_before is None else _status("VmHWM")
             return None if most is None or self._rss_before is None else float(max(0, most - self._rss_before))
@@ -78,14 +86,17 @@ class MemoryMeter:
         return float(max(self._most, torch.cuda.max_memory_reserved(self._device)) + max(0, outside))
 
     def step_begins(self) -> None:
-        """A fused step follows: its peak is wanted."""
+        """Begin to measure the peak of the fused step that follows."""
         if self._device is not None:
             self._most = max(self._most, torch.cuda.max_memory_reserved(self._device))
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
 
     def step_bytes(self) -> float | None:
-        """Most bytes allocated since `step_begins` on top of those before; None where it is not known."""
+        """Return the most bytes allocated since `step_begins` on top of those before.
+
+        None where it is not known.
+        """
         if self._device is None:
             return None
         return float(torch.cuda.max_memory_allocated(self._device) - self._before)

@@ -1,4 +1,7 @@
-"""The fused step: one forward and backward pass of the frozen base for the micro-batches of many jobs."""
+"""The fused step runs the frozen base once for the micro-batches of many jobs.
+
+It is one forward and one backward pass.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,13 @@ from loramux_runtime.fused.packing import MicroBatch, Part, StepLayout, build_la
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutcome:
-    """What one job's micro-batch gave."""
+    """An outcome is what one job's micro-batch gave."""
 
     job_id: str
     loss: float
-    """Cross entropy, its share of the accumulation window (a whole window's micro-batches add up to
-    the mean).
+    """Cross entropy, its share of the accumulation window.
+
+    A whole window's micro-batches add up to the mean.
     """
     aux_loss: float
     """Auxiliary losses of its routers, weighted by the micro-batch's share of the window."""
@@ -39,7 +43,7 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Held-out rows of one job."""
+    """A score is what the held-out rows of one job gave."""
 
     loss: float
     """Cross entropy over `batch.window_labels`."""
@@ -47,15 +51,18 @@ class Score:
     right: int
     """Labels that were the model's likeliest token."""
     rows_right: int
-    """Rows all of whose labels were: those that greedy decoding would have answered exactly."""
+    """Rows all of whose labels were the likeliest token.
+
+    Greedy decoding would have answered them exactly.
+    """
 
 
 class FusedModel:
-    """A frozen base whose linears carry the adapters of whichever jobs are in the step.
+    """A fused model is a frozen base whose linears carry the adapters of the jobs in the step.
 
     `exact`: every frozen GEMM, router and loss chunk runs on one job's rows only, so that on CPU in
     fp32 a job's bits do not depend on its peers (default on CPU; costs 5 to 8%). `recompute`: keep
-    only layer inputs and run each layer's forward pass again in the backward pass.
+    only layer inputs, and run each layer's forward pass again in the backward pass.
     """
 
     def __init__(
@@ -92,9 +99,10 @@ class FusedModel:
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> Adapter:
-        """A freshly initialised adapter for this base (None: on its device). ValueError where it does not fit.
+        """Return a freshly initialised adapter for this base.
 
-        `generator`: of the initial values, instead of one on the CPU from `seed`.
+        `device` None: on the base's device. `generator`: of the initial values, instead of one on
+        the CPU from `seed`. Raises ValueError where the configuration does not fit.
         """
         master = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         adapter = Adapter(
@@ -112,18 +120,25 @@ class FusedModel:
         return adapter
 
     def layout(self, parts: Sequence[Part], *, training: bool = True) -> StepLayout:
-        """Pack micro-batches into one step."""
+        """Pack the micro-batches into one step."""
         return build_layout(
             parts, device=self.base.device, compute_dtype=self.base.dtype, exact=self.exact, training=training
         )
 
     def step(self, parts: Sequence[Part]) -> list[JobOutcome]:
-        """One fused forward and backward pass: gradients are added to each adapter's slab. In the order of `parts`."""
+        """Run one fused forward and backward pass, and return outcomes in the order of `parts`.
+
+        Gradients are added to each adapter's slab.
+        """
         layout = self.layout(parts)
         return self._outcomes(parts, layout, *self.forward_backward(layout))
 
     def forward_backward(self, layout: StepLayout) -> tuple[Tensor, list[Tensor | None], StepContext]:
-        """The device's part of a step, without waiting for it: losses [jobs], auxiliary losses by group, statistics."""
+        """Run the device's part of a step, without waiting for it.
+
+        Return the losses [jobs], the auxiliary losses by group, and the context with the
+        statistics.
+        """
         with running_step(layout) as context:
             losses, aux = self._losses(layout, context)
             total = losses.sum() + sum(a.sum() for a in aux if a is not None)
@@ -132,7 +147,7 @@ class FusedModel:
 
     @torch.no_grad()
     def score(self, adapter: Adapter, batch: MicroBatch) -> Score:
-        """One job's rows without gradients and without dropout."""
+        """Score one job's rows without gradients and without dropout."""
         layout = self.layout([Part(adapter=adapter, batch=batch)], training=False)
         with running_step(layout):
             hidden = self._hidden(layout)
@@ -148,7 +163,7 @@ class FusedModel:
 
     @torch.no_grad()
     def logits(self, parts: Sequence[Part]) -> list[list[Tensor]]:
-        """Logits [tokens, vocab] of every row, by part; dropout off."""
+        """Return the logits [tokens, vocab] of every row, by part, with dropout off."""
         layout = self.layout(parts, training=False)
         with running_step(layout):
             hidden = self._hidden(layout)
@@ -213,7 +228,7 @@ class FusedModel:
 
 
 def _adapt(base: BaseModel) -> list[StepLayer]:
-    """Put our modules in the place of the decoder's; once per model."""
+    """Put our modules in the place of the decoder's, once per model."""
     layers = base.hf.model.layers
     if isinstance(layers[0], StepLayer):
         return list(layers)

@@ -1,4 +1,6 @@
-"""One fused step as data: the micro-batches of its jobs in one packed row, never padded but for its last few tokens.
+"""A step layout is one fused step as data: the micro-batches of its jobs in one packed row.
+
+The row is never padded but for its last few tokens.
 
 Everything that depends on the layout is worked out here, on the host, once per step: segments,
 positions, keys of the dropout masks, rows with a label. The kernels only ever see row ranges and
@@ -29,21 +31,23 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Rows of one job for one fused step."""
+    """A micro-batch holds rows of one job for one fused step."""
 
     tokens: tuple[Ints, ...]
     """One array of token ids per row."""
     labels: tuple[Ints, ...]
-    """Same lengths; `IGNORED` where nothing is learned. `labels[t]` is what should be predicted at
-    t - 1.
+    """Labels of the same lengths; `IGNORED` where nothing is learned.
+
+    `labels[t]` is what should be predicted at t - 1.
     """
     samples: tuple[int, ...]
     """Index of each row in the job's stream of samples: the key of its dropout masks."""
     step: int = 0
     """Optimizer step, from 0."""
     window_labels: int | None = None
-    """Labels in the whole accumulation window, which the loss is divided by; None: this micro-batch
-    is the window.
+    """Labels in the whole accumulation window, which the loss is divided by.
+
+    None: this micro-batch is the window.
     """
     window_share: float = 1.0
     """Share of the window's tokens in this micro-batch; its auxiliary losses are weighted by it."""
@@ -57,18 +61,18 @@ class MicroBatch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows."""
+        """The number of tokens of all rows."""
         return sum(map(len, self.tokens))
 
     @property
     def n_labels(self) -> int:
-        """Positions that are learned (a row's first token is never predicted)."""
+        """The number of positions that are learned (a row's first token is never predicted)."""
         return sum(int(np.count_nonzero(labels[1:] != IGNORED)) for labels in self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One job's share of a fused step."""
+    """A part is one job's share of a fused step."""
 
     adapter: Adapter
     batch: MicroBatch
@@ -76,13 +80,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLayout:
-    """A packed step on the device. `parts`, `segments` and `loss.bounds` are in packed order."""
+    """A step layout is a packed step on the device.
+
+    `parts`, `segments` and `loss.bounds` are in packed order.
+    """
 
     parts: tuple[Part, ...]
     segments: tuple[Segment, ...]
     groups: tuple[JobGroup, ...]
     n_tokens: int
-    """Real tokens."""
+    """Real tokens, without the rounding rows."""
     width: int
     """Tokens with the rounding rows."""
     input_ids: Tensor
@@ -90,7 +97,7 @@ class StepLayout:
     positions: Tensor
     """[1, width] int64: position within the sequence."""
     sequences: tuple[tuple[int, int], ...]
-    """Host: range of every sequence."""
+    """Range of every sequence, on the host."""
     cu_seqlens: Tensor
     """[sequences + 1] int32, on the device."""
     longest: int
@@ -98,14 +105,17 @@ class StepLayout:
     """[width] int32: the row half of the dropout keys."""
     loss: LossRows
     slices: tuple[tuple[int, int], ...]
-    """Rows that one frozen GEMM may take at a time: one job's each in exact mode, else all."""
+    """Rows that one frozen GEMM may take at a time: in exact mode one job's each, else all."""
     exact: bool
 
 
 def build_layout(
     parts: Sequence[Part], *, device: torch.device | str, compute_dtype: torch.dtype, exact: bool, training: bool = True
 ) -> StepLayout:
-    """Pack the parts: jobs of one structure stand together, those with expert blocks last."""
+    """Pack the parts into the layout of one step.
+
+    Jobs of one structure stand together, those with expert blocks last.
+    """
     if len({part.adapter.job_id for part in parts}) != len(parts):
         raise ValueError("a job takes part in a step at most once")
     ordered = sorted(parts, key=lambda part: (part.adapter.method.has_block, repr(part.adapter.structure)))
@@ -130,7 +140,7 @@ def build_layout(
         bounds.append(sum(map(len, index)))
         weights.append(1.0 / max(1, batch.n_labels if batch.window_labels is None else batch.window_labels))
         segments.append(Segment(start, at))
-    # the rest belongs to no job, no sequence and no statistic
+    # The rest is for rounding; it belongs to no job, no sequence and no statistic
     width = -(-at // ROUNDING) * ROUNDING
     rest = width - at
     pad = np.zeros(rest, dtype=np.int64)

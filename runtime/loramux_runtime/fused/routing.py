@@ -1,4 +1,7 @@
-"""Routers: logits of every job's own gate, and the statistics that auxiliary losses are made of."""
+"""Routers make the logits of every job's own gate.
+
+The module also has the sums that the statistics of auxiliary losses are made of.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,26 @@ from loramux_runtime.fused.kernels.grouped import grouped_narrow
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """The gates of one group on one input."""
+    """A router has the gates of one group on one input."""
 
     group: GroupRows
     key: str
-    """Of the gate in each job's slab."""
+    """Key of the gate in each job's slab."""
     start: int
     """Row of the input where the group begins."""
 
     def logits(self, rows: Tensor) -> Tensor:
-        """rows [n, n_in] of the group in fp32 -> [n, experts]."""
+        """Return the gates' logits: rows [n, n_in] of the group in fp32 -> [n, experts]."""
         gates = [adapter.slab.param(self.key) for adapter in self.group.adapters]
         if len(gates) == 1:
             return grouped_narrow(rows, gates[0].unsqueeze(0), self.group.offs).contiguous()
-        # One dense GEMM against all gates and a pick of each row's own: a grouped fp32 GEMM may
+        # One dense GEMM against all gates, then each row's own is picked: a grouped fp32 GEMM may
         # loop on the host (CUDA)
         every = (rows @ torch.cat(gates).t()).view(len(rows) * len(gates), -1)
         return every.index_select(0, self._own_cells(len(gates)))
 
     def backward(self, rows: Tensor, grad: Tensor, d_rows: Tensor | None) -> None:
-        """Adds to the gates' gradients, and to that of the rows where wanted."""
+        """Add to the gates' gradients, and to that of the rows where it is wanted."""
         # Job by job: in one product the zeros of one job would meet another's NaN (0 * NaN)
         for (a, b), adapter in zip(self.group.slices, self.group.adapters, strict=True):
             gate = adapter.slab.param(self.key)
@@ -76,10 +79,13 @@ def _wide(x: Tensor, router: Router) -> Tensor:
 
 
 def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(x, gate logits in fp32 [rows of the group, experts]) of x [N, n_in]; gates' gradients go to their slabs.
+    """Return (x, gate logits) of x [N, n_in]; the gates' gradients go to their slabs.
+
+    The logits are in fp32, [rows of the group, experts] for each router.
 
     Hand the x that comes back to ONE operation that makes its input's gradient itself: the routers'
-    is added to that tensor, in place. x itself is kept for the backward pass, not its fp32 copy.
+    gradient is added to that tensor, in place. x itself is kept for the backward pass, not its fp32
+    copy.
     """
     if not routers:
         return x, ()
@@ -88,7 +94,9 @@ def router_logits(x: Tensor, anchor: Tensor, routers: Sequence[Router]) -> tuple
 
 
 def sum_per_job(values: Tensor, group: GroupRows) -> Tensor:
-    """[rows, n] -> [jobs, n]: differentiable sums over each job's rows alone (a product with ones and zeros would carry
-    one job's NaN to all).
+    """Sum values over each job's rows, differentiably: [rows, n] -> [jobs, n].
+
+    Each sum takes one job's rows alone, because a product with ones and zeros would carry one job's
+    NaN to all.
     """
     return torch.stack([values[a:b].sum(0) for a, b in group.slices])

@@ -1,4 +1,7 @@
-"""Which linears of a base model adapters may change, and how an adapter says what it does to one."""
+"""This module says which linears of a base model adapters may change, and how.
+
+An adapter says with a plan what it does to one linear.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PRESETS: Final[dict[str, tuple[str, ...] | None]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """A frozen linear of every decoder layer that adapters may change."""
+    """A site is a frozen linear of every decoder layer that adapters may change."""
 
     name: str
     """For example `q_proj`; on bases that fuse them `qkv_proj`, `gate_up_proj`."""
@@ -28,7 +31,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSites:
-    """What adapters need to know of a base model."""
+    """These fields are what adapters need to know of a base model."""
 
     layers: int
     hidden: int
@@ -38,7 +41,10 @@ class BaseSites:
     """Path of the decoder layers inside the Hugging Face model (names of LoRA files)."""
 
     def site(self, name: str) -> Site:
-        """A linear by name; ValueError names those there are."""
+        """Return a linear by name.
+
+        Raises ValueError, which names those there are.
+        """
         for site in self.sites:
             if site.name == name:
                 return site
@@ -49,7 +55,10 @@ class BaseSites:
     def targets(
         self, wanted: str | Sequence[str], within: Literal["self_attn", "mlp"] | None = None
     ) -> tuple[Site, ...]:
-        """The linears of a preset or a list, in the base's order. ValueError for an unknown name or an empty choice."""
+        """Return the linears of a preset or a list, in the base's order.
+
+        Raises ValueError for an unknown name. The result may be empty, which the methods check.
+        """
         if isinstance(wanted, str):
             if wanted not in PRESETS:
                 raise ValueError(
@@ -65,12 +74,15 @@ class BaseSites:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearPlan:
-    """How one linear of one layer is changed by an adapter: keys of its slab and factors."""
+    """A plan says how an adapter changes one linear of one layer.
+
+    It has keys of the adapter's slab, and factors.
+    """
 
     a: str
     b: str
     rank: int
-    """Of one expert."""
+    """Rank of one expert."""
     scale: float
     """alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
     dropout: float

@@ -1,8 +1,9 @@
-"""A job's trainable parameters in one flat buffer, with named views into it and into its gradient.
+"""A slab holds a job's trainable parameters in one flat buffer.
 
-One buffer makes the clip norm one operation, the optimizer one tensor and preemption three
-contiguous copies (parameters and two moments). Ranks are padded with zero rows and columns to what
-grouped GEMMs need; padding gets zero gradients and stays zero under AdamW and SGD.
+It has named views into the buffer and into its gradient. One buffer makes the clip norm one
+operation, the optimizer one tensor, and preemption three contiguous copies (parameters and two
+moments). Ranks are padded with zero rows and columns to what grouped GEMMs need; padding gets zero
+gradients and stays zero under AdamW and SGD.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 ALIGN: Final = 16
-"""Elements: every tensor starts on a multiple, so that bf16 copies keep the 16-byte alignment
-grouped GEMMs want.
+"""Elements: every tensor starts on a multiple of this.
+
+So bf16 copies keep the 16-byte alignment that grouped GEMMs want.
 """
 
 Init = Literal["zeros", "ones", "kaiming", "normal"]
@@ -25,7 +27,7 @@ Init = Literal["zeros", "ones", "kaiming", "normal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePart:
-    """One tensor of an adapter file and the part of the slab's tensor that it is."""
+    """A file part is one tensor of an adapter file and the part of a slab's tensor that it is."""
 
     name: str
     index: tuple[slice | int, ...]
@@ -33,24 +35,27 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One tensor of a slab: its padded shape, the parts that files name, and how those are initialised."""
+    """A tensor spec describes one tensor of a slab.
+
+    It has the padded shape, the parts that files name, and how those are initialised.
+    """
 
     key: str
     shape: tuple[int, ...]
     parts: tuple[FilePart, ...]
     init: Init
     std: float = 0.02
-    """Of `normal`."""
+    """Standard deviation of `normal`."""
 
     @property
     def size(self) -> int:
-        """Elements, padding included."""
+        """The number of elements, padding included."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class SlabLayout:
-    """Where each tensor lies in the flat buffer."""
+    """A slab layout says where each tensor lies in the flat buffer."""
 
     specs: tuple[TensorSpec, ...]
     offsets: dict[str, int] = field(init=False)
@@ -71,23 +76,26 @@ class SlabLayout:
         object.__setattr__(self, "size", at)
 
     def view(self, flat: Tensor, key: str) -> Tensor:
-        """The tensor `key` in a buffer of this layout."""
+        """Return the tensor `key` in a buffer of this layout."""
         start = self.offsets[key]
         shape = self.shapes[key]
         return flat[start : start + math.prod(shape)].view(shape)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """All tensors by key."""
+        """Return all tensors of a buffer by key."""
         return {key: self.view(flat, key) for key in self.offsets}
 
     @property
     def n_params(self) -> int:
-        """Trainable parameters without padding."""
+        """The number of trainable parameters, without padding."""
         return sum(_part_size(spec, part) for spec in self.specs for part in spec.parts)
 
 
 class Slab:
-    """Parameters and gradients of one job. `version` counts changes of the parameters (compute copies go by it)."""
+    """A slab holds the parameters and the gradients of one job.
+
+    `version` counts changes of the parameters.
+    """
 
     def __init__(self, layout: SlabLayout, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         self.layout = layout
@@ -98,16 +106,18 @@ class Slab:
         self._grads = layout.views(self.grads)
 
     def param(self, key: str) -> Tensor:
-        """View of a parameter."""
+        """Return the view of a parameter."""
         return self._params[key]
 
     def grad(self, key: str) -> Tensor:
-        """View of its gradient."""
+        """Return the view of a parameter's gradient."""
         return self._grads[key]
 
     def initialise(self, seed: int, *, generator: torch.Generator | None = None) -> None:
-        """Fill in the initial values of every part; the generator is on the CPU, so they are the same on any device.
-        One that is given is used where it is (on a GPU: many times as fast).
+        """Fill in the initial values of every part.
+
+        By default the generator is on the CPU, so they are the same on any device. One that is
+        given is used where it is (on a GPU: many times as fast).
         """
         if generator is None:
             generator = torch.Generator().manual_seed(seed % (1 << 63))
@@ -119,15 +129,18 @@ class Slab:
         self.version += 1
 
     def named_parts(self) -> dict[str, Tensor]:
-        """The tensors of the adapter file: views without padding, by their name there."""
+        """Return the tensors of the adapter file: views without padding, by their name there."""
         return {part.name: self._params[s.key][part.index] for s in self.layout.specs for part in s.parts}
 
     def named_grads(self) -> dict[str, Tensor]:
-        """Gradients under the same names."""
+        """Return the gradients under the names of `named_parts`."""
         return {part.name: self._grads[s.key][part.index] for s in self.layout.specs for part in s.parts}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take the values of an adapter file. ValueError names the missing or surplus tensor, or the wrong shape."""
+        """Take over the values of an adapter file.
+
+        Raises ValueError, which names the missing or surplus tensor, or the wrong shape.
+        """
         mine = self.named_parts()
         missing, surplus = sorted(mine.keys() - tensors.keys()), sorted(tensors.keys() - mine.keys())
         if missing or surplus:

@@ -1,10 +1,10 @@
-"""`adapter_config.json`: the configuration of an adapter file, in PEFT's words.
+"""`adapter_config.json` says in PEFT's words how the adapter of a file is configured.
 
 LoRA is PEFT's own file. The mixtures add `routing_strategy`, `num_experts`, `top_k` and the fields
 of their configuration under the same names; MixLoRA has its attention adapters under
 `attention_lora` (null: none). Files of the authors' tools are read too: there the attention
-projections stand in `target_modules` (a list, or names with booleans) and `expert_lora` holds what
-the experts have different.
+projections stand in `target_modules` (a list, or names with booleans), and `expert_lora` holds what
+is different for the experts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ _RENAMED: Final = {
     "router_init_std": "router_init_range",
 }
 MAX_INTEGER: Final = 4096
-"""Of ranks and numbers of experts in a file: what a corrupt file may have us allocate stays small."""
+"""The largest rank or number of experts that a file may give.
+
+So what a corrupt file may have us allocate stays small.
+"""
 _SHARED: Final = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
-"""What attention and experts of one MixLoRA may have different."""
+"""Fields that may be different for the attention and for the experts of one MixLoRA."""
 _SAYS_NOTHING: Final = (
     *("method", "routing_strategy", "peft_type", "task_type", "base_model_name_or_path", "revision", "name", "dtype"),
     *("inference_mode", "auto_mapping", "peft_version", "init_lora_weights", "megatron_core", "qalora_group_size"),
@@ -42,7 +45,7 @@ _SAYS_NOTHING: Final = (
 
 
 class _Bad(Exception):
-    """A value of a key that cannot be taken; `allowed` says what can."""
+    """This error is about a key whose value cannot be taken; `allowed` says what can."""
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
         super().__init__(allowed)
@@ -50,7 +53,10 @@ class _Bad(Exception):
 
 
 def write_config(method: str, config: Any, modules: tuple[str, ...], base_name: str) -> dict[str, Any]:
-    """The JSON object of a configuration. `modules`: the linears a LoRA adapts (PEFT does not know our presets)."""
+    """Return the JSON object of a configuration.
+
+    `modules` are the linears that a LoRA adapts (PEFT does not know our presets).
+    """
     document: dict[str, Any] = {
         "peft_type": method.upper(),
         "task_type": "CAUSAL_LM",
@@ -84,7 +90,10 @@ def _write(config: Any) -> dict[str, Any]:
 
 
 def parse_config(text: str | bytes, file: str) -> tuple[str, Any]:
-    """(method, configuration) of an `adapter_config.json`. InvalidInputError names the key at fault."""
+    """Return (method, configuration) of an `adapter_config.json`.
+
+    Raises InvalidInputError, which names the key at fault.
+    """
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -95,7 +104,10 @@ def parse_config(text: str | bytes, file: str) -> tuple[str, Any]:
 
 
 def config_of(document: Mapping[str, Any], file: str) -> tuple[str, Any]:
-    """(method, configuration) of a configuration object; a key that is missing or null takes the method's default."""
+    """Return (method, configuration) of a configuration object.
+
+    A key that is missing or null takes the method's default.
+    """
     try:
         method = _method(document)
         return method, _config(method, document)
@@ -106,7 +118,7 @@ def config_of(document: Mapping[str, Any], file: str) -> tuple[str, Any]:
 
 
 def known_keys(method: str) -> frozenset[str]:
-    """Keys that a configuration of this method may hold with any legal value."""
+    """Return the keys that a configuration of this method may hold with any legal value."""
     names = {_RENAMED.get(field.name, field.name) for field in fields(METHODS[method].config_type)}
     if method == "mixlora":
         names = names - {"attention", "expert_modules"} | {"target_modules", "attention_lora", "expert_lora"}
@@ -157,7 +169,7 @@ def _config(method: str, document: Mapping[str, Any]) -> Any:
 
 
 def _refuse_others(document: Mapping[str, Any], known: Collection[str], within: str) -> None:
-    """A key we do not know may only hold a value that asks for nothing."""
+    """Refuse a key that we do not know, unless its value asks for nothing."""
     for key, value in document.items():
         if key not in known and value not in (None, False, {}, [], "", "none", 0):
             raise _Bad(f"{within}{key}", value, "is not supported for this method")
@@ -184,7 +196,10 @@ def _mixlora(document: Mapping[str, Any]) -> MixLoraConfig:
 
 
 def _split(names: str | tuple[str, ...] | None) -> tuple[tuple[str, ...], str | list[str]]:
-    """(experts' linears, attention's) of `target_modules`; on bases that fuse them `gate_up_proj` is two."""
+    """Split `target_modules` into (the experts' linears, those of attention).
+
+    On bases that fuse them, `gate_up_proj` stands for two linears.
+    """
     if names is None:
         return (), ""
     if names in ("all-linear", "mlp"):
@@ -208,7 +223,7 @@ def _sub_object(key: str, value: Any) -> dict[str, Any]:
 
 
 def _values(config_type: type[Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration that the document gives, checked against the types they are declared with."""
+    """Return the fields that the document gives, checked against their declared types."""
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(config_type).items():
         key = _RENAMED.get(name, name)
@@ -241,7 +256,10 @@ def _finite(value: Any) -> bool:
 
 
 def _modules(key: str, value: Any) -> str | tuple[str, ...] | None:
-    """A preset, a list of names, or names with booleans (the authors' training configurations)."""
+    """Read a preset, a list of names, or names with booleans.
+
+    Names with booleans stand in the authors' training configurations.
+    """
     if value is None:
         return None
     if isinstance(value, str):

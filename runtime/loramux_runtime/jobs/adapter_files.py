@@ -1,4 +1,4 @@
-"""Adapter files: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+"""An adapter file is a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
 LoRA, rsLoRA and DoRA are PEFT's own files, which `PeftModel.from_pretrained` loads bit for bit;
 mixtures have the keys that their slabs name. Ranks are stored without padding. Reading is strict
@@ -55,7 +55,7 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
         (temporary / CONFIG).write_text(json_text(document, indent=2) + "\n", encoding="utf-8")
         tensors = {name: view.detach().cpu().contiguous() for name, view in adapter.slab.named_parts().items()}
         save_file(tensors, temporary / TENSORS, metadata={"format": "pt"})
-        # safetensors leaves 0600
+        # safetensors leaves mode 0600, so the file gets that of the configuration
         (temporary / TENSORS).chmod((temporary / CONFIG).stat().st_mode & 0o777)
         for path in (temporary / CONFIG, temporary / TENSORS, temporary):
             sync(path)
@@ -78,11 +78,13 @@ def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite
 
 
 def read_adapter_config(path: str | Path) -> tuple[str, Any]:
-    """(method, configuration) from an `adapter_config.json` or its folder. InvalidInputError where it is no such file.
+    """Read (method, configuration) from an `adapter_config.json` or its folder.
 
-    Reads PEFT's files, ours, and those of the authors' tools. Keys that are missing take the
+    It reads PEFT's files, ours, and those of the authors' tools. Keys that are missing take the
     method's defaults; a key that would change what the adapter computes and is not known is
     refused.
+
+    Raises InvalidInputError where it is no such file.
     """
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -95,7 +97,10 @@ def read_adapter_config(path: str | Path) -> tuple[str, Any]:
 
 
 def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int = 0) -> Adapter:
-    """The adapter of a folder, for training on or for evaluation. InvalidInputError says everything that is wrong."""
+    """Load the adapter of a folder, for training on or for evaluation.
+
+    Raises InvalidInputError, which says everything that is wrong.
+    """
     folder = Path(folder)
     if folder.is_symlink() or not folder.is_dir():
         raise _invalid([(folder, "", "must be a folder (no symlink)")])
@@ -110,7 +115,10 @@ def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int =
 
 
 def _plausible(path: Path, layout: SlabLayout) -> None:
-    """Refuse a configuration that asks for far more memory than the file can fill, before the memory is taken."""
+    """Refuse a configuration that asks for far more memory than the file can fill.
+
+    This comes before the memory is taken.
+    """
     try:
         size = path.lstat().st_size
     except OSError as error:
@@ -120,7 +128,10 @@ def _plausible(path: Path, layout: SlabLayout) -> None:
 
 
 def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file with exactly these names, shapes and dtypes. InvalidInputError names the others."""
+    """Read the tensors of a safetensors file with exactly these names, shapes and dtypes.
+
+    Raises InvalidInputError, which names the others.
+    """
     _plain_file(path, sum(t.numel() * t.element_size() for t in wanted.values()) + 1024 * len(wanted) + (1 << 20))
     try:
         with safe_open(path, framework="pt") as file:

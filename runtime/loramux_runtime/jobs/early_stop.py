@@ -1,4 +1,7 @@
-"""Early stopping by patience, and a guess of how near it is (which only ever reorders jobs)."""
+"""This module stops jobs early by patience, and guesses how near that is.
+
+The guess only ever reorders jobs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Final
 import numpy as np
 
 POINTS: Final = 20
-"""Losses before a prediction says anything (aspen.md)."""
+"""Losses that are needed before a prediction says anything (aspen.md)."""
 PREDICT_EVERY: Final = 20
 """Losses from one prediction to the next."""
 FITTED: Final = 500
@@ -19,29 +22,38 @@ KEPT_LOSSES: Final = FITTED + PREDICT_EVERY - 1
 
 
 class LossTail:
-    """How many losses there were, and the last of them: what a prediction needs, however long a job trains."""
+    """A loss tail knows how many losses there were, and the last of them.
+
+    That is what a prediction needs, however long a job trains.
+    """
 
     def __init__(self, seen: int = 0, last: Iterable[float] = ()) -> None:
         self.seen = seen
         self.last = deque(last, maxlen=KEPT_LOSSES)
 
     def add(self, loss: float) -> None:
-        """The next loss."""
+        """Add the next loss of the job."""
         self.seen += 1
         self.last.append(loss)
 
     @property
     def epoch(self) -> int:
-        """Number of the prediction that is due."""
+        """The number of the prediction that is due."""
         return self.seen // PREDICT_EVERY
 
     def fitted(self) -> list[float]:
-        """Losses of whole epochs only: what a policy is told does not depend on when anybody asked first."""
+        """Return the losses of whole epochs only.
+
+        So what a policy is told does not depend on when anybody asked first.
+        """
         return list(self.last)[: len(self.last) - self.seen % PREDICT_EVERY][-FITTED:]
 
 
 class Patience:
-    """Stops after `patience` evaluations in a row that did not improve the best loss by `min_improvement`."""
+    """Patience stops a job after `patience` evaluations in a row without an improvement.
+
+    An improvement is a loss that is lower than the best one by more than `min_improvement`.
+    """
 
     def __init__(self, patience: int | None, min_improvement: float) -> None:
         self._patience, self._least = patience, min_improvement
@@ -49,7 +61,7 @@ class Patience:
         self.bad = 0
 
     def see(self, loss: float) -> bool:
-        """Note an evaluation; True when the job is to stop."""
+        """Note an evaluation, and return True when the job is to stop."""
         if self.best is None or loss < self.best - self._least:
             self.best, self.bad = loss, 0
         else:
@@ -58,10 +70,10 @@ class Patience:
 
 
 def predicted_improvement(losses: Sequence[float], ahead: int) -> float | None:
-    """How much the loss will fall over `ahead` more points by loss(t) = 1 / (b0 t + b1) + b2, least squares, b >= 0.
+    """Predict how much the loss will fall over `ahead` more points.
 
-    None with fewer than 20 finite points. Source: SLAQ (Zhang et al., SoCC 2017), as in arXiv
-    2312.02515.
+    The fit is loss(t) = 1 / (b0 t + b1) + b2, least squares, b >= 0. Return None with fewer than 20
+    finite points. Source: SLAQ (Zhang et al., SoCC 2017), as in arXiv 2312.02515.
     """
     from scipy.optimize import least_squares
 
@@ -83,9 +95,10 @@ def predicted_improvement(losses: Sequence[float], ahead: int) -> float | None:
 
 
 def stop_likelihood(losses: Sequence[float], ahead: int, least: float) -> float:
-    """In [0, 1]: 1 where the loss is predicted not to improve by `least` over `ahead` points, 0 where nothing is known.
+    """Return how likely the loss is not to improve by `least` over `ahead` points, in [0, 1].
 
-    `least` 0 is read as a thousandth of the last loss.
+    It is 1 / (1 + predicted fall / `least`): 1 where no fall is predicted, 1/2 where the fall is
+    `least`. It is 0 where nothing is known. `least` 0 is read as a thousandth of the last loss.
     """
     gain = predicted_improvement(losses, ahead)
     if gain is None:

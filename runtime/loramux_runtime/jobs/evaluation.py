@@ -1,4 +1,4 @@
-"""Scores of held-out rows."""
+"""This module scores an adapter on held-out rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ EVAL_TOKENS: Final = 4096
 
 
 class Evaluation(NamedTuple):
-    """Held-out rows."""
+    """An evaluation holds the scores of held-out rows."""
 
     loss: float
     """Mean cross entropy per learned token."""
     token_accuracy: float
     """Share of learned tokens that were the likeliest."""
     exact_match: float
-    """Share of rows whose every learned token was: what greedy decoding answers exactly."""
+    """Share of rows in which every learned token was the likeliest.
+
+    These are the rows that greedy decoding answers exactly.
+    """
 
 
 def evaluate(model: FusedModel, adapter: Adapter, rows: TokenisedRows) -> Evaluation:
-    """Score an adapter on rows, without gradients and dropout; where memory runs out, on fewer of them at a time."""
+    """Score an adapter on rows, without gradients and without dropout.
+
+    Where memory runs out, fewer rows are scored at a time.
+    """
     total = 0.0
     right = exact = start = 0
     most_tokens = EVAL_TOKENS

@@ -1,4 +1,7 @@
-"""Which model a folder holds, told in milliseconds: jobs go on only over the weights that they began on."""
+"""A fingerprint tells in milliseconds which model a folder holds.
+
+Jobs go on only over the weights that they began on.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ from loramux_traces.errors import StateError
 
 _BLOCK_BYTES: Final = 1 << 14
 _BLOCKS: Final = 64
-"""Read of each file of weights, evenly spaced: 140 GB are not read whole."""
+"""Blocks read of each file of weights, evenly spaced: 140 GB are not read whole."""
 _WEIGHTS: Final = ("*.safetensors", "*.bin")
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of config.json, of the names and sizes of the weights' files, and of blocks all over each. StateError
-    where they cannot be read.
+    """Return a SHA-256 that identifies the model of a folder.
+
+    It is made of config.json, of the names and sizes of the weights' files, and of blocks all over
+    each of them. Raises StateError where they cannot be read.
     """
     digest = hashlib.sha256()
     try:

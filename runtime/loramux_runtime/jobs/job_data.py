@@ -1,4 +1,4 @@
-"""The rows of a job, whatever its data settings say."""
+"""This module gets the rows of a job, whatever its data settings say."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def job_data(
     base: Path | None = None,
     roots: Sequence[Path] | None = None,
 ) -> JobData:
-    """The job's rows, from its file (arguments and errors of `load_data`) or synthetic.
+    """Return the job's rows, from its file or synthetic.
 
-    Synthetic ones are those of the micro-batch size that the job asks for, until `JobData.bound` to
-    what it gets.
+    Arguments and errors are those of `load_data`. Synthetic rows are those of the micro-batch size
+    that the job asks for, until `JobData.bound` makes them those of the size that it gets.
     """
     if not isinstance(job.data, SyntheticData):
         return load_data(job.data, tokenizer, vocab_size=vocab_size, seed=job.seed, base=base, roots=roots)
-    assert job.steps is not None  # the jobs file has seen to it
+    assert job.steps is not None  # the jobs file has checked it
     return synthetic_data(
         job.data.synthetic,
         job.id,

@@ -1,4 +1,7 @@
-"""A training job in the terms of a trace, so that the same cost model, loop and policies take it."""
+"""This module puts a training job in the terms of a trace.
+
+So the same cost model, loop and policies take it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Targets = Literal["all-linear", "attention", "mlp", "qv"]
 
 
 def register_base(base: BaseModel) -> str:
-    """Make the base's shape known to the cost model; returns the label that jobs name it by."""
+    """Make the base's shape known to the cost model, and return the label that jobs name it by."""
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", base.name.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "base"
     # never the name of a shipped shape, whose vocabulary or depth may differ
     label = f"{label[:100]}.run"
@@ -28,13 +31,16 @@ def register_base(base: BaseModel) -> str:
 
 
 def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recompute: bool) -> JobSpec:
-    """The job as a row of a trace: mean and p95 of its real lengths, its rank and experts, its declared steps."""
+    """Return the job as a row of a trace.
+
+    The row has the mean and p95 of its real lengths, its rank and experts, and its declared steps.
+    """
     dtype: Dtype = "bf16" if base.dtype == torch.bfloat16 else "fp32"
     return spec_of_data(job, data, label, dtype=dtype, recompute=recompute)
 
 
 class _Lengths(NamedTuple):
-    """What a trace says of lengths."""
+    """These fields are what a trace says of lengths."""
 
     seq_len: float
     seq_len_p95: float | None
@@ -42,7 +48,7 @@ class _Lengths(NamedTuple):
 
 
 def _lengths(job: TrainJob, data: JobData) -> _Lengths:
-    # the trace's own words, of which these rows are one draw
+    # These are the trace's own words, and the rows are one draw from them
     if isinstance(job.data, SyntheticData):
         said = job.data.synthetic
         return _Lengths(said.seq_len, said.seq_len_p95, said.length_dist)
@@ -53,13 +59,13 @@ def _lengths(job: TrainJob, data: JobData) -> _Lengths:
 def _targets(config: Any) -> Targets:
     if isinstance(config, MixLoraConfig):
         return "mlp" if config.attention is None else "all-linear"
-    # a list of linears has no name in a trace: costed as if all were adapted, an upper bound
+    # A list of linears has no name in a trace: it costs as if all were adapted, an upper bound
     targets = config.target_modules
     return targets if targets in ("attention", "mlp", "qv") else "all-linear"
 
 
 def spec_of_data(job: TrainJob, data: JobData, label: str, *, dtype: Dtype, recompute: bool) -> JobSpec:
-    """The same without a base model at hand."""
+    """Return the job as a row of a trace, without a base model at hand."""
     config = job.adapter_config
     experts = getattr(config, "num_experts", None)
     if isinstance(experts, tuple):

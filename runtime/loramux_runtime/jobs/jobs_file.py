@@ -1,4 +1,7 @@
-"""jobs.yaml: the base model and the jobs of `loramux train`, validated; data, never code."""
+"""A jobs.yaml names the base model and the jobs of `loramux train`.
+
+This module reads and validates it; the file is data, never code.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _one_kind(data: Any) -> Any:
-    """The data settings as the one kind that they are meant to be, so that errors speak of that kind only."""
+    """Return the data settings as the one kind that they are meant to be.
+
+    So errors speak of that kind only.
+    """
     if not isinstance(data, dict):
         return data
     if "synthetic" not in data:
@@ -48,7 +54,7 @@ class _Strict(BaseModel):
 
 
 class OptimizerConfig(_Strict):
-    """AdamW or SGD, as torch.optim has them."""
+    """The optimizer is AdamW or SGD, as torch.optim has them."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)] = 2e-4
@@ -56,23 +62,23 @@ class OptimizerConfig(_Strict):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1e-8
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of SGD."""
+    """Momentum, which SGD alone uses."""
 
 
 class ScheduleConfig(_Strict):
-    """Learning-rate schedule over the declared steps."""
+    """The schedule sets the learning rate over the declared steps."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationConfig(_Strict):
-    """Loss on held-out rows (data.eval_*), and early stopping on it."""
+    """Evaluation gives the loss on held-out rows (data.eval_*), and may stop the job early."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Omitted: at the start and at the end only."""
+    """Optimizer steps between two evaluations; omitted: at the start and at the end only."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many evaluations without an improvement."""
+    """Evaluations in a row without an improvement after which the job stops."""
     min_improvement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     @model_validator(mode="after")
@@ -83,13 +89,14 @@ class EvaluationConfig(_Strict):
 
 
 class TrainJob(_Strict):
-    """One job. Exactly one of `steps` (optimizer steps) and `epochs`."""
+    """A training job has exactly one of `steps` (optimizer steps) and `epochs`."""
 
     id: JobId
     method: Literal["lora", "mixlora", "mola", "loramoe", "dynmole"] = "lora"
     adapter: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the method's configuration (`fused.adapters`): rank, alpha, dropout,
-    target_modules, ...
+    """Fields of the method's configuration (`fused.adapters`).
+
+    For example rank, alpha, dropout, target_modules.
     """
     data: Data
     """A file (`data.DataConfig`), or `synthetic` (`data.SyntheticConfig`): lengths alone."""
@@ -102,7 +109,7 @@ class TrainJob(_Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
-    """Clip the job's gradient to this norm; null: no clipping."""
+    """Norm that the job's gradient is clipped to; null: no clipping."""
     evaluation: EvaluationConfig = EvaluationConfig()
     submit_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
@@ -123,12 +130,15 @@ class TrainJob(_Strict):
 
     @property
     def adapter_config(self) -> Any:
-        """The method's configuration object."""
+        """The configuration object of the job's method."""
         return adapter_config(self.method, self.adapter)
 
 
 class BaseConfig(_Strict):
-    """Exactly one of a local model folder, a named shape, or a transformers configuration with random weights."""
+    """The base has exactly one source: a folder, a shape or a configuration.
+
+    It is a local model folder, a named shape, or a transformers configuration with random weights.
+    """
 
     path: Path | None = None
     shape: str | None = None
@@ -136,7 +146,7 @@ class BaseConfig(_Strict):
     """`model_type` and its fields, for a tiny model."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of random weights."""
+    """Seed of the random weights."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseConfig:
@@ -148,7 +158,7 @@ class BaseConfig(_Strict):
 
 
 class Submission(_Strict):
-    """Jobs by themselves, as `loramux submit` takes them."""
+    """A submission is jobs by themselves, as `loramux submit` takes them."""
 
     jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=10_000)]
 
@@ -162,7 +172,7 @@ class Submission(_Strict):
 
 
 class JobsFile(Submission):
-    """What `loramux train` runs."""
+    """A jobs file is what `loramux train` runs."""
 
     base: BaseConfig
     folder: Annotated[Path, Field(exclude=True)] = Path()
@@ -170,7 +180,10 @@ class JobsFile(Submission):
 
 
 def adapter_config(method: str, fields: dict[str, Any]) -> Any:
-    """The configuration dataclass of a method. ValueError names an unknown or wrong field."""
+    """Return the configuration dataclass of a method.
+
+    Raises ValueError, which names an unknown or wrong field.
+    """
     return _configured(METHODS[method].config_type, fields, "adapter")
 
 
@@ -193,7 +206,9 @@ def _configured(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
 
 
 def read_jobs_file(path: str | Path) -> JobsFile:
-    """Read and check a jobs.yaml (or .json). `defaults` is merged under every job; relative paths start at the file.
+    """Read and check a jobs.yaml (or .json).
+
+    `defaults` is merged under every job; relative paths start at the file.
 
     Raises InvalidInputError with one problem per bad key.
     """
@@ -205,7 +220,10 @@ def read_jobs_file(path: str | Path) -> JobsFile:
 
 
 def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
-    """The jobs of a jobs.yaml, whatever its base, or the one job that the file is. Raises as `read_jobs_file`."""
+    """Return the jobs of a jobs.yaml, whatever its base, or the one job that the file is.
+
+    Raises as `read_jobs_file`.
+    """
     file = Path(path)
     content = _jobs_merged(file, _mapping(file))
     content.pop("base", None)
@@ -215,7 +233,10 @@ def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
 
 
 def read_base(path: str | Path) -> BaseConfig:
-    """The base of a jobs.yaml, its path made absolute. Raises as `read_jobs_file`."""
+    """Return the base of a jobs.yaml, its path made absolute.
+
+    Raises as `read_jobs_file`.
+    """
     file = Path(path)
     base = validate(BaseConfig, file, _mapping(file).get("base", {}))
     return base if base.path is None else base.model_copy(update={"path": (file.parent / base.path).resolve()})
@@ -254,7 +275,10 @@ _SOURCES = frozenset(("path", "synthetic"))
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`; a job with a source of data of its own takes nothing from one of the other kind."""
+    """Merge `over` on top of `under`.
+
+    A job with a source of data of its own takes nothing from one of the other kind.
+    """
     sources = (_SOURCES & under.keys(), _SOURCES & over.keys())
     result = {} if all(sources) and sources[0] != sources[1] else dict(under)
     for key, value in over.items():

@@ -1,4 +1,4 @@
-"""torch's optimizers and schedules on a job's flat buffer."""
+"""This module runs torch's optimizers and schedules on a job's flat buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from loramux_runtime.jobs.jobs_file import OptimizerConfig, ScheduleConfig
 
 
 class JobOptimizer:
-    """One optimizer for one job: the slab is its single parameter, so that moments are two flat buffers."""
+    """Each job has one optimizer, whose single parameter is the job's slab.
+
+    So the moments are two flat buffers.
+    """
 
     def __init__(self, slab: Slab, config: OptimizerConfig, schedule: ScheduleConfig, total_steps: int) -> None:
         self._slab = slab
@@ -27,7 +30,9 @@ class JobOptimizer:
                 betas=config.betas,
                 eps=config.eps,
                 weight_decay=config.weight_decay,
-                fused=True,  # one pass: a quarter of the time on CPU, and no temporaries as large as the adapter
+                # One pass takes a quarter of the time on CPU, and makes no temporaries as large as
+                # the adapter
+                fused=True,
             )
         else:
             self._torch = torch.optim.SGD(
@@ -39,7 +44,7 @@ class JobOptimizer:
         self._param.grad = self._slab.grads
 
     def lr(self, step: int) -> float:
-        """Learning rate of an optimizer step, from 0."""
+        """Return the learning rate of an optimizer step, counted from 0."""
         schedule, peak = self._schedule, self._config.lr
         if step < schedule.warmup_steps:
             return peak * (step + 1) / schedule.warmup_steps
@@ -50,7 +55,7 @@ class JobOptimizer:
         return peak * (1.0 - done if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * done)))
 
     def grad_norm(self) -> float:
-        """Euclidean norm of the accumulated gradient."""
+        """Return the Euclidean norm of the accumulated gradient."""
         return float(torch.linalg.vector_norm(self._slab.grads))
 
     def step(self, step: int, scale: float = 1.0) -> None:
@@ -72,10 +77,13 @@ class JobOptimizer:
                 self._torch.state[self._param][name] = value.to(device)
 
     def state(self) -> dict[str, Any]:
-        """Moments and step count: tensors by name."""
+        """Return the moments and the step count as tensors by name."""
         return {name: value for name, value in self._torch.state[self._param].items() if isinstance(value, Tensor)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `state` gave: a copy, for a step changes moments in place."""
+        """Take over the tensors that `state` gave.
+
+        They are copied, because a step changes moments in place.
+        """
         device = self._slab.params.device
         self._torch.state[self._param] = {name: value.to(device, copy=True) for name, value in tensors.items()}

@@ -1,4 +1,7 @@
-"""From a job's configuration to what the scheduler and the trainer need: its rows, and the job as a row of a trace."""
+"""This module turns a job's configuration into what the scheduler and the trainer need.
+
+That is its rows, and the job as a row of a trace.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from loramux_traces.job import JobSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A job that the base model can train."""
+    """An admitted job is one that the base model can train."""
 
     config: TrainJob
     data: JobData
@@ -25,7 +28,7 @@ class Admitted:
 
 
 class Admission:
-    """Checks jobs against one base model before anything of them is trained."""
+    """Admission checks jobs against one base model before anything of them is trained."""
 
     def __init__(self, base: BaseModel, tokenizer_path: Path | None, *, recompute: bool = False) -> None:
         self._base = base
@@ -34,7 +37,9 @@ class Admission:
         self._recompute = recompute
 
     def admit(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> Admitted:
-        """The job with its rows read. `folder`: where its relative paths start; `submit_s`: instead of the job's own.
+        """Return the job with its rows read.
+
+        `folder` is where its relative paths start; `submit_s` is used instead of the job's own.
 
         Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows
         cannot be used.
@@ -47,7 +52,7 @@ class Admission:
         return Admitted(config=job, data=data, spec=spec)
 
     def check_adapter(self, job: TrainJob) -> None:
-        """UsageError where the adapter does not fit the base."""
+        """Raise UsageError where the adapter does not fit the base."""
         method, config = METHODS[job.method], job.adapter_config
         try:
             method.specs(config, self._base.sites)

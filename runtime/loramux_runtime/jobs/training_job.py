@@ -1,4 +1,7 @@
-"""A job's training state: where it is in its data, its optimizer, and what it has learned. No device, no clock."""
+"""A training job knows where it is in its data, its optimizer, and what it has learned.
+
+It knows no device and no clock.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,16 @@ from loramux_runtime.jobs.training_state import (
 from loramux_traces.errors import StateError
 
 MOST_SKIPPED: Final = 3
-"""Optimizer steps in a row with a loss or gradient that is not finite, before a job has diverged."""
+"""A job has diverged after so many steps in a row whose loss or gradient is not finite."""
 
 Log = Callable[[dict[str, Any]], None]
 
 
 class TrainingJob:
-    """One job from its first to its last optimizer step.
+    """A training job runs from its first to its last optimizer step.
 
     Step s trains on samples [s * batch_size, (s + 1) * batch_size) of the stream, in as many
-    micro-batches as the scheduler makes of them; the loss is divided by the labels of the whole
+    micro-batches as the scheduler makes of them. The loss is divided by the labels of the whole
     step, so the split changes no gradient but that of auxiliary losses (f * P is not linear).
     """
 
@@ -62,15 +65,15 @@ class TrainingJob:
         self.step = 0
         """Optimizer steps done."""
         self.rows_done = 0
-        """Rows of the step in progress that are trained on."""
+        """Rows of the step in progress that have been trained on."""
         self.tokens = 0
         self.stopped = False
-        """Ended before its declared steps by its own patience."""
+        """Whether its own patience ended it before its declared steps."""
         self.diverged = ""
-        """Why, once it has."""
+        """Why the job diverged; empty while it has not."""
         self.first_evaluation: Evaluation | None = None
         self.evaluation: Evaluation | None = None
-        """Of the held-out rows: the first one and the latest."""
+        """The latest score of the held-out rows; `first_evaluation` is their first one."""
         self._patience = Patience(config.evaluation.patience, config.evaluation.min_improvement)
         self._log = log
         self._window: tuple[int, int, int] = (-1, 0, 0)
@@ -83,19 +86,25 @@ class TrainingJob:
 
     @classmethod
     def new(cls, model: FusedModel, config: TrainJob, data: JobData, *, log: Log | None = None) -> TrainingJob:
-        """At its first step; the adapter waits on the host until its job starts."""
+        """Return a new job that stands at its first step.
+
+        The adapter waits on the host until its job starts.
+        """
         adapter = model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
         return cls(config, adapter, data.train, data.stream, data.eval, log=log)
 
     def begin(self, model: FusedModel) -> None:
-        """The job is on its device for the first time: score the held-out rows before anything is learned."""
+        """Score the held-out rows before anything is learned.
+
+        The job is on its device for the first time.
+        """
         if self.step == 0 and self.rows_done == 0 and self._eval_rows is not None and self.evaluation is None:
             self.evaluate(model)
 
     # -- data
 
     def peek(self, rows: int) -> MicroBatch:
-        """The next `rows` rows of the step in progress (fewer where fewer are left of it)."""
+        """Return the next `rows` rows of the step in progress, or those that are left of it."""
         first = self.step * self.config.batch_size + self.rows_done
         count = min(rows, self.rows_left)
         samples = tuple(range(first, first + count))
@@ -113,7 +122,7 @@ class TrainingJob:
         return replace(batch, window_share=batch.n_tokens / window_tokens)
 
     def lengths(self, rows: int) -> tuple[int, ...]:
-        """Tokens of each of the next rows."""
+        """Return the number of tokens of each of the next rows."""
         first = self.step * self.config.batch_size + self.rows_done
         return tuple(self._rows.length(row) for row in self._stream.rows(first, min(rows, self.rows_left)))
 
@@ -143,7 +152,10 @@ class TrainingJob:
     # -- training
 
     def commit(self, batch: MicroBatch, outcome: JobOutcome, model: FusedModel) -> None:
-        """A fused step with this micro-batch has run: move on, and take the optimizer step where it was the last."""
+        """Move on after a fused step with this micro-batch has run.
+
+        The optimizer step is taken where the micro-batch was the last of it.
+        """
         self._loss += outcome.loss
         self._aux += outcome.aux_loss
         self.tokens += outcome.n_tokens
@@ -155,13 +167,16 @@ class TrainingJob:
             self._apply(model)
 
     def rewind(self) -> None:
-        """Forget the step in progress: it will be trained again from its first row, with the same bits."""
+        """Forget the step in progress.
+
+        It will be trained again from its first row, with the same bits.
+        """
         self._uncount()
         self._next_window()
         self.adapter.slab.grads.zero_()
 
     def _uncount(self) -> None:
-        """The tokens of the step in progress will be counted again."""
+        """Take back the tokens of the step in progress, which will be counted again."""
         first = self.step * self.config.batch_size
         self.tokens -= sum(self._rows.length(row) for row in self._stream.rows(first, self.rows_done))
 
@@ -209,7 +224,7 @@ class TrainingJob:
             self._log(record)
 
     def evaluate(self, model: FusedModel) -> Evaluation:
-        """Score the held-out rows."""
+        """Score the held-out rows and keep the result."""
         assert self._eval_rows is not None
         self.evaluation = evaluate(model, self.adapter, self._eval_rows)
         if self.first_evaluation is None:
@@ -218,7 +233,10 @@ class TrainingJob:
 
     @property
     def p_stop(self) -> float:
-        """How likely its patience ends it soon (0 without patience); fitted again every 20 steps."""
+        """How likely it is that the job's patience ends it soon; 0 without patience.
+
+        It is fitted again every 20 steps.
+        """
         evaluation = self.config.evaluation
         if evaluation.patience is None or evaluation.every_steps is None:
             return 0.0
@@ -231,10 +249,10 @@ class TrainingJob:
     # -- checkpoints
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that training needs to go on bit-equal from here, between any two fused steps.
+        """Return all that training needs to go on bit-equal from here, between any two fused steps.
 
-        Tensors (the job's own, not copies, wherever they are: use them before the next step) and
-        facts for JSON.
+        These are tensors (the job's own, not copies, wherever they are: use them before the next
+        step) and facts for JSON.
         """
         slab = self.adapter.slab
         tensors = {"params": slab.params, "losses": torch.tensor(list(self._losses.last), dtype=torch.float64)}
@@ -261,7 +279,7 @@ class TrainingJob:
         return tensors, {"version": VERSION, "identity": self._own_identity(), "progress": progress.model_dump()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take up what `state` gave, tensors copied to where the job's own are.
+        """Take up what `state` gave; the tensors are copied to where the job's own are.
 
         Raises StateError, with nothing changed, where it is of another job (it says what differs)
         or not whole.
@@ -291,7 +309,7 @@ class TrainingJob:
         self._likelihood = (-1, 0.0)
 
     def _own_identity(self) -> dict[str, Any]:
-        if self._identity is None:  # it hashes the rows: once a job is enough
+        if self._identity is None:  # once per job is enough, because it hashes the rows
             self._identity = identity(
                 self.config, self.adapter, self.total_steps, self._rows, self._stream, self._eval_rows
             )

@@ -1,4 +1,7 @@
-"""What a training job is and how far it has come, as facts that JSON keeps bit for bit."""
+"""This module says what a training job is and how far it has come.
+
+Both are facts that JSON keeps bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import StateError
 
 VERSION: Final = 1
-"""Of the state: raised when an older one could no longer be taken up."""
+"""Version of the state; it is raised when an older one could no longer be taken up."""
 OPTIMIZER: Final = "optimizer."
 """What the names of the optimizer's tensors begin with."""
 _MOMENTS: Final[dict[str, set[str]]] = {"adamw": {"exp_avg", "exp_avg_sq", "step"}, "sgd": {"momentum_buffer"}}
@@ -36,7 +39,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Progress(BaseModel):
-    """How far a job has come, its tensors aside."""
+    """Progress is how far a job has come, its tensors aside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,20 +50,23 @@ class Progress(BaseModel):
     diverged: str
     skipped: Count
     loss: Exact
-    """Of the step in progress, like the next three."""
+    """Of the step in progress, as are the next three fields."""
     aux: Exact
     active: Exact
     active_tokens: Count
     first_evaluation: Score | None
     evaluation: Score | None
     best: Exact | None
-    """Of the job's patience, like the next one."""
+    """Of the job's patience, as is the next field."""
     bad: Count
     losses_seen: Count
 
 
 def read_progress(facts: Mapping[str, Any]) -> Progress:
-    """What `state` wrote. Raises StateError where it is not of this version or not whole."""
+    """Return the progress that `state` wrote.
+
+    Raises StateError where it is not of this version or not whole.
+    """
     if facts.get("version") != VERSION:
         raise StateError(f"its state has version {facts.get('version')!r}, this program reads {VERSION}")
     try:
@@ -78,9 +84,10 @@ def identity(
     stream: SampleStream,
     eval_rows: Rows | None,
 ) -> dict[str, Any]:
-    """Everything that a job's losses depend on and that a state does not bring along (the base model aside).
+    """Return everything that a job's losses depend on and that a state does not bring along.
 
-    How many rows a micro-batch holds is no part of it: the scheduler may choose anew.
+    The base model is left out. How many rows a micro-batch holds is no part of it either: the
+    scheduler may choose anew.
     """
     layout = adapter.slab.layout
     shapes = repr([(spec.key, spec.shape, [part.name for part in spec.parts]) for spec in layout.specs])
@@ -106,7 +113,10 @@ def identity(
 
 
 def check_identity(mine: Mapping[str, Any], theirs: Any) -> None:
-    """Raise StateError, naming the first thing that differs, unless the state is this very job's."""
+    """Raise StateError unless the state is this very job's.
+
+    The error names the first thing that differs.
+    """
     if not isinstance(theirs, dict):
         raise StateError("its state does not say which job it is of")
     different = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
@@ -121,7 +131,7 @@ def check_identity(mine: Mapping[str, Any], theirs: Any) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], params: Tensor, optimizer: str, progress: Progress) -> None:
-    """Raise StateError unless these are the tensors of a job with such parameters at such a point."""
+    """Raise StateError unless these are the tensors of a job with such parameters and progress."""
     moments = {name.removeprefix(OPTIMIZER) for name in tensors if name.startswith(OPTIMIZER)}
     if moments and moments != _MOMENTS[optimizer]:
         raise StateError(f"its {optimizer} state holds {', '.join(sorted(moments)) or 'nothing'}")
@@ -142,7 +152,10 @@ def check_tensors(tensors: Mapping[str, Tensor], params: Tensor, optimizer: str,
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back, so that what was written compares equal to what is."""
+    """Return a value as JSON gives it back.
+
+    So what was written compares equal to what is.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""Adapter methods: a folder each; `methods.METHODS` has them by name."""
+"""Each adapter method has a folder here; `methods.METHODS` has the methods by name."""

@@ -1,5 +1,6 @@
-"""What an adapter method is to the fused step (tensors, low-rank plans, routing, for some a block of the FFN), and one
-job's adapter.
+"""This module says what an adapter method is to the fused step, and what one job's adapter is.
+
+A method has tensors, low-rank plans, routing and, for some, a block of the FFN.
 """
 
 from __future__ import annotations
@@ -18,27 +19,30 @@ from loramux_runtime.fused.stats import RouterStats
 
 
 class GroupRows(Protocol):
-    """What a method sees of the rows it works on: those of some jobs of one step, one after the other.
+    """A method sees the rows that it works on through this protocol.
 
-    `groups.JobGroup` is the one there is; methods name this protocol, so that groups may import
-    adapters.
+    They are the rows of some jobs of one step, one job after the other. `groups.JobGroup` is the
+    one class that there is; methods name this protocol, so that groups may import adapters.
     """
 
     @property
     def index(self) -> int:
-        """Number of the group in the step."""
+        """The number of the group in the step."""
 
     @property
     def method(self) -> Method:
-        """The method of its jobs."""
+        """The method of the group's jobs."""
 
     @property
     def config(self) -> Any:
-        """Configuration of the first job: structure is common to all, scales and dropout are not."""
+        """The configuration of the first job.
+
+        Structure is common to all jobs, scales and dropout are not.
+        """
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
-        """One per job."""
+        """The adapters of the group, one per job."""
 
     @property
     def training(self) -> bool:
@@ -46,111 +50,144 @@ class GroupRows(Protocol):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of the stacked copies (`stack`)."""
+        """The dtype of the stacked copies (`stack`)."""
 
     @property
     def start(self) -> int:
-        """Row of the packed step where the group begins."""
+        """The row of the packed step where the group begins."""
 
     @property
     def n_rows(self) -> int:
-        """Tokens of the group."""
+        """The number of tokens of the group."""
 
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:
-        """Each job's rows within the group."""
+        """The rows of each job within the group."""
 
     @property
     def offs(self) -> Tensor:
-        """[jobs] int32: where each job's rows end within the group."""
+        """The ends of each job's rows within the group, [jobs] int32."""
 
     @property
     def job_of_row(self) -> Tensor:
-        """[n_rows] int64: index of the row's job within the group."""
+        """The index of each row's job within the group, [n_rows] int64."""
 
     def put(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """Host numbers as a tensor on the group's device, without waiting for it."""
+        """Return host numbers as a tensor on the group's device, without waiting for it."""
 
     def sizes_column(self, dtype: torch.dtype) -> Tensor:
-        """[jobs, 1]: each job's tokens."""
+        """Return the number of each job's tokens, [jobs, 1]."""
 
     def stack(self, key: str) -> Tensor:
-        """The jobs' parameters `key` as [jobs, *shape] in the compute dtype."""
+        """Return the jobs' parameters `key` as [jobs, *shape] in the compute dtype."""
 
     def add_grad(self, key: str, grads: Tensor) -> None:
-        """Add [jobs, *shape] to the jobs' gradients."""
+        """Add [jobs, *shape] to the gradients of the jobs' parameters `key`."""
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """One value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
+        """Return one value per job as a column [n_rows, 1], or [1, 1] where all are equal."""
 
     def drop_key(self, rates: Sequence[float], layer: int, projection: str) -> DropKey | None:
-        """Key of a site's dropout masks; None where no job of the group drops anything."""
+        """Return the key of a site's dropout masks.
+
+        None where no job of the group drops anything.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """What a method that replaces the FFN between its projections is given: one group's rows of one layer."""
+    """A block is what a method that replaces the FFN between its projections is given.
+
+    It has one group's rows of one layer.
+    """
 
     group: GroupRows
     layer: int
     hidden: Tensor
     """[rows, d]: input of the FFN."""
     gate: Tensor
-    """[rows, f]: frozen gate projection of it (bias included), likewise `up`."""
+    """[rows, f]: frozen gate projection of `hidden` (bias included), likewise `up`."""
     up: Tensor
     act: str
     anchor: Tensor
     stats: RouterStats
     weight: Callable[[str], Tensor]
-    """Frozen weight by name: gate_proj, up_proj, down_proj (slices of it where the base fuses two)."""
+    """Frozen weight by name: gate_proj, up_proj, down_proj.
+
+    The weight is a slice where the base fuses two.
+    """
     linear: Callable[[str, Tensor, tuple[tuple[int, int], ...]], Tensor]
     """The frozen linear, without its bias, on rows in these slices."""
 
 
 class Method:
-    """A kind of adapter. One object per method, without state; a new one is a folder and a line in `METHODS`."""
+    """A method is a kind of adapter.
+
+    There is one object per method, without state. A new method is a folder and a line in `METHODS`.
+    """
 
     name: ClassVar[str]
     config_type: ClassVar[type[Any]]
     has_block: ClassVar[bool] = False
-    """Whether it replaces the FFN between its projections (`block`); such jobs stand last in a
-    packed step.
+    """Whether it replaces the FFN between its projections (`block`).
+
+    Jobs of such a method stand last in a packed step.
     """
 
     def specs(self, config: Any, base: BaseSites) -> tuple[TensorSpec, ...]:
-        """The tensors of one adapter. ValueError where the configuration does not fit the base."""
+        """Return the tensors of one adapter.
+
+        Raises ValueError where the configuration does not fit the base.
+        """
         raise NotImplementedError
 
     def plans(self, config: Any, base: BaseSites) -> Plans:
-        """Low-rank updates by (layer, linear)."""
+        """Return the low-rank updates by (layer, linear)."""
         raise NotImplementedError
 
     def structure(self, config: Any, base: BaseSites) -> tuple[Any, ...]:
-        """What must be equal for two jobs to share grouped GEMMs; scales, dropout and loss weights need not be."""
+        """Return what must be equal for two jobs to share grouped GEMMs.
+
+        Scales, dropout and loss weights need not be equal.
+        """
         raise NotImplementedError
 
     def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
-        """Weights [rows, experts] of a linear's experts from its gate's logits; adds what the loss needs to `stats`."""
+        """Return the weights [rows, experts] of a linear's experts from its gate's logits.
+
+        What the loss needs is added to `stats`.
+        """
         raise NotImplementedError
 
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
-        """([rows, f] for the frozen down-projection, [rows, d] to add after it or None); where `has_block`."""
+        """Return what goes into the frozen down-projection and what is added after it.
+
+        They are [rows, f], and [rows, d] or None. Only methods where `has_block` have this.
+        """
         raise NotImplementedError
 
     def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """Auxiliary loss of each job [jobs], or None."""
+        """Return the auxiliary loss of each job [jobs], or None."""
         return None
 
     def active_experts(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """Mean experts kept per token of each job [jobs], where the routing decides it."""
+        """Return the mean experts kept per token of each job [jobs].
+
+        None where the routing does not decide it.
+        """
         return None
 
     def finish_initialisation(self, adapter: Adapter, weight_of: Any) -> None:
-        """Initial values that depend on the base: `weight_of(layer, name)` gives a frozen weight."""
+        """Set the initial values that depend on the base.
+
+        `weight_of(layer, name)` gives a frozen weight.
+        """
 
 
 class Adapter:
-    """A trainable adapter. `seed` keys its initial values and its dropout masks, never those of its peers.
+    """An adapter holds what one job trains.
+
+    `seed` keys its initial values and its dropout masks, never those of its peers.
 
     Raises ValueError where the configuration does not fit the base.
     """
@@ -178,17 +215,17 @@ class Adapter:
 
     @property
     def n_params(self) -> int:
-        """Trainable parameters (without the padding of ranks)."""
+        """The number of trainable parameters (without the padding of ranks)."""
         return self.slab.layout.n_params
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
-    """LoRA's factor on B A."""
+    """Return the factor that LoRA puts on B A."""
     return float(alpha / rank**0.5 if rslora else alpha / rank)
 
 
 def check_lora(rank: int, alpha: float, dropout: float) -> None:
-    """ValueError on values without meaning."""
+    """Raise ValueError on values without meaning."""
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
     if not 0 < alpha < float("inf"):

@@ -1,4 +1,7 @@
-"""Adapter methods by name. A new method is a folder and a line here."""
+"""This module has the adapter methods by name.
+
+A new method is a folder and a line here.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What the plug-in mixtures share: one gate per linear, experts stacked into one LoRA of rank experts * r.
+"""The plug-in mixtures share one gate per linear, and experts stacked into one LoRA.
 
-y += s B_cat (repeat_r(w) * (A_cat drop(x))): no permutation, no synchronisation, cost and memory
-independent of the routing. Skipping masked experts saved 1 to 2% of a CPU step and took 1.27x the
-memory (prototype): dense.
+The stacked LoRA has rank experts * r: y += s B_cat (repeat_r(w) * (A_cat drop(x))). It needs no
+permutation and no synchronisation, and its cost and memory are independent of the routing. It is
+dense because skipping masked experts saved 1 to 2% of a CPU step and took 1.27x the memory
+(prototype).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from loramux_runtime.fused.slab import FilePart, TensorSpec
 
 
 def plugin_specs(prefix: str, key: str, site: Site, rank: int, experts: int) -> list[TensorSpec]:
-    """Gate, stacked A and stacked B of one linear; expert e owns rows and columns e * rank to (e + 1) * rank."""
+    """Return the gate, the stacked A and the stacked B of one linear.
+
+    Expert e owns rows and columns e * rank to (e + 1) * rank.
+    """
     width = multiple_of_8(experts * rank)
     spans = [slice(e * rank, (e + 1) * rank) for e in range(experts)]
     gate = FilePart(name=f"{prefix}.moe_gate.weight", index=(slice(None),))
@@ -43,14 +47,14 @@ def plugin_specs(prefix: str, key: str, site: Site, rank: int, experts: int) -> 
 
 
 class Plugin(Method):
-    """Base of the plug-in methods; they differ in `route` and `auxiliary`."""
+    """This class is the base of the plug-in methods, which differ in `route` and `auxiliary`."""
 
     def experts_of(self, config: Any, layer: int, base: BaseSites) -> int:
-        """Experts of a layer's linears."""
+        """Return the number of experts of a layer's linears."""
         return int(config.num_experts)
 
     def specs(self, config: Any, base: BaseSites) -> tuple[TensorSpec, ...]:
-        """Tensors of every targeted linear."""
+        """Return the tensors of every targeted linear."""
         return tuple(
             spec
             for layer, site in self._places(config, base)
@@ -64,7 +68,7 @@ class Plugin(Method):
         )
 
     def plans(self, config: Any, base: BaseSites) -> Plans:
-        """One plan per targeted linear."""
+        """Return one plan per targeted linear."""
         scale = scale_of(config.alpha, config.rank, config.use_rslora)
         return {
             (layer, site.name): LinearPlan(
@@ -80,13 +84,13 @@ class Plugin(Method):
         }
 
     def structure(self, config: Any, base: BaseSites) -> tuple[Any, ...]:
-        """Rank, experts, targets and the method's own routing rule."""
+        """Return rank, experts, targets and the method's own routing rule."""
         experts = tuple(self.experts_of(config, layer, base) for layer in range(base.layers))
         names = tuple(site.name for site in base.targets(config.target_modules))
         return (self.name, config.rank, experts, names, *self.rule(config))
 
     def rule(self, config: Any) -> tuple[Any, ...]:
-        """Parameters of the routing that a group of jobs must share."""
+        """Return the parameters of the routing that a group of jobs must share."""
         return ()
 
     def _places(self, config: Any, base: BaseSites) -> list[tuple[int, Site]]:

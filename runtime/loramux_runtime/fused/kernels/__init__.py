@@ -1,1 +1,4 @@
-"""The arithmetic of a fused step: what torch does not offer as one differentiable operation."""
+"""This folder has the arithmetic of a fused step.
+
+It is what torch does not offer as one differentiable operation.
+"""

@@ -1,4 +1,6 @@
-"""Dropout masks that are computed from a key, not drawn: the backward pass makes the same mask again, none is stored.
+"""Dropout masks are computed from a key, not drawn.
+
+The backward pass makes the same mask again, and none is stored.
 
 The key of an element is (job seed, optimizer step, index of the sample in the job's stream,
 position in the sample) for the row, (layer, projection) for the site, and the channel: never the
@@ -21,13 +23,16 @@ from torch import Tensor
 
 _MIX_1: Final = 0x7FEB352D
 _MIX_2: Final = 0x846CA68B - (1 << 32)
-"""Multipliers of the `lowbias32` integer hash (Wellons 2018), the second as a signed 32-bit number."""
+"""Multipliers of the `lowbias32` integer hash (Wellons 2018).
+
+The second one is written as a signed 32-bit number.
+"""
 
 Int32s = np.ndarray[Any, np.dtype[np.int32]]
 
 
 def _finalise(h: np.ndarray[Any, np.dtype[np.uint32]]) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """lowbias32 on the host."""
+    """Apply the hash lowbias32 on the host."""
     h = h ^ (h >> np.uint32(16))
     h = h * np.uint32(0x7FEB352D)
     h = h ^ (h >> np.uint32(15))
@@ -36,7 +41,10 @@ def _finalise(h: np.ndarray[Any, np.dtype[np.uint32]]) -> np.ndarray[Any, np.dty
 
 
 def row_keys(seed: int, step: int, samples: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> Int32s:
-    """One 32-bit key per token of a job's micro-batch: samples and positions [T] -> [T] int32."""
+    """Return one 32-bit key per token of a job's micro-batch.
+
+    samples and positions [T] -> [T] int32.
+    """
     start = hashlib.blake2b(f"{seed}|{step}".encode(), digest_size=4).digest()
     h = np.full(samples.shape, int.from_bytes(start, "little"), dtype=np.uint32)
     wide = samples.astype(np.uint64)
@@ -48,7 +56,7 @@ def row_keys(seed: int, step: int, samples: np.ndarray[Any, Any], positions: np.
 
 @lru_cache(maxsize=4096)
 def site_key(layer: int, projection: str) -> int:
-    """A 32-bit key of one adapted linear, as a signed number."""
+    """Return a 32-bit key of one adapted linear, as a signed number."""
     digest = hashlib.blake2b(f"{layer}|{projection}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -60,25 +68,31 @@ def _channel_keys(channels: int, device: torch.device) -> Tensor:
 
 
 def threshold(p: float) -> int:
-    """How many of 65,536 hashes drop an element: p to within 8e-6."""
+    """Return how many of 65,536 hashes drop an element: p to within 8e-6."""
     return round(p * 65536)
 
 
 def row_hashes(rows: Tensor, site: int) -> Tensor:
-    """rows [T] int32 keys -> [T, 1] int32: the site's row keys, decorrelated before the channels come in."""
+    """Return the site's row keys, decorrelated before the channels come in.
+
+    rows [T] int32 keys -> [T, 1] int32.
+    """
     h = (rows.unsqueeze(1) ^ site) * _MIX_1
     return h ^ ((h >> 15) & 0x1FFFF)
 
 
 def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
-    """Masks as words: -1 where the element stays, 0 where it is dropped; `out` [T, C] int32 is filled and returned.
+    """Return masks as words: -1 where the element stays, 0 where it is dropped.
 
-    rows [T, 1] from `row_hashes`, channels [ceil(C / 2)] keys, `last` [T, 1] or [1, 1]: the largest
-    16-bit hash that drops, scratch [2, T, ceil(C / 2)], all int32. Multiply-xorshift rounds of
-    32-bit integers: the same bits on every device. One hash decides two channels, c by its upper
-    and c + half by its lower 16 bits (half the passes). Words instead of bools, because a
-    comparison and a product with bools do not vectorise on CPU: 0.45 and 0.7 ns per element; the
-    `sub`, `>>` and `&` here take 0.3 together.
+    `out` [T, C] int32 is filled and returned. rows [T, 1] from `row_hashes`, channels [ceil(C / 2)]
+    keys, `last` [T, 1] or [1, 1]: the largest 16-bit hash that drops, scratch [2, T, ceil(C / 2)],
+    all int32.
+
+    The arithmetic is multiply-xorshift rounds of 32-bit integers: the same bits on every device.
+    One hash decides two channels, c by its upper and c + half by its lower 16 bits (half the
+    passes). The masks are words instead of bools, because a comparison and a product with bools do
+    not vectorise on CPU: 0.45 and 0.7 ns per element; the `sub`, `>>` and `&` here take 0.3
+    together.
     """
     half = len(channels)
     h, other = scratch[0], scratch[1]
@@ -86,8 +100,8 @@ def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratc
     h *= _MIX_2
     h ^= torch.bitwise_right_shift(h, 16, out=other)
     h *= _MIX_1
-    # `>>` carries the sign in: the upper bits of h ^ (h >> 15) are h's and its own sign's, no hash,
-    # and are not used
+    # `>>` carries the sign in: the upper bits of h ^ (h >> 15) are those of h and of its sign. They
+    # are no hash, and are not used
     lower = torch.bitwise_right_shift(h, 15, out=other).bitwise_xor_(h).bitwise_and_(0xFFFF)
     h >>= 16
     torch.sub(last - 0x8000, h, out=out[:, :half])
@@ -98,18 +112,25 @@ def keep_words(rows: Tensor, channels: Tensor, last: Tensor, out: Tensor, scratc
 
 _WORDS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK: Final = 1 << 17
-"""Elements whose mask is made and used at a time on CPU, so that the words stay in the cache: 1.2
-ns per element; 1.7 at 2^16 for the number of calls, 5 at 2^20 for the memory.
+"""Elements whose mask is made and used at a time on CPU, so that the words stay in the cache.
+
+It takes 1.2 ns per element; 1.7 at 2^16 for the number of calls, 5 at 2^20 for the memory.
 """
 
 
 _BLOCK_DEVICE: Final = 1 << 24
-"""The same on a device, where only the memory of the words matters: 128 MiB at most, few launches."""
+"""The same on a device, where only the memory of the words matters.
+
+That is 128 MiB at most, with few launches.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class DropKey:
-    """The masks of one site for a range of rows. The factor 1 / (1 - p) is applied to the narrow side, after A x."""
+    """A drop key makes the masks of one site for a range of rows.
+
+    The factor 1 / (1 - p) is applied to the narrow side, after A x.
+    """
 
     rows: Tensor
     """[N] int32."""
@@ -118,14 +139,17 @@ class DropKey:
     """[N, 1] or [1, 1] int32."""
 
     def mask(self, channels: int) -> Tensor:
-        """[N, channels] bool, True where the element stays."""
+        """Return the masks as [N, channels] bool, True where the element stays."""
         out = torch.empty(len(self.rows), channels, dtype=torch.bool, device=self.rows.device)
         for a, b, words in self._blocks(channels, 4):
             torch.lt(words, 0, out=out[a:b])
         return out
 
     def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """x [N, channels] with dropped elements zero, the others unscaled (so nothing is rounded); `out` may be x."""
+        """Return x [N, channels] with dropped elements zero, and the others unscaled.
+
+        So nothing is rounded; `out` may be x.
+        """
         if out is None:
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for a, b, words in self._blocks(x.shape[1], x.element_size()):
@@ -133,9 +157,10 @@ class DropKey:
         return out
 
     def apply_and_add(self, x: Tensor, back: Tensor, into: Tensor, out: Tensor | None = None) -> Tensor:
-        """x with dropped elements zero, and the same mask on `back` [N, channels], which is added to `into`.
+        """Return x with dropped elements zero, and add `back` under the same mask to `into`.
 
-        The backward pass needs both; the mask is made once. `back` is overwritten; `out` may be x.
+        `back` is [N, channels]. The backward pass needs both; the mask is made once. `back` is
+        overwritten; `out` may be x.
         """
         if out is None:
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -146,12 +171,12 @@ class DropKey:
         return out
 
     def at(self, rows: Tensor) -> DropKey:
-        """The masks of these rows [M] int64."""
+        """Return the masks of these rows [M] int64."""
         limit = self.limit if len(self.limit) == 1 else self.limit.index_select(0, rows)
         return DropKey(self.rows.index_select(0, rows), self.site, limit)
 
     def _blocks(self, channels: int, width: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Row ranges with their masks, as words of `width` bytes."""
+        """Yield row ranges with their masks, as words of `width` bytes."""
         n, device = len(self.rows), self.rows.device
         step = max(1, (_BLOCK if device.type == "cpu" else _BLOCK_DEVICE) // channels)
         rows, last = row_hashes(self.rows, self.site), self.limit - 1

@@ -1,15 +1,26 @@
-"""MixLoRA's FFN between the frozen projections, forward and backward in one operation.
+"""This operation is MixLoRA's FFN between the frozen projections, forward and backward in one.
 
-For every slot (token, chosen expert) g = gate + s B1 A1 drop(x), h = up + s B3 A3 drop(x), a =
-act(g) h, and per token z = sum w a (for the ONE frozen down-projection) and delta = sum w s B2 A2
-drop(a).
+For every slot (token, chosen expert) it computes
 
-- Where an input or an output is per token, all of a job's experts are one low-rank pair of width E r, in one GEMM per
-  job, of which each slot takes its r columns: 4 times the FLOPs of a grouped GEMM with k = 2 of 8 experts, but nothing
-  of width d is gathered or summed per slot, and a CPU core does 97 GFLOP/s 64 columns wide, 14 to 35 eight wide.
-- Kept for the backward pass: x, gate, up (which others keep as well) and [slots, r]. g, h and a, three tensors as wide
-  as the FFN per SLOT, are made again from them (a gather and a GEMM of depth r).
-- `index_select`, never `x[index]`: 0.3 against 1.6 ms for 2,048 x 1,376 (CPU).
+- g = gate + s B1 A1 drop(x)
+- h = up + s B3 A3 drop(x)
+- a = act(g) h
+
+and for every token
+
+- z = sum w a (for the ONE frozen down-projection)
+- delta = sum w s B2 A2 drop(a)
+
+How it is done:
+
+- Where an input or an output is per token, all of a job's experts are one low-rank pair of width E
+  * r, in one GEMM per job, of which each slot takes its r columns. That takes 4 times the FLOPs of
+  a grouped GEMM with k = 2 of 8 experts, but nothing of width d is gathered or summed per slot, and
+  a CPU core does 97 GFLOP/s 64 columns wide, 14 to 35 eight wide.
+- For the backward pass it keeps x, gate and up (which others keep as well) and [slots, r]. From
+  them g, h and a, three tensors as wide as the FFN per SLOT, are made again (a gather and a GEMM of
+  depth r).
+- It uses `index_select`, never `x[index]`: 0.3 against 1.6 ms for 2,048 x 1,376 (CPU).
 """
 
 from __future__ import annotations
@@ -27,14 +38,14 @@ Pairs = tuple[ExpertPair | None, ExpertPair | None, ExpertPair | None]
 
 
 def _narrow_per_token(x: Tensor, pair: ExpertPair, slots: Slots) -> Tensor:
-    """x [rows, n_in] -> [N, r]: s A drop(x) of each slot's expert."""
+    """Return s A drop(x) of each slot's expert: x [rows, n_in] -> [N, r]."""
     dropped = x if pair.drop is None else pair.drop.apply(x)
     u = slots.pick(grouped_narrow(dropped, pair.a.flatten(1, 2), slots.job_offs))
     return (u * pair.scale).to(u.dtype)
 
 
 def _per_slot(base: Tensor, v: Tensor | None, pair: ExpertPair | None, slots: Slots) -> Tensor:
-    """base [rows, n] -> [N, n]: each slot's row of it, plus B v."""
+    """Return each slot's row of `base`, plus B v: base [rows, n] -> [N, n]."""
     out = base.index_select(0, slots.tokens)
     if pair is not None and v is not None:
         grouped_add_(out, v, pair.b.flatten(0, 1).transpose(1, 2), slots.offs)
@@ -42,7 +53,7 @@ def _per_slot(base: Tensor, v: Tensor | None, pair: ExpertPair | None, slots: Sl
 
 
 def _per_slot_backward(grad: Tensor, x: Tensor, d_x: Tensor, v: Tensor, pair: ExpertPair, slots: Slots) -> None:
-    """Gradients of a gate or up pair; adds to d_x [rows, n_in]."""
+    """Add the gradients of a gate or up pair, and add to d_x [rows, n_in]."""
     d_v = grouped_narrow(grad, pair.b.flatten(0, 1).transpose(1, 2), slots.offs)
     d_b = grouped_outer(v, grad, slots.offs)
     d_u = slots.spread((d_v * pair.scale).to(d_v.dtype))
@@ -109,7 +120,10 @@ class _ExpertFfn(torch.autograd.Function):
 def _down_backward(
     grad: Tensor, a: Tensor, d_a: Tensor, u: Tensor, factor: Tensor, pair: ExpertPair, slots: Slots
 ) -> Tensor:
-    """Gradients of the down pair from that of delta [rows, d]; adds to d_a [N, f], gives its part of w. Spoils `a`."""
+    """Add the gradients of the down pair from that of delta [rows, d].
+
+    It adds to d_a [N, f], and returns its part of the gradient of w. It spoils `a`.
+    """
     d_v = slots.pick(grouped_narrow(grad, pair.b.transpose(2, 3).flatten(1, 2), slots.job_offs))
     scaled = d_v * pair.scale
     d_u = (scaled * factor).to(u.dtype)
@@ -129,7 +143,9 @@ def _down_backward(
 def expert_ffn(
     x: Tensor, gate: Tensor, up: Tensor, w: Tensor, slots: Slots, pairs: Pairs, act: str
 ) -> tuple[Tensor, Tensor | None]:
-    """x [rows, d], gate and up [rows, f], w [N] in sorted slots -> (z [rows, f], delta [rows, d] or None).
+    """Return z [rows, f] and delta [rows, d] (or None) of the experts.
+
+    x [rows, d], gate and up [rows, f], w [N] in sorted slots.
 
     `pairs`: of gate, up and down, None where a projection has no experts of its own.
     """

@@ -1,7 +1,9 @@
-"""MixLoRA's slots, and the operations on them that DoRA experts are made of (`expert_ffn` has the ordinary ones).
+"""This module has MixLoRA's slots, and the operations on them that DoRA experts are made of.
+
+`expert_ffn` has the operations of ordinary experts.
 
 A slot is one of a token's k choices. Slots are sorted by (job, expert), stably, so that each group
-is a contiguous run in token order; everything stays on the device: offsets come from `searchsorted`
+is a contiguous run in token order. Everything stays on the device: offsets come from `searchsorted`
 (bincount and nonzero synchronise on CUDA), and sums back to tokens go through the inverse
 permutation in fixed order (no index_add).
 """
@@ -21,7 +23,7 @@ from loramux_runtime.fused.kernels.grouped import grouped_outer, grouped_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
-    """Where each slot's token is. N = rows * k slots, sorted by group."""
+    """Slots say where each slot's token is; N = rows * k slots are sorted by group."""
 
     tokens: Tensor
     """[N] int64: row of each sorted slot."""
@@ -47,18 +49,21 @@ class Slots:
         return out
 
     def pick(self, values: Tensor) -> Tensor:
-        """[rows, experts * r] -> [N, r]: each slot's expert's columns."""
+        """Take the columns of each slot's expert: [rows, experts * r] -> [N, r]."""
         return values.reshape(values.shape[0] * self.experts, -1).index_select(0, self.cells)
 
     def spread(self, values: Tensor) -> Tensor:
-        """[N, r] -> [rows, experts * r]: each slot's values in its expert's columns, zero elsewhere."""
+        """Put each slot's values into its expert's columns: [N, r] -> [rows, experts * r].
+
+        The other columns are zero.
+        """
         rows = self.inverse.shape[1]
         out = values.new_zeros(rows * self.experts, values.shape[1])
         return out.index_copy_(0, self.cells, values).view(rows, -1)
 
 
 def make_slots(chosen: Tensor, job_of_row: Tensor, job_offs: Tensor, experts: int) -> Slots:
-    """chosen [rows, k] expert indices -> slots sorted by (job, expert)."""
+    """Return slots sorted by (job, expert) for the expert indices `chosen` [rows, k]."""
     rows, k = chosen.shape
     ids = (job_of_row.unsqueeze(1) * experts + chosen).flatten()
     ranked, order = torch.sort(ids, stable=True)
@@ -80,7 +85,10 @@ def make_slots(chosen: Tensor, job_of_row: Tensor, job_offs: Tensor, experts: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertPair:
-    """The low-rank pairs of one projection: a [jobs, experts, r, n_in], b [jobs, experts, n_out, r]."""
+    """An expert pair has the low-rank pairs of one projection.
+
+    a [jobs, experts, r, n_in], b [jobs, experts, n_out, r].
+    """
 
     a: Tensor
     b: Tensor
@@ -120,13 +128,16 @@ class _SlotPair(torch.autograd.Function):
 
 
 def token_update(x: Tensor, slots: Slots, pair: ExpertPair) -> Tensor:
-    """x [rows, n_in] -> s B A drop(x) of each slot's token and expert, [N, n_out]."""
+    """Return s B A drop(x) of each slot's token and expert: x [rows, n_in] -> [N, n_out]."""
     result: Tensor = _SlotPair.apply(x, slots.tokens, slots, pair)  # type: ignore[no-untyped-call]
     return result
 
 
 def slot_update(x: Tensor, slots: Slots, pair: ExpertPair) -> Tensor:
-    """x [N, n_in] by slot -> [N, n_out]; the pair's masks are by slot as well."""
+    """Return s B A drop(x) of each slot: x [N, n_in] -> [N, n_out].
+
+    x is by slot, and the pair's masks are by slot as well.
+    """
     result: Tensor = _SlotPair.apply(x, None, slots, pair)  # type: ignore[no-untyped-call]
     return result
 
@@ -146,6 +157,6 @@ class _Combine(torch.autograd.Function):
 
 
 def combine(a: Tensor, w: Tensor, slots: Slots) -> Tensor:
-    """Sum over a token's slots of w a: a [N, n] in sorted slots, w [N] -> [rows, n]."""
+    """Sum w a over a token's slots: a [N, n] in sorted slots, w [N] -> [rows, n]."""
     result: Tensor = _Combine.apply(a, w, slots)  # type: ignore[no-untyped-call]
     return result

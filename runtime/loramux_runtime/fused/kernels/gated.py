@@ -1,4 +1,7 @@
-"""act(gate) * up that keeps only its two inputs for the backward pass (autograd would keep act(gate) as well)."""
+"""This operation computes act(gate) * up and keeps only its two inputs.
+
+The backward pass needs no more; autograd would keep act(gate) as well.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Slices = tuple[tuple[int, int], ...]
 
 
 def activate(name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """An activation by its Hugging Face name (`hidden_act`); `out` is filled if given."""
+    """Apply an activation by its Hugging Face name (`hidden_act`); `out` is filled if given."""
     ops: Any = torch.ops.aten
     result: Tensor
     if name == "silu":
@@ -25,7 +28,7 @@ def activate(name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def activate_backward_(name: str, grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of `activate` at x, in the place of `grad`."""
+    """Return the gradient of `activate` at x, in the place of `grad`."""
     ops: Any = torch.ops.aten
     back: Tensor
     if name == "silu":
@@ -71,7 +74,9 @@ def _gaps(slices: Slices, rows: int) -> list[tuple[int, int]]:
 
 
 def gated(gate: Tensor, up: Tensor, act: str, slices: Slices) -> Tensor:
-    """act(gate) * up, [N, f] each. `slices`: rows to compute, ascending; the others are zero and get no gradient.
+    """Return act(gate) * up, where all are [N, f].
+
+    `slices`: rows to compute, ascending; the others are zero and get no gradient.
 
     torch computes an activation's last few elements (fewer than a vector) by another routine, so
     the bits of a row can depend on how many rows stand before it: in exact mode a slice is one

@@ -1,6 +1,6 @@
-"""Grouped matrix products: many small GEMMs over contiguous groups of rows, as one call.
+"""Grouped matrix products are many small GEMMs over contiguous groups of rows, as one call.
 
-`F.grouped_mm` runs forward and backward on CPU and CUDA (torch 2.11 and 2.13) and on CPU gives the
+`F.grouped_mm` runs forward and backward on CPU and CUDA (torch 2.11 and 2.13), and on CPU gives the
 bits of a loop over the groups, so a job's result does not depend on its peers. One group is a plain
 GEMM. Float64 (gradcheck) has no kernel and takes a loop.
 """
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _NARROW: Final = 16
-"""Results narrower than this are computed transposed on CPU: 8 columns wide, MKL reaches 14 to 35
-GFLOP/s on one core, 8 rows high 55 to 60 (16 wide: 77).
+"""Results narrower than this are computed transposed on CPU.
+
+On one core MKL reaches 14 to 35 GFLOP/s 8 columns wide, but 55 to 60 8 rows high (16 wide: 77).
 """
 
 
 def grouped_rows(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
-    """Rows of group g times `weight[g]`: x [N, K], weight [G, K, M] -> [N, M].
+    """Multiply the rows of group g by `weight[g]`: x [N, K], weight [G, K, M] -> [N, M].
 
     `offs` [G] int32: the end of each group's rows, on x's device. Every row must belong to a group
     (rows past the last one are not written); a group may be empty.
@@ -38,20 +39,24 @@ def grouped_rows(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
 
 
 def grouped_narrow(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
-    """Rows of group g times `weight[g]` transposed: x [N, K], weight [G, r, K] -> [N, r] with r small.
+    """Multiply the rows of group g by `weight[g]` transposed, with r small.
 
-    The result of one group may lie in memory transposed.
+    x [N, K], weight [G, r, K] -> [N, r]. The result of one group may lie in memory transposed.
     """
     if x.device.type == "cpu" and weight.shape[1] < _NARROW and x.dtype != torch.float64:
         if weight.shape[0] == 1:
             return (weight[0] @ x.t()).t()
-        # its strides are rows, which nothing rounds
+        # Copied, because the strides of the transposed result are the number of rows, which nothing
+        # rounds
         return F.grouped_mm(weight, x.t(), offs=offs).t().contiguous()
     return grouped_rows(x, weight.transpose(1, 2), offs)
 
 
 def grouped_add_(y: Tensor, x: Tensor, weight: Tensor, offs: Tensor) -> None:
-    """y [N, M] += rows of group g times `weight[g]`, x [N, K], weight [G, K, M]; one group: inside its GEMM."""
+    """Add the rows of group g times `weight[g]` to y [N, M], in place.
+
+    x [N, K], weight [G, K, M]. One group is added inside its GEMM.
+    """
     if weight.shape[0] == 1:
         y.addmm_(x, weight[0])
     else:
@@ -59,7 +64,9 @@ def grouped_add_(y: Tensor, x: Tensor, weight: Tensor, offs: Tensor) -> None:
 
 
 def grouped_outer(left: Tensor, right: Tensor, offs: Tensor) -> Tensor:
-    """Per group, the sum over its rows of outer products: left [N, M], right [N, K] -> [G, M, K]; no rows, zero.
+    """Return for each group the sum over its rows of outer products.
+
+    left [N, M], right [N, K] -> [G, M, K]. A group without rows gives zero.
 
     Have the narrow side left: on CPU a result 8 rows high takes a quarter of the time of one 8
     columns wide.

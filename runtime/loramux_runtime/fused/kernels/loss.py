@@ -1,9 +1,9 @@
-"""Cross entropy of packed rows against a large vocabulary, chunk by chunk: all logits are never in memory at once.
+"""This is the cross entropy of packed rows against a large vocabulary, chunk by chunk.
 
-An unchunked loss costs about 12 bytes per token and vocabulary entry. The gradient with respect to
-the hidden states is computed with the loss (the idea of Liger and Cut Cross-Entropy), so the
-backward pass only scales it. Chunks lie inside one job, so that neither its loss nor its bits
-depend on its peers; only rows that have a label are computed.
+All logits are never in memory at once: an unchunked loss costs about 12 bytes per token and
+vocabulary entry. The gradient with respect to the hidden states is computed with the loss (the idea
+of Liger and Cut Cross-Entropy), so the backward pass only scales it. Chunks lie inside one job, so
+that neither its loss nor its bits depend on its peers; only rows that have a label are computed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossRows:
-    """Which rows of the step have a label. `index`, `target` [N] int64 on the device, jobs in the step's order."""
+    """Loss rows say which rows of the step have a label.
+
+    `index` and `target` are [N] int64 on the device, jobs in the step's order.
+    """
 
     index: Tensor
     target: Tensor
     bounds: tuple[int, ...]
-    """Host: the end of each job's rows in `index`."""
+    """The end of each job's rows in `index`, on the host."""
     weights: tuple[float, ...]
-    """Per job: what the sum of its rows' losses is multiplied by (1 / labels of the accumulation
-    window).
+    """Per job: what the sum of its rows' losses is multiplied by.
+
+    It is 1 / labels of the accumulation window.
     """
 
 
@@ -55,7 +59,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits *= weight / norm
                 logits.scatter_add_(1, target, torch.full_like(norm, -weight))
                 torch.mm(logits.to(x.dtype), head, out=grad[a:b])
-                del logits  # else the next chunk's are made beside them
+                del logits  # otherwise the next chunk's are made beside them
             losses.append(total * weight)
             start = end
         ctx.save_for_backward(grad)
@@ -81,6 +85,9 @@ def _ranges(bounds: tuple[int, ...]) -> list[tuple[int, int]]:
 def chunked_cross_entropy(
     hidden: Tensor, head: Tensor, bias: Tensor | None, rows: LossRows, *, chunk: int = CHUNK_ROWS
 ) -> Tensor:
-    """Weighted cross-entropy sum of each job: hidden [T, d], head [V, d] (frozen) -> [jobs], fp32."""
+    """Return the weighted cross-entropy sum of each job, [jobs] in fp32.
+
+    hidden [T, d], head [V, d] (frozen). For fp64 hidden states it is in fp64.
+    """
     result: Tensor = _ChunkedLoss.apply(hidden, head, bias, rows, chunk)  # type: ignore[no-untyped-call]
     return result

@@ -1,9 +1,13 @@
-"""A frozen linear with the low-rank updates of every job in the step, forward and backward in one operation.
+"""This operation is a frozen linear with the low-rank updates of every job in the step.
 
-y = W x + b, and for the rows of each group y += (s * w * (A drop(x))) B with w the routing weights
-of a plug-in mixture (one LoRA of rank experts * r: cost and memory do not depend on the routing) or
-1. Saved for the backward pass: x (shared with whoever else keeps it) and A x; dropped inputs are
-made again from their key.
+It has a forward and a backward pass of its own. The linear is y = W x + b, and each group's rows
+get
+
+y += (s * w * (A drop(x))) B
+
+with w the routing weights of a plug-in mixture (one LoRA of rank experts * r: cost and memory do
+not depend on the routing) or 1. Saved for the backward pass are x (shared with whoever else keeps
+it) and A x; dropped inputs are made again from their key.
 """
 
 from __future__ import annotations
@@ -23,10 +27,10 @@ Slices = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A frozen linear: weight [n_out, n_in], bias [n_out] or None. `slices`: rows one GEMM may take at a time.
+    """A frozen linear has a weight [n_out, n_in] and a bias [n_out] or None.
 
-    In exact mode a slice is one job's rows: over the rows of all jobs, GEMM changes the bits of
-    jobs of up to 11 tokens (5 to 8% slower, CPU).
+    `slices`: rows that one GEMM may take at a time. In exact mode a slice is one job's rows: over
+    the rows of all jobs, GEMM changes the bits of jobs of up to 11 tokens (5 to 8% slower, CPU).
     """
 
     weight: Tensor
@@ -34,7 +38,10 @@ class Frozen:
     slices: Slices
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T, n_in] -> [T, n_out]; rows outside the slices (rounding) are zero."""
+        """Apply the linear: x [T, n_in] -> [T, n_out].
+
+        Rows outside the slices (rounding) are zero.
+        """
         if len(self.slices) == 1 and self.slices[0] == (0, x.shape[0]):
             return torch.nn.functional.linear(x, self.weight, self.bias)
         out = x.new_empty(x.shape[0], self.weight.shape[0])
@@ -47,7 +54,7 @@ class Frozen:
         return out
 
     def backward(self, grad: Tensor) -> Tensor:
-        """grad [T, n_out] -> [T, n_in]."""
+        """Return the input's gradient: grad [T, n_out] -> [T, n_in]."""
         if len(self.slices) == 1 and self.slices[0] == (0, grad.shape[0]):
             return grad @ self.weight
         out = grad.new_empty(grad.shape[0], self.weight.shape[1])
@@ -59,7 +66,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
-    """The update of one group of jobs on one linear."""
+    """This object is the update of one group of jobs on one linear."""
 
     start: int
     end: int
@@ -73,7 +80,10 @@ class LowRank:
     """[rows, 1] or [1, 1]: alpha / r, times 1 / (1 - p) where inputs are dropped."""
     drop: DropKey | None
     rank: int
-    """Of one expert; with routing weights, columns e * rank to (e + 1) * rank belong to expert e."""
+    """Rank of one expert.
+
+    With routing weights, columns e * rank to (e + 1) * rank belong to expert e.
+    """
     add_grads: Callable[[Tensor, Tensor], None]
     """Takes the gradients of `a` and `b`."""
 
@@ -82,7 +92,7 @@ class LowRank:
         return rows if self.drop is None else self.drop.apply(rows)
 
     def scaled(self, narrow: Tensor, weights: Tensor | None) -> Tensor:
-        """[rows, width] times the scale and each expert's weight."""
+        """Multiply [rows, width] by the scale and each expert's weight."""
         if weights is None:
             return (narrow * self.scale).to(narrow.dtype)
         factor = (weights * self.scale).unsqueeze(2)
@@ -93,7 +103,7 @@ class LowRank:
         return out
 
     def weight_grad(self, d_v: Tensor, u: Tensor, weights: Tensor) -> Tensor:
-        """Gradient of the routing weights [rows, experts]."""
+        """Return the gradient of the routing weights [rows, experts]."""
         product = (d_v.to(weights.dtype) * u)[:, : weights.shape[1] * self.rank]
         return self._by_expert(product).sum(2) * self.scale
 
@@ -103,7 +113,10 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What an input can be made from again: kept for the backward pass in its place."""
+    """A source is what an input can be made from again.
+
+    It is kept for the backward pass in the input's place.
+    """
 
     tensors: tuple[Tensor, ...]
     make: Callable[..., Tensor]
@@ -158,13 +171,13 @@ class _AdaptedLinear(torch.autograd.Function):
                 dropped = x[rows]
                 grouped_add_(d_x[rows], d_u, update.a, update.offs)
             else:
-                own = None if ctx.make is None else x[rows]  # made again here, and nobody else's
+                own = None if ctx.make is None else x[rows]  # made here: it may be overwritten
                 back = grouped_rows(d_u, update.a, update.offs)
                 dropped = update.drop.apply_and_add(x[rows], back, d_x[rows], own)
                 del back
             update.add_grads(grouped_outer(d_u, dropped, update.offs), d_b)
             d_weights.append(None if w is None else update.weight_grad(d_v, u, w))
-            del dropped, d_v, d_u, d_b  # else the next group's are made beside them
+            del dropped, d_v, d_u, d_b  # otherwise the next group's are made beside them
         return (d_x, None, None, None, None, *d_weights)
 
 
@@ -176,7 +189,9 @@ def adapted_linear(
     weights: Sequence[Tensor | None],
     source: Source | None = None,
 ) -> Tensor:
-    """x [T, n_in] -> [T, n_out]; parameter gradients go to `add_grads`, not through autograd.
+    """Apply a frozen linear and the updates: x [T, n_in] -> [T, n_out].
+
+    Parameter gradients go to `add_grads`, not through autograd.
 
     `anchor` is any tensor that requires a gradient: it has the backward pass come here even where x
     needs none. `frozen`: None for the updates alone. `weights`: for each update its routing weights

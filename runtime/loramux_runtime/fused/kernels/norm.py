@@ -1,8 +1,8 @@
-"""RMSNorm with a frozen weight that keeps its input in its own dtype and one number per row for the backward pass.
+"""This RMSNorm with a frozen weight keeps little memory for the backward pass.
 
-Hugging Face's keeps an fp32 copy of the input (16 of about 163 KiB per token and layer for a bf16
-LLaMA-7B, two norms a layer, beside the input itself) and makes twice as many passes. Forward values
-are the same bits.
+It keeps its input in its own dtype and one number per row. Hugging Face's keeps an fp32 copy of the
+input (16 of about 163 KiB per token and layer for a bf16 LLaMA-7B, two norms a layer, beside the
+input itself) and makes twice as many passes. Forward values are the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class FrozenRmsNorm(nn.Module):
-    """In the place of a llama-style norm: weight * (x / rms(x))."""
+    """This norm stands in the place of a llama-style norm: weight * (x / rms(x))."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -39,13 +39,16 @@ class FrozenRmsNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., n] -> [..., n]."""
+        """Return the normalised hidden states: [..., n] -> [..., n]."""
         result: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
         return result
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Replace the llama-style norms of a Hugging Face decoder; gemma's (1 + weight, in fp32) stay."""
+    """Replace the llama-style norms of a Hugging Face decoder.
+
+    Gemma's (1 + weight, in fp32) stay as they are.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             norm: Any = child

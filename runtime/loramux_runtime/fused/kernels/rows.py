@@ -1,4 +1,7 @@
-"""Adding to some rows of a packed tensor without a full-size gradient for each addition."""
+"""This module adds to some rows of a packed tensor.
+
+It makes no full-size gradient for each addition.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels the model would have predicted itself."""
+"""This module says which labels the model would have predicted itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from loramux_runtime.fused.kernels.loss import CHUNK_ROWS, LossRows
 
 
 def predicted(hidden: Tensor, head: Tensor, bias: Tensor | None, rows: LossRows) -> Tensor:
-    """[N] bool in the order of `rows.index`: whether the likeliest token is the label. Logits in chunks."""
+    """Return whether the likeliest token is the label, [N] bool in the order of `rows.index`.
+
+    Logits are made in chunks.
+    """
     found = [torch.zeros(0, dtype=torch.bool, device=hidden.device)]
     for a in range(0, rows.index.shape[0], CHUNK_ROWS):
         x = hidden[rows.index[a : a + CHUNK_ROWS]]

@@ -1,1 +1,1 @@
-"""DynMoLE (arXiv 2504.00661): hybrid routing by Tsallis entropy."""
+"""DynMoLE (arXiv 2504.00661) has hybrid routing by Tsallis entropy."""

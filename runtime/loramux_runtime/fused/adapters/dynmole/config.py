@@ -1,4 +1,4 @@
-"""Configuration of DynMoLE."""
+"""This module has the configuration of DynMoLE."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from loramux_runtime.fused.adapters.base import check_lora
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynMoleConfig:
-    """y = W x + sum_e w_e s B_e A_e drop(x), w = p * mask(p), p = softmax(W_g x); one gate per linear.
+    """DynMoLE is y = W x + sum_e w_e s B_e A_e drop(x), with one gate per linear.
 
-    The mask keeps the experts, largest first, up to a cumulative probability of `top_p`, at least
-    `keep_top_k`, and all of them where the entropy of p exceeds `entropy_threshold`.
+    w = p * mask(p), p = softmax(W_g x). The mask keeps the experts, largest first, up to a
+    cumulative probability of `top_p`, at least `keep_top_k`, and all of them where the entropy of p
+    exceeds `entropy_threshold`.
     """
 
     rank: int = 24
@@ -22,7 +23,7 @@ class DynMoleConfig:
     num_experts: int = 6
     use_rslora: bool = False
     entropy_threshold: float = 0.9
-    """1 or more: never route softly."""
+    """With 1 or more it never routes softly."""
     entropy_index: float = 1.1
     """Tsallis q; 1 is Shannon's."""
     entropy_eps: float = 1e-5
@@ -32,9 +33,9 @@ class DynMoleConfig:
     router_aux_loss_coef: float = 1e-3
     router_dyn_loss_coef: float = 1e-2
     inclusive_nucleus: bool = False
-    """Keep the expert that crosses top_p as well (the authors do not)."""
+    """Whether to keep the expert that crosses top_p as well (the authors do not)."""
     renormalise: bool = False
-    """Divide the kept weights by their sum (the authors do not)."""
+    """Whether to divide the kept weights by their sum (the authors do not)."""
     normalised_entropy: bool = True
 
     def __post_init__(self) -> None:

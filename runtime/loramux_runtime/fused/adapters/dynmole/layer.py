@@ -1,4 +1,4 @@
-"""DynMoLE's routing and its two losses."""
+"""This module has DynMoLE's routing and its two losses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from loramux_runtime.fused.stats import RouterStats
 
 
 def entropy(p: Tensor, config: DynMoleConfig) -> Tensor:
-    """Tsallis entropy of each row of p [rows, experts] -> [rows] (eq. 4 to 6 of arXiv 2504.00661).
+    """Return the Tsallis entropy of each row of p (eq. 4 to 6 of arXiv 2504.00661).
 
-    [(1 - sum (p + eps)^q) / (q - 1)], over its value at the uniform distribution; Shannon's / ln E
-    for q = 1, where eps is not used (with it the formula breaks). One expert has entropy 0 (0/0 by
-    the formula).
+    p [rows, experts] -> [rows].
+
+    It is [(1 - sum (p + eps)^q) / (q - 1)], over its value at the uniform distribution
+    (`normalised_entropy`). For q = 1 it is Shannon's / ln E, where eps is not used (with it the
+    formula breaks). One expert has entropy 0 (0/0 by the formula).
     """
     experts, q = p.shape[1], config.entropy_index
     if experts == 1:
         return p.sum(1) * 0.0
-    # a probability that underflowed to 0 has no finite slope at q <= 1
+    # A probability that underflowed to 0 has no finite slope at q <= 1
     least = torch.finfo(p.dtype).tiny
     if q == 1.0:
         value = -(p * p.clamp_min(least).log()).sum(1)
@@ -37,7 +39,10 @@ def entropy(p: Tensor, config: DynMoleConfig) -> Tensor:
 
 
 def mask(p: Tensor, h: Tensor, config: DynMoleConfig) -> Tensor:
-    """Which experts are kept: p [rows, experts], its entropy h [rows] -> [rows, experts] of 0 and 1."""
+    """Return which experts are kept, as 0 and 1.
+
+    p [rows, experts] and its entropy h [rows] -> [rows, experts].
+    """
     ranked, order = torch.sort(p, dim=1, descending=True, stable=True)
     cumulative = ranked.cumsum(1)
     if config.inclusive_nucleus:
@@ -52,13 +57,13 @@ def mask(p: Tensor, h: Tensor, config: DynMoleConfig) -> Tensor:
 
 
 class DynMole(Plugin):
-    """Soft routing where the router is undecided, top-p with at least top-k where it is not."""
+    """DynMoLE routes softly where the router is undecided, else by top-p with at least top-k."""
 
     name: ClassVar[str] = "dynmole"
     config_type: ClassVar[type[Any]] = DynMoleConfig
 
     def rule(self, config: DynMoleConfig) -> tuple[Any, ...]:
-        """Everything that decides the mask."""
+        """Return everything that decides the mask."""
         return (
             config.entropy_threshold,
             config.entropy_index,
@@ -71,7 +76,11 @@ class DynMole(Plugin):
         )
 
     def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
-        """w = p * mask, not renormalised. Statistics: sums of p, of w, of the entropy and of the experts kept."""
+        """Return the weights w = p * mask.
+
+        They are renormalised only where the configuration asks for it. Statistics: sums of w, of p,
+        of the entropy and of the experts kept.
+        """
         config: DynMoleConfig = group.config
         p = torch.softmax(logits, 1)
         h = entropy(p, config)
@@ -84,7 +93,10 @@ class DynMole(Plugin):
         return w
 
     def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """dyn_coef * mean(H) + aux_coef * E * sum_i f_i P_i with f_i the mean of w_i (it carries gradient)."""
+        """Return dyn_coef * mean(H) + aux_coef * E * sum_i f_i P_i of each job.
+
+        f_i is the mean of w_i (it carries gradient).
+        """
         ((experts, sums, routers),) = stats.of_group(group.index)
         mean = sums / (routers * group.sizes_column(sums.dtype))
         balance = (mean[:, :experts] * mean[:, experts : 2 * experts]).sum(1) * experts
@@ -94,7 +106,7 @@ class DynMole(Plugin):
         return dyn * mean[:, 2 * experts] + aux * balance
 
     def active_experts(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """Experts kept per token, over all routers."""
+        """Return the experts kept per token, over all routers."""
         ((experts, sums, routers),) = stats.of_group(group.index)
         kept: Tensor = sums.detach()[:, 2 * experts + 1] / (routers * group.sizes_column(sums.dtype))[:, 0]
         return kept

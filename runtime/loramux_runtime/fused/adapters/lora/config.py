@@ -1,4 +1,4 @@
-"""Configuration of LoRA."""
+"""This module has the configuration of LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from loramux_runtime.fused.adapters.base import check_lora
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """y = W x + s B A drop(x), s = alpha / rank (rsLoRA: alpha / sqrt(rank)). ValueError on values without meaning."""
+    """LoRA is y = W x + s B A drop(x), with s = alpha / rank (rsLoRA: alpha / sqrt(rank)).
+
+    Raises ValueError on values without meaning.
+    """
 
     rank: int = 16
     alpha: float = 32.0

@@ -1,4 +1,4 @@
-"""LoRA's tensors and plans; the arithmetic is `kernels.lowrank`."""
+"""This module has LoRA's tensors and plans; the arithmetic is `kernels.lowrank`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from loramux_runtime.fused.slab import FilePart, TensorSpec
 
 
 def lora_specs(prefix: str, key: str, site: Site, rank: int, dora: bool) -> list[TensorSpec]:
-    """A, B and perhaps the magnitude of one linear, padded to the rank bucket; `prefix` names them in files."""
+    """Return A, B and perhaps the magnitude of one linear, padded to the rank bucket.
+
+    `prefix` names them in files.
+    """
     width = rank_bucket(rank)
     rows = slice(0, rank)
     specs = [
@@ -36,13 +39,13 @@ def lora_specs(prefix: str, key: str, site: Site, rank: int, dora: bool) -> list
 
 
 class Lora(Method):
-    """One low-rank pair per targeted linear."""
+    """LoRA has one low-rank pair per targeted linear."""
 
     name: ClassVar[str] = "lora"
     config_type: ClassVar[type[Any]] = LoraConfig
 
     def specs(self, config: LoraConfig, base: BaseSites) -> tuple[TensorSpec, ...]:
-        """A and B of every targeted linear, named as PEFT names them."""
+        """Return A and B of every targeted linear, named as PEFT names them."""
         found: list[TensorSpec] = []
         for layer in range(base.layers):
             for site in self._targets(config, base):
@@ -51,7 +54,7 @@ class Lora(Method):
         return tuple(found)
 
     def plans(self, config: LoraConfig, base: BaseSites) -> Plans:
-        """One plan per targeted linear."""
+        """Return one plan per targeted linear."""
         scale = scale_of(config.alpha, config.rank, config.use_rslora)
         return {
             (layer, site.name): LinearPlan(
@@ -67,12 +70,15 @@ class Lora(Method):
         }
 
     def structure(self, config: LoraConfig, base: BaseSites) -> tuple[Any, ...]:
-        """Ranks of one bucket fuse."""
+        """Return what jobs must have equal to fuse; ranks of one bucket count as equal."""
         names = tuple(site.name for site in self._targets(config, base))
         return (self.name, rank_bucket(config.rank), names, config.use_dora)
 
     def finish_initialisation(self, adapter: Adapter, weight_of: Any) -> None:
-        """DoRA starts with the norms of the frozen rows, so that the first step equals the base."""
+        """Set DoRA's magnitudes to the norms of the frozen rows.
+
+        So the first step equals the base.
+        """
         for (layer, name), plan in adapter.plans.items():
             if plan.magnitude is not None:
                 norm = weight_of(layer, name).to(adapter.slab.params.dtype).norm(dim=1)

@@ -1,1 +1,1 @@
-"""MixLoRA (arXiv 2404.15159): experts inside the FFN block, one router per layer."""
+"""MixLoRA (arXiv 2404.15159) has experts inside the FFN block, and one router per layer."""

@@ -1,4 +1,4 @@
-"""Configuration of MixLoRA."""
+"""This module has the configuration of MixLoRA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def _attention() -> LoraConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixLoraConfig:
-    """Top-k of `num_experts` FFNs that differ by low-rank updates of one frozen FFN.
+    """MixLoRA takes the top-k of `num_experts` FFNs.
+
+    They differ by low-rank updates of one frozen FFN.
 
     `attention`: an ordinary LoRA on the attention projections, configured on its own; None for
     none.
@@ -34,7 +36,7 @@ class MixLoraConfig:
     router_init_std: float = 0.02
     use_rslora: bool = False
     use_dora: bool = False
-    """DoRA experts: the down-projection then runs on every slot instead of once."""
+    """Whether experts are DoRA's: the down-projection then runs on every slot instead of once."""
 
     def __post_init__(self) -> None:
         check_lora(self.rank, self.alpha, self.dropout)

@@ -1,8 +1,9 @@
-"""MixLoRA's tensors and its FFN: experts as low-rank updates of one frozen FFN that is computed once.
+"""This module has MixLoRA's tensors and its FFN.
 
-W1 h and W3 h are shared by all experts (the paper's optimisation), and W2 is linear: sum_e w_e W2
-a_e = W2 (sum_e w_e a_e), one frozen down-projection on T rows instead of k T. (DoRA on the
-down-projection scales outputs per expert, so there it runs on every slot.)
+The experts are low-rank updates of one frozen FFN that is computed once. W1 h and W3 h are shared
+by all experts (the paper's optimisation), and W2 is linear: sum_e w_e W2 a_e = W2 (sum_e w_e a_e),
+one frozen down-projection on T rows instead of k T. (DoRA on the down-projection scales outputs per
+expert, so there it runs on every slot.)
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ def _expert_specs(prefix: str, key: str, n_in: int, n_out: int, config: MixLoraC
 
 
 class MixLora(Method):
-    """Experts in the FFN block, ordinary LoRA on attention."""
+    """MixLoRA has experts in the FFN block, and an ordinary LoRA on attention."""
 
     name: ClassVar[str] = "mixlora"
     config_type: ClassVar[type[Any]] = MixLoraConfig
     has_block: ClassVar[bool] = True
 
     def specs(self, config: MixLoraConfig, base: BaseSites) -> tuple[TensorSpec, ...]:
-        """Attention pairs, one gate per layer, and the experts' pairs."""
+        """Return the attention pairs, one gate per layer, and the experts' pairs."""
         found: list[TensorSpec] = []
         for layer in range(base.layers):
             prefix = f"{self.name}.layers.{layer}"
@@ -91,7 +92,7 @@ class MixLora(Method):
         return tuple(found)
 
     def plans(self, config: MixLoraConfig, base: BaseSites) -> Plans:
-        """Of the attention projections; the FFN is `block`'s."""
+        """Return the plans of the attention projections; the FFN is `block`'s."""
         if config.attention is None:
             return {}
         names = {site.name for site in base.targets(config.attention.target_modules, "self_attn")}
@@ -99,13 +100,13 @@ class MixLora(Method):
         return {place: plan for place, plan in every.items() if place[1] in names}
 
     def structure(self, config: MixLoraConfig, base: BaseSites) -> tuple[Any, ...]:
-        """Everything but scales, dropout and loss weights."""
+        """Return everything but scales, dropout and loss weights."""
         attention = None if config.attention is None else _LORA.structure(config.attention, base)
         own = (multiple_of_8(config.rank), config.num_experts, config.top_k, config.expert_modules, config.use_dora)
         return (self.name, *own, attention)
 
     def finish_initialisation(self, adapter: Adapter, weight_of: Any) -> None:
-        """DoRA's magnitudes: norms of the frozen rows."""
+        """Set DoRA's magnitudes to the norms of the frozen rows."""
         _LORA.finish_initialisation(adapter, weight_of)
         config: MixLoraConfig = adapter.config
         if config.use_dora:
@@ -118,11 +119,14 @@ class MixLora(Method):
             adapter.slab.version += 1
 
     def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """Load-balance loss over the gates of all layers."""
+        """Return the load-balance loss over the gates of all layers."""
         return balance_loss(group, stats, [adapter.config.router_aux_loss_coef for adapter in group.adapters])
 
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
-        """(rows for the frozen down-projection, what is added after it); see `Method.block`."""
+        """Return (rows for the frozen down-projection, what is added after it).
+
+        See `Method.block`.
+        """
         group, layer = block.group, block.layer
         config: MixLoraConfig = group.config
         hidden, (logits,) = router_logits(block.hidden, block.anchor, [Router(group, f"{layer}.gate", 0)])
@@ -160,7 +164,7 @@ class MixLora(Method):
         )
 
     def _dora(self, block: Block, name: str, base: Tensor, slots: Slots, pair: ExpertPair | None) -> Tensor:
-        """A projection's output by slot."""
+        """Return the output of a projection by slot."""
         shared = base.index_select(0, slots.tokens)
         if pair is None:
             return shared
@@ -173,7 +177,7 @@ class MixLora(Method):
         return shared + decompose(shared, dropped.index_select(0, slots.tokens), low_rank, ratio)
 
     def _ratio(self, block: Block, name: str) -> Tensor:
-        """m / |W + s B A| of every expert: [jobs * experts, n_out]."""
+        """Return m / |W + s B A| of every expert, [jobs * experts, n_out]."""
         weight = block.weight(name)
         ratios = []
         for adapter in block.group.adapters:
@@ -184,7 +188,10 @@ class MixLora(Method):
         return torch.cat(ratios)
 
     def _dora_down(self, block: Block, a: Tensor, w: Tensor, slots: Slots, pair: ExpertPair | None) -> Tensor | None:
-        """The frozen W2 on every slot as well: a scale per expert and output does not factor out of the sum."""
+        """Run the frozen W2 on every slot as well, and return what is added after it.
+
+        A scale per expert and output does not factor out of the sum.
+        """
         if pair is None:
             return None
         rows = ((0, len(a)),)
@@ -200,10 +207,10 @@ class MixLora(Method):
 
     @staticmethod
     def _kept(group: GroupRows) -> Tensor:
-        """1 / (1 - p) by row."""
+        """Return 1 / (1 - p) by row."""
         return group.column([1.0 / (1.0 - adapter.config.dropout) for adapter in group.adapters], group.compute_dtype)
 
 
 def _drop(x: Tensor, key: DropKey) -> Tensor:
-    """Dropout without its factor, differentiable."""
+    """Apply dropout to x without its factor 1 / (1 - p); the result is differentiable."""
     return x * key.mask(x.shape[1])

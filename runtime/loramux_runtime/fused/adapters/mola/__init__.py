@@ -1,1 +1,4 @@
-"""MoLA (arXiv 2402.08562): layer-wise numbers of experts, top-k; and LoRAMoE, its all-experts case."""
+"""MoLA (arXiv 2402.08562) has layer-wise numbers of experts and routes by top-k.
+
+LoRAMoE is its all-experts case.
+"""

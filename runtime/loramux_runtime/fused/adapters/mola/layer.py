@@ -1,4 +1,4 @@
-"""Routing of MoLA and LoRAMoE."""
+"""This module has the routing of MoLA and LoRAMoE."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from loramux_runtime.fused.stats import RouterStats
 
 
 class Mola(Plugin):
-    """Top-k of each linear's experts, weights renormalised, layer-wise numbers of experts."""
+    """MoLA takes the top-k of each linear's experts and renormalises their weights.
+
+    The number of experts may differ by layer.
+    """
 
     name: ClassVar[str] = "mola"
     config_type: ClassVar[type[Any]] = MolaConfig
 
     def experts_of(self, config: MolaConfig, layer: int, base: BaseSites) -> int:
-        """Experts of a layer's linears."""
+        """Return the number of experts of a layer's linears."""
         return config.experts_of(layer, base.layers)
 
     def rule(self, config: MolaConfig) -> tuple[Any, ...]:
-        """k."""
+        """Return k, which a group of jobs must share."""
         return (config.top_k,)
 
     def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
-        """w = p over the k largest, divided by their sum; zero elsewhere."""
+        """Return w = p over the k largest, divided by their sum; zero elsewhere."""
         p = torch.softmax(logits, 1)
         chosen, weights = top_k_weights(p, group.config.top_k)
         if any(adapter.config.router_aux_loss_coef for adapter in group.adapters):
@@ -38,16 +41,16 @@ class Mola(Plugin):
         return torch.zeros_like(p).scatter(1, chosen, weights)
 
     def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
-        """Load-balance loss, where a job asks for it."""
+        """Return the load-balance loss, where a job asks for it."""
         return balance_loss(group, stats, [adapter.config.router_aux_loss_coef for adapter in group.adapters])
 
 
 class LoraMoe(Plugin):
-    """Soft routing over all experts (arXiv 2312.09979): MoLA with the mask off."""
+    """LoRAMoE routes softly over all experts (arXiv 2312.09979): MoLA with the mask off."""
 
     name: ClassVar[str] = "loramoe"
     config_type: ClassVar[type[Any]] = LoraMoeConfig
 
     def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
-        """w = softmax(logits)."""
+        """Return the weights w = softmax(logits)."""
         return torch.softmax(logits, 1)
