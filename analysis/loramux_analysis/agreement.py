@@ -6,10 +6,9 @@ It is used for simulated against real.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from loramux_traces.arrays import Floats
 
 
 def relative_errors(predicted: Floats, actual: Floats) -> Floats:

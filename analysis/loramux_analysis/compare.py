@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from loramux_analysis.intervals import Interval, change_over_jobs, change_over_seeds, over_jobs, over_seeds
 from loramux_analysis.load import Results, load, pair_of
 from loramux_analysis.metrics import FIGURES, Figure, completed
+from loramux_traces.arrays import Floats
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.filesafe import plain
 from loramux_traces.results import SCHEMA_VERSION
@@ -189,7 +189,7 @@ def _in_order(jobs: pd.DataFrame) -> list[str]:
     return [str(job_id) for job_id in jobs.sort_values("submission_time", kind="stable").index]
 
 
-def _job_values(run: Run, f: Figure) -> NDArray[np.float64]:
+def _job_values(run: Run, f: Figure) -> Floats:
     """Return a per-job column of the completed jobs, in order of submission."""
     jobs = completed(run.jobs).sort_values(["submission_time", "job_id"], kind="stable")
     return jobs[f.job_column].to_numpy(dtype=np.float64)

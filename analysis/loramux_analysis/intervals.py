@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from loramux_traces.arrays import Floats
 
 LEVEL: Final = 0.95
 _DRAWS: Final = 4000

@@ -10,12 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from loramux_traces.arrays import Floats
 from loramux_traces.results import COMPLETED
 from loramux_traces.runfolder import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

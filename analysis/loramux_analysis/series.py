@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from loramux_traces.arrays import Floats, Ints
 from loramux_traces.runfolder import Run
-
-Floats = NDArray[np.float64]
 
 
 def step_average(t_s: Floats, values: Floats, edges_s: Floats) -> Floats:
@@ -105,7 +103,7 @@ def stays(run: Run) -> pd.DataFrame:
     return table.join(about, on="job_id")
 
 
-def assign_lanes(start_s: Floats, end_s: Floats) -> NDArray[np.int64]:
+def assign_lanes(start_s: Floats, end_s: Floats) -> Ints:
     """Return the lowest free lane of each stay, in order of start (starts ascend).
 
     A stay may begin the moment another ends.

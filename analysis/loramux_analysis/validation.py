@@ -14,15 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from loramux_analysis.agreement import kendall_tau, ks_distance, relative_errors, wasserstein
 from loramux_analysis.intervals import of_mean
 from loramux_analysis.metrics import completed
 from loramux_analysis.real import turnarounds
+from loramux_traces.arrays import Floats
 from loramux_traces.runfolder import Run
-
-Floats = NDArray[np.float64]
 
 MEAN_WITHIN: Final = 0.05
 """Error of a policy's mean turnaround that is always good enough."""

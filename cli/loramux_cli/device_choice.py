@@ -37,7 +37,7 @@ def profile_name(device: Any, name: str | None, card: str | None = None) -> str:
 
     `card`: its name, where the device is another host's.
     """
-    from loramux_runtime.fused.devices import card_name
+    from loramux_runtime.fused.torch_devices import card_name
     from loramux_traces.errors import UsageError
 
     if name is not None:

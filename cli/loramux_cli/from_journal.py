@@ -20,8 +20,8 @@ def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
     a card that has no name.
     """
     from loramux_profiles.datafiles import problem
+    from loramux_profiles.file_model import validate
     from loramux_profiles.records import ProfileRecord
-    from loramux_profiles.validation import validate
     from loramux_runtime.profiler.journal import read_journal, rows_of
     from loramux_runtime.profiler.transfers import fit_transfers
     from loramux_traces.errors import InvalidInputError, UsageError

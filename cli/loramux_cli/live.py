@@ -235,7 +235,7 @@ def _serve(
     from loramux_cli import running
     from loramux_policies.registry import create
     from loramux_runtime.live.service import LiveService
-    from loramux_runtime.live.state.results import write_results
+    from loramux_runtime.live.state.run_folder import write_results
     from loramux_runtime.live.supervisor import RESTARTED
 
     def warn(text: str) -> None:
@@ -278,7 +278,7 @@ def _ended(store: Store) -> str:
     from collections import Counter
 
     from loramux_cli.status_view import MOST_FAILURES
-    from loramux_runtime.live.state.rows import OPEN
+    from loramux_runtime.live.state.job_rows import OPEN
     from loramux_traces.errors import printable
 
     jobs = store.jobs()

@@ -61,8 +61,8 @@ class Opened:
 @contextmanager
 def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
     """With the base model loaded; actors and a Ray cluster of our own end with it."""
-    from loramux_runtime.fused.devices import card_name, choose_device, set_threads
-    from loramux_runtime.fused.memory import held_beside, keep_freed_memory
+    from loramux_runtime.fused.memory_meter import held_beside, keep_freed_memory
+    from loramux_runtime.fused.torch_devices import card_name, choose_device, set_threads
     from loramux_runtime.train.run import open_base, outline_base
 
     if choice.engine == "local":

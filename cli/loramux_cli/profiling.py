@@ -17,7 +17,7 @@ from loramux_cli import options as o
 
 if TYPE_CHECKING:
     from loramux_profiles.records import ProfileRecord
-    from loramux_runtime.profiler.session import Progress, Session
+    from loramux_runtime.profiler.session import Session, SessionReport
 
 CPU_MEMORY = 0.5
 """Share of the machine's memory that a step on its CPU may take."""
@@ -79,7 +79,7 @@ def profile_command(
     if target.exists() and not force and not (resume and journal_path(target).exists()):
         raise StateError(f"{target}: there is a whole profile already; --force replaces it")
     from loramux_profiles.shape_catalog import load_shape
-    from loramux_runtime.fused.devices import choose_device, set_threads
+    from loramux_runtime.fused.torch_devices import choose_device, set_threads
 
     where = choose_device(device)
     model_shape = load_shape(shape or str(path))
@@ -177,7 +177,7 @@ def _print(record: ProfileRecord, *, as_json: bool) -> None:
 
 def _device_name(where: Any) -> str:
     from loramux_cli.from_journal import profile_name
-    from loramux_runtime.fused.devices import card_name
+    from loramux_runtime.fused.torch_devices import card_name
 
     return "cpu" if where.type == "cpu" else profile_name(card_name(where))
 
@@ -276,7 +276,7 @@ def _record(head: dict[str, Any], session: Session, *, transfers: bool = False) 
 
 
 @contextmanager
-def _progress(budget_s: float, *, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def _progress(budget_s: float, *, quiet: bool) -> Iterator[Callable[[SessionReport], None]]:
     if quiet or not sys.stderr.isatty():
         yield _lines(quiet)
         return
@@ -288,17 +288,17 @@ def _progress(budget_s: float, *, quiet: bool) -> Iterator[Callable[[Progress], 
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=budget_s, text="")
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: SessionReport) -> None:
             bar.update(task, completed=min(budget_s, progress.seconds), text=_text(progress))
 
         yield tell
 
 
-def _lines(quiet: bool) -> Callable[[Progress], None]:
+def _lines(quiet: bool) -> Callable[[SessionReport], None]:
     """A line a minute, where there is no terminal."""
     last = -math.inf
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: SessionReport) -> None:
         nonlocal last
         if not quiet and progress.seconds - last >= 60:
             last = progress.seconds
@@ -307,7 +307,7 @@ def _lines(quiet: bool) -> Callable[[Progress], None]:
     return tell
 
 
-def _text(progress: Progress) -> str:
+def _text(progress: SessionReport) -> str:
     error = "" if progress.error is None else f", time error {progress.error:.1%}"
     censored = f", {progress.censored} out of memory" if progress.censored else ""
     return f"{progress.timed} of {progress.points} steps timed{censored}{error}"

@@ -124,7 +124,7 @@ def logs_command(
     as_json: o.AsJson = False,
 ) -> None:
     """Print what a job has learned, a line per optimizer step: loss, learning rate, gradient norm."""
-    from loramux_runtime.live.state.rows import OPEN
+    from loramux_runtime.live.state.job_rows import OPEN
     from loramux_traces.filesafe import json_text
 
     store = _open(state, look_only=True)
@@ -218,7 +218,7 @@ def _runs(store: Store) -> bool:
 
 def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: float) -> None:
     """Leave a command and wait for its answer."""
-    from loramux_runtime.live.state.rows import OPEN
+    from loramux_runtime.live.state.job_rows import OPEN
     from loramux_traces.errors import UsageError
     from loramux_traces.results import REJECTED, UNSCHEDULABLE
 

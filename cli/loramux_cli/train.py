@@ -51,8 +51,8 @@ def train_command(
 
     need_torch()
     from loramux_policies.registry import create
-    from loramux_runtime.fused.devices import choose_device, set_threads
-    from loramux_runtime.fused.memory import keep_freed_memory
+    from loramux_runtime.fused.memory_meter import keep_freed_memory
+    from loramux_runtime.fused.torch_devices import choose_device, set_threads
     from loramux_runtime.jobs.jobs_file import read_jobs_file
     from loramux_runtime.train.run import TrainRun, open_base
 

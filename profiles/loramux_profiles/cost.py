@@ -23,8 +23,8 @@ from loramux_profiles.shape_catalog import load_shape
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_plan.structure import stored_params
 from loramux_profiles.step_point import AdapterPoint
-from loramux_profiles.steptime import Ints
 from loramux_profiles.work import ADMISSION_QUANTILE, BaseCost, JobCost
+from loramux_traces.arrays import Ints
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 
@@ -203,7 +203,7 @@ class CostModel:
         wanted = (*key, mem_bytes is not None)
         known = self._classes.get(wanted)
         if known is None:
-            known = self._classes[wanted] = self._fitted(spec)
+            known = self._classes[wanted] = self._largest_fitting(spec)
         if mem_bytes is None:
             return known
         full = (*key, "mem_bytes", mem_bytes)
@@ -214,7 +214,7 @@ class CostModel:
             own = self._classes[full] = _Class(cost, misfit)
         return own
 
-    def _fitted(self, spec: JobSpec) -> _Class:
+    def _largest_fitting(self, spec: JobSpec) -> _Class:
         rows = spec.micro_batch_size or spec.batch_size
         cost = self._build(spec, rows)
         if self.ideal or spec.mem_bytes is not None:

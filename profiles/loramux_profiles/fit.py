@@ -15,8 +15,9 @@ from loramux_profiles.regression import Errors, cross_validated, errors, relativ
 from loramux_profiles.rivals import FORMS, form_features, prior_bytes, prior_seconds
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
-from loramux_profiles.time_features import FEATURES, INDEX, Floats, step_features
+from loramux_profiles.time_features import FEATURES, INDEX, step_features
 from loramux_profiles.time_model import TimeModel
+from loramux_traces.arrays import Floats
 from loramux_traces.errors import UsageError
 
 Walk = Callable[[StepPoint], float]

@@ -20,9 +20,10 @@ from typing import Final
 
 import numpy as np
 
-from loramux_profiles.length_table import MAX_TABLE, STRATA, Floats, Ints, LengthDist, Moments, moments
+from loramux_profiles.length_table import MAX_TABLE, STRATA, LengthDist, Moments, moments
 from loramux_profiles.normal import cdf as normal_cdf
 from loramux_profiles.roots import root
+from loramux_traces.arrays import Floats, Ints
 from loramux_traces.errors import UsageError
 
 DEFAULT_P95: Final = 2.0

@@ -6,11 +6,11 @@ In numpy because importing scipy.special takes 0.1 CPU-seconds, as much as three
 from __future__ import annotations
 
 from math import exp, sqrt
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+from loramux_traces.arrays import Floats
 
 _SQRT_HALF: Final = sqrt(0.5)
 _P: Final = (

@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from loramux_profiles.length_table import ORDERS, STRATA, Floats
+from loramux_profiles.length_table import ORDERS, STRATA
 from loramux_profiles.memory import Fusion
 from loramux_profiles.steptime import method_floors
 from loramux_profiles.work import ROUNDING, JobCost
+from loramux_traces.arrays import Floats
 
 _HALF: Final = 0.5
 

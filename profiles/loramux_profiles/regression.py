@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from scipy.optimize import nnls
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+from loramux_traces.arrays import Floats, Ints
+
 REWEIGHTS: Final = 8
 SMALLEST: Final = 0.01
 """Relative error below which a point counts by its square: the fit then minimises about the mean

@@ -18,8 +18,9 @@ from loramux_profiles.memory import Implementation, base_dynamic_bytes, token_by
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint, StepPoint
 from loramux_profiles.steptime import floor_s, method_floor_s, square_s, token_s
-from loramux_profiles.time_features import INDEX, Floats, step_features
+from loramux_profiles.time_features import INDEX, step_features
 from loramux_profiles.work import ROUNDING
+from loramux_traces.arrays import Floats
 
 
 def mlora_form(point: StepPoint) -> tuple[float, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from loramux_profiles.length_table import Ints, LengthDist
+from loramux_profiles.length_table import LengthDist
 from loramux_profiles.streams import generator
 from loramux_profiles.work import ADMISSION_QUANTILE
+from loramux_traces.arrays import Ints
 
 BLOCK: Final = 512
 """Micro-batches drawn at once: one draw a step cost 14 us, in blocks 0.3 us (measured with 4 rows)."""

@@ -8,7 +8,7 @@ trainable parameters, and rho = 1.5 with full recompute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from loramux_profiles.devices import DeviceProfile
 from loramux_profiles.memory import Fusion, layer_bytes, round_up
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.work import BaseCost, JobCost
+from loramux_traces.arrays import Ints
 
 LAYER_KERNELS: Final = 90
 """Launches of a frozen layer per step, forward and backward, eager (assumed; counted on a Llama
@@ -26,7 +27,6 @@ MODEL_KERNELS: Final = 120
 """Launches outside the layers: embedding, final norm, loss chunks (assumed)."""
 FP32_RATE: Final = 0.5
 """fp32 runs (as TF32) at half the bf16 rate on the cards that ship."""
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def peak_flops(device: DeviceProfile, dtype: str) -> float:

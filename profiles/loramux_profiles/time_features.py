@@ -10,15 +10,15 @@ again is counted again.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from loramux_profiles.shapes import ATTENTION, Linear, ModelShape
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_profiles.widths import experts_by_layer, multiple_of_8, rank_bucket
+from loramux_traces.arrays import Floats
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 JOB_TERMS: Final = ("job", "token", "square", "label", "row")
 
 #: Feature -> (unit of its coefficient, what it counts). The order is that of every feature vector.

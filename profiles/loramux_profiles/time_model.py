@@ -20,10 +20,10 @@ from loramux_profiles.time_features import (
     INDEX,
     JOB_TERMS,
     SHARED_ROWS,
-    Floats,
     job_counts,
     structure,
 )
+from loramux_traces.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

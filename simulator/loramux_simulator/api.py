@@ -47,7 +47,7 @@ predicted.
 """
 
 OnPlan = Callable[[LiveView, DeltaPlan], None]
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called now and then with (jobs ended, jobs in the trace)."""
 
 
@@ -83,7 +83,7 @@ def simulate(
     devices: str | Sequence[DeviceProfile] = DEFAULT_DEVICES,
     events: bool = False,
     timeline: bool = True,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     on_plan: OnPlan | None = None,
     **options: Any,
 ) -> RunResult:
@@ -153,7 +153,7 @@ class _Run:
         *,
         events: bool,
         timeline: bool,
-        progress: Progress | None,
+        progress: OnProgress | None,
         on_plan: OnPlan | None,
     ) -> None:
         self.policy, self.options = policy, options

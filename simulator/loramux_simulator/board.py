@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.job import Job
 from loramux_simulator.virtual_time import Run, VirtualClock
+from loramux_traces.arrays import Floats
 
 EMPTY: Final = -1e300
 """Attained in an empty slot (predicted: twice that), so that both figures are below any real one

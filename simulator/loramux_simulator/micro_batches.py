@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from loramux_policies.loop.job import Job
-from loramux_profiles.length_table import Floats, Ints
 from loramux_profiles.row_lengths import BLOCK, PURPOSE, draw_block
 from loramux_profiles.streams import generator
 from loramux_profiles.work import JobCost
+from loramux_traces.arrays import Floats, Ints
 
 PREDICTION_POINTS: Final = 20
 """Loss points before early-stop prediction says anything (aspen.md)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.meters import IDLE, Meters, Speed
 from loramux_policies.loop.scheduler import Scheduler
@@ -17,6 +16,7 @@ from loramux_simulator.clock import Clock
 from loramux_simulator.gang import GangRun, count_off
 from loramux_simulator.paces import Pace
 from loramux_simulator.virtual_time import Run, VirtualClock
+from loramux_traces.arrays import Floats
 
 SAME_WATCH = 1e-12
 """Relative: points of interest closer than this are one (they differ only by the rounding of the

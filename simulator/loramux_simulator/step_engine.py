@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.meters import IDLE, Meters
 from loramux_policies.loop.scheduler import Scheduler
@@ -22,6 +21,7 @@ from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
 from loramux_simulator.micro_batches import ReadyRun
 from loramux_simulator.rate_engine import beyond_memory
+from loramux_traces.arrays import Floats
 
 STEP_SLACK = 1e-9
 """In micro-steps: a fractional last one that small is rounding, not work."""

@@ -28,12 +28,12 @@ from loramux_profiles.records import ProfileRecord, read_record
 from loramux_profiles.regression import errors, relative_nnls
 from loramux_profiles.rivals import FORMS, form_features, prior_bytes, prior_seconds
 from loramux_profiles.step_point import METHODS, AdapterPoint, JobPoint, StepPoint
-from loramux_profiles.time_features import Floats
 from loramux_runtime.fused.base_model import build_base, shape_config
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.identity import commit, describe_device, versions
 from loramux_runtime.profiler.journal import Journal
 from loramux_runtime.profiler.measure import Measured, measure_block
+from loramux_traces.arrays import Floats
 from loramux_traces.filesafe import write_csv, write_json, write_text
 
 BLOCK: Final = 10

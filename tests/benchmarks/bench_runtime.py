@@ -32,7 +32,7 @@ from loramux_runtime.fused.adapters.dynmole.config import DynMoleConfig
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.memory import keep_freed_memory
+from loramux_runtime.fused.memory_meter import keep_freed_memory
 from peer_peft import Peft
 from runtime_profile import profile_step
 from runtime_work import (

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_runtime.live.state.rows import OPEN
+from loramux_runtime.live.state.job_rows import OPEN
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.status import read_status
 from loramux_traces.errors import LoramuxError

@@ -10,7 +10,6 @@ from math import inf
 import numpy as np
 
 from loramux_policies import Policy
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
 from loramux_policies.loop.live_view import LiveView
@@ -19,6 +18,7 @@ from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.views import Entry, FusedStep, ReadyJob
 from loramux_profiles.length_table import LengthDist
 from loramux_profiles.work import BaseCost, JobCost
+from loramux_traces.arrays import Floats
 from loramux_traces.job import JobSpec
 
 GIB = 2**30

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from loramux_traces.arrays import Floats
 from loramux_traces.job import Trace
-from loramux_traces.sampling import Floats
 
 #: Values of a column that are listed; the shares of the other values are summed as `(others)`.
 _TOP: Final = 8

@@ -21,12 +21,12 @@ from loramux_traces.documents import as_row, json_items, jsonl_items, yaml_items
 from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
 from loramux_traces.files import open_input, text_lines, whole_text
 from loramux_traces.job import Trace
+from loramux_traces.parse_rows import Check, JobRows
 from loramux_traces.problems import Problems
-from loramux_traces.rows import Check, JobRows
 from loramux_traces.tables import csv_rows, split_comments
 
 #: Called every few thousand rows with the number of rows read so far.
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 FORMATS: Final = ("csv", "json", "jsonl", "yaml")
 _SUFFIXES: Final = {
     ".csv": "csv",
@@ -58,7 +58,7 @@ def read_trace(
     *,
     format: str | None = None,
     name: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     check: Check | None = None,
 ) -> Trace:
     """Return the jobs of a file, validated and sorted by (submit_s, job_id).

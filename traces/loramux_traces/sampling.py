@@ -8,13 +8,13 @@ promises never to change; everything else is an inverse distribution function of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+from loramux_traces.arrays import Floats
+
 T = TypeVar("T")
 
 

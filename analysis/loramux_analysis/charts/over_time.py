@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from loramux_analysis.load import Results
 from loramux_analysis.series import capacity_bytes, device_ids, samples_of, span_s, step_average
@@ -27,9 +26,8 @@ from loramux_analysis.style import (
     styled,
     time_unit,
 )
+from loramux_traces.arrays import Floats
 from loramux_traces.runfolder import Run
-
-Floats = NDArray[np.float64]
 
 #: Time is cut into this many equal parts, and each is drawn as its exact time average.
 _BINS: Final = 240

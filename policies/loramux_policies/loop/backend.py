@@ -6,13 +6,10 @@ SimPy and torch each implement the protocol, and the tests ship a fake.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from loramux_policies.loop.job import Job
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+from loramux_traces.arrays import Floats
 
 
 class Backend(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.job import Job
+from loramux_traces.arrays import Floats
 
 
 class Ranking:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+from loramux_traces.arrays import Floats
 
 
 @contextmanager

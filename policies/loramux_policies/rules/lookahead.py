@@ -10,8 +10,9 @@ import numpy as np
 from loramux_policies.policy import Policy
 from loramux_policies.registry import register
 from loramux_policies.rule_helpers import start_in_order
-from loramux_policies.rules._highs import Floats, Limits, zero_one_program
+from loramux_policies.rules._highs import Limits, zero_one_program
 from loramux_policies.views import ClusterView, JobView, Plan
+from loramux_traces.arrays import Floats
 
 
 class _Outlook(NamedTuple):

@@ -15,7 +15,6 @@ from typing import Final, Generic, final
 import numpy as np
 
 from loramux_policies.errors import PolicyError
-from loramux_policies.loop.backend import Floats
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import RUNNING, WAITING, Job
 from loramux_policies.loop.scheduler import Scheduler
@@ -26,6 +25,7 @@ from loramux_policies.stepping.live_run import LiveRun, P
 from loramux_policies.stepping.residents import Residents
 from loramux_policies.stepping.stream import step_row, time_row
 from loramux_policies.views import FusedStep
+from loramux_traces.arrays import Floats
 from loramux_traces.errors import StateError
 
 OUT_OF_MEMORY: Final = "the device ran out of memory in a fused step"

@@ -8,7 +8,7 @@ from loramux_policies.loop.job import Job
 from loramux_profiles.work import JobCost
 
 
-class Progress(Protocol):
+class DataCursor(Protocol):
     """Where a job is in its data; kept while it is paused."""
 
     @property
@@ -30,7 +30,7 @@ class Progress(Protocol):
         """Back to the first row of the step in progress."""
 
 
-P = TypeVar("P", bound=Progress)
+P = TypeVar("P", bound=DataCursor)
 
 
 class LiveRun(Generic[P]):

@@ -45,7 +45,7 @@ class Replay:
 
 
 class RecordedJob:
-    """A job's data cursor in its recorded rows (contract: `live_run.Progress`)."""
+    """A job's data cursor in its recorded rows (contract: `live_run.DataCursor`)."""
 
     def __init__(self, job_id: str, batch_size: int, story: Story) -> None:
         self._job_id, self._batch_size, self._story = job_id, batch_size, story

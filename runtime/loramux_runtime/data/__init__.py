@@ -1,10 +1,10 @@
 """A job's own data: read from a stranger's file, written with a template, tokenised, labelled, ordered."""
 
 from loramux_runtime.data.config import DataConfig
-from loramux_runtime.data.lengths import LengthStats, length_stats
+from loramux_runtime.data.length_stats import LengthStats, length_stats
 from loramux_runtime.data.load import FileReport, JobData, Rows, load_data, synthetic_data
 from loramux_runtime.data.rows import TokenisedRows
-from loramux_runtime.data.stream import SampleStream
+from loramux_runtime.data.sample_stream import SampleStream
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticData, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 

@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 
 from loramux_runtime.data.config import DataConfig
+from loramux_runtime.data.parse import RecordReader
 from loramux_runtime.data.readers import read_rows
-from loramux_runtime.data.records import RecordReader
 from loramux_runtime.data.render import Renderer
 from loramux_runtime.data.rows import RowBuilder, TokenisedRows
+from loramux_runtime.data.sample_stream import SampleStream
 from loramux_runtime.data.source import invalid, locate
-from loramux_runtime.data.stream import SampleStream
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer
 from loramux_traces.problems import Problems
@@ -23,7 +23,7 @@ from loramux_traces.sampling import uniforms
 
 Rows = TokenisedRows | SyntheticRows
 #: Called every few thousand rows with the number of rows read so far.
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 _PROGRESS_EVERY: Final = 2000
 
 
@@ -80,7 +80,7 @@ def load_data(
     seed: int,
     base: Path | None = None,
     roots: Sequence[Path] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> JobData:
     """Read, tokenise and split a job's rows; the same settings, file and seed give the same rows and order.
 
@@ -149,7 +149,7 @@ def _without(rows: TokenisedRows, kept: Sequence[int], held_out: TokenisedRows) 
 
 
 def _tokenised(
-    path: Path, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, progress: Progress | None
+    path: Path, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, progress: OnProgress | None
 ) -> tuple[TokenisedRows, FileReport]:
     problems = Problems(str(path))
     records = RecordReader(config, problems)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from loramux_runtime.data.config import DataConfig
-from loramux_runtime.data.records import Chat, Instruction, Record
+from loramux_runtime.data.parse import Chat, Instruction, Record
 from loramux_runtime.data.templates import (
     Message,
     Rendered,

@@ -13,11 +13,10 @@ import numpy as np
 from loramux_runtime.data.templates import Rendered
 from loramux_runtime.data.tokenizer import Encoded, Tokenizer
 from loramux_runtime.fused.packing import IGNORED
+from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Ids = np.ndarray[Any, np.dtype[np.int32]]
-_Bools = np.ndarray[Any, np.dtype[np.bool_]]
 #: A batch for the tokenizer ends at so many rows or characters: offsets take far more memory than
 #: text.
 _BATCH_ROWS: Final = 256
@@ -35,7 +34,7 @@ class TokenisedRows:
 
     ids: _Ids
     """[tokens of all rows] int32."""
-    learned: _Bools
+    learned: Bools
     """[tokens of all rows]."""
     starts: Ints
     """[rows + 1]: row i is ids[starts[i] : starts[i + 1]]."""
@@ -93,7 +92,7 @@ class TokenisedRows:
         return _joined([self.ids[here] for here in spans], [self.learned[here] for here in spans])
 
 
-def _joined(ids: Sequence[_Ids], learned: Sequence[_Bools]) -> TokenisedRows:
+def _joined(ids: Sequence[_Ids], learned: Sequence[Bools]) -> TokenisedRows:
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in ids], out=starts[1:])
     flat = np.concatenate([np.empty(0, np.int32), *ids])
@@ -125,7 +124,7 @@ class RowBuilder:
         self._waiting: list[tuple[int, Rendered]] = []
         self._characters = 0
         self._ids: list[_Ids] = []
-        self._learned: list[_Bools] = []
+        self._learned: list[Bools] = []
 
     def add(self, line: int, rendered: Rendered) -> None:
         """Take the text of one row; `line` is where it stands in its file."""
@@ -148,7 +147,7 @@ class RowBuilder:
         for line, rendered in waiting:
             self._append(line, *self._row(rendered, next(by_kind[rendered.add_special])))
 
-    def _append(self, line: int, ids: _Ids, learned: _Bools) -> None:
+    def _append(self, line: int, ids: _Ids, learned: Bools) -> None:
         if len(ids) > self._max_tokens:
             self.cut += 1
             ids, learned = ids[: self._max_tokens].copy(), learned[: self._max_tokens].copy()
@@ -164,7 +163,7 @@ class RowBuilder:
         self._ids.append(ids)
         self._learned.append(learned)
 
-    def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, _Bools]:
+    def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, Bools]:
         """Tokens of the whole text, which of them hold a character of an answer, and the end of sequence, learned.
 
         The text is tokenised as a whole, as the model will see it; a token that reaches from the

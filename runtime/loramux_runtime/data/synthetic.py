@@ -18,8 +18,8 @@ from loramux_profiles.lengths import NAMES, LengthDist, length_dist
 from loramux_profiles.row_lengths import BLOCK, draw_block, longest_admitted
 from loramux_profiles.streams import stream_seed
 from loramux_runtime.fused.packing import IGNORED
+from loramux_traces.arrays import Ints
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 _KEPT: Final = 2
 """Blocks of lengths in use at once: a step may reach over the end of one."""

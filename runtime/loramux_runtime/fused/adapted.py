@@ -13,9 +13,9 @@ from loramux_runtime.fused.adapters.base import Block
 from loramux_runtime.fused.adapters.dora import decompose, leaf, row_norms
 from loramux_runtime.fused.context import StepContext, current_step
 from loramux_runtime.fused.groups import JobGroup
+from loramux_runtime.fused.kernels.add_rows import add_rows
 from loramux_runtime.fused.kernels.gated import gated
 from loramux_runtime.fused.kernels.lowrank import Frozen, LowRank, Slices, Source, adapted_linear
-from loramux_runtime.fused.kernels.rows import add_rows
 from loramux_runtime.fused.routing import Router, router_logits
 from loramux_runtime.fused.sites import LinearPlan
 from loramux_runtime.fused.stats import RouterStats

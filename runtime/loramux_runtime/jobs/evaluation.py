@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from loramux_runtime.data import TokenisedRows
 from loramux_runtime.fused.adapters.base import Adapter
-from loramux_runtime.fused.memory import is_out_of_memory
+from loramux_runtime.fused.memory_meter import is_out_of_memory
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import MicroBatch
 

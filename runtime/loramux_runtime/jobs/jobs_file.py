@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from loramux_profiles.datafiles import problem
-from loramux_profiles.validation import validate
+from loramux_profiles.file_model import validate
 from loramux_runtime.data import DataConfig, SyntheticData
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_traces.errors import InvalidInputError

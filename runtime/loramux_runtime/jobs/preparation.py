@@ -19,7 +19,7 @@ from loramux_traces.job import JobSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class PreparedJob:
     """An admitted job is one that the base model can train."""
 
     config: TrainJob
@@ -27,8 +27,8 @@ class Admitted:
     spec: JobSpec
 
 
-class Admission:
-    """Admission checks jobs against one base model before anything of them is trained."""
+class Preparation:
+    """Preparation checks jobs against one base model before anything of them is trained."""
 
     def __init__(self, base: BaseModel, tokenizer_path: Path | None, *, recompute: bool = False) -> None:
         self._base = base
@@ -36,7 +36,7 @@ class Admission:
         self._label = register_base(base)
         self._recompute = recompute
 
-    def admit(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> Admitted:
+    def prepare(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> PreparedJob:
         """Return the job with its rows read.
 
         `folder` is where its relative paths start; `submit_s` is used instead of the job's own.
@@ -49,7 +49,7 @@ class Admission:
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)
-        return Admitted(config=job, data=data, spec=spec)
+        return PreparedJob(config=job, data=data, spec=spec)
 
     def check_adapter(self, job: TrainJob) -> None:
         """Raise UsageError where the adapter does not fit the base."""

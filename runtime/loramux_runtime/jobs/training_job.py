@@ -25,11 +25,11 @@ from loramux_runtime.jobs.optim import JobOptimizer
 from loramux_runtime.jobs.training_state import (
     OPTIMIZER,
     VERSION,
-    Progress,
+    SavedPosition,
     check_identity,
     check_tensors,
     identity,
-    read_progress,
+    read_position,
 )
 from loramux_traces.errors import StateError
 
@@ -259,7 +259,7 @@ class TrainingJob:
         tensors |= {OPTIMIZER + name: value for name, value in self.optimizer.state().items()}
         if self.rows_done:
             tensors["grads"] = slab.grads
-        progress = Progress(
+        progress = SavedPosition(
             step=self.step,
             rows_done=self.rows_done,
             tokens=self.tokens,
@@ -285,7 +285,7 @@ class TrainingJob:
         or not whole.
         """
         check_identity(self._own_identity(), facts.get("identity"))
-        found, slab = read_progress(facts), self.adapter.slab
+        found, slab = read_position(facts), self.adapter.slab
         if found.step > self.total_steps or found.rows_done >= self.config.batch_size:
             raise StateError(f"its position (step {found.step}, row {found.rows_done}) lies outside the job")
         check_tensors(tensors, slab.params, self.config.optimizer.name, found)

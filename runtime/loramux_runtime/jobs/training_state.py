@@ -38,8 +38,8 @@ Score = tuple[Exact, Exact, Exact]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Progress(BaseModel):
-    """Progress is how far a job has come, its tensors aside."""
+class SavedPosition(BaseModel):
+    """SavedPosition is how far a job has come, its tensors aside."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class Progress(BaseModel):
     losses_seen: Count
 
 
-def read_progress(facts: Mapping[str, Any]) -> Progress:
+def read_position(facts: Mapping[str, Any]) -> SavedPosition:
     """Return the progress that `state` wrote.
 
     Raises StateError where it is not of this version or not whole.
@@ -70,7 +70,7 @@ def read_progress(facts: Mapping[str, Any]) -> Progress:
     if facts.get("version") != VERSION:
         raise StateError(f"its state has version {facts.get('version')!r}, this program reads {VERSION}")
     try:
-        return Progress.model_validate(facts.get("progress"))
+        return SavedPosition.model_validate(facts.get("progress"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise StateError(f"its progress is not whole: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
@@ -130,7 +130,7 @@ def check_identity(mine: Mapping[str, Any], theirs: Any) -> None:
     raise StateError(f"it is of another job: {name} is {_short(other)} there and {_short(one)} here{more}")
 
 
-def check_tensors(tensors: Mapping[str, Tensor], params: Tensor, optimizer: str, progress: Progress) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], params: Tensor, optimizer: str, progress: SavedPosition) -> None:
     """Raise StateError unless these are the tensors of a job with such parameters and progress."""
     moments = {name.removeprefix(OPTIMIZER) for name in tensors if name.startswith(OPTIMIZER)}
     if moments and moments != _MOMENTS[optimizer]:

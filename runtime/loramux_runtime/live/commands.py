@@ -15,7 +15,7 @@ from loramux_runtime.live.inbox import LiveInbox
 from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
+from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
 from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_traces.errors import LoramuxError, StateError, UsageError

@@ -17,8 +17,8 @@ from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.job_rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.notes import StatusNotes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
 
-from loramux_runtime.live.state.rows import HELD, OPEN, QUEUED, CommandRow, JobRow
+from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, CommandRow, JobRow
 from loramux_runtime.live.state.store import Store
 
 

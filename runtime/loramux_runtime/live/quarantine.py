@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.rows import DRAINING, JobRow
+from loramux_runtime.live.state.job_rows import DRAINING, JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 

@@ -13,27 +13,27 @@ from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_profiles.cost import CostModel
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_runtime.jobs.preparation import Admission, Admitted
+from loramux_runtime.jobs.preparation import Preparation, PreparedJob
 from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.rows import JobRow
+from loramux_runtime.live.state.job_rows import JobRow
 from loramux_traces.errors import LoramuxError
 from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
 
-Make = Callable[[Admitted, Log], TrainingJob]
+Make = Callable[[PreparedJob, Log], TrainingJob]
 """A job's training state from its first step; its adapter is on the host."""
 
 
 class Roster:
     """Makes jobs of rows; keeps what is needed to train them until they end."""
 
-    def __init__(self, admission: Admission, make: Make, cost: CostModel, devices: int, book: Book) -> None:
-        self._admission = admission
+    def __init__(self, preparation: Preparation, make: Make, cost: CostModel, devices: int, book: Book) -> None:
+        self._preparation = preparation
         self._make = make
         self._book = book
         self._intake = Intake([cost], [devices], oracle=False, unschedulable=self._unschedulable)
-        self._admitted: dict[str, Admitted] = {}
+        self._prepared: dict[str, PreparedJob] = {}
         self._began = False
         """Whether the job that is being priced has begun in an earlier process."""
 
@@ -43,8 +43,8 @@ class Roster:
         before = row["data_sha256"]
         try:
             config = TrainJob.model_validate_json(row["config"])
-            admitted = self._admission.admit(config, Path(row["folder"]), submit_s=row["submit_s"])
-            spec = admitted.spec
+            prepared = self._preparation.prepare(config, Path(row["folder"]), submit_s=row["submit_s"])
+            spec = prepared.spec
             if row["micro_batch"] is not None:  # as it began: another size would be other bits
                 spec = replace(spec, micro_batch_size=row["micro_batch"])
             self._began = before is not None
@@ -54,8 +54,8 @@ class Roster:
             # synthetic rows are drawn by micro-batch: by the first one, also after it has been
             # halved
             drawn_by = row["drawn_by"] or job.cost_on(0).rows
-            admitted = replace(admitted, data=admitted.data.bound(drawn_by))
-            digest = admitted.data.train.sha256
+            prepared = replace(prepared, data=prepared.data.bound(drawn_by))
+            digest = prepared.data.train.sha256
         except (LoramuxError, ValidationError) as error:
             if before is None:
                 self._book.end_apart(job_id, REJECTED, "; ".join(str(error).splitlines()))
@@ -66,9 +66,9 @@ class Roster:
             reason = "its rows are not those it began with: the data file has changed"
             self._book.end_apart(job_id, FAILED_DATA, reason)
             return None
-        self._admitted[job_id] = admitted
+        self._prepared[job_id] = prepared
         _go_on(job, row)
-        training_steps = admitted.config.steps or job.declared_steps
+        training_steps = prepared.config.steps or job.declared_steps
         self._book.set(
             job_id,
             data_sha256=digest,
@@ -92,11 +92,11 @@ class Roster:
 
     def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
         """The job's training state from its first step; its adapter is on the host."""
-        return self._make(self._admitted[job_id], lambda record: log(job_id, record))
+        return self._make(self._prepared[job_id], lambda record: log(job_id, record))
 
     def forget(self, job_id: str) -> None:
         """The job has ended."""
-        self._admitted.pop(job_id, None)
+        self._prepared.pop(job_id, None)
 
     def _unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
         if self._began:  # on less memory than it began on

@@ -19,12 +19,12 @@ from loramux_policies.stepping.driver import StepDriver
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.jobs.preparation import Admission
+from loramux_runtime.jobs.preparation import Preparation
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
-from loramux_runtime.live.drive.clock import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.drive.engine import Engine
+from loramux_runtime.live.drive.live_times import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.host import LiveHost, Watch
 from loramux_runtime.live.inbox import LiveInbox
@@ -34,8 +34,8 @@ from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.checkpoint import CheckpointStore
+from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
-from loramux_runtime.live.state.rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
@@ -120,9 +120,9 @@ class LiveService:
         )
         residents, states = self.drive.residents, self.drive.states
         self.driver = StepDriver(residents, self.drive.devices, states, note=self.engine.note)
-        admission = Admission(base, tokenizer_path, recompute=settings.recompute)
+        preparation = Preparation(base, tokenizer_path, recompute=settings.recompute)
         n_devices = self.engine.n_devices
-        self.roster = Roster(admission, self.drive.make, cost, n_devices, self.book)
+        self.roster = Roster(preparation, self.drive.make, cost, n_devices, self.book)
         self.loop = Scheduler(
             policy,
             [ledger_of(cost, settings.max_resident, device_id) for device_id in range(n_devices)],

@@ -12,8 +12,8 @@ from typing import Final
 
 from loramux_policies.loop.events import Event
 from loramux_runtime.live.state.book import GONE
+from loramux_runtime.live.state.job_rows import OPEN, JobRow
 from loramux_runtime.live.state.marker import Doing
-from loramux_runtime.live.state.rows import OPEN, JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_traces.results import FAILED_CRASHED
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from scipy.stats import qmc
 
 from loramux_profiles.step_point import METHODS, AdapterPoint, JobPoint, StepPoint
+from loramux_traces.arrays import Floats
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 RANKS: Final = (4, 8, 16, 32, 64)
 EXPERTS: Final = (2, 4, 6, 8)
 TARGETS: Final = ("all-linear", "attention", "mlp", "qv")

@@ -13,12 +13,13 @@ from loramux_profiles.bounds import points_needed
 from loramux_profiles.regression import cross_validated, errors, relative_nnls
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
-from loramux_profiles.time_features import Floats, step_features
+from loramux_profiles.time_features import step_features
 from loramux_profiles.time_model import TimeModel
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits
 from loramux_runtime.profiler.journal import Journal, record_block, unfinished
 from loramux_runtime.profiler.measure import Measured
+from loramux_traces.arrays import Floats
 
 BLOCK: Final = 8
 """Steps that are kept ready and timed in turn."""
@@ -33,7 +34,7 @@ core; only the order of the steps' costs matters.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class SessionReport:
     """How far a run is."""
 
     points: int
@@ -60,7 +61,7 @@ class Session:
     """Cross-validated error of the times at which the fit is good enough."""
     most: int | None = None
     """Points after which to stop in any case."""
-    tell: Callable[[Progress], None] = lambda progress: None
+    tell: Callable[[SessionReport], None] = lambda progress: None
     found: list[Measured] = field(init=False)
     _error: float | None = field(init=False, default=None)
     _fitted: TimeModel | None = field(init=False, default=None)
@@ -132,7 +133,7 @@ class Session:
 
     def _report(self) -> None:
         self.tell(
-            Progress(
+            SessionReport(
                 points=len(self.found),
                 timed=len(self._timed()),
                 censored=sum(one.censored for one in self.found),

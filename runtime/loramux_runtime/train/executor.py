@@ -8,7 +8,7 @@ from loramux_policies.loop.meters import Meters
 from loramux_policies.stepping.contracts import News, OneDevice, StepDevice, StepTimes
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
-from loramux_runtime.fused.memory import MemoryMeter, is_out_of_memory
+from loramux_runtime.fused.memory_meter import MemoryMeter, is_out_of_memory
 from loramux_runtime.fused.model import FusedModel, JobOutcome
 from loramux_runtime.fused.packing import Part
 from loramux_runtime.jobs.training_job import TrainingJob

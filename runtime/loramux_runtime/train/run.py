@@ -24,11 +24,11 @@ from loramux_policies.stepping.residents import Residents
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
-from loramux_runtime.fused.devices import card_name
 from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.fused.torch_devices import card_name
 from loramux_runtime.jobs.adapter_files import save_adapter
 from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile
-from loramux_runtime.jobs.preparation import Admission
+from loramux_runtime.jobs.preparation import Preparation
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.executor import Executor, OnStep
@@ -128,14 +128,14 @@ class TrainRun:
         self._on_step = on_step
         self.unsaved: list[str] = []
         """Jobs whose adapter could not be written, and why."""
-        admission = Admission(base, file.base.path, recompute=recompute)
+        preparation = Preparation(base, file.base.path, recompute=recompute)
         for job in file.jobs:  # cheap, and so before any rows are read
-            admission.check_adapter(job)
-        admitted = [admission.admit(job, file.folder) for job in file.jobs]
-        self.data = {job.config.id: job.data for job in admitted}
+            preparation.check_adapter(job)
+        prepared = [preparation.prepare(job, file.folder) for job in file.jobs]
+        self.data = {job.config.id: job.data for job in prepared}
         self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         self.specs: list[JobSpec] = sorted(
-            (job.spec for job in admitted), key=lambda spec: (spec.submit_s, spec.job_id)
+            (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )
         self._configs = {job.id: job for job in file.jobs}
         self._training: dict[str, TrainingJob] = {}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramux_runtime.data import DataConfig, Tokenizer, load_data
-from loramux_runtime.data.records import MAX_TEXT
+from loramux_runtime.data.parse import MAX_TEXT
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.problems import CAP
 

@@ -14,12 +14,12 @@ from loramux_policies.loop.job import Job
 from loramux_policies.policy import Policy
 from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_runtime.jobs.jobs_file import BaseConfig
-from loramux_runtime.live.drive.clock import LiveTimes, PredictedLiveTimes
+from loramux_runtime.live.drive.live_times import LiveTimes, PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerPool
 from loramux_runtime.live.drive.worker import DeviceWorker
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.state.rows import JobRow
+from loramux_runtime.live.state.job_rows import JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.run import open_base, outline_base

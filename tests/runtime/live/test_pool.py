@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.live.drive.clock import PredictedLiveTimes
+from loramux_runtime.live.drive.live_times import PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerDied
 from loramux_runtime.live.drive.worker_restarts import RESTARTS, WorkerRestarts
-from loramux_runtime.live.state.results import write_results
+from loramux_runtime.live.state.run_folder import write_results
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import HardwareMissingError
 

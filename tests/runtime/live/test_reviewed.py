@@ -15,7 +15,7 @@ from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 from loramux_runtime.live import policy_guard
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.results import job_table
+from loramux_runtime.live.state.run_folder import job_table
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import supervise
 from loramux_runtime.live.watch.status import read_status

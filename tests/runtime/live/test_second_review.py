@@ -263,7 +263,7 @@ def test_a_job_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         scheduler = service(store, "exclusive", faults=FaultPlan(step=out_of_memory))
         scheduler.play()
     assert states(store) == {"job00": "FAILED_OOM", "job01": "COMPLETED"}
-    held = (scheduler.training, scheduler.roster._admitted, scheduler.book._attained_s, scheduler.notes._bounds)
+    held = (scheduler.training, scheduler.roster._prepared, scheduler.book._attained_s, scheduler.notes._bounds)
     assert not any(held) and not list((store.folder / "checkpoints").glob("*/*"))
 
 
@@ -355,7 +355,7 @@ def test_out_of_memory_in_an_evaluation_scores_fewer_rows_at_a_time(
 def test_counts_and_times_agree_when_jobs_are_paused(tmp_path: Path) -> None:
     """Little's law: a job that its user has paused is waiting in both."""
     from loramux_analysis.metrics import littles_law
-    from loramux_runtime.live.state.results import write_results
+    from loramux_runtime.live.state.run_folder import write_results
     from loramux_traces.runfolder import read_run
 
     store = submit(tmp_path / "state", jobs(tmp_path, 4, steps=12))

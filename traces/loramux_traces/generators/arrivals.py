@@ -7,8 +7,9 @@ from typing import Final, Literal
 
 import numpy as np
 
+from loramux_traces.arrays import Floats
 from loramux_traces.errors import UsageError
-from loramux_traces.sampling import Floats, exponentials, uniforms
+from loramux_traces.sampling import exponentials, uniforms
 
 SizeLaw = Literal["exp", "deterministic", "hyperexp", "lognormal", "uniform", "pareto"]
 #: Shortest job that is generated, in seconds (the schema's lower bound).

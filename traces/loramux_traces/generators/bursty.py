@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from loramux_traces.arrays import Floats
 from loramux_traces.generators.arrivals import SizeLaw, job_id, rate_for, sizes
 from loramux_traces.generators.registry import Generator
 from loramux_traces.lora_mix import DEFAULT_MIX
-from loramux_traces.sampling import Floats, exponentials
+from loramux_traces.sampling import exponentials
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -21,12 +21,13 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
+from loramux_traces.arrays import Floats
 from loramux_traces.data import philly_stats_path
 from loramux_traces.errors import UsageError
 from loramux_traces.generators.arrivals import job_id
 from loramux_traces.generators.registry import Generator
 from loramux_traces.lora_mix import DEFAULT_MIX
-from loramux_traces.sampling import Floats, from_quantiles, pick, uniforms
+from loramux_traces.sampling import from_quantiles, pick, uniforms
 
 _HOUR_S: Final = 3600.0
 _WEEK_S: Final = 168 * _HOUR_S

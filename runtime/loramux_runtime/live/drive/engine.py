@@ -15,11 +15,11 @@ from loramux_policies.stepping.residents import Residents
 from loramux_profiles.fitted import FittedModel
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel
-from loramux_runtime.jobs.preparation import Admitted
+from loramux_runtime.jobs.preparation import PreparedJob
 from loramux_runtime.jobs.training_job import Log, TrainingJob
-from loramux_runtime.live.drive.clock import LiveTimes
 from loramux_runtime.live.drive.flights import Flights
 from loramux_runtime.live.drive.job_states import PoolStates
+from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.pool_executor import PoolExecutor
 from loramux_runtime.live.drive.remote_training import RemoteTraining
@@ -54,7 +54,7 @@ class Drive:
     devices: LiveDevices
     states: States[TrainingJob]
     meters: Meters
-    make: Callable[[Admitted, Log], TrainingJob]
+    make: Callable[[PreparedJob, Log], TrainingJob]
     workforce: Workforce | None = None
     """Of a pool."""
 
@@ -125,7 +125,7 @@ class Engine:
                 devices=executor,
                 states=LocalStates(model, training, find, marker.joining),
                 meters=meters,
-                make=lambda admitted, log: TrainingJob.new(model, admitted.config, admitted.data, log=log),
+                make=lambda prepared, log: TrainingJob.new(model, prepared.config, prepared.data, log=log),
             )
         pool = self.pool
         residents: Residents[TrainingJob] = Residents(policy, (0,) * pool.size)
@@ -146,6 +146,6 @@ class Engine:
             devices=workers,
             states=states,
             meters=meters,
-            make=lambda admitted, log: RemoteTraining(admitted, self.base, log),
+            make=lambda prepared, log: RemoteTraining(prepared, self.base, log),
             workforce=Workforce(restarts, times, worker_up),
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from loramux_profiles.step_point import AdapterPoint
 from loramux_runtime.fused.packing import MicroBatch
-from loramux_runtime.live.drive.clock import LiveTimes
+from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.drive.worker import StepReport
 

@@ -9,9 +9,9 @@ from loramux_policies.stepping.contracts import End, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.stepping.residents import Residents
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.drive.clock import LiveTimes
 from loramux_runtime.live.drive.departures import Departures, Leaver
 from loramux_runtime.live.drive.flights import Flights
+from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.drive.remote_training import RemoteTraining
 from loramux_runtime.live.drive.worker import JobReport

@@ -9,9 +9,9 @@ from loramux_policies.loop.meters import Meters
 from loramux_policies.stepping.contracts import News, StepDevice, StepTimes
 from loramux_policies.stepping.residents import Residents
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.drive.clock import LiveTimes
 from loramux_runtime.live.drive.flights import Flight, Flights, Trained
 from loramux_runtime.live.drive.job_states import PoolStates
+from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.pool import WorkerDied
 from loramux_runtime.live.drive.worker import StepReport
 from loramux_runtime.live.drive.worker_restarts import WorkerRestarts

@@ -13,7 +13,7 @@ from torch import Tensor
 from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.jobs.preparation import Admitted
+from loramux_runtime.jobs.preparation import PreparedJob
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.drive.worker import JobOrder, JobReport, State, to_arrays, to_tensors
 from loramux_traces.errors import StateError
@@ -26,8 +26,8 @@ class RemoteTraining(TrainingJob):
     file) it answers itself.
     """
 
-    def __init__(self, admitted: Admitted, base: BaseModel, log: Callable[[dict[str, Any]], None]) -> None:
-        config, data = admitted.config, admitted.data
+    def __init__(self, prepared: PreparedJob, base: BaseModel, log: Callable[[dict[str, Any]], None]) -> None:
+        config, data = prepared.config, prepared.data
         adapter = Adapter(
             config.id,
             METHODS[config.method],

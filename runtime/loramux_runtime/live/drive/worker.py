@@ -14,10 +14,10 @@ import torch
 
 from loramux_runtime.data import JobData
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.devices import card_name
-from loramux_runtime.fused.memory import MemoryMeter, held_beside
+from loramux_runtime.fused.memory_meter import MemoryMeter, held_beside
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
+from loramux_runtime.fused.torch_devices import card_name
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.train.executor import try_step
@@ -104,7 +104,7 @@ class DeviceWorker:
     @classmethod
     def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
         """On a base model of its own. `base`: of `jobs_file.BaseConfig`, as JSON."""
-        from loramux_runtime.fused.devices import choose_device, set_threads
+        from loramux_runtime.fused.torch_devices import choose_device, set_threads
         from loramux_runtime.jobs.jobs_file import BaseConfig
         from loramux_runtime.train.run import open_base
 

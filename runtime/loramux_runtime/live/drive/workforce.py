@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loramux_policies.loop.scheduler import Scheduler
-from loramux_runtime.live.drive.clock import LiveTimes
+from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.worker_restarts import WorkerRestarts
 
 

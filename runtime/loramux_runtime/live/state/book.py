@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
-from loramux_runtime.live.state.rows import HELD, RUNNING, WAITING, Fields
+from loramux_runtime.live.state.job_rows import HELD, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 

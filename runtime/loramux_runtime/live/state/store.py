@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import quote
 
+from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
-from loramux_runtime.live.state.rows import CommandRow, Fields, JobRow
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned

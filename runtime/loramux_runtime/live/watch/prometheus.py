@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from loramux_runtime.live.state.rows import OPEN, RUNNING
+from loramux_runtime.live.state.job_rows import OPEN, RUNNING
 from loramux_traces.errors import printable
 from loramux_traces.filesafe import write_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from loramux_runtime.live.state.rows import DRAINING, QUEUED, RUNNING, WAITING, JobRow
+from loramux_runtime.live.state.job_rows import DRAINING, QUEUED, RUNNING, WAITING, JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from loramux_traces.arrays import Ints
 from loramux_traces.sampling import uniforms
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 #: A micro-batch may reach over the end of an epoch, so that two orders are in use at once.
 _KEPT: Final = 2
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from loramux_policies.loop.events import BEGINS, LEAVES
-from loramux_runtime.live.state.rows import OPEN, Fields, JobRow
+from loramux_runtime.live.state.job_rows import OPEN, Fields, JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline, summarise
 from loramux_traces.runfolder import write_run
