@@ -1,7 +1,8 @@
-"""What an adapter adds to its base model: parameters, FLOPs and saved activations per token, kernels per step.
+"""This module says what an adapter adds to its base model.
 
-Formulas: the project's notes adapters.md and aspen.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562,
-DynMoLE 2504.00661).
+It adds parameters, FLOPs and saved activations per token, and kernels per step. Formulas: the
+project's notes adapters.md and aspen.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562, DynMoLE
+2504.00661).
 """
 
 from __future__ import annotations
@@ -16,47 +17,57 @@ ExpertPath = Literal["dense", "skip"]
 PLUGIN: Final = ("mola", "loramoe", "dynmole")
 """Methods with a router and experts on each linear."""
 DYNMOLE_FIRST: Final = 7.3 / 8
-"""Share of the experts that are active at initialisation (read for E = 8 in the project's notes)."""
+"""Share of the experts that are active at initialisation.
+
+It is read for E = 8 in the project's notes.
+"""
 SHARPENING: Final = 0.25
 """Share of the training after which the surplus of active experts has fallen to 1/e (assumed)."""
 SKIP_MEMORY: Final = 1.27
-"""Memory of the skipping path over the dense one (CPU prototype, project notes)."""
+"""Memory of the skipping path over that of the dense path (CPU prototype, project notes)."""
 LORA_KERNELS: Final = 12
 """Launches per adapted linear and step: 4 forward (cast, A, B, add), 8 backward (assumed)."""
 PLUGIN_KERNELS: Final = 24
-"""The same with a router: softmax, mask, weighting (assumed)."""
+"""Launches per adapted linear and step with a router: softmax, mask, weighting (assumed)."""
 EXPERT_KERNELS: Final = 96
-"""Launches of MixLoRA's FFN per layer: routing, sort, gathers, six grouped products and their
-backward (assumed).
+"""Launches of MixLoRA's FFN per layer (assumed).
+
+They are routing, sort, gathers, six grouped products and their backward pass.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterCost:
-    """What one adapter adds. Parameters in all, FLOPs per token in all, bytes per token and layer (bf16)."""
+    """Says what one adapter adds to its base model.
+
+    Parameters and FLOPs per token are totals over the model; bytes are per token and layer (bf16).
+    """
 
     params: int
     router_params: int
-    """Part of `params`: the gates."""
+    """Part of `params` that belongs to the gates."""
     flops_per_token: float
     """Forward and backward of the adapter's own matrices."""
     saved_bytes: float
-    """Activations of the adapter that wait for the backward pass, per token and layer; beyond a
-    frozen layer's own.
+    """Activations of the adapter that wait for the backward pass, bytes per token and layer.
+
+    They come on top of a frozen layer's own.
     """
     input_width: int
-    """Sum of the input sizes of the adapted linears: what stored dropout is proportional to."""
+    """Sum of the input sizes of the adapted linears; stored dropout is proportional to it."""
     kernels_per_layer: int
     active_experts: float
 
 
 def active_experts(method: str, experts: int, top_k: int, progress: float | None = None) -> float:
-    """Experts that compute per token: top_k, all of them (LoRAMoE), or for DynMoLE a number that moves with `progress`
-    in [0, 1].
+    """Return the number of experts that compute per token.
+
+    It is top_k, or all of them (LoRAMoE), or for DynMoLE a number that moves with `progress` in [0,
+    1].
 
     DynMoLE begins near 7.3/8 of its experts and falls exponentially toward keep_top_k as the router
-    sharpens; None gives the mean over a run. Both ends are read in the project's notes, the speed
-    is assumed.
+    sharpens; None gives the mean over a run. Both ends are read in the project's notes, and the
+    speed is assumed.
     """
     if method in ("mixlora", "mola"):
         return float(min(top_k, experts))
@@ -86,12 +97,12 @@ def adapter_cost(
     expert_path: ExpertPath = "dense",
     progress: float | None = None,
 ) -> AdapterCost:
-    """The cost of an adapter on a shape.
+    """Return the cost of an adapter on a shape.
 
     MixLoRA has experts on the targeted projections of the FFN only, with one router a layer, and
     plain LoRA on the others. The plug-in methods (MoLA, LoRAMoE, DynMoLE) route each targeted
-    linear on its own; on the dense path they cost as one LoRA of rank experts * rank whatever the
-    routing, on the `skip` path as their active experts.
+    linear on its own. On the dense path they cost as one LoRA of rank experts * rank whatever the
+    routing; on the `skip` path they cost as their active experts.
     """
     targets = shape.targets(target_modules)
     layers = shape.layers
@@ -143,11 +154,13 @@ def adapter_cost(
 
 
 def _input_bytes(shape: ModelShape, targets: tuple[Linear, ...]) -> float:
-    """Inputs of linears that only an adapter's backward needs, bytes per token (bf16), relative to all linears: 0 or
-    negative.
+    """Return the bytes per token (bf16) of saved inputs, relative to LoRA on all linears.
 
-    aspen.md's formula counts LoRA on every linear; a frozen linear without an adapter does not keep
-    its input. The output projection's input is kept by attention anyway.
+    The result is 0 or negative.
+
+    These are the inputs of linears that only an adapter's backward pass needs. aspen.md's formula
+    counts LoRA on every linear, but a frozen linear without an adapter does not keep its input. The
+    output projection's input is kept by attention anyway.
     """
     names = {t.name for t in targets}
     unused = 0.0

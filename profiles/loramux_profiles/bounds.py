@@ -1,8 +1,8 @@
-"""Upper bounds on memory: how far above the prediction an actual peak may lie.
+"""This module bounds memory from above: how far a peak may lie above its prediction.
 
-Until there are measurements the bound is a margin on the dynamic part. With them it is split
-conformal prediction on log(actual / predicted): for exchangeable steps the next one exceeds the
-bound with probability at most alpha.
+Until there are measurements the bound is a margin on the dynamic part. With measurements it is
+split conformal prediction on log(actual / predicted): for exchangeable steps the next one exceeds
+the bound with probability at most alpha.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ import numpy as np
 
 ALPHA: Final = 0.01
 TRUST: Final = 1.25
-"""A step may have at most this many times the largest measured number of tokens without a trial
-step.
-"""
+"""A step without a trial step may have this many times the largest measured number of tokens."""
 
 
 def points_needed(alpha: float = ALPHA) -> int:
-    """Fewest measurements for a finite bound at `alpha`: 99 for 1%."""
+    """Return the fewest measurements for a finite bound at `alpha`: 99 for 1%."""
     _check(alpha)
     return math.ceil(1 / alpha - 1e-9) - 1
 
 
 def conformal_log_ratio(actual: Sequence[float], predicted: Sequence[float], alpha: float = ALPHA) -> float:
-    """Quantile of log(actual / predicted) that a further, exchangeable, step exceeds with probability at most `alpha`.
+    """Return the quantile of log(actual / predicted) that a further step rarely exceeds.
 
-    It is the ceil((n + 1)(1 - alpha))-th smallest of n scores; infinite where n is too small for
-    that. An out-of-memory is a censored observation: pass infinity as its actual, and it counts as
-    larger than any prediction. Raises ValueError for lengths that differ and for values that are
-    not positive.
+    A further, exchangeable, step exceeds it with probability at most `alpha`. It is the ceil((n +
+    1)(1 - alpha))-th smallest of n scores; it is infinite where n is too small for that. An
+    out-of-memory is a censored observation: pass infinity as its actual, and it counts as larger
+    than any prediction. Raises ValueError for lengths that differ and for values that are not
+    positive.
     """
     _check(alpha)
     if len(actual) != len(predicted):
@@ -47,18 +46,27 @@ def conformal_log_ratio(actual: Sequence[float], predicted: Sequence[float], alp
 
 
 def conformal_margin(actual: Sequence[float], predicted: Sequence[float], alpha: float = ALPHA) -> float:
-    """The same as a margin m: actual <= (1 + m) * predicted. Never negative; infinite with too few points."""
+    """Return the same quantile as a margin m: actual <= (1 + m) * predicted.
+
+    It is never negative, and it is infinite with too few points.
+    """
     ratio = conformal_log_ratio(actual, predicted, alpha)
     return math.inf if ratio == math.inf else max(0.0, math.expm1(ratio))
 
 
 def trusted_tokens(measured: Sequence[float]) -> float:
-    """Most tokens of a step that the model may be asked about without a trial step; 0 where nothing was measured."""
+    """Return the most tokens of a step that the model may be asked about without a trial step.
+
+    It is 0 where nothing was measured.
+    """
     return TRUST * max(measured, default=0.0)
 
 
 def raised_margin(margin: float, dynamic_bytes: float, static_bytes: float, capacity_bytes: float) -> float:
-    """The margin after an out-of-memory (a censored observation): what would have forbidden the step, plus 1%."""
+    """Return the margin after an out-of-memory, which is a censored observation.
+
+    It is what would have forbidden the step, plus 1%, and it is never below the margin so far.
+    """
     if dynamic_bytes <= 0:
         return margin
     return max(margin, 1.01 * max(0.0, capacity_bytes - static_bytes) / dynamic_bytes - 1)

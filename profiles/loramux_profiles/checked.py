@@ -1,4 +1,7 @@
-"""Reading a trace whose names are all known: models, reference devices and length distributions, row by row."""
+"""This module reads a trace and checks that all names in it are known.
+
+The names are models, reference devices and length distributions; they are checked row by row.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ Wrong = tuple[tuple[str, object, str], ...]
 
 
 class KnownNames:
-    """Says what of a job no cost model knows, as (column, value, what is allowed). Each name is looked up once."""
+    """Says what of a job no cost model knows, as (column, value, what is allowed).
+
+    Each name is looked up once.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._seen: dict[tuple[str, str | None, str | None], Wrong] = {}
 
     def __call__(self, job: JobSpec) -> Wrong:
-        """Nothing where all is known."""
+        """Return what is unknown of a job; the tuple is empty where all is known."""
         key = (job.base_model, job.length_dist, job.ref_gpu)
         found = self._seen.get(key)
         if found is None:
@@ -51,5 +57,8 @@ class KnownNames:
 
 
 def read_checked(path: Path | str, **options: Any) -> Trace:
-    """`read_trace`, and every name that no cost model knows is a problem of its row."""
+    """Read a trace as `read_trace` does, and check its names.
+
+    Every name that no cost model knows is a problem of its row.
+    """
     return read_trace(path, check=KnownNames(folder_of(path)), **options)

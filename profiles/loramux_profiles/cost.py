@@ -1,5 +1,6 @@
-"""The one face of the cost models: what a job costs on a device type, under one fusion mode and one way to hold base
-copies.
+"""This module is the one face of the cost models: it says what a job costs on a device type.
+
+A cost holds under one fusion mode and one way to hold base copies.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _key_dropout: Callable[[JobSpec], tuple[Any, ...]] = attrgetter(*_FIELDS, "dropo
 
 @dataclass(frozen=True, slots=True)
 class DoesNotFit:
-    """Not even one row of the job fits the empty device."""
+    """Says that not even one row of the job fits the empty device."""
 
     need_bytes: int
     have_bytes: int
@@ -60,14 +61,14 @@ class DoesNotFit:
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """A class of jobs: its cost and, where one row does not fit, what is missing."""
+    """Holds the cost of a class of jobs and, where one row does not fit, what is missing."""
 
     cost: JobCost
     misfit: DoesNotFit | None
 
 
 class _Parts(NamedTuple):
-    """The constants of a class that neither its rows nor their lengths change."""
+    """Holds the constants of a class that neither its rows nor their lengths change."""
 
     base: BaseCost
     own_bytes: int
@@ -83,27 +84,29 @@ class _Parts(NamedTuple):
     pause_s: float
     row_s: float = 0.0
     label_s: float = 0.0
-    """Per position that is learned; every token but a row's first counts as one, as nothing says
-    otherwise.
+    """Seconds per position that is learned.
+
+    Every token but a row's first counts as one, as nothing says otherwise.
     """
     job_s: float = 0.0
-    """Per fused step, however few rows."""
+    """Seconds per fused step, however few rows it has."""
     adapter: AdapterPoint | None = None
 
 
 class CostModel:
-    """Costs of jobs on one device type. Deterministic; equal jobs get the same JobCost object.
+    """Gives the costs of jobs on one device type.
+
+    It is deterministic, and equal jobs get the same JobCost object.
 
     `ideal`: no overhead (loads, pauses), no memory but what the trace gives as `mem_bytes`,
     micro-batch = batch. `rates`: an aggregate-rate curve that replaces the fused step (None: fused
     steps; with separate copies the device's own curve of parallel processes). `folder`: where
-    relative paths of models start (the trace's).
+    relative paths of models start (the trace's folder). `planned`: memory by the allocation plan of
+    the packed runtime also where nothing was measured.
 
-    `planned`: memory by the allocation plan of the packed runtime also where nothing was measured.
-
-    A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that:
-    measured times, and memory by the allocation plan of the packed runtime; UsageError with another
-    fusion.
+    A device with a fitted record (`devices.load_device` of one) costs jobs on its model by that
+    record: measured times, and memory by the allocation plan of the packed runtime. Raises
+    UsageError with another fusion.
     """
 
     def __init__(
@@ -145,11 +148,11 @@ class CostModel:
     # -- one job
 
     def job_cost(self, spec: JobSpec) -> JobCost:
-        """The constants of a job; of one row where not even that fits (ask `micro_batch`). 1 us where its class is
-        known.
+        """Return the constants of a job; this takes 1 us where its class is known.
 
-        Raises UsageError for an unknown base model or length distribution, InvalidInputError for a
-        bad model configuration.
+        Where not even one row fits they are those of one row (ask `micro_batch`). Raises UsageError
+        for an unknown base model or length distribution, InvalidInputError for a bad model
+        configuration.
         """
         key = self._key(spec)
         cost = self._costs.get(key)
@@ -158,36 +161,50 @@ class CostModel:
         return cost
 
     def micro_batch(self, spec: JobSpec) -> int | DoesNotFit:
-        """Rows of a micro-batch: the largest start / 2^i (rounded down) that fits the empty device by the upper bound.
+        """Return the rows of a micro-batch: the largest start / 2^i that fits the empty device.
 
-        The start is `micro_batch_size` where the trace gives one, else the batch size.
+        The result is rounded down, and the upper bound says what fits. The start is
+        `micro_batch_size` where the trace gives one, else the batch size. Returns DoesNotFit where
+        not even one row fits.
         """
         known = self._class(spec)
         return known.cost.rows if known.misfit is None else known.misfit
 
     def cost_at(self, spec: JobSpec, progress: float) -> JobCost:
-        """The cost at a point of the training (0 to 1); differs from `job_cost` only for DynMoLE on the `skip` path."""
+        """Return the cost at a point of the training (0 to 1).
+
+        It differs from `job_cost` only for DynMoLE on the `skip` path.
+        """
         if spec.method != "dynmole" or self.implementation.expert_path != "skip":
             return self.job_cost(spec)
         rows = self.job_cost(spec).rows
         return self._overridden(self._timed(self._build(spec, rows, progress)), spec)
 
     def step_s(self, jobs: Sequence[JobCost], lengths: Sequence[Ints]) -> tuple[float, int]:
-        """(seconds, tokens computed) of one fused step with these real lengths; reference implementation."""
+        """Return (seconds, tokens computed) of one fused step with these real lengths.
+
+        This is the reference implementation.
+        """
         return steptime.step_of_lengths(jobs, lengths, self.fusion)
 
     def expected_step(self, jobs: Sequence[JobCost], seeds: Sequence[int] | None = None) -> ExpectedStep:
-        """Expected fused step of a set of jobs of one base (see `rates.expected_step`)."""
+        """Return the expected fused step of a set of jobs of one base.
+
+        See `rates.expected_step`.
+        """
         return expected_step(jobs, self.fusion, seeds)
 
     # -- memory of a set
 
     def upper_bytes(self, jobs: Sequence[JobCost]) -> float:
-        """Upper bound of the memory of a set at its admission quantiles; reference implementation."""
+        """Return the upper bound of the memory of a set at its admission quantiles.
+
+        This is the reference implementation.
+        """
         return memory.set_bytes(jobs, self.fusion, self.copies, self.upper_margin)
 
     def expected_bytes(self, jobs: Sequence[JobCost]) -> float:
-        """The same without the margin of the upper bound."""
+        """Return the memory of a set without the margin of the upper bound."""
         return memory.set_bytes(jobs, self.fusion, self.copies)
 
     # -- building
@@ -198,8 +215,8 @@ class CostModel:
         if spec.length_dist is not None or spec.seq_len_p95 is not None or not is_length_shape(spec.dataset):
             # the label of a data set that says nothing of lengths makes no class of its own
             key[_DATASET] = ""
-        # An override frees the micro-batch from memory, but each value shares the cost that is
-        # expensive to build.
+        # An override frees the micro-batch from memory, but all values share the part of the cost
+        # that is expensive to build.
         wanted = (*key, mem_bytes is not None)
         known = self._classes.get(wanted)
         if known is None:
@@ -229,10 +246,10 @@ class CostModel:
         return _Class(self._timed(cost), misfit)
 
     def _timed(self, cost: JobCost) -> JobCost:
-        """The cost with its solo step, set in place while nobody else has it.
+        """Set the solo step of a cost in place, while nobody else has the object.
 
-        A copy would have tables of lengths of its own (they are cached by identity): a third of a
-        new class's price.
+        A copy would have tables of lengths of its own (they are cached by identity), which is a
+        third of the price of a new class.
         """
         object.__setattr__(cost, "solo_step_s", expected_step((cost,), self.fusion).seconds)
         return cost
@@ -280,7 +297,10 @@ class CostModel:
         return base
 
     def _parts_of(self, spec: JobSpec, progress: float | None) -> _Parts:
-        """What all sizes and lengths of an adapter on a base have in common: one in ten classes has new ones."""
+        """Return what all sizes and lengths of an adapter on a base have in common.
+
+        Only one in ten classes has new parts.
+        """
         dtype, recompute, dropout = spec.dtype, spec.recompute, spec.dropout > 0
         adapted = (spec.base_model, spec.method, spec.rank, spec.experts, spec.top_k, spec.target_modules)
         key = (*adapted, dtype, recompute, dropout, progress)
@@ -337,7 +357,7 @@ class CostModel:
         return parts
 
     def _fitted_parts(self, spec: JobSpec, shape: ModelShape, fitted: FittedModel) -> _Parts:
-        """The same from a fitted record."""
+        """Return the same constants from a fitted record."""
         adapter = adapter_point(spec)
         params = stored_params(shape, adapter)
         times = fitted.time.job(adapter, recompute=spec.recompute)
@@ -367,9 +387,9 @@ class CostModel:
         lengths = self._lengths(spec)
         length_q = longest_admitted(lengths, rows)
         if not self.ideal and spec.mem_bytes is None:
-            # Admission vouches for rows up to length_q and no longer: beyond it a row may fit no
-            # device at all, however often it is tried again. So it is the maximum length that the
-            # job trains with, in draws and in rates.
+            # Admission vouches for rows up to length_q and no longer: a longer row may fit no
+            # device at all, however often it is tried again. So length_q is the maximum length that
+            # the job trains with, in draws and in rates.
             lengths = lengths.cut(length_q)
         if self.fusion == "padded":
             tokens_q = rows * memory.round_up(length_q)
@@ -407,11 +427,12 @@ class CostModel:
 
 
 def declared_micro_steps(spec: JobSpec, cost: JobCost, reference: JobCost | None = None) -> float:
-    """Micro-batches of `cost.rows` rows that the job is long.
+    """Return how many micro-batches of `cost.rows` rows the job is long.
 
-    Declared steps times the accumulation; where the trace gives `duration_s` instead, as many as
-    take that long alone on the reference device, whose cost is `reference` (None: this one). There
-    n * solo_step_s = duration_s to rounding (1e-15).
+    It is the declared steps times the accumulation. Where the trace gives `duration_s` instead, it
+    is as many as take that long alone on the reference device, whose cost is `reference` (None:
+    this one). There n * solo_step_s = duration_s to rounding (1e-15). Raises ValueError for a job
+    with neither.
     """
     if spec.duration_s is None:
         steps = spec.steps

@@ -1,4 +1,7 @@
-"""Aggregate-rate curves phi(n): the work done per second by n jobs together, in units of one job alone."""
+"""This module holds aggregate-rate curves phi(n).
+
+phi(n) is the work done per second by n jobs together, in units of one job alone.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ _MAX_ROWS: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class SpeedupCurve:
-    """phi by number of co-residents; n jobs share phi(n) equally, so each runs at phi(n)/n of its speed alone."""
+    """Gives phi by the number of co-residents.
+
+    n jobs share phi(n) equally, so each runs at phi(n)/n of its speed alone.
+    """
 
     name: str
     points: tuple[float, ...]
     """phi(1), phi(2), ..; beyond the last it stays constant. Empty: phi(n) = n."""
 
     def phi(self, n: int) -> float:
-        """Aggregate rate of n >= 1 co-residents (0 for none)."""
+        """Return the aggregate rate of n >= 1 co-residents (0 for none)."""
         if n <= 0:
             return 0.0
         if not self.points:
@@ -34,7 +40,7 @@ class SpeedupCurve:
         return self.points[min(n, len(self.points)) - 1]
 
     def rate(self, n: int) -> float:
-        """Speed of each of n co-residents, in units of its speed alone."""
+        """Return the speed of each of n co-residents, in units of its speed alone."""
         return self.phi(n) / n
 
 
@@ -43,7 +49,10 @@ FREE: Final = SpeedupCurve("free", ())
 
 
 def curve_through(name: str, points: Sequence[tuple[int, float]]) -> SpeedupCurve:
-    """The curve through (n, phi) points with increasing n, linear between them, starting at phi(1) = 1 unless given."""
+    """Return the curve through (n, phi) points with increasing n, linear between them.
+
+    It starts at phi(1) = 1 unless that point is given.
+    """
     known = dict(points)
     known.setdefault(1, 1.0)
     ns = sorted(known)
@@ -56,10 +65,10 @@ def curve_through(name: str, points: Sequence[tuple[int, float]]) -> SpeedupCurv
 
 @lru_cache(maxsize=64)
 def load_curve(name_or_path: str) -> SpeedupCurve:
-    """`none` (phi = 1: processor sharing), `free` (phi = n), `linear:a,b` (min(1 + a(n - 1), b)), or a CSV file
-    `n,phi`.
+    """Load a curve by its name or from a CSV file with columns `n,phi`.
 
-    Raises UsageError for an unknown name, InvalidInputError for a bad file.
+    The names are `none` (phi = 1: processor sharing), `free` (phi = n) and `linear:a,b` (min(1 +
+    a(n - 1), b)). Raises UsageError for an unknown name, InvalidInputError for a bad file.
     """
     if name_or_path == "none":
         return NONE

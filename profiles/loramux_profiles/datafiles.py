@@ -1,4 +1,4 @@
-"""Finding the data that ships with the package, and reading JSON that a stranger may have written."""
+"""This module finds the data that ships, and reads JSON that a stranger may have written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from loramux_traces.errors import InvalidInputError, Problem, UsageError
 from loramux_traces.wholes import whole_number
 
 MAX_BYTES: Final = 16 << 20
-"""A profile or configuration larger than this is not one."""
+"""Largest size in bytes; a larger file is no profile or configuration."""
 
 
 def data_dir() -> Path:
-    """The folder `profiles/data`: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder `profiles/data`: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "data", package.parent / "data"):
         if (folder / "shapes.json").is_file():
@@ -24,13 +24,16 @@ def data_dir() -> Path:
 
 
 def problem(path: Path | str, column: str, value: object, allowed: str, line: int = 0) -> Problem:
-    """One thing wrong with a file; the value is shortened to what fits on a line."""
+    """Return one thing that is wrong with a file; its value is cut to what fits on a line."""
     text = "" if value is None else str(value)
     return Problem(file=str(path), line=line, column=column, value=text[:80], allowed=allowed)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """The object in a JSON file. Raises InvalidInputError that says what is wrong with it and where."""
+    """Return the object in a JSON file.
+
+    Raises InvalidInputError that says what is wrong with it and where.
+    """
 
     def fail(allowed: str, line: int = 0) -> InvalidInputError:
         return InvalidInputError([problem(path, "", "", allowed, line)])
@@ -59,12 +62,15 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 
 def unknown(kind: str, name: str, known: list[str], more: str = "") -> UsageError:
-    """The error for a name that is not known, with the nearest ones."""
+    """Return the error for a name that is not known, with the nearest known names."""
     close = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     return UsageError(f"unknown {kind} {name[:80]!r}{hint} (known: {', '.join(known)}{more})")
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name is meant as a path: it has a separator, is `.` or `..`, or ends with .json."""
+    """Return whether a name is meant as a path.
+
+    A path has a separator, is `.` or `..`, or ends with .json.
+    """
     return name in (".", "..") or "/" in name or "\\" in name or name.endswith(".json")

@@ -1,8 +1,8 @@
-"""Device profiles: every constant of the memory and time models for one device type, each with its unit, origin and
-source.
+"""A device profile holds every constant of the memory and time models for one device type.
 
-A profile is a JSON file; the shipped ones are `profiles/data/<device>/device.json`. Measuring
-replaces `assumed` by `measured` or `fitted` in the same file, nothing else.
+Each constant has its unit, origin and source. A profile is a JSON file; the shipped ones are
+`profiles/data/<device>/device.json`. Measuring replaces `assumed` by `measured` or `fitted` in the
+same file, and nothing else.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Origin = Literal["assumed", "fitted", "measured"]
 SCHEMA_VERSION: Final = 1
 MAX_DEVICES: Final = 100_000
 
-#: Constant -> (unit, smallest, largest, meaning). The one table that validation and documentation
-#: read.
+#: Constant -> (unit, smallest, largest, meaning). Validation and documentation both read this one
+#: table.
 PARAMETERS: Final[dict[str, tuple[str, float, float, str]]] = {
     "memory_bytes": ("B", 1 << 20, 1 << 50, "nominal memory"),
     "reserved_bytes": ("B", 0, 1 << 45, "memory the driver keeps, and what fragmentation loses"),
@@ -72,18 +72,21 @@ _EVERY: Final = {**PARAMETERS, **_OPTIONAL}
 
 
 class Parameter(BaseModel):
-    """One constant with where it comes from."""
+    """Holds one constant and where it comes from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     value: Annotated[float, Field(allow_inf_nan=False)]
     unit: str
     origin: Origin
     note: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-    """Source, or how it was chosen."""
+    """Source of the value, or how it was chosen."""
 
 
 class ParallelCurve(BaseModel):
-    """Aggregate rate of k processes with a base copy each: points (k, phi), linear between, constant beyond."""
+    """Holds the aggregate rate of k processes with a base copy each.
+
+    It has points (k, phi), is linear between them, and constant beyond the last.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     points: Annotated[tuple[tuple[Annotated[int, Field(ge=1, le=1024)], float], ...], Field(min_length=1)]
@@ -101,7 +104,10 @@ class ParallelCurve(BaseModel):
 
 
 class DeviceProfile(BaseModel):
-    """The constants of one device type; attributes such as `eta_g` give the value, `parameters` the whole record."""
+    """Holds the constants of one device type.
+
+    Attributes such as `eta_g` give the value, and `parameters` the whole record.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[1]
@@ -110,7 +116,7 @@ class DeviceProfile(BaseModel):
     parameters: dict[str, Parameter]
     parallel: ParallelCurve
     fitted: Annotated[FittedModel | None, SkipValidation] = Field(default=None, exclude=True, repr=False)
-    """What was measured of one model on it, where the profile is that of a record."""
+    """What was measured of one model on the device, where the profile is that of a record."""
 
     @model_validator(mode="before")
     @classmethod
@@ -147,42 +153,46 @@ class DeviceProfile(BaseModel):
         return hash(self.digest)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy, whose digest is its own."""
+        """Return a copy that works out its own digest."""
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("digest", None)
         return copy
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content: two profiles of one digest predict the same."""
+        """Return the SHA-256 of the content: two profiles of one digest predict the same."""
         measured = "" if self.fitted is None else self.fitted.digest
         return hashlib.sha256((self.model_dump_json() + measured).encode()).hexdigest()
 
     @cached_property
     def parallel_curve(self) -> SpeedupCurve:
-        """phi(k) of k separate processes."""
+        """Return the curve phi(k) of k separate processes."""
         return curve_through(f"{self.name} parallel processes", self.parallel.points)
 
     def origins(self) -> dict[str, Origin]:
-        """Origin of every constant, for the line that says whether a figure is measured, fitted or assumed."""
+        """Return the origin of every constant.
+
+        It is for the line that says whether a figure is measured, fitted or assumed.
+        """
         return {name: parameter.origin for name, parameter in self.parameters.items()} | {
             "parallel": self.parallel.origin
         }
 
 
 def device_names() -> list[str]:
-    """Names of the devices that ship, sorted."""
+    """Return the names of the devices that ship, sorted."""
     return sorted(path.parent.name for path in data_dir().glob("*/device.json"))
 
 
 @lru_cache(maxsize=256)
 def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfile:
-    """A shipped device by name, or the profile in a file (one that ends in .json or has a separator).
+    """Return a shipped device by name, or the profile in a file.
 
-    A file may also be a record that `loramux profile` measured (those that ship go by
-    `device/model` too): the device is then the one it names, with the fit for the model that was
-    measured. Jobs on other models are refused unless `allow_other`. Raises UsageError for an
-    unknown name with the nearest ones, InvalidInputError naming every bad key of a file.
+    The name of a file ends in .json or has a separator. A file may also be a record that `loramux
+    profile` measured (those that ship go by `device/model` too): the device is then the one it
+    names, with the fit for the model that was measured. Jobs on other models are refused unless
+    `allow_other`. Raises UsageError for an unknown name with the nearest ones, InvalidInputError
+    naming every bad key of a file.
     """
     path = device_file(name_or_path)
     document = read_json(path)
@@ -192,7 +202,10 @@ def load_device(name_or_path: str, *, allow_other: bool = False) -> DeviceProfil
 
 
 def device_file(name_or_path: str) -> Path:
-    """The file of a device profile (`load_device`). UsageError for an unknown name with the nearest ones."""
+    """Return the file of a device profile, found as `load_device` finds it.
+
+    Raises UsageError for an unknown name, with the nearest ones.
+    """
     known = device_names()
     name = name_or_path.strip().lower()
     if name in known:
@@ -204,7 +217,7 @@ def device_file(name_or_path: str) -> Path:
 
 
 def with_memory(profile: DeviceProfile, memory_bytes: float, note: str) -> DeviceProfile:
-    """The same device with another size of memory."""
+    """Return the same device with another size of memory."""
     parameter = profile.parameters["memory_bytes"].model_copy(update={"value": float(memory_bytes), "note": note})
     resized = profile.model_copy(update={"parameters": {**profile.parameters, "memory_bytes": parameter}})
     resized.__dict__.pop("digest", None)  # a copy takes cached properties along
@@ -224,7 +237,10 @@ def _measured(path: Path, allow_other: bool) -> DeviceProfile:
 
 
 def parse_devices(text: str) -> tuple[DeviceProfile, ...]:
-    """The devices of `4xa100-80g,2xl4` in order, one entry each; equal types are the same object. Raises UsageError."""
+    """Return the devices of `4xa100-80g,2xl4` in order, one entry each.
+
+    Equal types are the same object. Raises UsageError for a text of another form.
+    """
     devices: list[DeviceProfile] = []
     for item in text.split(","):
         match = re.fullmatch(r"(?:(\d{1,6})x)?(\S+)", item.strip())

@@ -1,4 +1,7 @@
-"""Data from a stranger's file as a pydantic model, with one problem per bad key."""
+"""This module checks data from a stranger's file as a pydantic model.
+
+There is one problem per bad key.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Model:
-    """`data` as a pydantic model. Raises InvalidInputError with one problem per bad key, named with dots."""
+    """Return `data` as a pydantic model.
+
+    Raises InvalidInputError with one problem per bad key, named with dots.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -36,14 +42,17 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Mode
 
 
 def _meant(model: Any, loc: tuple[int | str, ...]) -> str:
-    """`; did you mean ...?` for a field that the model at that place does not have, where one is close."""
+    """Return `; did you mean ...?` for a field that the model at that place does not have.
+
+    It is empty where no field is close.
+    """
     for part in loc[:-1]:
         fields = getattr(model, "model_fields", {})
         if part in fields:
             model = fields[part].annotation
         elif not isinstance(part, int):
             return ""
-        while get_args(model):  # of a list or an optional: what is in it
+        while get_args(model):  # of a list or an optional, take what is in it
             model = get_args(model)[0]
     close = get_close_matches(str(loc[-1]), getattr(model, "model_fields", {}), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,7 @@
-"""Fitting both models to a record, each figure cross-validated by point, with rivals on the same points."""
+"""This module fits both models to a record.
+
+Each figure is cross-validated by point, with rivals on the same points.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,19 @@ from loramux_traces.arrays import Floats
 from loramux_traces.errors import UsageError
 
 Walk = Callable[[StepPoint], float]
-"""Dynamic bytes of a step by formula."""
+"""Gives the dynamic bytes of a step by formula."""
 FOLDS: Final = 10
 FEWEST: Final = 20
-"""Points below which nothing is fitted: fewer than there are features say nothing of an error."""
+"""Points below which nothing is fitted, because so few say nothing of an error."""
 STATE_BYTES: Final = 16
-"""Per trainable parameter: fp32 weight, gradient and two Adam moments."""
+"""Bytes per trainable parameter: fp32 weight, gradient and two Adam moments."""
 
 
 def fit_record(record: ProfileRecord, walk: Walk | None, device: DeviceProfile | None, *, date: str) -> FitSection:
-    """The `fit` section of a record. `walk`: of the memory model (None: times only); `device`: of the prior that is
-    compared (None: no prior). UsageError where there are too few points.
+    """Return the `fit` section of a record.
+
+    `walk` is that of the memory model (None: times only). `device` gives the prior that is compared
+    (None: no prior). Raises UsageError where there are too few points.
     """
     timed, peaks = record.timed, record.peaks
     if len(timed) < FEWEST and len(peaks) < FEWEST:
@@ -45,7 +50,10 @@ def fit_record(record: ProfileRecord, walk: Walk | None, device: DeviceProfile |
 
 
 def time_model(record: ProfileRecord) -> TimeModel:
-    """The fitted time model of a record. UsageError where it has none."""
+    """Return the fitted time model of a record.
+
+    Raises UsageError where it has none.
+    """
     if record.fit is None or record.fit.time is None:
         raise UsageError("the profile has no fitted times: run loramux fit on it")
     named = {name: each.value for name, each in record.fit.time.coefficients.items()}
@@ -53,12 +61,12 @@ def time_model(record: ProfileRecord) -> TimeModel:
 
 
 def step_matrix(shape: ModelShape, points: Sequence[StepPoint], *, exact: bool) -> Floats:
-    """Features of the time model [points, features]."""
+    """Return the features of the time model, [points, features]."""
     return np.stack([step_features(shape, point, exact=exact) for point in points])
 
 
 def fit_time(record: ProfileRecord, device: DeviceProfile | None) -> TimeFit:
-    """Step times from the medians of the repeats, at one speed of the machine."""
+    """Fit step times to the medians of the repeats, at one speed of the machine."""
     shape = record.model.shape
     timed = record.timed
     points = [p.point for p in timed]
@@ -89,10 +97,11 @@ def fit_time(record: ProfileRecord, device: DeviceProfile | None) -> TimeFit:
 
 
 def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, alpha: float = ALPHA) -> MemoryFit:
-    """Dynamic bytes from the walk: scale and offset, and the conformal bound from predictions of held-out folds.
+    """Fit dynamic bytes to the walk: a scale, an offset and the conformal bound.
 
-    With fewer than 99 points, or steps that ran out of memory unforeseen, the bound is at the level
-    that they support, which the section states, instead of at `alpha`.
+    The bound comes from predictions of held-out folds. With fewer than 99 points, or with steps
+    that ran out of memory unforeseen, it is not at `alpha` but at the level that the points
+    support, which the section states.
     """
     shape = record.model.shape
     peaks = record.peaks
@@ -104,7 +113,7 @@ def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, 
     unforeseen = _unforeseen(record, lambda p: scale * walk(p) + offset)
     scores = [*actual, *(np.inf for _ in unforeseen)]
     predicted = [*held_out, *(scale * walk(point) + offset for point in unforeseen)]
-    # The level that so many points, and so many above any prediction, can support at best
+    # The best level that so many points, and so many above any prediction, can support
     alpha = max(alpha, (1 + len(unforeseen)) / (len(scores) + 1))
     margin = conformal_margin(scores, predicted, alpha)
     rivals = _rivals(shape, points, actual)
@@ -128,14 +137,15 @@ def fit_memory(record: ProfileRecord, walk: Walk, device: DeviceProfile | None, 
 
 
 def static_bytes(shape: ModelShape, dtype: str, point: StepPoint) -> float:
-    """Weights, adapters and optimizer states of a step's jobs, by formula."""
+    """Return the bytes of weights, adapters and optimizer states of a step's jobs, by formula."""
     parameters = float(step_features(shape, point)[INDEX["parameters"]])
     return shape.weight_bytes(dtype) + STATE_BYTES * parameters
 
 
 def _unforeseen(record: ProfileRecord, predict: Walk) -> list[StepPoint]:
-    """Steps that ran out of memory although the model would have let them in: they count as above any prediction. One
-    that it would have refused says nothing new.
+    """Return the steps that ran out of memory although the model would have let them in.
+
+    They count as above any prediction. A step that the model would have refused says nothing new.
     """
     shape, dtype = record.model.shape, record.model.dtype
     out = [p for p in record.points if p.memory.censored]
@@ -147,12 +157,12 @@ def _rivals(shape: ModelShape, points: Sequence[StepPoint], actual: Floats) -> d
 
 
 def _residuals(actual: Floats, predicted: Floats) -> list[float]:
-    # A fold's fit may give 0 to a step that only its own features cover
+    # A fold's fit may predict 0 for a step with features that no step of the other folds has
     return [round(float(value), 5) for value in np.log(actual / np.maximum(predicted, 1e-12))]
 
 
 def summary(record: ProfileRecord) -> dict[str, Any]:
-    """What a record holds, in plain types: for `--check` and `--json`."""
+    """Return what a record holds, in plain types, for `--check` and `--json`."""
     fit = record.fit
     return {
         "device": record.device.name,

@@ -1,4 +1,7 @@
-"""The fitted part of a profile record: coefficients with units, how wrong they are, and rivals on the same points."""
+"""The fit section is the fitted part of a profile record.
+
+It holds coefficients with units, how wrong they are, and rivals on the same points.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ class _Part(BaseModel):
 
 
 class Coefficient(_Part):
-    """One fitted number."""
+    """Holds one fitted number with its unit."""
 
     value: Positive
     unit: Annotated[str, StringConstraints(max_length=40)]
 
 
 class ErrorFigures(_Part):
-    """Shares of what was measured; `n` points, each predicted by a fit without it."""
+    """Holds errors as shares of what was measured.
+
+    There are `n` points, each predicted by a fit without it.
+    """
 
     n: Annotated[int, Field(ge=1)]
     mape: Positive
@@ -34,15 +40,15 @@ class ErrorFigures(_Part):
 
 
 class TimeFit(_Part):
-    """Step times."""
+    """Holds the fitted model of step times."""
 
     coefficients: dict[str, Coefficient]
-    """By feature (`time_features.FEATURES`); absent ones are 0."""
+    """Coefficients by feature (`time_features.FEATURES`); absent ones are 0."""
     cross_validated: ErrorFigures
     repeats: Positive
-    """Mean distance of a repeat from its median: what no model can predict."""
+    """Mean distance of a repeat from its median, which no model can predict."""
     rivals: dict[str, ErrorFigures]
-    """The same points under other models' forms."""
+    """Errors on the same points under other models' forms."""
     residuals: tuple[Finite, ...]
     """log(measured / predicted) of each timed point, cross-validated."""
 
@@ -58,18 +64,21 @@ class TimeFit(_Part):
 
 
 class MemoryFit(_Part):
-    """Dynamic bytes of a step: scale * walk + offset, and an upper bound (1 + margin) times that."""
+    """Holds the fit of a step's dynamic bytes: scale * walk + offset, and an upper bound.
+
+    The upper bound is (1 + margin) times that.
+    """
 
     scale: Positive
     offset_bytes: Positive
     margin: Positive
-    """Conformal at `alpha`: a further step exceeds the bound with at most that probability."""
+    """Conformal margin at `alpha`: a further step exceeds the bound with at most that chance."""
     alpha: Annotated[float, Field(gt=0, lt=1)]
     cross_validated: ErrorFigures
     violations: Annotated[int, Field(ge=0)]
-    """Points above the bound."""
+    """Number of points above the bound."""
     censored: Annotated[int, Field(ge=0)]
-    """Points that ran out of memory."""
+    """Number of points that ran out of memory."""
     trusted_tokens: Positive
     """Most tokens that the model may be asked about without a trial step."""
     rivals: dict[str, ErrorFigures]
@@ -77,7 +86,7 @@ class MemoryFit(_Part):
 
 
 class FitSection(_Part):
-    """What `loramux fit` found."""
+    """Holds what `loramux fit` found."""
 
     date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
     folds: Annotated[int, Field(ge=2, le=1000)]

@@ -1,4 +1,7 @@
-"""A fitted profile record as the cost model takes it: measured times and planned memory of one model on one device."""
+"""This module brings a fitted profile record into the form that the cost model takes.
+
+It gives measured times and planned memory of one model on one device.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +21,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedModel:
-    """What a record's fit says, for jobs on its model."""
+    """Holds what a record's fit says, for jobs on its model."""
 
     name: str
-    """Of the model that was measured."""
+    """Name of the model that was measured."""
     shape: ModelShape
     dtype: str
     kind: str
-    """Of the device: cpu or cuda."""
+    """Kind of the device: cpu or cuda."""
     exact: bool
     time: TimeModel
     scale: float
     offset_bytes: float
     margin: float
-    """Of the conformal bound on dynamic bytes."""
+    """Margin of the conformal bound on dynamic bytes."""
     trusted_tokens: float
     join_s: float
-    """A new job: fixed seconds, and per byte of its state (`join_byte_s`); likewise a pause."""
+    """Fixed seconds of a new job; `join_byte_s` adds seconds per byte of its state.
+
+    A pause has the same two numbers.
+    """
     join_byte_s: float
     pause_s: float
     pause_byte_s: float
     base_load_s: float
     digest: str
-    """Of the record."""
+    """SHA-256 of the record's file."""
     allow_other: bool = field(default=False, compare=False)
-    """Jobs on other models, or in another precision, use the device's own constants instead of
-    being refused.
+    """Whether jobs on other models, or in another precision, are allowed.
+
+    They then use the device's own constants instead of being refused.
     """
 
     def covers(self, shape: ModelShape, dtype: str) -> bool:
-        """Whether a job on this model is one that the record speaks for; the model's name does not matter.
+        """Return whether the record speaks for jobs on this model, whatever the model's name.
 
-        UsageError where it is not and other models are not allowed.
+        Raises UsageError where it does not and other models are not allowed.
         """
         if dtype == self.dtype and replace(shape, name="", source="") == replace(self.shape, name="", source=""):
             return True
@@ -62,7 +69,10 @@ class FittedModel:
 
 
 def fitted_model(record: ProfileRecord, digest: str, path: Path | str, *, allow_other: bool = False) -> FittedModel:
-    """The fit in a record. UsageError where there is none."""
+    """Return the fit in a record.
+
+    Raises UsageError where there is none.
+    """
     fit = record.fit
     if fit is None or fit.time is None or fit.memory is None:
         raise UsageError(f"{path}: the record has no fit yet: loramux fit {path}")
@@ -91,13 +101,13 @@ def fitted_model(record: ProfileRecord, digest: str, path: Path | str, *, allow_
 
 
 def adapter_point(spec: JobSpec) -> AdapterPoint:
-    """A trace's job in the terms of the plan."""
+    """Return the adapter of a trace's job in the terms of the plan."""
     plain = spec.method == "lora" or (spec.method == "mixlora" and spec.target_modules in ("attention", "qv"))
     return AdapterPoint(
         method="lora" if plain else spec.method,
         rank=spec.rank,
         experts=1 if plain else spec.experts,
-        # LoRAMoE has all experts, always: a trace's top_k means nothing there, and profiles are
+        # LoRAMoE always has all experts: a trace's top_k means nothing there, and profiles are
         # measured with 1
         top_k=1 if plain or spec.method == "loramoe" else min(spec.top_k, spec.experts),
         targets=spec.target_modules,

@@ -1,4 +1,7 @@
-"""The shape of a model from its Hugging Face config.json, by the key names of the architectures in use."""
+"""This module reads the shape of a model from its Hugging Face config.json.
+
+It knows the key names of the architectures in use.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 _FFN: Final = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
 _TIED: Final = ("gemma", "gpt2", "opt", "bloom", "falcon")
-"""model_type beginnings whose embeddings are tied where the file does not say so."""
+"""Beginnings of model_type for which embeddings are tied where the file does not say so."""
 _UNGATED: Final = ("gpt", "opt", "phi", "bloom", "falcon", "starcoder")
 _PHI_GATED: Final = ("phi3", "phi4", "gpt_oss")
 _MAX: Final = 1 << 24
@@ -58,12 +61,12 @@ class _Reader:
 
 
 def shape_from_config(path: Path | str, name: str | None = None) -> ModelShape:
-    """The shape of a local Hugging Face config.json, or of the folder that holds it, called `name` or else as the path.
+    """Return the shape of a local Hugging Face config.json, or of the folder that holds it.
 
-    Knows the key names of Llama-like models, ChatGLM (`num_layers`, `ffn_hidden_size`,
-    `multi_query_group_num`, `kv_channels`, `padded_vocab_size`) and GPT-2, and a nested
-    `text_config`. Raises InvalidInputError naming every bad key; a model that is itself a mixture
-    of experts is refused.
+    The shape is called `name`, or else as the path. The reader knows the key names of Llama-like
+    models, ChatGLM (`num_layers`, `ffn_hidden_size`, `multi_query_group_num`, `kv_channels`,
+    `padded_vocab_size`) and GPT-2, and a nested `text_config`. Raises InvalidInputError naming
+    every bad key; a model that is itself a mixture of experts is refused.
     """
     file = Path(path)
     if file.is_dir():
@@ -72,7 +75,10 @@ def shape_from_config(path: Path | str, name: str | None = None) -> ModelShape:
 
 
 def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> ModelShape:
-    """The shape of a configuration that is at hand (`PretrainedConfig.to_dict()`); `file` is named in problems."""
+    """Return the shape of a configuration that is at hand (`PretrainedConfig.to_dict()`).
+
+    Problems name `file`.
+    """
     file = Path(file or name)
     nested = data.get("text_config")
     if isinstance(nested, dict):

@@ -1,8 +1,9 @@
-"""Distributions of sequence lengths: integers from 1 to a maximum, one table that admission, rates and draws all read.
+"""This module holds distributions of sequence lengths as tables.
 
-Because quantiles, the CDF on the rounding grid, the strata and the draws come from one discrete
-table, the two fidelities of the simulator see the same distribution exactly. Which named shape a
-job has is decided in `loramux_profiles.lengths`.
+Lengths are integers from 1 to a maximum. Admission, rates and draws all read one table: because
+quantiles, the CDF on the rounding grid, the strata and the draws come from one discrete table, the
+two fidelities of the simulator see the same distribution exactly. Which named shape a job has is
+decided in `loramux_profiles.lengths`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from loramux_traces.arrays import Floats, Ints
 MAX_TABLE: Final = 131_072
 """Longest table; longer sequences are counted in units of several tokens."""
 LOG_ZERO: Final = -745.0
-"""log of an impossible event, as small as exp() can still tell from 0; a sum of these stays finite."""
+"""log of an impossible event, as small as exp() can still tell from 0.
+
+A sum of these stays finite.
+"""
 STRATA: Final = 512
-"""Strata per job in rate fidelity (worst error of a step's mean 0.6%, measured by the project's
-notes).
+"""Strata per job in rate fidelity.
+
+The worst error of a step's mean is then 0.6% (measured by the project's notes).
 """
 ORDERS: Final = 251
-"""Distinct orders of strata; prime, so that neighbouring seeds do not share one. Two residents
-share one by chance 1/251.
+"""Distinct orders of strata; prime, so that neighbouring seeds do not share one.
+
+Two residents share one by chance with probability 1/251.
 """
 _BINS: Final = 8192
 _ROWS_EXACT: Final = 128
@@ -33,7 +39,7 @@ _ROWS_EXACT: Final = 128
 
 
 class Moments(NamedTuple):
-    """Mean (tokens), E[L^2], variance and skewness of a length distribution."""
+    """Holds mean (tokens), E[L^2], variance and skewness of a length distribution."""
 
     mean: float
     square: float
@@ -43,10 +49,11 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LengthDist:
-    """A distribution on unit, 2*unit, .. len(cdf)*unit tokens; `cdf[i]` = P(length <= (i + 1) * unit), ending at 1.
+    """Holds a distribution on unit, 2*unit, .. len(cdf)*unit tokens.
 
-    `unit` is 1 unless the longest length exceeds MAX_TABLE. Compared and hashed by identity:
-    `length_dist` gives equal arguments the same object.
+    `cdf[i]` = P(length <= (i + 1) * unit), ending at 1. `unit` is 1 unless the longest length
+    exceeds MAX_TABLE. Objects are compared and hashed by identity: `length_dist` gives equal
+    arguments the same object.
     """
 
     name: str
@@ -55,34 +62,43 @@ class LengthDist:
 
     @property
     def mean(self) -> float:
-        """Mean length in tokens."""
+        """Return the mean length in tokens."""
         return moments(self).mean
 
     @property
     def longest(self) -> int:
-        """Largest possible length in tokens."""
+        """Return the largest possible length in tokens."""
         return len(self.cdf) * self.unit
 
     @property
     def shortest(self) -> int:
-        """Smallest possible length in tokens."""
+        """Return the smallest possible length in tokens."""
         return int(np.argmax(self.cdf > 0.0) + 1) * self.unit
 
     def quantile(self, p: Floats | float) -> Ints:
-        """Smallest length whose CDF reaches p, elementwise (p in [0, 1]; 0 gives the shortest)."""
+        """Return the smallest length whose CDF reaches p, elementwise.
+
+        p is in [0, 1]; 0 gives the shortest length.
+        """
         index = np.searchsorted(self.cdf, np.maximum(p, 5e-324), side="left")
         return (np.minimum(index, len(self.cdf) - 1) + 1) * self.unit
 
     def cut(self, tokens: int) -> LengthDist:
-        """The same with longer rows truncated to `tokens`, as trainers do (itself where none is longer)."""
+        """Return the same with longer rows truncated to `tokens`, as trainers do.
+
+        It is the same object where no row is longer.
+        """
         return self if tokens >= self.longest else _cut(self, max(1, tokens // self.unit))
 
     def draw(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Ints:
-        """Independent lengths, shape `size`."""
+        """Return independent lengths, an array of shape `size`."""
         return self.quantile(rng.random(size))
 
     def log_cdf_on_grid(self, max_tokens: int, step: int = 8) -> Floats:
-        """log P(length <= g) at g = step, 2*step, .. up to `max_tokens` rounded up; LOG_ZERO where impossible."""
+        """Return log P(length <= g) at g = step, 2*step, .. up to `max_tokens` rounded up.
+
+        It is LOG_ZERO where the event is impossible.
+        """
         grid = np.arange(step, -(-max_tokens // step) * step + 1, step)
         index = np.minimum(grid // self.unit, len(self.cdf)) - 1
         cdf = np.where(index >= 0, self.cdf[np.maximum(index, 0)], 0.0)
@@ -90,20 +106,20 @@ class LengthDist:
             return np.maximum(np.log(cdf), LOG_ZERO)
 
     def sum_quantile(self, rows: int, p: float) -> int:
-        """Quantile p of the sum of `rows` independent lengths, in tokens.
+        """Return quantile p of the sum of `rows` independent lengths, in tokens.
 
-        Exact for one row; otherwise the convolution on 8192 bins that keep the mean (resolution
-        about 0.1%), and beyond 128 rows the Cornish-Fisher expansion with the skewness. Rounded up
-        to a whole token.
+        It is exact for one row. Otherwise it is the convolution on 8192 bins that keep the mean
+        (resolution about 0.1%), and beyond 128 rows the Cornish-Fisher expansion with the skewness.
+        It is rounded up to a whole token.
         """
         return _sum_quantile(self, rows, p)
 
     def strata(self, rows: int, seed: int, n: int = STRATA) -> tuple[Floats, Floats]:
-        """`n` equally likely micro-batches: (sum of lengths, sum of squared lengths) of `rows` rows, in an order set by
-        `seed`.
+        """Return `n` equally likely micro-batches of `rows` rows, in an order set by `seed`.
 
-        Each row takes the mean of every n-quantile class of the length once, in an order of its
-        own, so the means are exact. Read-only.
+        They are two arrays: the sums of lengths and the sums of squared lengths. Each row takes the
+        mean of every n-quantile class of the length once, in an order of its own, so the means are
+        exact. Treat the arrays as read-only.
         """
         tokens, squares = _strata(self, rows, n)
         order = permutation(n, seed % ORDERS)
@@ -120,7 +136,7 @@ def _cut(dist: LengthDist, size: int) -> LengthDist:
 
 @lru_cache(maxsize=4096)
 def moments(dist: LengthDist) -> Moments:
-    """The moments of a length distribution, computed once."""
+    """Return the moments of a length distribution, computed once."""
     pmf = np.diff(dist.cdf, prepend=0.0)
     tokens = np.arange(1, len(pmf) + 1, dtype=np.float64) * dist.unit
     mean = float(pmf @ tokens)
@@ -133,7 +149,7 @@ def moments(dist: LengthDist) -> Moments:
 
 @lru_cache(maxsize=1024)
 def permutation(n: int, index: int) -> Ints:
-    """A fixed random order of 0..n-1."""
+    """Return a fixed random order of 0..n-1."""
     order = np.random.default_rng([n, index]).permutation(n)
     order.flags.writeable = False
     return order

@@ -1,5 +1,6 @@
-"""Distributions of sequence lengths by name, scaled to a job's mean (the tables themselves:
-`loramux_profiles.length_table`).
+"""This module gives distributions of sequence lengths by name, scaled to a job's mean.
+
+The tables themselves are in `loramux_profiles.length_table`.
 
 All shapes are assumed: no data set ships with the project. `alpaca`, `sql` and `llava` carry the
 names of the length distributions of arXiv 2312.02515's evaluation (`train` is the fourth) and
@@ -27,12 +28,14 @@ from loramux_traces.arrays import Floats, Ints
 from loramux_traces.errors import UsageError
 
 DEFAULT_P95: Final = 2.0
-"""p95 / mean of the lognormal a job gets that says only its mean length (assumed; instruction data
-sets lie at 1.7 to 2.5).
+"""p95 / mean of the lognormal that a job gets if it says only its mean length.
+
+It is assumed; instruction data sets lie at 1.7 to 2.5.
 """
 MAX_P95: Final = 3.8
-"""Largest p95 / mean that a lognormal reaches (3.87 in the limit); above it the most skewed
-lognormal is used.
+"""Largest p95 / mean that a lognormal reaches (3.87 in the limit).
+
+Above it the most skewed lognormal is used.
 """
 TAIL: Final = 8.0
 """Lengths are cut at this multiple of the mean (or twice the p95, if larger)."""
@@ -53,7 +56,7 @@ _Z95: Final = 1.6448536269514722
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape with mean about 1: `cdf(x)` of x in means, cut at `longest`."""
+    """Holds a shape with mean about 1: `cdf(x)` of x in means, cut at `longest`."""
 
     text: str
     cdf: Callable[[Floats], Floats]
@@ -61,14 +64,15 @@ class Shape:
 
 
 _PLAIN_CALLS: Final = 60
-"""Of the normal CDF without scipy, which takes 0.4 ms where scipy's takes 0.06, but not 0.1 s to
-import.
+"""Calls of the normal CDF that are answered without scipy.
+
+Without scipy a call takes 0.4 ms and with it 0.06 ms, but scipy takes 0.1 s to import.
 """
 _calls: Final = count()
 
 
 def _phi(x: Floats) -> Floats:
-    """The normal CDF: the same to the last digit either way."""
+    """Return the normal CDF, the same to the last digit with scipy and without."""
     if "scipy.special" not in modules and next(_calls) < _PLAIN_CALLS:
         return normal_cdf(x)
     from scipy.special import ndtr
@@ -78,7 +82,7 @@ def _phi(x: Floats) -> Floats:
 
 
 def _lognormal(sigma: float, fixed: float = 0.0) -> Callable[[Floats], Floats]:
-    """CDF of fixed + (1 - fixed) * lognormal of mean 1."""
+    """Return the CDF of fixed + (1 - fixed) * lognormal of mean 1."""
 
     def cdf(x: Floats) -> Floats:
         part = np.maximum((x - fixed) / (1 - fixed), 1e-300)
@@ -88,7 +92,10 @@ def _lognormal(sigma: float, fixed: float = 0.0) -> Callable[[Floats], Floats]:
 
 
 def sigma_for(ratio: float) -> float:
-    """Sigma of the lognormal with p95 / mean = ratio (clamped to MAX_P95): smaller root of z*s - s^2/2 = log(ratio)."""
+    """Return the sigma of the lognormal with p95 / mean = ratio (clamped to MAX_P95).
+
+    It is the smaller root of z*s - s^2/2 = log(ratio).
+    """
     return _Z95 - sqrt(_Z95 * _Z95 - 2 * log(min(ratio, MAX_P95)))
 
 
@@ -105,17 +112,18 @@ NAMES: Final = ("constant", *SHAPES)
 
 
 def is_length_shape(name: str) -> bool:
-    """Whether a name (of the `dataset` column, say) is also the name of a shape."""
+    """Return whether a name (of the `dataset` column, say) is also the name of a shape."""
     return name in NAMES
 
 
 def length_dist(seq_len: float, seq_len_p95: float | None = None, name: str | None = None) -> LengthDist:
-    """The length distribution of mean `seq_len` tokens; its discrete mean agrees to 1e-6 (relative).
+    """Return the length distribution of mean `seq_len` tokens.
 
-    Only the mean: lognormal with p95 = 2 x mean, cut at 8 x mean. With `seq_len_p95`: the lognormal
-    with that p95 (before cutting and rounding; p95 = mean is constant, above 3.8 x mean the most
-    skewed one). A name fixes the shape and p95 then counts for `lognormal` only. Equal arguments
-    give the same object. Raises UsageError for an unknown name.
+    Its discrete mean agrees to 1e-6 (relative). With only the mean it is lognormal with p95 = 2 x
+    mean, cut at 8 x mean. With `seq_len_p95` it is the lognormal with that p95 (before cutting and
+    rounding; p95 = mean is constant, above 3.8 x mean the most skewed one). A name fixes the shape,
+    and p95 then counts for `lognormal` only. Equal arguments give the same object. Raises
+    UsageError for an unknown name.
     """
     return _length_dist(float(seq_len), seq_len_p95, name)
 
@@ -141,11 +149,11 @@ def _length_dist(seq_len: float, seq_len_p95: float | None, name: str | None) ->
 
 
 def _constant(mean: float) -> LengthDist:
-    """One length; a mean between two lengths mixes the two."""
+    """Return a distribution of one length; a mean between two lengths mixes the two."""
     unit = max(1, ceil(mean / MAX_TABLE))
     low = int(mean // unit)
     part = mean / unit - low
-    if low == 0:  # cannot be: unit > 1 only for means far above it
+    if low == 0:  # this cannot be: unit > 1 only for means far above it
         low, part = 1, 0.0
     cdf = np.zeros(low + (1 if part > 0 else 0))
     cdf[low - 1] = 1 - part
@@ -154,7 +162,10 @@ def _constant(mean: float) -> LengthDist:
 
 
 def _scaled(name: str, shape: Shape, mean: float) -> LengthDist:
-    """Lengths rounded to whole units, at least one; the scale is solved so that the mean of the table is right."""
+    """Return lengths rounded to whole units, at least one.
+
+    The scale is solved so that the mean of the table is right.
+    """
     unit = max(1, ceil(shape.longest * mean / MAX_TABLE))
     goal = mean / unit
     size = max(2, min(MAX_TABLE, ceil(shape.longest * goal)))
@@ -187,5 +198,5 @@ def _frozen(name: str, cdf: Floats, unit: int) -> LengthDist:
 
 
 def describe() -> list[tuple[str, str]]:
-    """(name, one line) of every shape, for help texts."""
+    """Return (name, one line) of every shape, for help texts."""
     return [("constant", "every sequence as long as the mean"), *((name, shape.text) for name, shape in SHAPES.items())]

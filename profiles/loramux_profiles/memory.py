@@ -1,7 +1,8 @@
-"""The memory model: what a base and a job add to a device, and the bytes of a set of jobs (slow reference).
+"""The memory model says what a base and a job add to a device.
 
-Source: aspen.md of the project's notes (analytic prior for an eager Hugging Face Llama in bf16),
-after arXiv 2312.02515 section 4. Expected values; `bounds` says by how much to exceed them.
+It also gives the bytes of a set of jobs (slow reference). Source: aspen.md of the project's notes
+(analytic prior for an eager Hugging Face Llama in bf16), after arXiv 2312.02515 section 4. Values
+are expected values; `bounds` says by how much to exceed them.
 """
 
 from __future__ import annotations
@@ -18,37 +19,46 @@ from loramux_profiles.work import ROUNDING, JobCost
 Fusion = Literal["packed", "padded"]
 Copies = Literal["shared", "separate"]
 STATE_BYTES: Final = 16
-"""Per trainable parameter: fp32 weight, gradient and two Adam moments."""
+"""Bytes per trainable parameter: fp32 weight, gradient and two Adam moments."""
 COPY_BYTES: Final = 2
-"""Per trainable parameter: the bf16 or fp16 copy that is computed with."""
+"""Bytes per trainable parameter of the bf16 or fp16 copy that is computed with."""
 LOGIT_BYTES: Final = 12
-"""Per token and vocabulary entry while the loss is computed: 16-bit logits, fp32 copy, gradients."""
+"""Bytes per token and vocabulary entry while the loss is computed.
+
+They are 16-bit logits, their fp32 copy, and gradients.
+"""
 TAIL_BYTES: Final = 16
-"""Per token and hidden unit outside the layers: embedding, final norm in fp32, hidden state and its
-gradients.
+"""Bytes per token and hidden unit outside the layers.
+
+They are the embedding, the final norm in fp32, the hidden state and its gradients.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Implementation:
-    """What of the runtime the memory and time models need to know; the defaults are loramux's own runtime."""
+    """Says what of the runtime the memory and time models need to know.
+
+    The defaults are loramux's own runtime.
+    """
 
     expert_path: Literal["dense", "skip"] = "dense"
-    """`skip`: masked experts of the plug-in methods are not computed, so that cost follows the
-    routing.
+    """`skip`: masked experts of the plug-in methods are not computed.
+
+    The cost then follows the routing.
     """
     stored_dropout: bool = False
-    """Dropout masks and outputs are kept for the backward pass instead of generated again."""
+    """Whether dropout masks and outputs are kept for the backward pass, not generated again."""
     chunked_loss: bool = True
     eager_attention: bool = False
-    """Attention keeps its square of probabilities (no fused kernel)."""
+    """Whether attention keeps its square of probabilities (no fused kernel)."""
 
 
 def layer_bytes(shape: ModelShape, adapter: AdapterCost, *, dropout: bool = False) -> float:
-    """Activations that one layer keeps per token, bytes in bf16: 16d + 2(d + 2kv) + 8f + 4H + 8 and the adapter's own.
+    """Return the bytes of activations that one layer keeps per token in bf16.
 
-    With the 14r of LoRA on seven linears this is aspen.md's formula; stored dropout adds 3 bytes
-    per input of an adapted linear (mask and 16-bit copy), 3(6d + f) in all.
+    They are 16d + 2(d + 2kv) + 8f + 4H + 8 and the adapter's own. With the 14r of LoRA on seven
+    linears this is aspen.md's formula; stored dropout adds 3 bytes per input of an adapted linear
+    (mask and 16-bit copy), 3(6d + f) in all.
     """
     d, f = shape.hidden, shape.ffn
     frozen = 16 * d + 2 * (shape.q_dim + 2 * shape.kv_dim) + 8 * f + 4 * shape.heads + 8
@@ -65,10 +75,10 @@ def token_bytes(
     scale: float = 1.0,
     implementation: Implementation | None = None,
 ) -> float:
-    """Bytes that one token of a job adds to the peak of a step.
+    """Return the bytes that one token of a job adds to the peak of a step.
 
     With full recompute each layer keeps its input only, and one layer is rebuilt at a time. That
-    layer and the loss chunk are never there together; both are counted (the chunk in the base's
+    layer and the loss chunk are never there together. Both are counted (the chunk in the base's
     constant), which errs on the safe side by at most one chunk. fp32 doubles the activations
     (assumed).
     """
@@ -82,25 +92,35 @@ def token_bytes(
 
 
 def base_dynamic_bytes(shape: ModelShape, device: DeviceProfile, implementation: Implementation) -> float:
-    """Constant part of a step's peak, bytes: workspaces, and one chunk of logits where the loss is chunked."""
+    """Return the constant part of a step's peak in bytes.
+
+    It is workspaces, and one chunk of logits where the loss is chunked.
+    """
     chunk = LOGIT_BYTES * shape.vocab * device.loss_chunk_tokens if implementation.chunked_loss else 0.0
     return device.b0_bytes + chunk
 
 
 def square_bytes(shape: ModelShape, implementation: Implementation) -> float:
-    """Bytes per squared row length: 0 with fused attention; eager keeps 16-bit and fp32 probabilities of every head and
-    layer.
+    """Return the bytes per squared row length; they are 0 with fused attention.
+
+    Eager attention keeps 16-bit and fp32 probabilities of every head and layer.
     """
     return 6.0 * shape.heads * shape.layers if implementation.eager_attention else 0.0
 
 
 def own_bytes(params: int, dtype: str) -> int:
-    """Resident bytes of a job whatever runs: states of every trainable parameter, and its 16-bit copy."""
+    """Return the resident bytes of a job, whatever runs.
+
+    They are the states of every trainable parameter, and its 16-bit copy.
+    """
     return params * (STATE_BYTES + (COPY_BYTES if dtype != "fp32" else 0))
 
 
 def weight_bytes(shape: ModelShape, dtype: str, device: DeviceProfile) -> int:
-    """Bytes of the frozen weights on a device, with its system's own base precision where it has one."""
+    """Return the bytes of the frozen weights on a device.
+
+    They are in the base precision of the device's system where it has one of its own.
+    """
     each = device.parameters.get("base_weight_bytes")
     if each is None:
         return shape.weight_bytes(dtype)
@@ -108,16 +128,17 @@ def weight_bytes(shape: ModelShape, dtype: str, device: DeviceProfile) -> int:
 
 
 def round_up(tokens: float) -> int:
-    """Tokens rounded up to a multiple of ROUNDING."""
+    """Return the tokens rounded up to a multiple of ROUNDING."""
     return -int(-tokens // ROUNDING) * ROUNDING
 
 
 def set_bytes(jobs: Sequence[JobCost], fusion: Fusion, copies: Copies, margin: float = 0.0) -> float:
-    """Bytes of a set of jobs on one device at their admission quantiles, the dynamic part raised by `margin`.
+    """Return the bytes of a set of jobs on one device at their admission quantiles.
 
-    The slow reference for the incremental ledgers of the schedulers. A job that gave `mem_bytes` is
-    charged that and nothing else. Bases take turns, so only the largest dynamic part counts;
-    separate copies run at once, so all do.
+    The dynamic part is raised by `margin`. This is the slow reference for the incremental ledgers
+    of the schedulers. A job that gave `mem_bytes` is charged that and nothing else. Bases take
+    turns, so only the largest dynamic part counts; separate copies run at once, so all of them
+    count.
     """
     total = float(sum(job.own_bytes for job in jobs))
     charged = [job for job in jobs if not job.overridden]

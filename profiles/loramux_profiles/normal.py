@@ -1,6 +1,7 @@
-"""The standard normal CDF, step for step that of scipy.special.ndtr (Cephes, S. Moshier), so that every digit stays.
+"""This module computes the standard normal CDF with the same digits as scipy.special.ndtr.
 
-In numpy because importing scipy.special takes 0.1 CPU-seconds, as much as three thousand jobs do.
+It follows ndtr (Cephes, S. Moshier) step for step, so that every digit stays. It is in numpy
+because importing scipy.special takes 0.1 CPU-seconds, as much as three thousand jobs do.
 """
 
 from __future__ import annotations
@@ -49,12 +50,15 @@ def _polynomial(x: Floats, coefficients: tuple[float, ...]) -> Floats:
 
 
 def _exp(x: Floats) -> Floats:
-    """By the C library, as scipy: numpy's own differs from it in the last digit of one value in a hundred."""
+    """Compute exp by the C library, as scipy does.
+
+    numpy's own exp differs from it in the last digit of one value in a hundred.
+    """
     return np.array([exp(value) for value in x.tolist()])
 
 
 def cdf(x: Floats) -> Floats:
-    """P(Z <= x) for finite x, elementwise."""
+    """Return P(Z <= x) for finite x, elementwise."""
     z = x * _SQRT_HALF
     size = np.abs(z)
     result = np.empty_like(z)

@@ -1,9 +1,9 @@
-"""Memory of fused steps by the allocation plan: what a fitted profile gives the scheduler instead of linear constants.
+"""This module gives the memory of fused steps by the allocation plan.
 
-The plan is no sum over jobs (temporaries of one job's kernels are gone when the next one's are
-made, and a tensor of the whole step is kept as soon as one job needs it), so that a set is asked
-about as a set. Admission asks about classes of jobs and is remembered; a step asks about its real
-lengths.
+A fitted profile gives the scheduler the plan instead of linear constants. The plan is no sum over
+jobs (temporaries of one job's kernels are gone when the next one's are made, and a tensor of the
+whole step is kept as soon as one job needs it), so that a set is asked about as a set. Admission
+asks about classes of jobs, and its answers are remembered; a step asks about its real lengths.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from loramux_profiles.step_plan import plan_bytes
 from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 
 REMEMBERED: Final = 65_536
-"""Sets of classes whose bytes are kept."""
+"""Number of sets of classes whose bytes are kept."""
 
 
 class PlannedJob(Protocol):
-    """What the plan asks of a class of jobs (`work.JobCost`)."""
+    """States what the plan asks of a class of jobs (`work.JobCost`)."""
 
     @property
     def adapter(self) -> AdapterPoint | None:
-        """What the plan knows its adapter by."""
+        """Return the adapter in the plan's terms."""
 
     @property
     def rows(self) -> int:
-        """Sequences in one micro-batch."""
+        """Return the number of sequences in one micro-batch."""
 
     @property
     def length_q(self) -> int:
-        """Admission quantile of the longest row of a micro-batch, tokens."""
+        """Return the admission quantile of the longest row of a micro-batch, in tokens."""
 
     @property
     def tokens_q(self) -> float:
-        """Admission quantile of a micro-batch's tokens."""
+        """Return the admission quantile of a micro-batch's tokens."""
 
     @property
     def recompute(self) -> bool:
-        """Whether layers are run again in the backward pass."""
+        """Return whether layers are run again in the backward pass."""
 
 
 class PlannedMemory:
-    """Expected dynamic bytes of steps of one base on one device: scale * plan + offset."""
+    """Gives expected dynamic bytes of steps of one base on one device: scale * plan + offset."""
 
     def __init__(
         self, shape: ModelShape, *, dtype: str, exact: bool, scale: float = 1.0, offset_bytes: float = 0.0
@@ -53,14 +53,17 @@ class PlannedMemory:
         self.scale, self.offset_bytes = scale, offset_bytes
         self._known: dict[tuple[int, ...], float] = {}
         self._classes: dict[int, PlannedJob] = {}
-        """Keeps classes alive whose ids are keys."""
+        """Keeps the classes alive whose ids are keys."""
 
     def point_bytes(self, point: StepPoint) -> float:
-        """Of a step."""
+        """Return the expected dynamic bytes of a step."""
         return self.scale * plan_bytes(self.shape, point, dtype=self.dtype, exact=self.exact) + self.offset_bytes
 
     def admitted(self, costs: Sequence[PlannedJob]) -> float:
-        """Of a set of jobs at their admission quantiles, each with its whole micro-batch; 0 for none."""
+        """Return the bytes of a set of jobs at their admission quantiles; 0 for none.
+
+        Each job takes part with its whole micro-batch.
+        """
         if not costs:
             return 0.0
         key = tuple(sorted(map(id, costs)))
@@ -75,12 +78,15 @@ class PlannedMemory:
         return known
 
     def admitted_point(self, costs: Sequence[PlannedJob]) -> StepPoint:
-        """The step that `admitted` speaks of."""
+        """Return the step that `admitted` speaks of."""
         jobs = tuple(_job_point(cost, _admitted_lengths(cost)) for cost in costs)
         return StepPoint(jobs=jobs, recompute=any(cost.recompute for cost in costs))
 
     def step(self, parts: Iterable[tuple[PlannedJob, Sequence[int]]]) -> float:
-        """Of a step with these jobs' rows of these lengths. All tokens count as learned, the most there can be."""
+        """Return the bytes of a step with these jobs' rows of these lengths.
+
+        All tokens count as learned, which is the most there can be.
+        """
         found = list(parts)
         jobs = tuple(_job_point(cost, lengths) for cost, lengths in found)
         return self.point_bytes(StepPoint(jobs=jobs, recompute=any(cost.recompute for cost, _ in found)))
@@ -92,7 +98,10 @@ def _job_point(cost: PlannedJob, lengths: Sequence[int]) -> JobPoint:
 
 
 def _admitted_lengths(cost: PlannedJob) -> tuple[int, ...]:
-    """Rows that have the admission quantile of the micro-batch's tokens, none longer than that of its longest row."""
+    """Return rows that hold the admission quantile of the micro-batch's tokens.
+
+    No row is longer than the admission quantile of the longest row.
+    """
     tokens = int(cost.tokens_q)
     longest = max(1, min(int(cost.length_q), tokens))
     whole, rest = divmod(tokens, longest)

@@ -1,10 +1,11 @@
-"""The analytic prior against published figures: published, ours, error; `python -m loramux_profiles.prior_report`.
+"""This report sets the analytic prior beside published figures: published, ours, error.
 
-Nothing here feeds the models: it says how good they are before anything is measured. Three kinds of
-rows: `check` (predicted), `fit` (used to choose a constant, so that its error says little) and
-`context` (another system or unknown settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures
-digitised, about 1%), arXiv 2404.15159 (MixLoRA), arXiv 2510.00206 (LoRAFusion), and the project's
-own measurements on a fake-tensor tracker (runtime.md of its notes).
+Run it with `python -m loramux_profiles.prior_report`. Nothing here feeds the models: the report
+says how good they are before anything is measured. It has three kinds of rows: `check` (predicted),
+`fit` (used to choose a constant, so that its error says little) and `context` (another system or
+unknown settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures digitised, about 1%), arXiv
+2404.15159 (MixLoRA), arXiv 2510.00206 (LoRAFusion), and the project's own measurements on a
+fake-tensor tracker (runtime.md of its notes).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from loramux_traces.job import JobSpec
 GB: Final = 1e9
 MIB: Final = float(1 << 20)
 AUTHORS: Final = Implementation(stored_dropout=True, chunked_loss=False)
-"""The authors' eager PyTorch code: dropout kept, all logits at once."""
+"""The authors' eager PyTorch code keeps dropout and makes all logits at once."""
 
 #: Memory of one more job, GB, by batch size: (ASPEN, a process of its own); arXiv 2312.02515.
 FURTHER_JOB: Final = {2: (1.20, 8.41), 4: (2.86, 10.86), 6: (4.27, 11.88), 8: (5.67, 12.95)}
-#: tokens/s sequential, parallel processes, ASPEN; arXiv 2312.02515. The card of all but LLaMA-7B
-#: is inferred: A100.
+#: tokens/s of sequential jobs, parallel processes and ASPEN; arXiv 2312.02515. The card of all but
+#: LLaMA-7B is inferred: A100.
 ASPEN_TOKENS: Final = {
     ("llama-7b", "LLaMA-7B"): (608.4, 649.3, 674.6),
     ("chatglm2-6b", "ChatGLM2-6B"): (524.0, 533.0, 642.0),
@@ -38,8 +39,8 @@ ASPEN_TOKENS: Final = {
 }
 #: tokens/s of LLaMA-7B on other cards, sequential and ASPEN.
 FUSION_GAIN: Final = {"a6000": (505.0, 655.0), "rtx-4090": (593.0, 1027.0)}
-#: MiB of a step, Llama-8B shape, r16, bf16, T = 4096: (dropout kept, chunked loss, recompute) ->
-#: measured.
+#: Measured MiB of a step by (dropout kept, chunked loss, recompute); Llama-8B shape, r16, bf16, T =
+#: 4096.
 TRACKER: Final = {
     (True, False, False): 60_944.0,
     (False, False, False): 47_216.0,
@@ -58,7 +59,7 @@ Kind = Literal["check", "fit", "context"]
 
 
 class Row(NamedTuple):
-    """One published figure beside ours."""
+    """Holds one published figure beside ours."""
 
     group: str
     what: str
@@ -80,15 +81,18 @@ def _spec(base_model: str, **fields: Any) -> JobSpec:
 
 
 def _authors_spec(base_model: str, rows: int, tokens: float) -> JobSpec:
-    """A job of the authors: r 8 on q and v (Alpaca-LoRA's defaults), which their memory per job suggests (inferred)."""
+    """Return a job of the authors: r 8 on q and v, which are Alpaca-LoRA's defaults.
+
+    Their memory per job suggests these settings (inferred).
+    """
     return _spec(base_model, batch_size=rows, micro_batch_size=rows, seq_len=tokens, rank=8, target_modules="qv")
 
 
 def authors_tokens_per_row() -> float:
-    """Padded tokens per row of the authors' memory figure, which they do not state.
+    """Return the padded tokens per row of the authors' memory figure, which they do not state.
 
-    Fitted: least squares through their four points of memory per further job, minus what a job
-    owns.
+    It is fitted: least squares through their four points of memory per further job, minus what a
+    job owns.
     """
     model = CostModel(load_device("aspen-a100-80g"), implementation=AUTHORS)
     cost = model.job_cost(_authors_spec("llama-7b", 1, 100))
@@ -97,7 +101,7 @@ def authors_tokens_per_row() -> float:
 
 
 def memory_rows() -> list[Row]:
-    """Memory of LLaMA-7B jobs under ASPEN and in processes of their own.
+    """Return the memory of LLaMA-7B jobs under ASPEN and in processes of their own.
 
     The settings are not published: 8-bit base, r 8 on q and v, and the tokens a row are inferred
     from these same figures, so that the errors of the `check` rows are those of a consistent
@@ -125,12 +129,18 @@ def memory_rows() -> list[Row]:
 
 
 def _exact(cost: JobCost, tokens: float) -> JobCost:
-    """The cost with admission at exactly these tokens: the figures are of given batches, not of quantiles."""
+    """Return the cost with admission at exactly these tokens.
+
+    The figures are of given batches, not of quantiles.
+    """
     return replace(cost, tokens_q=tokens)
 
 
 def tracker_rows() -> list[Row]:
-    """Llama-8B shape on a fake-tensor tracker: no context, no optimizer states, 2 bytes per adapter parameter."""
+    """Return the memory of the Llama-8B shape on a fake-tensor tracker.
+
+    It has no context, no optimizer states, and 2 bytes per adapter parameter.
+    """
     device = load_device("a100-80g")
     group = "Llama-8B shape, r16, bf16, T = 4096, fake-tensor tracker"
     rows = []
@@ -155,7 +165,10 @@ def _tokens_per_s(model: CostModel, costs: Sequence[JobCost]) -> float:
 
 
 def throughput_rows() -> list[Row]:
-    """Tokens/s of the authors' A100: two constants fitted to LLaMA-7B, all else predicted; and our bf16 prior."""
+    """Return tokens/s of the authors' A100, and of our bf16 prior.
+
+    Two constants are fitted to LLaMA-7B, and all else is predicted.
+    """
     tokens = authors_tokens_per_row()
     device = load_device("aspen-a100-80g")
     group = "ASPEN tokens/s, A100, batch 4"
@@ -184,13 +197,16 @@ def throughput_rows() -> list[Row]:
 
 
 def lorafusion_cost(device: DeviceProfile) -> tuple[CostModel, JobCost]:
-    """One of the 4 jobs of LoRAFusion's setting: r16 on all linears of the 8B shape, 1,500 tokens a step."""
+    """Return the model and the cost of one of the 4 jobs of LoRAFusion's setting.
+
+    A job has r16 on all linears of the 8B shape and 1,500 tokens a step.
+    """
     model = CostModel(device)
     return model, model.job_cost(_spec("llama-3-8b", batch_size=3, micro_batch_size=3, seq_len=500, dropout=0.1))
 
 
 def other_rows() -> list[Row]:
-    """LoRAFusion on an H100, launch overheads, and MixLoRA's cost beside LoRA's."""
+    """Return LoRAFusion on an H100, launch overheads, and MixLoRA's cost beside LoRA's."""
     model, cost = lorafusion_cost(load_device("h100-80g"))
     rows = [
         Row(
@@ -229,7 +245,11 @@ def other_rows() -> list[Row]:
 
 
 def prior_report() -> pd.DataFrame:
-    """All rows: group, what, unit, published, ours, error (ours / published - 1), kind (check, fit, context)."""
+    """Return all rows of the report as one table.
+
+    Its columns: group, what, unit, published, ours, error (ours / published - 1), kind (check, fit,
+    context).
+    """
     table = pd.DataFrame(
         [*memory_rows(), *tracker_rows(), *throughput_rows(), *other_rows()], columns=list(Row._fields)
     )
@@ -238,7 +258,10 @@ def prior_report() -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The report as plain text, with the mean and the largest error of what was predicted."""
+    """Return the report as plain text.
+
+    It has the mean and the largest error of what was predicted.
+    """
     lines = []
     for group, part in table.groupby("group", sort=False):
         lines.append(str(group))

@@ -1,9 +1,10 @@
-"""The expected fused step of a set of jobs: the mean over lengths of a time that is not linear in them.
+"""This module gives the expected fused step of a set of jobs.
 
-Used for a job alone (`solo_step_s`) and by the simulator's rate fidelity for every set, so that a
-set of one runs at exactly its solo speed. Padded: E over the CDF of the longest row, on the
-rounding grid (the log CDFs of rows add). Packed: `STRATA` stratified micro-batches per job, summed
-over the set, rounded up, averaged. Never t(E[L]).
+It is the mean over lengths of a time that is not linear in them, never t(E[L]). It is used for a
+job alone (`solo_step_s`) and by the simulator's rate fidelity for every set, so that a set of one
+runs at exactly its solo speed. Padded: E over the CDF of the longest row, on the rounding grid (the
+log CDFs of rows add). Packed: `STRATA` stratified micro-batches per job, summed over the set,
+rounded up, averaged.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ _HALF: Final = 0.5
 
 
 class ExpectedStep(NamedTuple):
-    """Means over lengths of one fused step."""
+    """Holds the means over lengths of one fused step."""
 
     seconds: float
     computed_tokens: float
-    """Pads and rounding included."""
+    """Tokens with pads and rounding included."""
     real_tokens: float
 
 
 @lru_cache(maxsize=2048)
 def packed_vectors(job: JobCost, order: int) -> Floats:
-    """[2, STRATA] of equally likely micro-batches: tokens, and seconds of tokens and squares. 8 KiB, read-only."""
+    """Return [2, STRATA] of equally likely micro-batches of a job.
+
+    The first row is tokens, the second the seconds of tokens and squares. The array takes 8 KiB and
+    is read-only.
+    """
     tokens, squares = job.lengths.strata(job.rows, order)
     vectors = np.empty((2, STRATA))
     vectors[0] = tokens
@@ -44,21 +49,22 @@ def packed_vectors(job: JobCost, order: int) -> Floats:
 
 
 class PackedMoments(NamedTuple):
-    """Means and extremes of a job's strata, for sets whose floor cannot matter."""
+    """Holds means and extremes of a job's strata, for sets whose floor cannot matter."""
 
     tokens: float
     work: float
     least_work: float
     most_work: float
     spread: bool
-    """Whether the token count varies by more than the rounding, so that rounding adds half a unit
-    on average.
+    """Whether the token count varies by more than the rounding.
+
+    Rounding then adds half a unit on average.
     """
 
 
 @lru_cache(maxsize=65536)
 def packed_moments(job: JobCost) -> PackedMoments:
-    """Moments of `packed_vectors`; work in seconds."""
+    """Return the moments of `packed_vectors`; the work is in seconds."""
     tokens, work = packed_vectors(job, 0)
     return PackedMoments(
         float(tokens.sum()) / STRATA,
@@ -74,7 +80,10 @@ _MEAN_ROUNDING: Final = (ROUNDING - 1) / 2
 
 
 def _packed_linear(jobs: Sequence[JobCost], floor: float, read: float, rounding_s: float) -> tuple[float, float] | None:
-    """The packed mean where the time is linear (or constant) over all strata, in 2 us instead of 20; None elsewhere."""
+    """Return the packed mean where the time is linear (or constant) over all strata.
+
+    This takes 2 us instead of 20. Returns None elsewhere.
+    """
     tokens, work, least, most = 0.0, read, read, read
     spread = False
     for job in jobs:
@@ -95,7 +104,10 @@ def _packed_linear(jobs: Sequence[JobCost], floor: float, read: float, rounding_
 
 @lru_cache(maxsize=2048)
 def padded_vector(job: JobCost) -> Floats:
-    """log P(longest row of a micro-batch <= g) at g = 8, 16, .. up to the job's longest length. Read-only."""
+    """Return log P(longest row of a micro-batch <= g) at g = 8, 16, ..
+
+    The last g is the job's longest length. The array is read-only.
+    """
     vector = job.rows * job.lengths.log_cdf_on_grid(job.lengths.longest, ROUNDING)
     vector.flags.writeable = False
     return vector
@@ -107,10 +119,11 @@ def _grid(size: int) -> Floats:
 
 
 def expected_step(jobs: Sequence[JobCost], fusion: Fusion, seeds: Sequence[int] | None = None) -> ExpectedStep:
-    """Expected step of jobs of one base that run together, each with one micro-batch.
+    """Return the expected step of jobs of one base that run together.
 
-    `seeds` (from the job ids) set the order of each job's strata, so that two jobs' lengths are
-    independent; by default the position in `jobs`. A job's solo step does not depend on its seed.
+    Each job takes part with one micro-batch. `seeds` (from the job ids) set the order of each job's
+    strata, so that two jobs' lengths are independent; by default they are the positions in `jobs`.
+    A job's solo step does not depend on its seed.
     """
     base = jobs[0].base
     floor = base.floor_s + method_floors(jobs)
@@ -136,9 +149,9 @@ def _packed(
         for job, seed in zip(jobs, seeds, strict=True):
             total += packed_vectors(job, seed % ORDERS)
         tokens, work = total
-    # Strata are conditional means, not whole numbers: half a token less, and rounding costs what it
-    # costs for whole ones. In place and by add.reduce: mean() and sum() go through Python (a tenth
-    # of a run).
+    # Strata are conditional means, not whole numbers: with half a token less, rounding costs what
+    # it costs for whole ones. The arithmetic is in place and by add.reduce, because mean() and
+    # sum() go through Python (a tenth of a run).
     computed = tokens - _HALF
     computed /= ROUNDING
     np.ceil(computed, out=computed)

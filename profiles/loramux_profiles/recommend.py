@@ -1,8 +1,9 @@
-"""What to run on a device: largest micro-batch, recompute or not, how many jobs share it, where fusing stops paying.
+"""This module recommends what to run on a device.
 
-Memory is the upper bound that admission goes by (`CostModel.upper_bytes`), time the expected fused
-step. One job means as many copies of it as one likes; several mean those jobs. Nothing is trained,
-no torch.
+It finds the largest micro-batch, recompute or not, how many jobs share the device, and where fusing
+stops paying. Memory is the upper bound that admission goes by (`CostModel.upper_bytes`), time the
+expected fused step. One job means as many copies of it as one likes; several mean those jobs.
+Nothing is trained, and no torch is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from loramux_profiles.work import JobCost
 from loramux_traces.job import JobSpec
 
 MAX_JOBS: Final = 1024
-"""Copies of one job that are looked at."""
+"""Most copies of one job that are looked at."""
 PAYS: Final = 0.05
 """More jobs pay where they add more than this share of tokens/s."""
 LOOK_AHEAD: Final = 8
-"""Micro-batches beyond the first that does not fit: rounding to 8 tokens makes short rows' bytes
-not quite monotone.
+"""Micro-batches that are tried beyond the first that does not fit.
+
+Rounding to 8 tokens makes the bytes of short rows not quite monotone.
 """
 TIME_CONSTANTS: Final = (
     *("peak_flops", "memory_bandwidth", "eta_g", "eta_a", "eta_l", "activation_passes", "weight_passes"),
@@ -32,30 +34,31 @@ TIME_CONSTANTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """One job alone on the device."""
+    """Describes one job alone on the device."""
 
     job_id: str
     recompute: bool
     largest: int
-    """Largest micro-batch that fits, at most the batch size; 0: not even one row does."""
+    """Largest micro-batch that fits, at most the batch size; 0 where not even one row fits."""
     chosen: int
-    """What training takes where none is asked for: the largest batch_size / 2^i that fits; 0 for
-    none.
+    """Micro-batch that training takes where none is asked for.
+
+    It is the largest batch_size / 2^i that fits; 0 for none.
     """
     own_bytes: int
-    """Adapter, gradients, moments."""
+    """Bytes of adapter, gradients and moments."""
     need_bytes: int
     """Upper bound at `largest`, or of one row where none fits."""
     tokens_per_s: float
-    """At `largest`; 0 where none fits."""
+    """Tokens per second at `largest`; 0 where none fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """Jobs that share the device, a micro-batch of each in every step."""
+    """Describes jobs that share the device, with a micro-batch of each in every step."""
 
     job_ids: tuple[str, ...]
-    """Of copies of one job: its id as often."""
+    """Ids of the jobs; for copies of one job, its id as often."""
     micro_batches: tuple[int, ...]
     recompute: bool
     expected_bytes: int
@@ -68,35 +71,35 @@ class Packing:
 
     @property
     def jobs(self) -> int:
-        """How many."""
+        """Return the number of jobs that share the device."""
         return len(self.job_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """Everything `loramux recommend` says."""
+    """Holds everything that `loramux recommend` says."""
 
     device: str
     models: tuple[str, ...]
     capacity_bytes: int
     weight_bytes: int
-    """Of all bases."""
+    """Weights of all bases together."""
     margin: float
     memory_origin: Origin
     time_origin: Origin
     copies: bool
-    """One job, and copies of it."""
+    """Whether this is about one job and copies of it."""
     alone: tuple[Alone, ...]
     """Each job without and with recompute."""
     frontier: tuple[Packing, ...]
     best: Packing | None
-    """What is advised."""
+    """The packing that is advised."""
     most: dict[bool, int]
     """Most jobs that share the device, by recompute."""
     capped: dict[bool, bool]
-    """Whether `most` is where the search ended, not where memory did."""
+    """Whether `most` is where the search ended, and not where memory ended."""
     recompute: str
-    """needed, worthwhile, not worthwhile, or impossible (nothing fits)."""
+    """One of needed, worthwhile, not worthwhile, or impossible (nothing fits)."""
     never: tuple[str, ...]
     """Jobs of which not one row fits, not even with recompute."""
     left_out: tuple[str, ...]
@@ -105,7 +108,7 @@ class Recommendation:
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the recommendation as JSON holds it."""
         return {
             "device": self.device,
             "models": list(self.models),
@@ -142,7 +145,7 @@ class Recommendation:
 
 
 def packing_dict(packing: Packing) -> dict[str, Any]:
-    """A row of the frontier as JSON holds it."""
+    """Return a row of the frontier as JSON holds it."""
     return {
         "jobs": packing.jobs,
         "job_ids": sorted(set(packing.job_ids)),
@@ -158,8 +161,10 @@ def packing_dict(packing: Packing) -> dict[str, Any]:
 
 
 def largest_micro_batch(model: CostModel, spec: JobSpec) -> int:
-    """Rows of the largest micro-batch of a job that fits the empty device by the upper bound, at most its batch (or
-    the micro-batch it asks for); 0 where not even one row fits.
+    """Return the rows of a job's largest micro-batch that fits the empty device.
+
+    The upper bound says what fits. The rows are at most the job's batch (or the micro-batch that it
+    asks for); 0 where not even one row fits.
     """
 
     def fits(rows: int) -> bool:
@@ -169,7 +174,10 @@ def largest_micro_batch(model: CostModel, spec: JobSpec) -> int:
 
 
 def most_that(fits: Callable[[int], bool], limit: int, look_ahead: int = 0) -> int:
-    """Largest n from 1 to `limit` that fits, 0 for none; what fits is 1 to n, but for `look_ahead` beyond a gap."""
+    """Return the largest n from 1 to `limit` that fits, or 0 for none.
+
+    What fits is taken to be 1 to n, but `look_ahead` further numbers are tried beyond a gap.
+    """
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, high * 2
@@ -182,9 +190,10 @@ def most_that(fits: Callable[[int], bool], limit: int, look_ahead: int = 0) -> i
 
 
 def recommend(device: DeviceProfile, specs: Sequence[JobSpec], *, folder: str = "") -> Recommendation:
-    """What to run. `folder`: where relative paths of models start.
+    """Return what to run on a device.
 
-    Raises UsageError for an unknown model or one that the device's record does not cover.
+    `folder`: where relative paths of models start. Raises UsageError for an unknown model or one
+    that the device's record does not cover.
     """
     model = CostModel(device, planned=True, folder=folder)
     alone = tuple(_alone(model, replace(spec, recompute=r)) for spec in specs for r in (False, True))
@@ -246,7 +255,10 @@ def _alone(model: CostModel, spec: JobSpec) -> Alone:
 
 
 def _frontier(model: CostModel, specs: Sequence[JobSpec]) -> list[Packing]:
-    """Packings of jobs of one recompute mode: for every level of micro-batches 1, 2, 4, ... jobs and the most."""
+    """Return packings of jobs of one recompute mode.
+
+    For every level of micro-batches there are packings of 1, 2, 4, ... jobs, and of the most.
+    """
     rows: list[Packing] = []
     usable = [(spec, largest) for spec in specs if (largest := largest_micro_batch(model, spec))]
     for sizes in _levels([(spec.micro_batch_size or spec.batch_size, largest) for spec, largest in usable]):
@@ -259,7 +271,10 @@ def _frontier(model: CostModel, specs: Sequence[JobSpec]) -> list[Packing]:
 
 
 def _levels(jobs: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    """Micro-batches to look at, of all jobs at once: the largest that fit alone, then batch / 2^i, down to one row."""
+    """Return the micro-batches to look at, of all jobs at once.
+
+    The first are the largest that fit alone, then come batch / 2^i, down to one row.
+    """
     if not jobs:
         return []
     levels = [tuple(largest for _, largest in jobs)]
@@ -275,7 +290,10 @@ def _lightest_first(model: CostModel, costs: Sequence[tuple[str, JobCost]]) -> l
 
 
 def _ladder(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> list[Packing]:
-    """The first 1, 2, 4, ... of the jobs, and as many as fit (past one that does not, the others are tried too)."""
+    """Return packings of the first 1, 2, 4, ... of the jobs, and of as many as fit.
+
+    Past a job that does not fit, the others are tried too.
+    """
 
     def fits(some: Sequence[tuple[str, JobCost]]) -> bool:
         return model.upper_bytes([cost for _, cost in some]) <= model.capacity_bytes
@@ -316,8 +334,10 @@ def _packing(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> Packing:
 
 
 def _best(rows: Sequence[Packing], copies: bool) -> Packing | None:
-    """Of copies: the fewest jobs, then the least memory, within PAYS of the most tokens/s. Of different jobs: the most
-    jobs, then tokens/s. Sizes that were measured go first.
+    """Return the best of these packings; sizes that were measured go first.
+
+    Of copies it is the fewest jobs, then the least memory, within PAYS of the most tokens/s. Of
+    different jobs it is the most jobs, then the most tokens/s.
     """
     trusted = [row for row in rows if row.trusted] or list(rows)
     if not trusted:
@@ -371,7 +391,7 @@ def _plural(n: int, word: str) -> str:
 
 
 def _advice(r: Recommendation, specs: Sequence[JobSpec]) -> str:
-    """One sentence."""
+    """Return the advice as one sentence."""
     best = r.best
     if best is None:
         if r.weight_bytes > r.capacity_bytes:

@@ -1,8 +1,8 @@
-"""Profile records: what was measured of one model on one device, `profiles/data/<device>/<model>.json`.
+"""A profile record holds what was measured of one model on one device.
 
-A record carries its own SHA-256 over everything else in it, so that one that was cut off, edited or
-damaged is refused rather than believed. It holds raw samples; the `fit` in it can be made again
-from them (`loramux fit`).
+It lies in `profiles/data/<device>/<model>.json`. A record carries its own SHA-256 over everything
+else in it, so that one that was cut off, edited or damaged is refused rather than believed. It
+holds raw samples; the `fit` in it can be made again from them (`loramux fit`).
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class _Part(BaseModel):
 
 
 class Device(_Part):
-    """What was measured on."""
+    """Describes the device that was measured on."""
 
     name: Name
-    """Of the device profile beside the record: cpu, h100-80g, ..."""
+    """Name of the device profile beside the record: cpu, h100-80g, ..."""
     kind: Literal["cpu", "cuda"]
     description: Text
-    """The processor or card as it calls itself."""
+    """Name by which the processor or card calls itself."""
     driver: Text = ""
     memory_bytes: Count
     threads: Annotated[int, Field(ge=1, le=4096)]
 
 
 class Model(_Part):
-    """Which base model: a shape, written out, and the type of its weights."""
+    """Says which base model it is: a shape, written out, and the type of its weights."""
 
     name: Text
     hidden: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -70,18 +70,21 @@ class Model(_Part):
 
     @cached_property
     def shape(self) -> ModelShape:
-        """As the models take it."""
+        """Return the shape in the form that the cost models take."""
         return ModelShape(**self.model_dump(exclude={"dtype"}))
 
     @classmethod
     def of(cls, shape: ModelShape, dtype: str) -> Model:
-        """From a shape."""
+        """Make the section from a shape and a type of weights."""
         fields = {name: getattr(shape, name) for name in cls.model_fields if name != "dtype"}
         return cls.model_validate({**fields, "dtype": dtype})
 
 
 class Memory(_Part):
-    """The peak of a step, bytes; or that there was not enough (`censored`: it needs more than `known` in all)."""
+    """Holds the peak of a step in bytes, or says that there was not enough memory.
+
+    A `censored` step needs more than `known` bytes in all.
+    """
 
     dynamic: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
     state: Count | None = None
@@ -102,24 +105,27 @@ class Memory(_Part):
 
 
 class Time(_Part):
-    """Seconds of the repeats, in the order they were taken in."""
+    """Holds the seconds of the repeats, in the order they were taken in."""
 
     samples: Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=1000)]
     median: Seconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """(largest - smallest) / median."""
     anchor: Seconds | None = None
-    """Of a reference step that was timed in turn with it: how fast the machine was then."""
+    """Seconds of a reference step that was timed in turn with it.
+
+    They tell how fast the machine was then.
+    """
 
 
 class Point(_Part):
-    """One fused step and what was seen of it."""
+    """Holds one fused step and what was seen of it."""
 
     step: dict[str, Any]
     memory: Memory
     time: Time | None = None
     active_experts: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...] | None = None
-    """By job: mean experts per token where the routing decides it (DynMoLE)."""
+    """Mean experts per token by job, where the routing decides it (DynMoLE)."""
 
     @field_validator("step")
     @classmethod
@@ -131,35 +137,38 @@ class Point(_Part):
 
     @cached_property
     def point(self) -> StepPoint:
-        """The step."""
+        """Return the step as a `StepPoint`."""
         return StepPoint.from_dict(self.step)
 
 
 class Transfers(_Part):
-    """Seconds that moving things takes: `fixed_s` plus bytes times `byte_s`, each measured at several sizes."""
+    """Holds the seconds that moving things takes: `fixed_s` plus bytes times `byte_s`.
+
+    Each was measured at several sizes.
+    """
 
     class Line(_Part):
-        """One kind of transfer."""
+        """Holds the fitted line and the samples of one kind of transfer."""
 
         fixed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
         byte_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
         sizes: tuple[Count, ...]
         samples: tuple[tuple[Seconds, ...], ...]
-        """By size."""
+        """Seconds of the repeats, by size."""
 
     join: Line
     """A new adapter with its optimizer, by bytes of state."""
     adapter_load: Line
-    """From its file."""
+    """An adapter from its file."""
     pause: Line
-    """State to the host: on a CPU a copy within main memory."""
+    """State to the host; on a CPU this is a copy within main memory."""
     resume: Line
     base_load_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     base_bytes: Count
 
 
 class ProfileRecord(_Part):
-    """A profile: see the module."""
+    """Holds a profile record as the module describes it."""
 
     schema_version: Literal[1]
     kind: Literal["profile"]
@@ -168,10 +177,10 @@ class ProfileRecord(_Part):
     exact: bool
     """Whether jobs had every kernel to themselves (the runtime's exact mode)."""
     clock: Literal["process", "wall"]
-    """Of the times: CPU seconds of the process, or seconds on the wall."""
+    """Clock of the times: CPU seconds of the process, or seconds on the wall."""
     versions: dict[Name, Text]
     commit: Text
-    """Of the code that was measured."""
+    """Commit of the code that was measured."""
     date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
     seed: int = 0
     points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=MAX_POINTS)]
@@ -180,35 +189,41 @@ class ProfileRecord(_Part):
 
     @property
     def timed(self) -> list[Point]:
-        """Points with times."""
+        """Return the points that have times."""
         return [p for p in self.points if p.time is not None]
 
     @cached_property
     def anchor_s(self) -> float | None:
-        """Median seconds of the reference step: the speed that `even_s` brings every time to."""
+        """Return the median seconds of the reference step.
+
+        It is the speed that `even_s` brings every time to.
+        """
         anchors = [p.time.anchor for p in self.timed if p.time is not None and p.time.anchor is not None]
         return statistics.median(anchors) if anchors else None
 
     def even_s(self, time: Time) -> float:
-        """A median at the speed that the machine had in the middle of the run."""
+        """Return a median at the speed that the machine had in the middle of the run."""
         return (
             time.median if time.anchor is None or self.anchor_s is None else time.median * self.anchor_s / time.anchor
         )
 
     @property
     def peaks(self) -> list[Point]:
-        """Points with a peak."""
+        """Return the points that have a peak."""
         return [p for p in self.points if p.memory.dynamic is not None]
 
 
 def digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a record's canonical JSON, its own digest left out."""
+    """Return the SHA-256 of a record's canonical JSON, with its own digest left out."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json_text(content).encode()).hexdigest()
 
 
 def read_record(path: Path | str) -> ProfileRecord:
-    """A record from its file. Raises InvalidInputError, in one line where it was cut off, edited or damaged."""
+    """Return a record from its file.
+
+    Raises InvalidInputError, in one line where the file was cut off, edited or damaged.
+    """
     document = read_json(path)
     given = document.pop("sha256", None)
     if document.get("kind") != "profile":
@@ -220,8 +235,11 @@ def read_record(path: Path | str) -> ProfileRecord:
 
 
 def write_record(path: Path, record: ProfileRecord) -> None:
-    """Write a record whole or not at all, one point a line. Raises StateError when it cannot be written."""
-    # Only what was set: a point a line, and a file that a person can read
+    """Write a record whole or not at all, one point a line.
+
+    Raises StateError when it cannot be written.
+    """
+    # Only what was set is written, so that a point is one line and a person can read the file
     document = json.loads(record.model_dump_json(exclude_defaults=True, exclude_none=True))
     document = {**document, "schema_version": SCHEMA_VERSION, "kind": "profile"}
     points = document.pop("points")
@@ -234,9 +252,10 @@ def write_record(path: Path, record: ProfileRecord) -> None:
 def check_matches(
     record: ProfileRecord, device: str, shape: ModelShape, dtype: str, *, allow: bool = False, kind: str | None = None
 ) -> None:
-    """Refuse a record of another device, model or precision unless `allow`. Raises UsageError that names both.
+    """Refuse a record of another device, model or precision unless `allow`.
 
-    Device by name, and by kind where given; the model by its dimensions: its name does not matter.
+    Raises UsageError that names both. Devices are compared by name, and by kind where given; models
+    by their dimensions, because a model's name does not matter.
     """
     if allow:
         return

@@ -1,4 +1,4 @@
-"""Non-negative least squares on relative errors, and cross-validation by point."""
+"""This module fits non-negative least squares on relative errors, and cross-validates by point."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from loramux_traces.arrays import Floats, Ints
 
 REWEIGHTS: Final = 8
 SMALLEST: Final = 0.01
-"""Relative error below which a point counts by its square: the fit then minimises about the mean
-absolute error, and one step that the machine was busy in does not bend it.
+"""Relative error below which a point counts by its square.
+
+The fit then minimises about the mean absolute error, and one step that the machine was busy in does
+not bend it.
 """
 
 
 def relative_nnls(features: Floats, actual: Floats) -> Floats:
-    """Coefficients >= 0 with the least relative errors: features [n, p], actual [n] > 0 -> [p].
+    """Return coefficients >= 0 with the least relative errors.
 
-    Columns are scaled to comparable size first; those of zeros get 0. ValueError where there is
-    nothing to fit.
+    Shapes: features [n, p], actual [n] > 0 -> [p]. Columns are scaled to comparable size first;
+    those of zeros get 0. Raises ValueError where there is nothing to fit.
     """
     if not len(actual) or not np.all(actual > 0):
         raise ValueError("a fit needs measurements, all above 0")
@@ -42,7 +44,7 @@ def relative_nnls(features: Floats, actual: Floats) -> Floats:
 
 
 def folds(n: int, k: int, seed: int = 0) -> Iterator[tuple[Ints, Ints]]:
-    """(train, test) indices of k folds; each point is tested once."""
+    """Yield (train, test) indices of k folds; each point is tested once."""
     order = np.random.default_rng(seed).permutation(n)
     for part in range(k):
         test = np.sort(order[part::k])
@@ -52,7 +54,7 @@ def folds(n: int, k: int, seed: int = 0) -> Iterator[tuple[Ints, Ints]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """How predictions differ from what was measured; shares of what was measured."""
+    """Says how predictions differ from what was measured, as shares of what was measured."""
 
     n: int
     mape: float
@@ -64,7 +66,7 @@ class Errors:
     """Median absolute error."""
 
     def to_dict(self) -> dict[str, float]:
-        """As a record holds it."""
+        """Return the errors as a record holds them."""
         return {
             "n": self.n,
             "mape": self.mape,
@@ -75,7 +77,10 @@ class Errors:
 
 
 def errors(actual: Floats, predicted: Floats) -> Errors:
-    """Of paired values, actual above 0. ValueError where there are none."""
+    """Return the errors of paired values, where actual is above 0.
+
+    Raises ValueError where there are none.
+    """
     if not len(actual):
         raise ValueError("no points to compare")
     relative = predicted / actual - 1.0
@@ -90,7 +95,7 @@ def errors(actual: Floats, predicted: Floats) -> Errors:
 
 
 def cross_validated(features: Floats, actual: Floats, k: int, seed: int = 0) -> Floats:
-    """Prediction of each point by a fit to the folds without it: [n]."""
+    """Return the prediction of each point by a fit to the folds without it: [n]."""
     out = np.full(len(actual), np.nan)
     for train, test in folds(len(actual), k, seed):
         out[test] = features[test] @ relative_nnls(features[train], actual[train])

@@ -1,4 +1,4 @@
-"""Other models' forms on the same measured points: what ours is set beside.
+"""This module holds other models' forms, which are set beside ours on the same measured points.
 
 mLoRA publishes b0 + b1 B L + b2 B L^2 (arXiv 2312.02515, section 4): B rows as long as the longest,
 L. `tokens` knows the real tokens only; `linear` knows everything that a sum over jobs can; the
@@ -24,14 +24,14 @@ from loramux_traces.arrays import Floats
 
 
 def mlora_form(point: StepPoint) -> tuple[float, ...]:
-    """(1, B L, B L^2)."""
+    """Return the features of mLoRA's form: (1, B L, B L^2)."""
     rows = sum(len(job.lengths) for job in point.jobs)
     longest = max(max(job.lengths) for job in point.jobs)
     return 1.0, float(rows * longest), float(rows * longest * longest)
 
 
 def tokens_form(point: StepPoint) -> tuple[float, ...]:
-    """(1, T)."""
+    """Return the features (1, T) of a form that knows the real tokens only."""
     return 1.0, float(point.tokens)
 
 
@@ -48,8 +48,10 @@ _LINEAR_MORE: Final = ("mola_elements", "loramoe_elements", "dynmole_elements", 
 
 
 def linear_form(shape: ModelShape) -> Callable[[StepPoint], tuple[float, ...]]:
-    """Constant, tokens, and sums over jobs of ranks, experts, slots, labels, rows and parameters: each with and without
-    recompute.
+    """Return the form that knows everything that a sum over jobs can.
+
+    It has a constant, tokens, and sums over jobs of ranks, experts, slots, labels, rows and
+    parameters: each with and without recompute.
     """
 
     def form(point: StepPoint) -> tuple[float, ...]:
@@ -69,7 +71,7 @@ FORMS: Final[dict[str, Callable[[ModelShape], Callable[[StepPoint], tuple[float,
 
 
 def form_features(name: str, shape: ModelShape, points: Sequence[StepPoint]) -> Floats:
-    """Features of a rival's form [points, p]."""
+    """Return the features of a rival's form, [points, p]."""
     form = FORMS[name](shape)
     return np.asarray([form(point) for point in points])
 
@@ -87,7 +89,7 @@ def _adapter(shape: ModelShape, adapter: AdapterPoint) -> AdapterCost:
 
 
 def prior_seconds(shape: ModelShape, device: DeviceProfile, dtype: str, point: StepPoint) -> float:
-    """The unfitted time model on a step (packed)."""
+    """Return the seconds of a step by the unfitted time model (packed)."""
     floor, work, fixed = floor_s(shape, device), 0.0, 0.0
     methods: dict[str, float] = {}
     for job in point.jobs:
@@ -100,7 +102,7 @@ def prior_seconds(shape: ModelShape, device: DeviceProfile, dtype: str, point: S
 
 
 def prior_bytes(shape: ModelShape, device: DeviceProfile, dtype: str, point: StepPoint) -> float:
-    """The unfitted memory model's dynamic bytes of a step (packed)."""
+    """Return the dynamic bytes of a step by the unfitted memory model (packed)."""
     runtime = Implementation()
     total = base_dynamic_bytes(shape, device, runtime)
     for job in point.jobs:

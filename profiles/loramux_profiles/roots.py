@@ -1,7 +1,7 @@
-"""Brent's root finder, step for step that of scipy.optimize.brentq, so that every digit of its answers stays.
+"""This module finds roots by Brent's method with the same digits as scipy.optimize.brentq.
 
-In plain Python because importing scipy.optimize takes 0.15 CPU-seconds, more than a thousand jobs
-do.
+It follows brentq step for step, so that every digit of its answers stays. It is in plain Python
+because importing scipy.optimize takes 0.15 CPU-seconds, more than a thousand jobs do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from collections.abc import Callable
 
 
 def root(f: Callable[[float], float], a: float, b: float, *, xtol: float, rtol: float, most: int = 100) -> float:
-    """A zero of f between a and b, where f must have opposite signs; to within xtol + rtol * |zero|."""
+    """Return a zero of f between a and b, to within xtol + rtol * |zero|.
+
+    f must have opposite signs at a and b. Raises ValueError where it has not, or where no zero is
+    found in `most` steps.
+    """
     before, now = a, b
     f_before, f_now = f(before), f(now)
     if f_before == 0.0:

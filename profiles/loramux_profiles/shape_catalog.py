@@ -1,4 +1,7 @@
-"""The model shapes that are known by name: those that ship, those of this process, and any local config.json."""
+"""This module knows the model shapes by name.
+
+There are those that ship, those of this process, and any local config.json.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from loramux_profiles.shapes import ModelShape
 
 @lru_cache(maxsize=1)
 def _shipped() -> tuple[dict[str, ModelShape], dict[str, str]]:
-    # our own file, read without pydantic: the GPU suite runs where there is none
+    # our own file is read without pydantic: the GPU suite runs where there is none
     shapes: dict[str, ModelShape] = {}
     names: dict[str, str] = {}
     for name, entry in read_json(data_dir() / "shapes.json")["shapes"].items():
@@ -25,7 +28,7 @@ def _shipped() -> tuple[dict[str, ModelShape], dict[str, str]]:
 
 
 def shape_names() -> list[str]:
-    """Names of the shapes that ship, in the order of the file."""
+    """Return the names of the shapes that ship, in the order of the file."""
     return list(_shipped()[0])
 
 
@@ -33,9 +36,10 @@ _REGISTERED: Final[dict[str, ModelShape]] = {}
 
 
 def register_shape(shape: ModelShape) -> None:
-    """Make a shape known by its name in this process (a model that is at hand, not in a file).
+    """Make a shape known by its name in this process.
 
-    ValueError where another shape, or a shipped one, has the name.
+    This is for a model that is at hand, not in a file. Raises ValueError where another shape, or a
+    shipped one, has the name.
     """
     if shape.name.lower() in _shipped()[1] or _REGISTERED.get(shape.name, shape) != shape:
         raise ValueError(f"another shape is called {shape.name!r}")
@@ -44,11 +48,11 @@ def register_shape(shape: ModelShape) -> None:
 
 @lru_cache(maxsize=512)
 def load_shape(name_or_path: str, folder: str = "") -> ModelShape:
-    """A shipped shape by name (or Hugging Face id), or the shape of a local config.json or of the folder it is in.
+    """Return a shipped shape by name (or Hugging Face id), or the shape of a local config.json.
 
-    A relative path starts at `folder` (empty: the working folder); the shape is called by the path
-    as given. Raises UsageError for an unknown name, with the nearest ones, and InvalidInputError
-    for a bad config.json.
+    A path may also be that of the folder that config.json is in. A relative path starts at `folder`
+    (empty: the working folder); the shape is called by the path as given. Raises UsageError for an
+    unknown name, with the nearest ones, and InvalidInputError for a bad config.json.
     """
     if name_or_path in _REGISTERED:
         return _REGISTERED[name_or_path]

@@ -1,4 +1,7 @@
-"""One fused step in plain numbers: what memory and time models are measured at and asked about. No torch in here."""
+"""A step point is one fused step in plain numbers, without torch.
+
+Memory and time models are measured at it and asked about it.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ METHODS: Final = ("lora", "mixlora", "mola", "loramoe", "dynmole")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPoint:
-    """What of an adapter decides memory and time; the rest keeps its method's defaults."""
+    """Holds what of an adapter decides memory and time.
+
+    The rest keeps its method's defaults.
+    """
 
     method: str
     rank: int
-    """Of one expert; of MixLoRA's attention adapters too."""
+    """Rank of one expert; of MixLoRA's attention adapters too."""
     experts: int | tuple[int, ...] = 1
     """One number, or one per group of layers (MoLA); 1 for LoRA."""
     top_k: int = 1
-    """Experts a token goes through; DynMoLE's keep_top_k."""
+    """Experts that a token goes through; for DynMoLE keep_top_k."""
     targets: str = "all-linear"
     """all-linear, attention, mlp or qv (MixLoRA: all-linear, or mlp for experts alone)."""
     dropout: bool = True
@@ -31,14 +37,15 @@ class AdapterPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPoint:
-    """One job's share of the step."""
+    """Holds one job's share of the step."""
 
     adapter: AdapterPoint
     lengths: tuple[int, ...]
     """Tokens of each row."""
     labels: int
-    """Positions that are learned, of all rows: what logits are computed for. At most the tokens
-    less one per row.
+    """Positions that are learned, of all rows; logits are computed for them.
+
+    They are at most the tokens less one per row.
     """
 
     def __post_init__(self) -> None:
@@ -49,34 +56,37 @@ class JobPoint:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Return the number of tokens of all rows."""
         return sum(self.lengths)
 
     @property
     def squares(self) -> int:
-        """Sum of the squared lengths."""
+        """Return the sum of the squared lengths."""
         return sum(n * n for n in self.lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPoint:
-    """A fused step of one base model."""
+    """Describes a fused step of one base model."""
 
     jobs: tuple[JobPoint, ...]
     recompute: bool = False
 
     @property
     def tokens(self) -> int:
-        """Real tokens of all jobs."""
+        """Return the number of real tokens of all jobs."""
         return sum(job.tokens for job in self.jobs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the step as JSON holds it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StepPoint:
-        """What `to_dict` gave. ValueError, TypeError or KeyError where it is none."""
+        """Return the step that `to_dict` gave as this data.
+
+        Raises ValueError, TypeError or KeyError where the data is no step.
+        """
         jobs = []
         for job in data["jobs"]:
             adapter = dict(job["adapter"])

@@ -1,10 +1,10 @@
-"""What of a fused step its time is made of: counts of FLOPs, bytes, elements and operations, by job.
+"""This module counts what the time of a fused step is made of, by job.
 
-Every count is linear in five numbers of a job (`JOB_TERMS`): 1, its tokens, the sum of its squared
-row lengths, its labels and its rows. So a fitted time falls apart into coefficients by job, which
-is what schedulers add and remove. The counts follow the runtime's operations (lowrank, expert_ffn,
-routing, dora, loss, attention of loramux_runtime), forward and backward; what recomputation runs
-again is counted again.
+It counts FLOPs, bytes, elements and operations. Every count is linear in five numbers of a job
+(`JOB_TERMS`): 1, its tokens, the sum of its squared row lengths, its labels and its rows. So a
+fitted time falls apart into coefficients by job, which schedulers add and remove. The counts follow
+the runtime's operations (lowrank, expert_ffn, routing, dora, loss, attention of loramux_runtime),
+forward and backward; what recomputation runs again is counted again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ INDEX: Final = {name: i for i, name in enumerate(FEATURES)}
 
 
 class _Counts:
-    """Features of one job as rows of [features, terms]."""
+    """Collects the features of one job as rows of [features, terms]."""
 
     def __init__(self) -> None:
         self.table = np.zeros((len(FEATURES), len(JOB_TERMS)))
@@ -74,7 +74,10 @@ class _Counts:
 
 @lru_cache(maxsize=4096)
 def job_counts(shape: ModelShape, adapter: AdapterPoint, recompute: bool) -> Floats:
-    """Features of a job [features, terms]: times (1, tokens, squares, labels, rows) they are its part of a step."""
+    """Return the features of a job, [features, terms].
+
+    Multiplied by (1, tokens, squares, labels, rows) they are its part of a step.
+    """
     counts = _Counts()
     layers, again = shape.layers, float(recompute)
     linears = shape.linears
@@ -101,7 +104,7 @@ def job_counts(shape: ModelShape, adapter: AdapterPoint, recompute: bool) -> Flo
 def _pairs(
     counts: _Counts, shape: ModelShape, targets: tuple[Linear, ...], adapter: AdapterPoint, again: float
 ) -> None:
-    """Low-rank pairs without a router, and DoRA's decomposition of them."""
+    """Count low-rank pairs without a router, and DoRA's decomposition of them."""
     layers, width = shape.layers, rank_bucket(adapter.rank)
     for t in targets:
         counts.add("pair_calls", job=layers * (2 + again))
@@ -120,7 +123,7 @@ def _pairs(
 
 
 def _low_rank(counts: _Counts, t: Linear, width: int, layers: int, again: float) -> None:
-    """Products with A and B forward, and the four of the backward pass."""
+    """Count the products with A and B forward, and the four of the backward pass."""
     counts.add("pair_flops", token=2 * layers * width * (t.n_in + t.n_out) * (3 + again))
     counts.add("pair_traffic", token=4 * layers * (t.n_in + t.n_out) * (3 + again))
 
@@ -133,7 +136,10 @@ def _dropout(counts: _Counts, t: Linear, layers: int, again: float) -> None:
 def _mixtures(
     counts: _Counts, shape: ModelShape, targets: tuple[Linear, ...], adapter: AdapterPoint, again: float
 ) -> None:
-    """Routed linears of MoLA, LoRAMoE and DynMoLE: one pair of rank experts * r, weighted by token and expert."""
+    """Count the routed linears of MoLA, LoRAMoE and DynMoLE.
+
+    Each has one pair of rank experts * r, weighted by token and expert.
+    """
     method = adapter.method
     for experts in experts_by_layer(adapter.experts, shape.layers):
         width = multiple_of_8(experts * adapter.rank)
@@ -150,7 +156,7 @@ def _mixtures(
 
 
 def _experts(counts: _Counts, shape: ModelShape, adapter: AdapterPoint, again: float) -> None:
-    """MixLoRA's FFN: one router a layer, slots of the chosen experts."""
+    """Count MixLoRA's FFN: one router a layer, and slots of the chosen experts."""
     layers, d, f = shape.layers, shape.hidden, shape.ffn
     experts = experts_by_layer(adapter.experts, layers)[0]
     k, width = adapter.top_k, multiple_of_8(adapter.rank)
@@ -158,8 +164,8 @@ def _experts(counts: _Counts, shape: ModelShape, adapter: AdapterPoint, again: f
     counts.add("expert_calls", job=layers * experts * (2 + again))
     counts.add("router_flops", token=2 * layers * experts * d * (3 + again))
     counts.add("slot_elements", token=layers * k * f * (2 + again))
-    # Per slot: B of gate and up, A of down; per token, all experts wide: A of gate and up, B of
-    # down
+    # Per slot: B of gate and up, A of down. Per token, all experts wide: A of gate and up, B of
+    # down.
     counts.add("slot_flops", token=2 * layers * k * 3 * width * f * (3 + again))
     counts.add("wide_flops", token=2 * layers * 3 * experts * width * d * (3 + again))
     counts.add("parameters", job=layers * experts * (3 * width * (d + f) + d))
@@ -177,25 +183,27 @@ def _experts(counts: _Counts, shape: ModelShape, adapter: AdapterPoint, again: f
 
 
 def numbers(job: JobPoint) -> Floats:
-    """(1, tokens, squares, labels, rows) of a job."""
+    """Return (1, tokens, squares, labels, rows) of a job."""
     return np.asarray((1.0, job.tokens, job.squares, job.labels, len(job.lengths)))
 
 
-#: Features that kernels which several jobs share are counted in: once per structure where jobs are
-#: fused in groups.
+#: Features that count kernels which several jobs share: they count once per structure where jobs
+#: are fused in groups.
 SHARED: Final = ("frozen_calls", "pair_calls", "drop_calls", "mola_calls", "loramoe_calls", "dynmole_calls")
 SHARED_ROWS: Final = tuple(INDEX[name] for name in (*SHARED, "block_calls"))
 
 
 def structure(adapter: AdapterPoint) -> tuple[object, ...]:
-    """What must be equal for two jobs to share kernels."""
+    """Return what must be equal for two jobs to share kernels."""
     rank = rank_bucket(adapter.rank) if adapter.method == "lora" else adapter.rank
     return (adapter.method, rank, adapter.experts, adapter.top_k, adapter.targets, adapter.dora)
 
 
 def step_features(shape: ModelShape, point: StepPoint, *, exact: bool = True) -> Floats:
-    """Features of a fused step [features]. Not `exact`: frozen matrices are called once for all jobs, the kernels of
-    pairs once per structure.
+    """Return the features of a fused step, [features].
+
+    Without `exact`, frozen matrices are called once for all jobs, and the kernels of pairs once per
+    structure.
     """
     total = np.zeros(len(FEATURES))
     total[INDEX["step"]] = 1.0

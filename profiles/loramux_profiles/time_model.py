@@ -1,4 +1,4 @@
-"""The fitted step-time model: seconds of a fused step as a constant and a sum over its jobs.
+"""The fitted step-time model gives seconds of a step as a constant and a sum over its jobs.
 
 Coefficients are seconds per FLOP, byte, element or call (`time_features.FEATURES`), fitted to
 measured steps; a step's time is linear in each job's tokens, squares, labels and rows, so that a
@@ -28,23 +28,25 @@ from loramux_traces.arrays import Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobTime:
-    """What a job adds to a step, seconds."""
+    """Says what a job adds to a step, in seconds."""
 
     job_s: float
-    """By being in it: calls, reading back, its optimizer."""
+    """For being in the step: calls, reading back, its optimizer."""
     shared_s: float
-    """What the first job of its structure adds (`structure`): kernels that serve all of them at
-    once. 0 in exact mode, where every job has its own.
+    """What the first job of its structure adds (`structure`).
+
+    It is kernels that serve all jobs of the structure at once. It is 0 in exact mode, where every
+    job has its own.
     """
     token_s: float
     square_s: float
-    """Per squared row length."""
+    """Seconds per squared row length."""
     label_s: float
-    """Per position that is learned."""
+    """Seconds per position that is learned."""
     row_s: float
 
     def seconds(self, job: JobPoint) -> float:
-        """Its own part of a step, without `shared_s`."""
+        """Return the job's own part of a step, without `shared_s`."""
         rows = len(job.lengths)
         return (
             self.job_s
@@ -57,11 +59,14 @@ class JobTime:
 
 @dataclass(frozen=True, slots=True)
 class TimeModel:
-    """Fitted coefficients for one shape on one device. Hashable: its answers by adapter are cached."""
+    """Holds fitted coefficients for one shape on one device.
+
+    It is hashable: its answers by adapter are cached.
+    """
 
     shape: ModelShape
     coefficients: tuple[float, ...]
-    """In the order of FEATURES."""
+    """Coefficients in the order of FEATURES."""
     exact: bool = True
     """Whether jobs have all kernels of their own, as the runtime's exact mode does."""
 
@@ -71,29 +76,35 @@ class TimeModel:
 
     @classmethod
     def of(cls, shape: ModelShape, coefficients: Mapping[str, float], *, exact: bool = True) -> TimeModel:
-        """From named coefficients; those that are not named are 0. ValueError for a name that is no feature."""
+        """Make a model from named coefficients; those that are not named are 0.
+
+        Raises ValueError for a name that is no feature.
+        """
         unknown = sorted(set(coefficients) - set(FEATURES))
         if unknown:
             raise ValueError(f"no feature of the time model is called {unknown[0]!r}")
         return cls(shape, tuple(float(coefficients.get(name, 0.0)) for name in FEATURES), exact)
 
     def named(self) -> dict[str, float]:
-        """Coefficients by feature, zeros left out."""
+        """Return the coefficients by feature, with zeros left out."""
         return {name: value for name, value in zip(FEATURES, self.coefficients, strict=True) if value}
 
     def step_s(self, *, recompute: bool = False) -> float:
-        """Seconds of a step that no job adds."""
+        """Return the seconds of a step that no job adds."""
         total = self._of("step") + (self._of("step_again") if recompute else 0.0)
         if not self.exact:  # one product for all jobs
             total += self._of("frozen_calls") * self.shape.layers * len(self.shape.linears) * (3 if recompute else 2)
         return total
 
     def job(self, adapter: AdapterPoint, *, recompute: bool = False) -> JobTime:
-        """What a job with this adapter adds."""
+        """Return what a job with this adapter adds."""
         return _job_time(self, adapter, recompute)
 
     def seconds(self, point: StepPoint) -> float:
-        """Seconds of a fused step: `step_s`, every job's own, and `shared_s` once for each structure."""
+        """Return the seconds of a fused step.
+
+        They are `step_s`, every job's own, and `shared_s` once for each structure.
+        """
         total = self.step_s(recompute=point.recompute)
         seen: set[tuple[object, ...]] = set()
         for job in point.jobs:

@@ -1,4 +1,7 @@
-"""How wide the runtime stores low-rank pairs: what grouped GEMMs and cost models both go by."""
+"""This module says how wide the runtime stores low-rank pairs.
+
+Grouped GEMMs and cost models both go by it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ RANK_BUCKETS: Final = (8, 16, 32, 64, 128)
 
 
 def rank_bucket(rank: int) -> int:
-    """The width a LoRA of this rank is stored with: the next of 8, 16, 32, 64, 128, then multiples of 64.
+    """Return the width that a LoRA of this rank is stored with.
 
-    Only of the job's own rank, never of its peers', so that its bits do not depend on them; jobs of
-    one bucket share a grouped GEMM.
+    It is the next of 8, 16, 32, 64, 128, then of multiples of 64. It depends only on the job's own
+    rank, never on its peers', so that its bits do not depend on them; jobs of one bucket share a
+    grouped GEMM.
     """
     for width in RANK_BUCKETS:
         if rank <= width:
@@ -22,12 +26,14 @@ def rank_bucket(rank: int) -> int:
 
 
 def multiple_of_8(width: int) -> int:
-    """Smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
+    """Return the smallest multiple of 8 that holds `width` (16-byte strides in bf16)."""
     return -(-width // 8) * 8
 
 
 def experts_by_layer(experts: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
-    """Experts of every layer, where there may be one number per group of layers (MoLA). ValueError for more groups than
+    """Return the number of experts of every layer.
+
+    There may be one number per group of layers (MoLA). Raises ValueError for more groups than
     layers.
     """
     groups = (experts,) if isinstance(experts, int) else experts

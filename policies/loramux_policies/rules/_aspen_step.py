@@ -1,7 +1,8 @@
-"""Who is in the next fused step of one device under `aspen` (aspen.md, after arXiv 2312.02515 section 4.2).
+"""This module chooses who is in the next fused step of one device under the `aspen` rule.
 
-Pure functions of the device view. Orders are total: time waited (starved jobs only), priority
-descending, p_stop descending, arrival, id.
+It follows aspen.md, after arXiv 2312.02515 section 4.2. All functions are pure functions of the
+device view. Orders are total: time waited (starved jobs only), priority descending, p_stop
+descending, arrival, id.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ Fits = Callable[[Iterable[ReadyJob]], bool]
 
 
 def patience(residents: int, k: int) -> int:
-    """W: a job that has waited this many steps is starved and goes first."""
+    """Return W: a job that has waited this many steps is starved and goes first."""
     return max(LEAST_PATIENCE, 4 * ceil(residents / k))
 
 
 def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: float) -> FusedStep:
-    """Starved jobs, then class by class those that pad least; classes choose from the first `percent` of the order."""
+    """Choose the starved jobs first and then, class by class, the jobs that pad least.
+
+    The classes choose from the first `percent` of the order of the jobs that are not starved.
+    """
     ready = device.ready
     fits: Fits = _always if device.everyone() is not None else device.fits
     limit = patience(device.n_residents, k)
@@ -67,7 +71,7 @@ def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: flo
 
 
 def _always(_: Iterable[ReadyJob]) -> bool:
-    """Memory holds everybody, hence any of them."""
+    """Return True: the memory holds all residents, and so it holds any of them."""
     return True
 
 
@@ -76,19 +80,26 @@ def _rank(job: ReadyJob) -> tuple[int, float, float, str]:
 
 
 def _by_longest(taken: list[ReadyJob], pool: list[ReadyJob], r: int, fits: Fits) -> list[list[ReadyJob]]:
-    """Per possible longest row: the r jobs with least rows * (longest - own longest) that fit beside those taken."""
+    """Return, for each possible longest row, the r jobs that fit and pad least.
+
+    The padding of a job is rows * (longest - own longest). The jobs must fit beside those already
+    taken; fewer than r are returned where no more fit.
+    """
     choices = []
     for longest in sorted({job.longest for job in pool}):
         below = [job for job in pool if job.longest <= longest]
         if len(below) < r and fits is _always:
-            continue  # another has r, and most jobs wins
+            continue  # another choice has r jobs, and the most jobs win
         below.sort(key=lambda job: job.rows * (longest - job.longest))  # stable: ties stay in order
         choices.append(_first(taken, below, r, fits))
     return choices
 
 
 def _by_tokens(taken: list[ReadyJob], pool: list[ReadyJob], r: int, fits: Fits) -> list[list[ReadyJob]]:
-    """Packed, where nothing pads: every run of r neighbours in order of their tokens, as many of them as fit."""
+    """Return, for packed steps, every run of r neighbours in the order of their tokens.
+
+    Nothing pads in a packed step. Of each run as many jobs are taken as fit.
+    """
     ordered = sorted(pool, key=lambda job: job.tokens)
     return [_first(taken, ordered[i:], r, fits) for i in range(len(ordered) - r + 1)]
 
@@ -107,7 +118,11 @@ def _first(taken: list[ReadyJob], jobs: list[ReadyJob], r: int, fits: Fits) -> l
 def _score(
     device: DeviceView, jobs: list[ReadyJob], budget_tokens: float
 ) -> tuple[int, float, int, list[tuple[float, str]]]:
-    """Most jobs, least waste (padding; packed: distance to the budget), most waiting, earliest, id."""
+    """Return the key by which choices are compared; the smallest key is the best choice.
+
+    It prefers most jobs, then least waste (padding; packed: distance to the budget), most waiting,
+    earliest arrival, and the id.
+    """
     tokens = sum([job.tokens for job in jobs])
     if device.padded:
         longest = max([job.longest for job in jobs])

@@ -1,4 +1,7 @@
-"""scipy's HiGHS solvers, bounded by work and not by time (the same on every machine), and silent."""
+"""This module runs scipy's HiGHS solvers silently and bounds them by work, not by time.
+
+A bound on work gives the same result on every machine.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from loramux_traces.arrays import Floats
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Send file descriptor 1 to nowhere: HiGHS 1.12 writes a debugging line there even when told to be quiet.
+    """Send file descriptor 1 to the null device while a solver runs.
 
+    HiGHS 1.12 writes a debugging line there even when told to be quiet:
     https://github.com/ERGO-Code/HiGHS/issues/2783. stdout carries results (`--json`), so not a byte
     may reach it.
     """
     sys.stdout.flush()
     try:
         kept = os.dup(1)
-    except OSError:  # no stdout at all: nothing to keep clean
+    except OSError:  # there is no stdout, so nothing has to be kept clean
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -37,7 +41,10 @@ def _silence() -> Iterator[None]:
 
 
 class Limits:
-    """Rows of `sum of value * x[column] <= bound`, few columns a row."""
+    """Collects the rows `sum of value * x[column] <= bound` of a program.
+
+    A row has few columns.
+    """
 
     def __init__(self) -> None:
         self._rows: list[int] = []
@@ -46,22 +53,25 @@ class Limits:
         self._bounds: list[float] = []
 
     def add(self, terms: Sequence[tuple[int, float]], bound: float) -> None:
-        """One more row, of (column, value) terms."""
+        """Add one more row, given by its (column, value) terms and its bound."""
         self._rows.extend([len(self._bounds)] * len(terms))
         self._columns.extend([column for column, _ in terms])
         self._values.extend([value for _, value in terms])
         self._bounds.append(bound)
 
     def matrix(self, n_columns: int) -> tuple[Any, Floats]:
-        """Sparse matrix and bounds."""
-        from scipy.sparse import csr_array  # 0.1 s to import: only those who solve pay for it
+        """Return the sparse matrix of the rows, and the array of their bounds."""
+        from scipy.sparse import csr_array  # the import takes 0.1 s: only those who solve pay it
 
         shape = (len(self._bounds), n_columns)
         return csr_array((self._values, (self._rows, self._columns)), shape=shape), np.array(self._bounds)
 
 
 def zero_one_program(cost: Floats, limits: Limits, nodes: int) -> Floats | None:
-    """argmin cost x, rows x <= bounds, x in {0, 1}, after at most `nodes` branches; None where none was found."""
+    """Return the x in {0, 1} that minimises cost x under rows x <= bounds.
+
+    The search ends after at most `nodes` branches. Returns None where it found no solution.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     rows, bounds = limits.matrix(len(cost))

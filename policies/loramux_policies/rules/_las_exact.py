@@ -1,8 +1,9 @@
-"""Exact foreground-background on one device with free switching: the least attained level runs, ties share.
+"""This module plans exact foreground-background on one device with free switching.
 
-The jobs are groups of equal level. Seats go to groups from the lowest level up; the first group
-that they do not suffice for shares what is left, equally. The next decision is due when a running
-group has caught up with the one above it.
+The jobs with the least attained level run, and tied jobs share. The jobs are groups of equal level.
+Seats go to groups from the lowest level up; the jobs of the first group for which the seats do not
+suffice share what is left, equally. The next decision is due when a running group has caught up
+with the one above it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from loramux_policies.errors import PlanError
 from loramux_policies.views import ClusterView, JobView, Plan
 
 SLICES_PER_JOB: Final = 16
-"""Where switching is free but tied jobs cannot share a seat, the quantum is the job's predicted
-size over this.
+"""Number of quanta per job: the quantum is the job's predicted size divided by this.
+
+It is used where switching is free but tied jobs cannot share a seat.
 """
 
 Target = dict[str, tuple[JobView, float]]
-"""Job and share of a seat by id, lowest level first."""
+"""Maps a job's id to the job and its share of a seat, lowest level first."""
 
 
 def shared_seats(view: ClusterView) -> Plan:
-    """The plan of exact least attained service on device 0."""
+    """Return the plan of exact least attained service on device 0."""
     residents = sorted(view.residents(0), key=_level)
     left_out: dict[str, JobView] = {}
     while True:
@@ -33,10 +35,10 @@ def shared_seats(view: ClusterView) -> Plan:
         failed = _deal(plan, residents, target)
         if not failed:
             break
-        left_out.update(failed)  # memory does not hold it beside its equals: deal again without it
+        left_out.update(failed)  # memory cannot hold them beside their equals: deal again
     _watch(plan, groups, target, above_s)
     first = next(iter(target), None)
-    if left_out and first is not None:  # its turn comes when they are a slice ahead of it
+    if left_out and first is not None:  # those left out follow when it is a slice ahead of them
         slice_s = min(job.solo_s for job in left_out.values()) / SLICES_PER_JOB
         plan.review_when(first, target[first][0].attained_s + slice_s)
     return plan
@@ -47,14 +49,20 @@ def _level(job: JobView) -> tuple[float, float, str]:
 
 
 def _tolerance(level_s: float, now_s: float) -> float:
-    """Levels closer than this are one: rounding of the levels themselves and of the clock they are computed from."""
+    """Return the distance below which two levels count as one.
+
+    It covers the rounding of the levels themselves and of the clock that they are computed from.
+    """
     return 1e-9 * level_s + 1e-14 * now_s
 
 
 def _allot(
     view: ClusterView, residents: list[JobView], left_out: dict[str, JobView]
 ) -> tuple[list[list[JobView]], Target, float]:
-    """Groups that run, shares, and the level of the lowest group that does not run."""
+    """Return the groups that run, their jobs' shares, and the lowest level that does not run.
+
+    That level is infinite where all groups run.
+    """
     seats, above_s = view.max_resident, inf
     groups: list[list[JobView]] = []
     for job in merge(residents, view.waiting(view.n_waiting), key=_level):
@@ -80,12 +88,12 @@ def _allot(
 
 
 def _deal(plan: Plan, residents: list[JobView], target: Target) -> dict[str, JobView]:
-    """Pause, start and change shares; returns whom memory keeps from starting."""
+    """Pause jobs, start jobs and change shares; return the jobs that memory keeps from starting."""
     for job in residents:
         if job.job_id not in target:
             plan.pause(job.job_id)
     pending = target
-    for _ in range(2):  # one that gains finds its seat free only after others have given theirs up
+    for _ in range(2):  # a job that gains finds its seat free only after others gave theirs up
         refused: Target = {}
         for job_id, (job, share) in pending.items():
             try:
@@ -97,13 +105,13 @@ def _deal(plan: Plan, residents: list[JobView], target: Target) -> dict[str, Job
 
 
 def _watch(plan: Plan, groups: list[list[JobView]], target: Target, above_s: float) -> None:
-    """Come back when a running group has caught up with the one above it."""
+    """Ask for a review when a running group has caught up with the one above it."""
     if not groups:
         return
     top = groups[-1][0]
     share = target[top.job_id][1]
     if above_s < inf:
         plan.review_when(top.job_id, above_s)
-    if share < 1.0 and len(groups) > 1:  # both move, the lower one faster
+    if share < 1.0 and len(groups) > 1:  # both groups rise, the lower one faster
         below = groups[-2][0]
         plan.review_when(below.job_id, below.attained_s + (top.attained_s - below.attained_s) / (1.0 - share))

@@ -1,4 +1,7 @@
-"""Preemption shared by several rules: start what fits, in order, else take the place of somebody worse."""
+"""This module holds the preemption that several rules share.
+
+It starts what fits, in order; a job that does not fit takes the place of a worse one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Final, NamedTuple
 from loramux_policies.views import ClusterView, JobView, Plan
 
 DEVICES_TRIED: Final = 1
-"""Per search for room: that of the worst resident. A search costs most of a decision, and more
-gained nothing in mean turnaround (64 devices, load 2.5: srtf 26,827 s with one, 26,845 s with four,
-at 0.7 of the speed).
+"""Devices tried per search for room: only that of the worst resident.
+
+A search costs most of a decision, and trying more devices gained nothing in mean turnaround (64
+devices, load 2.5: srtf 26,827 s with one, 26,845 s with four, at 0.7 of the speed).
 """
 
 
@@ -19,16 +23,16 @@ ABOVE_SKIPPED: Final = 3
 
 
 class Worse(NamedTuple):
-    """Whom a waiting job may displace: residents whose badness is strictly above a limit."""
+    """Says whom a waiting job may displace: residents whose badness is strictly above a limit."""
 
     residents: Iterable[JobView]
-    """At least all of them, the worst first; may go on with others."""
+    """At least all of them, the worst first; others may follow."""
     badness: Callable[[JobView], float]
     above: float
 
 
 class Outcome(NamedTuple):
-    """What came of a walk through the queue."""
+    """Says what came of a walk through the queue."""
 
     blocked: JobView | None
     """The first job that could not start; None if all could."""
@@ -38,11 +42,12 @@ class Outcome(NamedTuple):
 def preempt_in_order(
     view: ClusterView, plan: Plan, worse: Callable[[JobView], Worse], *, window: float = 1, nested: bool = True
 ) -> Outcome:
-    """Start waiting jobs in their order, pausing residents who are worse where there is no room.
+    """Start waiting jobs in their order, and pause worse residents where there is no room.
 
-    `nested`: whom a job may displace, those before it in the queue may too; once a job has nobody
-    to displace, those behind it are only tried for free room; so are they after a search that found
-    no room among the worse. Passes over at most `window - 1` jobs that could not start.
+    `nested` says that the residents whom a job may displace may also be displaced by the jobs
+    before it in the queue. Once a job then has nobody to displace, the jobs behind it are only
+    tried for free room. They are also only tried for free room after a search that found no room
+    among the worse residents. At most `window - 1` jobs that could not start are passed over.
     """
     first: JobView | None = None
     started: list[JobView] = []
@@ -67,9 +72,10 @@ def preempt_in_order(
 
 
 def review_at_level(view: ClusterView, plan: Plan, started: list[JobView], level_s: float, slack: float) -> None:
-    """Come back when the resident nearest below reaches this much service (who gets there before it is seen then).
+    """Ask for a review when the nearest resident below this much service reaches it.
 
-    Residents above `level_s * slack` have reached it already.
+    A resident that gets there earlier is seen at that review. Residents above `level_s * slack`
+    have reached the level already.
     """
     below = [job for job in started if job.num_gpus == 1 and job.attained_s <= level_s * slack]
     nearest = max(below, key=lambda job: (job.attained_s, job.submit_s, job.job_id), default=None)
@@ -80,16 +86,17 @@ def review_at_level(view: ClusterView, plan: Plan, started: list[JobView], level
                 if nearest is None or resident.attained_s > nearest.attained_s:
                     nearest = resident
                 break
-        elif passed >= ABOVE_SKIPPED:  # so many, and memory lets none of them go: the next event tries again
+        elif passed >= ABOVE_SKIPPED:  # memory lets none of these go: the next event tries again
             break
     if nearest is not None:
         plan.review_when(nearest.job_id, level_s)
 
 
 def _displace(view: ClusterView, plan: Plan, job: JobView, worse: Worse) -> bool | None:
-    """Start the job where pausing the fewest of the worst makes room. None: nobody is worse. False: no room even so.
+    """Start the job on the device where pausing the fewest of the worst residents makes room.
 
-    Gangs keep their devices, and nobody is paused in vain.
+    Returns None where nobody is worse, and False where there is no room even so. Gangs keep their
+    devices, and nobody is paused in vain.
     """
     badness, above = worse.badness, worse.above
     tried = 0
@@ -101,10 +108,10 @@ def _displace(view: ClusterView, plan: Plan, job: JobView, worse: Worse) -> bool
         if device is None or device in seen or victim.num_gpus > 1:
             continue
         present = plan.residents(device)
-        if victim.job_id not in present:  # paused before, for another
+        if victim.job_id not in present:  # it was paused before, for another job
             continue
         seen.add(device)
-        if view.capacity_bytes(device) < job.need_bytes:  # too small a device even when empty
+        if view.capacity_bytes(device) < job.need_bytes:  # the device is too small even when empty
             continue
         tried += 1
         drop = [victim.job_id]
@@ -126,7 +133,10 @@ def _displace(view: ClusterView, plan: Plan, job: JobView, worse: Worse) -> bool
 
 
 def _fewest(plan: Plan, device: int, add: str, drop: list[str]) -> list[str]:
-    """The shortest run of the worst that makes room, less those of it that turn out not to be needed, best first."""
+    """Return the shortest run of the worst residents whose pause makes room.
+
+    Those of the run that turn out not to be needed are left out, the best of them first.
+    """
     count = next(n for n in range(2, len(drop) + 1) if plan.fits(device, (add,), drop[:n]))
     needed = drop[:count]
     for job_id in reversed(drop[: count - 1]):

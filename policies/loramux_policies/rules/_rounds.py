@@ -1,4 +1,7 @@
-"""Round-based rules: as a round ends all compete for the devices again; in between only free room is filled."""
+"""This module helps the round-based rules, where all jobs compete again as a round ends.
+
+Between the ends of rounds only free room is filled.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,29 @@ from loramux_policies.views import ClusterView, JobView, Plan
 
 
 def start_of_round(now_s: float, round_s: float) -> bool:
-    """Whether rounds of this length, counted from time 0, begin now (to rounding)."""
+    """Return whether rounds of this length, counted from time 0, begin now (to rounding)."""
     return abs(now_s - round(now_s / round_s) * round_s) <= 1e-9 * max(round_s, now_s)
 
 
 def next_round_s(now_s: float, round_s: float) -> float:
-    """When the next round begins."""
+    """Return the time at which the next round begins."""
     return (floor(now_s / round_s + 1e-6) + 1) * round_s
 
 
 def contenders(view: ClusterView, cap: int) -> tuple[list[JobView], list[JobView]]:
-    """All residents that can be paused (gangs keep their devices to the end), and the first `cap` waiting jobs."""
+    """Return all residents that can be paused, and the first `cap` waiting jobs.
+
+    Gangs are not among the residents, because they keep their devices to the end.
+    """
     residents = [job for device in range(view.n_devices) for job in view.residents(device) if job.num_gpus == 1]
     return residents, list(islice(view.waiting(view.n_waiting), cap))
 
 
 def deal(view: ClusterView, ranked: Sequence[JobView]) -> Plan:
-    """The plan under which these residents and waiting jobs, best first, get what fits; a resident only where it is.
+    """Return the plan under which these residents and waiting jobs, best first, get what fits.
 
-    Residents that are not named lose their place.
+    A resident gets a place only on the device where it is. Residents that are not named lose their
+    place.
     """
     trial = view.plan()
     home = {job.job_id: view.device_of(job.job_id) for job in ranked}

@@ -1,7 +1,8 @@
-"""ASPEN (arXiv 2312.02515; mLoRA, VLDB 2025): fuse several jobs' micro-batches on one frozen base, chosen step by step.
+"""This module holds ASPEN, which fuses several jobs' micro-batches on one frozen base.
 
-The authors' released code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is
-this project's, after the paper.
+The jobs are chosen step by step. Sources: arXiv 2312.02515; mLoRA, VLDB 2025. The authors' released
+code holds only a fixed window (FIFO, and once MinPad); the adaptive rule is this project's, after
+the paper.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, JobView, 
 
 @register("aspen-priority")
 class AspenPriority(Policy):
-    """ASPEN as in mLoRA (VLDB 2025): preemptive static priority, as many jobs as memory admits, all fused.
+    """Fuse all jobs that memory admits, by preemptive static priority (ASPEN in mLoRA, VLDB 2025).
 
-    First come, first served within a class. `window`: how many waiting jobs may be blocked before
-    the rule gives up.
+    Within a class the order is first come, first served. `window`: how many waiting jobs may be
+    blocked before the rule gives up.
     """
 
     order = Order(key=lambda job: (-job.priority,))
@@ -32,7 +33,7 @@ class AspenPriority(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Admit by class and arrival, in the stead of strictly lower classes where memory is short."""
+        """Admit by class and arrival; where memory is short, displace strictly lower classes."""
         plan = view.plan()
 
         def lower(job: JobView) -> Worse:
@@ -44,15 +45,15 @@ class AspenPriority(Policy):
 
 @register("aspen")
 class Aspen(AspenPriority):
-    """ASPEN, adaptive: a step fuses up to k residents, starved first, then by class, with the least padding.
+    """Fuse up to k residents a step: starved ones first, then by class, with the least padding.
 
-    `k`: most jobs in one fused step. `residents`: most jobs on a device (0: k). With the default
-    everybody on a device is in every step, as under `aspen-priority`: there is something to choose
-    from only where residents exceed k, which costs rate fidelity a roll-out for every change of a
-    device's residents (20 times slower where memory holds many). `candidates`: percent of the order
-    that a step's classes choose from (the authors' top-k). `budget_tokens`: what packed steps aim
-    at (0: k times the mean micro-batch). `window`: how many waiting jobs may be blocked before
-    admission gives up.
+    This is the adaptive rule of ASPEN. `k`: most jobs in one fused step. `residents`: most jobs on
+    a device (0: k). With the default, everybody on a device is in every step, as under
+    `aspen-priority`. There is something to choose from only where residents exceed k, which costs
+    rate fidelity a roll-out for every change of a device's residents (20 times slower where memory
+    holds many). `candidates`: percent of the order that a step's classes choose from (the authors'
+    top-k). `budget_tokens`: the tokens that packed steps aim at (0: k times the mean micro-batch).
+    `window`: how many waiting jobs may be blocked before admission gives up.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Aspen(AspenPriority):
         self.budget_tokens = budget_tokens
 
     def fuse(self, device: DeviceView) -> FusedStep:
-        """Everybody where k and memory allow it; else the choice of `_aspen_step`."""
+        """Fuse everybody where k and memory allow it; otherwise let `_aspen_step` choose."""
         if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:

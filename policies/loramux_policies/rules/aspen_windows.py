@@ -1,7 +1,7 @@
-"""ASPEN's two fixed-window rules: the first k in arrival order (M1), and MinPad as released (M3).
+"""This module holds ASPEN's two fixed-window rules: first k by arrival (M1), and MinPad (M3).
 
-Source: arXiv 2312.02515 section 4.2 and its released code, which has no memory check: here a window
-that real lengths do not let fit is cut to what does.
+MinPad is as released. Source: arXiv 2312.02515 section 4.2 and its released code, which has no
+memory check. Here a window that does not fit with its real lengths is cut to what fits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Plan, Rea
 
 
 class _Windowed(Policy):
-    """Admit in arrival order by memory and seats; fuse at most k."""
+    """Admits in arrival order by memory and seats, and fuses at most k jobs."""
 
     def __init__(self, k: int = 4, residents: int = 0, window: int = 1) -> None:
         if k < 1 or residents < 0 or window < 1:
@@ -23,13 +23,13 @@ class _Windowed(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Start in arrival order."""
+        """Start the waiting jobs in arrival order."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window)
         return plan
 
     def fuse(self, device: DeviceView) -> FusedStep:
-        """Everybody if they are k at most, else the window."""
+        """Fuse everybody if they are k at most; otherwise fuse the window."""
         if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:
@@ -43,7 +43,7 @@ class _Windowed(Policy):
 
 @register("aspen-fifo")
 class AspenFifo(_Windowed):
-    """ASPEN's trivial rule (M1): every step fuses the first k residents in arrival order.
+    """Fuse the first k residents in arrival order in every step: ASPEN's trivial rule (M1).
 
     `k`: jobs in a step. `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before
     admission gives up.
@@ -55,11 +55,12 @@ class AspenFifo(_Windowed):
 
 @register("aspen-minpad")
 class AspenMinPad(_Windowed):
-    """ASPEN's optimal-fit rule (M3, MinPad), as released: the k neighbours in length that pad least; may starve a job.
+    """Fuse the k neighbours in length that pad least: ASPEN's optimal-fit rule (M3, MinPad).
 
-    Candidates by the longest row of their next micro-batch, descending, stable; the window of k
-    with the strictly least sum(L_max - L_i), ties to the longest window. `k`: jobs in a step.
-    `residents`: most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
+    It is as released, and it may starve a job. Candidates are ordered by the longest row of their
+    next micro-batch, descending, stable. The rule takes the window of k with the strictly least
+    sum(L_max - L_i); ties go to the window with the longest rows. `k`: jobs in a step. `residents`:
+    most jobs on a device (0: 4k). `window`: blocked jobs before admission gives up.
     """
 
     def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:

@@ -1,4 +1,4 @@
-"""Best-fit packing by memory."""
+"""This module packs jobs by memory, each on the device that fits it best."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("best-fit")
 class BestFit(Policy):
-    """First come, first served with skip-ahead, each job on the device with the least free memory that still holds it.
+    """Start jobs by arrival, each on the device with the least free memory that still holds it.
 
-    Packs tightly and keeps whole devices free for large jobs, at the price of more co-runners per
-    device than `fifo`. `window`: how many blocked jobs are passed over before the rule gives up.
+    The order is first come, first served with skip-ahead. The rule packs tightly and keeps whole
+    devices free for large jobs, at the price of more co-runners per device than `fifo`. `window`:
+    how many blocked jobs are passed over before the rule gives up.
     """
 
     def __init__(self, window: int = 16) -> None:
@@ -22,7 +23,7 @@ class BestFit(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Start in order, best fit first."""
+        """Start jobs in order, each on the device that fits it best."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window, rule="best-fit")
         return plan

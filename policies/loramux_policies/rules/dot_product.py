@@ -1,4 +1,7 @@
-"""Packing by the dot product of need and room (Tetris: Grandl et al., SIGCOMM 2014, section 3.2)."""
+"""This module packs jobs by the dot product of need and room.
+
+Source: Tetris (Grandl et al., SIGCOMM 2014, section 3.2).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from loramux_policies.views import ClusterView, JobView, Plan
 
 @register("dot-product")
 class DotProduct(Policy):
-    """Pack the pair of job and device with the largest dot product of need and room, in memory and compute.
+    """Start the pair of job and device with the largest dot product of need and room.
 
-    A job's compute need is its tokens per micro-batch, of the tokens that saturate a device; a
-    device's room is what its residents leave. Jobs that need much go where there is much, and
-    memory-heavy jobs go beside compute-heavy ones. `window`: waiting jobs looked at, by arrival.
-    `devices`: candidate devices per job. `saturation_tokens`: tokens in a fused step from which a
-    device gains nothing by more (an H100-class card is launch-bound below about 1k tokens a step).
+    Need and room are in memory and compute. A job's compute need is its tokens per micro-batch, as
+    a share of the tokens that saturate a device; a device's room is what its residents leave. Jobs
+    that need much go where there is much, and memory-heavy jobs go beside compute-heavy ones.
+    `window`: waiting jobs looked at, by arrival. `devices`: candidate devices per job.
+    `saturation_tokens`: tokens in a fused step from which a device gains nothing by more (an
+    H100-class card is launch-bound below about 1k tokens a step).
     """
 
     def __init__(self, window: int = 16, devices: int = 8, saturation_tokens: float = 8192.0) -> None:

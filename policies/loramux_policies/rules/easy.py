@@ -1,4 +1,4 @@
-"""EASY backfilling (Lifka 1995), with a reservation in memory and in time."""
+"""This module holds EASY backfilling (Lifka 1995), with a reservation in memory and in time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from loramux_policies.views import ClusterView, JobView, Plan
 
 
 class _Promise(NamedTuple):
-    """When the head of the queue will start, and which residents of its devices will have ended by then."""
+    """Says when the head of the queue will start, and which residents will have ended by then.
+
+    `gone` lists those residents for each device that is reserved for the head.
+    """
 
     time_s: float
     gone: dict[int, list[str]]
@@ -19,15 +22,15 @@ class _Promise(NamedTuple):
 
 @register("easy")
 class Easy(Policy):
-    """EASY backfill: the blocked head gets a reservation in memory and time, later jobs start where they keep it.
+    """Reserve memory and time for the blocked head (EASY); later jobs start where they keep it.
 
-    The reservation: the device (for a gang, the devices) where the residents' predicted ends make
-    room first. Other devices are free to all. On a reserved one a job starts only if it ends before
-    (reckoned at an equal share of the device) or if the head will fit beside it. Whoever joins
-    residents may slow them down, and the head with them, which no policy can foresee; so nobody
-    joins residents of a reserved device that run more than `slowdown` times slower than alone (1:
-    only where co-running is free; 0: nobody at all). `window`: waiting jobs looked at behind the
-    head. Gangs are not backfilled.
+    The reservation is the device (for a gang, the devices) where the residents' predicted ends make
+    room first. Other devices are free to all. On a reserved device a job starts only if it ends
+    before the reserved time (reckoned at an equal share of the device) or if the head will fit
+    beside it. A job that joins residents may slow them down, and the head with them, which no
+    policy can foresee. So nobody joins residents of a reserved device that run more than `slowdown`
+    times slower than alone (1: only where co-running is free; 0: nobody at all). `window`: waiting
+    jobs looked at behind the head. Gangs are not backfilled.
     """
 
     def __init__(self, window: int = 64, slowdown: float = 1.05) -> None:
@@ -37,7 +40,7 @@ class Easy(Policy):
         self.slowdown = slowdown
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the head, then backfill behind the first that is blocked."""
+        """Start jobs from the head of the queue, then backfill behind the first blocked one."""
         plan = view.plan()
         waiting = iter(view.waiting(view.n_waiting))
         head = None
@@ -63,7 +66,7 @@ class Easy(Policy):
         return plan
 
     def _promise(self, view: ClusterView, plan: Plan, head: JobView) -> _Promise:
-        """The earliest time at which enough devices have room for the head."""
+        """Return the earliest time at which enough devices have room for the head."""
         ends: dict[int, list[tuple[float, str]]] = {}
         times: list[tuple[float, int]] = []
         for device_id in range(view.n_devices):
@@ -90,7 +93,10 @@ class Easy(Policy):
     def _keeps(
         self, view: ClusterView, plan: Plan, promise: _Promise, head: JobView, job: JobView, device_id: int
     ) -> bool:
-        """Start the job on a reserved device if the reservation holds all the same."""
+        """Start the job on a reserved device if the reservation holds all the same.
+
+        Returns whether the job was started.
+        """
         residents = view.residents(device_id)
         for resident in residents:
             left_s = view.remaining_s(resident.job_id)

@@ -1,4 +1,4 @@
-"""The baselines without a shared base model: one job per device, or k separate processes on it."""
+"""This module holds the baselines without a shared base: one job or k processes per device."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("separate")
 class Separate(Policy):
-    """First come, first served, up to k separate processes per device, each with a base copy of its own (strict head).
+    """Run up to k separate processes per device, by arrival, each with a base copy of its own.
 
-    What people do without fused training; the device's measured multi-process curve says how fast k
-    of them run. `k`: most processes per device (memory may allow fewer).
+    The order is first come, first served, and nobody passes a blocked head. This is what people do
+    without fused training; the device's measured multi-process curve says how fast k of them run.
+    `k`: most processes per device (memory may allow fewer).
     """
 
     copies: ClassVar[Literal["shared", "separate"]] = "separate"
@@ -26,7 +27,7 @@ class Separate(Policy):
         self.seats = float(k)
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the head of the queue; the loop enforces the k seats."""
+        """Start jobs from the head of the queue; the loop enforces the k seats."""
         plan = view.plan()
         start_in_order(view, plan)
         return plan
@@ -34,7 +35,10 @@ class Separate(Policy):
 
 @register("exclusive")
 class Exclusive(Separate):
-    """First come, first served, one job per device with its own base copy: the baseline that every claim needs."""
+    """Run one job per device with its own base copy, first come, first served.
+
+    This is the baseline that every claim needs.
+    """
 
     def __init__(self) -> None:
         super().__init__(k=1)

@@ -1,4 +1,4 @@
-"""First come, first served."""
+"""This module holds the rules that serve first come, first served."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("fifo")
 class Fifo(Policy):
-    """First come, first served: the oldest job goes to the least loaded device; nobody passes a blocked head.
+    """Start the oldest job on the least loaded device; nobody passes a blocked head.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up; 1 is the strict head,
-    more lets jobs skip ahead.
+    The order is first come, first served. `window`: how many waiting jobs may be blocked before the
+    rule gives up; 1 is the strict head, and more lets jobs skip ahead.
     """
 
     def __init__(self, window: int = 1) -> None:
@@ -22,7 +22,7 @@ class Fifo(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the head of the queue."""
+        """Start jobs from the head of the queue."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window)
         return plan
@@ -30,7 +30,10 @@ class Fifo(Policy):
 
 @register("fifo-skip")
 class FifoSkip(Fifo):
-    """First come, first served, but jobs that fit may pass up to `window - 1` that do not (default window 16)."""
+    """Serve first come, first served, but let jobs that fit pass others that do not.
+
+    A job may pass up to `window - 1` jobs that do not fit (default window 16).
+    """
 
     def __init__(self, window: int = 16) -> None:
         super().__init__(window)

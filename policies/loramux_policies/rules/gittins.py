@@ -1,4 +1,7 @@
-"""The Gittins index policy for sizes of a known law (Gittins 1979; Scully, Harchol-Balter and Scheller-Wolf 2018)."""
+"""This module holds the Gittins index policy for sizes of a known law.
+
+Sources: Gittins 1979; Scully, Harchol-Balter and Scheller-Wolf 2018.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ SLACK = 1.0 - 1e-6
 
 @register("gittins")
 class Gittins(Policy):
-    """Largest Gittins index first, preemptive: the best chance to end soon, given service so far and the law of sizes.
+    """Run the jobs with the largest Gittins index, preemptively: the best chance to end soon.
 
-    Index at age a: max over d of P(S - a <= d | S > a) / E[min(S - a, d) | S > a]. It is kept on a
-    grid of ages (two per doubling), so that a job changes rank, and is reviewed, finitely often.
-    `law`: `lognormal` (`shape` is sigma) or `weibull` (`shape` 1 is exponential, below 1 the index
-    is least attained service). `median_s`: the median size. The default is fitted to the Philly
-    trace (median 1,144 s, CV^2 41). `window`: how many waiting jobs may be blocked before the rule
-    gives up.
+    The index takes the service so far and the law of sizes into account. At age a it is max over d
+    of P(S - a <= d | S > a) / E[min(S - a, d) | S > a]. It is kept on a grid of ages (two per
+    doubling), so that a job changes rank, and is reviewed, finitely often. `law`: `lognormal`
+    (`shape` is sigma) or `weibull` (`shape` 1 is exponential; below 1 the index is least attained
+    service). `median_s`: the median size. The default is fitted to the Philly trace (median 1,144
+    s, CV^2 41). `window`: how many waiting jobs may be blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True
@@ -57,12 +60,15 @@ class Gittins(Policy):
         return exp(-log(2.0) * (age_s / self.median_s) ** self.shape)
 
     def _indices(self) -> list[float]:
-        """Index at the start of each bucket, per second; the integrals by trapezoids on a geometric grid from there."""
+        """Return the index at the start of each bucket, per second.
+
+        The integrals are taken by trapezoids on a geometric grid that begins there.
+        """
         ahead = np.concatenate([[0.0], self.median_s * 2.0 ** np.arange(-14.0, 12.0, 1.0 / 16.0)])
         indices: list[float] = []
         for start_s in [0.0, *self.edges_s]:
             here = self._survival(start_s)
-            if here <= 0.0:  # nobody gets so old that it could be told from the age before
+            if here <= 0.0:  # the survival is 0 here: take the index of the ages before
                 indices.append(indices[-1])
                 continue
             alive = np.array([self._survival(start_s + more_s) for more_s in ahead]) / here
@@ -71,11 +77,11 @@ class Gittins(Policy):
         return indices
 
     def bucket(self, job: JobView) -> int:
-        """Which ages the job is among; the slack absorbs rounding at a review."""
+        """Return which ages the job is among; the slack absorbs rounding at a review."""
         return bisect_right(self.edges_s, job.attained_s / SLACK)
 
     def place(self, view: ClusterView) -> Plan:
-        """Start by index, in the stead of residents whose index is strictly smaller."""
+        """Start jobs by index; they displace residents whose index is strictly smaller."""
         plan = view.plan()
         blocked, started = preempt_in_order(view, plan, lambda job: self._worse(view, job), window=self.window)
         edge = None if blocked is None else self._falls_below(self.index[self.bucket(blocked)])
@@ -85,7 +91,10 @@ class Gittins(Policy):
         return plan
 
     def _falls_below(self, index: float) -> int | None:
-        """The edge from which on every age has a smaller index; None if the oldest has not."""
+        """Return the edge from which on every age has a smaller index.
+
+        Returns None if the oldest ages have not, or if all ages have.
+        """
         bucket = len(self.index)
         while bucket > 0 and self.index[bucket - 1] < index:
             bucket -= 1
@@ -99,7 +108,7 @@ class Gittins(Policy):
 
         edge = self._falls_below(mine)
         from_bucket = len(self.index) if edge is None else edge + 1
-        # some of the young are worse as well: look at all
+        # some of the young are worse as well, so look at all residents
         if any(index < mine for index in self.index[:from_bucket]):
             everyone = view.preemptible("attained_s", above=-1.0)
             return Worse(sorted(everyone, key=lambda r: (-badness(r), -r.submit_s, r.job_id)), badness, -mine)

@@ -1,4 +1,7 @@
-"""Least attained service, for when sizes are unknown (foreground-background; Nuyens and Wierman 2008)."""
+"""This module holds least attained service, for when sizes are unknown.
+
+It is also called foreground-background (Nuyens and Wierman 2008).
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,24 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 SWITCHES_PER_QUANTUM: Final = 50
 """A quantum of 50 switches keeps the time lost to switching at 2%."""
 LEAST_QUANTUM_S: Final = 60.0
-"""Where switching costs anything at all: no scheduler of training jobs slices finer than a minute."""
+"""Smallest quantum where switching costs anything at all.
+
+No scheduler of training jobs slices finer than a minute.
+"""
 SLACK: Final = 1.0 - 1e-6
-"""A review at a limit finds its resident past it, whatever the rounding."""
+"""Factor on a limit, so that a review at it finds its resident past it, whatever the rounding."""
 
 
 @register("las")
 class LeastAttainedService(Policy):
-    """Least attained service first, preemptive; needs no predicted sizes.
+    """Run the jobs with the least attained service, preemptively; no predicted sizes are needed.
 
-    A waiting job with `a` seconds of service displaces a resident once that has a + max(quantum,
-    growth * a). `quantum_s`: default 50 x the cost of one pause and resume, at least 60 s.
-    `growth`: makes later slices longer, so that a job of n quanta is paused about log n times, not
-    n times; 0 gives slices of one length. With free switching (--ideal) on one device with
-    --max-resident, no quantum is needed: the jobs of the least level run, tied jobs share a seat
-    equally, and the rule is exact foreground-background. Elsewhere, with free switching, the
+    A waiting job with `a` seconds of service displaces a resident once that one has a +
+    max(quantum, growth * a). `quantum_s`: default 50 x the cost of one pause and resume, at least
+    60 s. `growth`: makes later slices longer, so that a job of n quanta is paused about log n
+    times, not n times; 0 gives slices of one length. With free switching (--ideal) on one device
+    with --max-resident, no quantum is needed: the jobs of the least level run, tied jobs share a
+    seat equally, and the rule is exact foreground-background. Elsewhere, with free switching, the
     quantum is 1/16 of the waiting job's predicted size. `window`: blocked jobs before the rule
     gives up.
     """
@@ -49,7 +55,7 @@ class LeastAttainedService(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Run the least attained, exactly where that is possible."""
+        """Run the jobs with the least attained service, exactly where that is possible."""
         if self.quantum_s is not None or view.n_devices > 1 or view.max_resident == inf:
             return self._sliced(view)
         first = next(iter(view.residents(0) or view.waiting(view.n_waiting)), None)
@@ -58,7 +64,7 @@ class LeastAttainedService(Policy):
         return shared_seats(view)
 
     def _limit_s(self, view: ClusterView, job: JobView) -> float:
-        """Service at which a resident makes way for this waiting job."""
+        """Return the service at which a resident makes way for this waiting job."""
         quantum_s = self.quantum_s
         if quantum_s is None:
             switch_s = view.switch_s(job.job_id)

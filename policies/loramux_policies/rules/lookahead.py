@@ -1,4 +1,7 @@
-"""Look-ahead placement by integer programming: which waiting job starts where, now or when a resident ends."""
+"""This module places jobs by integer programming with a look ahead.
+
+The program decides which waiting job starts where, now or when a resident ends.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from loramux_traces.arrays import Floats
 
 
 class _Outlook(NamedTuple):
-    """Free bytes and seats now and as residents end: one row per device looked at, a column per slot."""
+    """Holds the free bytes and seats now and as residents end.
+
+    The tables have one row per device looked at and one column per slot.
+    """
 
     devices: list[int]
     slots_s: list[float]
@@ -25,21 +31,23 @@ class _Outlook(NamedTuple):
 
 
 LEAST_WEIGHT: Final = 1e-3
-"""Of the most urgent job's: what weighs less than the solver's tolerance would not start even into
-free room.
+"""Least weight of a job, as a share of the most urgent job's weight.
+
+What weighs less than the solver's tolerance would not start even into free room.
 """
 
 
 @register("lookahead-milp")
 class LookaheadMilp(Policy):
-    """An integer program places the oldest waiting jobs on devices and in time; what it starts now is started.
+    """Place the oldest waiting jobs on devices and in time by an integer program.
 
-    Minimises the sum of start delays, weighted by projected stretch per remaining second, under
-    each device's memory and seats at every slot; slots are now and the next predicted ends of
-    residents. Memory is taken as additive (the increment each job shows alone); a start that does
-    not hold is left out. Solved by HiGHS to `nodes` branches and to no time limit, so that it is
-    the same on every machine. `window`: waiting jobs. `devices`, `slots`: devices and points in
-    time looked at. Gangs start greedily.
+    What the program starts now is started. It minimises the sum of start delays, weighted by
+    projected stretch per remaining second, under each device's memory and seats at every slot;
+    slots are now and the next predicted ends of residents. Memory is taken as additive (the
+    increment each job shows alone); a start that does not hold is left out. HiGHS solves it to
+    `nodes` branches and to no time limit, so that the result is the same on every machine.
+    `window`: waiting jobs. `devices`, `slots`: devices and points in time looked at. Gangs start
+    greedily.
     """
 
     def __init__(self, window: int = 10, devices: int = 4, slots: int = 4, nodes: int = 100) -> None:
@@ -51,7 +59,7 @@ class LookaheadMilp(Policy):
         self.nodes = nodes
 
     def place(self, view: ClusterView) -> Plan:
-        """Everything if it fits, else what the program starts now."""
+        """Start everything if it fits; otherwise start what the program starts now."""
         greedy = view.plan()
         jobs = list(islice(view.waiting(view.n_waiting), self.window))
         fits = [job for job in jobs if self._start(greedy, job, None)]
@@ -66,7 +74,7 @@ class LookaheadMilp(Policy):
             return greedy
         started = [self._start(plan, job, device_id) for job, device_id in chosen]
         if not any(started) and not any(plan.residents(device) for device in range(view.n_devices)):
-            # nobody runs and nobody will: do not wait for ever
+            # nobody runs and nobody would start: do not wait for ever
             start_in_order(view, plan, window=self.window)
         return plan
 
@@ -104,7 +112,11 @@ class LookaheadMilp(Policy):
 
     @staticmethod
     def _increment(view: ClusterView, job: JobView, device: int) -> float:
-        """Bytes the job adds to a device as it is now (sharing its base if that is there), or needs alone."""
+        """Return the bytes that the job adds to a device as it is now.
+
+        The job shares its base if that is there. Where it cannot start there now, the result is
+        what it needs alone.
+        """
         scratch = view.plan()
         before = scratch.free_bytes(device)
         if job.job_id not in scratch.residents(device) and scratch.fits(device, add=(job.job_id,)):
@@ -127,7 +139,8 @@ class LookaheadMilp(Policy):
         stretch = np.array([(view.now_s - job.submit_s + job.remaining_s) / job.solo_s for job in jobs])
         urgency = stretch / np.maximum(remaining, 1e-9)
         weight = np.maximum(urgency / urgency.max(), LEAST_WEIGHT) * (1.0 + 1e-3 * np.arange(n_jobs, 0, -1) / n_jobs)
-        # what a start gains over none, all devices alike but for a hair in favour of the lower id
+        # The gain of a start over none. All devices are alike but for a tiny bonus for the lower
+        # id.
         cost = -weight[:, None, None] * (1.0 - delay / never)[None, None, :] * np.ones((1, n_devices, 1))
         cost += 1e-6 * np.arange(n_devices)[None, :, None]
         limits = Limits()

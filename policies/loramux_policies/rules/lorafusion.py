@@ -1,4 +1,7 @@
-"""Balanced micro-batch packing in the manner of LoRAFusion (arXiv 2510.00206 section 5)."""
+"""This module packs balanced micro-batches in the manner of LoRAFusion.
+
+Source: arXiv 2510.00206 section 5.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Plan, Rea
 
 @register("lorafusion")
 class LoraFusion(Policy):
-    """Token-balanced bins of the residents' micro-batches; a step is the bin of the job that has waited longest.
+    """Pack the residents' micro-batches into token-balanced bins, and run one bin a step.
 
-    LoRAFusion solves a MILP per batch offline; this packs greedily (longest first into the emptiest
-    bin), step by step. `k`: most jobs in a bin. `residents`: most jobs on a device (0: 4k).
-    `budget_tokens`: what a bin aims to hold at most (bins of one job may hold more). `window`:
-    blocked jobs before admission, by arrival, gives up.
+    A step is the bin of the job that has waited longest. LoRAFusion solves a MILP per batch
+    offline; this rule packs greedily (longest first into the emptiest bin), step by step. `k`: most
+    jobs in a bin. `residents`: most jobs on a device (0: 4k). `budget_tokens`: what a bin aims to
+    hold at most (bins of one job may hold more). `window`: blocked jobs before admission, by
+    arrival, gives up.
     """
 
     def __init__(self, k: int = 4, residents: int = 0, budget_tokens: float = 16384.0, window: int = 1) -> None:
@@ -31,13 +35,13 @@ class LoraFusion(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Fill by memory, in arrival order."""
+        """Fill the devices by memory, in arrival order."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window)
         return plan
 
     def fuse(self, device: DeviceView) -> FusedStep:
-        """Everybody if they are k at most, else the bin whose turn has come."""
+        """Fuse everybody if they are k at most; otherwise fuse the bin whose turn has come."""
         if device.n_residents <= self.k:
             step = device.everyone()
             if step is not None:
@@ -52,8 +56,8 @@ class LoraFusion(Policy):
 
         ready = sorted(device.ready, key=lambda job: (-size(job), job.submit_s, job.job_id))
         total = sum(size(job) for job in ready)
-        # the fewest bins that hold the total at the budget and k jobs each: together, balanced,
-        # they stay near it
+        # take the fewest bins that hold the total at the budget and k jobs each; balanced bins then
+        # stay near the budget
         count = min(len(ready), max(ceil(total / self.budget_tokens), ceil(len(ready) / self.k)))
         bins: list[list[ReadyJob]] = [[] for _ in range(count)]
         loads = [0] * count

@@ -1,4 +1,7 @@
-"""Max-min fairness (Gavel: Narayanan et al., OSDI 2020, sections 4.1 and 5)."""
+"""This module holds the max-min fairness of Gavel.
+
+Source: Narayanan et al., OSDI 2020, sections 4.1 and 5.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,13 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 @register("max-min")
 class MaxMin(Policy):
-    """Gavel's max-min fairness: its program gives each job a share of the time, rounds make it come true.
+    """Give each job its max-min fair share of the time, round by round (Gavel).
 
-    Each round starts the jobs with the largest ratio of the share the program gives them to the
-    share they have had. `by`: `job`, or `user` (users get equal totals, split equally between a
-    user's jobs). `round_s`: seconds of a round (Gavel: 360). `cap`: waiting jobs in the program,
-    those with the least service first.
+    A program gives the shares, and rounds make them come true. Each round starts the jobs with the
+    largest ratio of the share that the program gives them to the share that they have had. `by`:
+    `job`, or `user` (users get equal totals, split equally between a user's jobs). `round_s`:
+    seconds of a round (Gavel: 360). `cap`: waiting jobs in the program, those with the least
+    service first.
     """
 
     preempts: ClassVar[bool] = True
@@ -36,7 +40,7 @@ class MaxMin(Policy):
         self.cap = cap
 
     def place(self, view: ClusterView) -> Plan:
-        """At a round's start deal the devices anew; in between start what fits."""
+        """Deal the devices anew at a round's start; in between, start what fits."""
         if start_of_round(view.now_s, self.round_s) and view.n_waiting:
             residents, waiting = contenders(view, self.cap)
             jobs = residents + waiting
@@ -44,7 +48,7 @@ class MaxMin(Policy):
             ranks = []
             for position, (job, share) in enumerate(zip(jobs, shares, strict=True)):
                 had = job.attained_s / max(view.now_s - job.submit_s, 1e-9)
-                # equal ratios go to whoever is running: a pause gains nothing
+                # on equal ratios the running job goes first: a pause would gain nothing
                 ranks.append((-share / max(had, 1e-9), position >= len(residents), job.submit_s, job.job_id, position))
             plan = deal(view, [jobs[rank[-1]] for rank in sorted(ranks)])
         else:
@@ -55,13 +59,14 @@ class MaxMin(Policy):
         return plan
 
     def shares(self, view: ClusterView, jobs: list[JobView]) -> list[float]:
-        """Share of the time for each job: max min over jobs or users, within the cluster's memory and seats.
+        """Return each job's share of the time: max min over jobs or users.
 
-        Devices count as one pool (residents share a base, so a job's speed hardly depends on which
-        device it is on). Every owner's total rises with the same water level, in equal parts for
-        each of the owner's jobs, until all of them run all the time or memory or seats are full:
-        that is the program's lexicographic optimum, and unlike a vertex of it, which gives a user's
-        part to one job of many, it favours no job.
+        The shares stay within the cluster's memory and seats. Devices count as one pool (residents
+        share a base, so a job's speed hardly depends on which device it is on). Every owner's total
+        rises with the same water level, in equal parts for each of the owner's jobs, until all of
+        them run all the time or memory or seats are full. This is the program's lexicographic
+        optimum. It favours no job, unlike a vertex of the program, which gives a user's part to one
+        job of many.
         """
         counts = Counter(self._owner(job) for job in jobs)
         of_owner = [counts[self._owner(job)] for job in jobs]
@@ -76,13 +81,16 @@ class MaxMin(Policy):
 
 
 def _level(needs: Sequence[float], of_owner: Sequence[int], room: float) -> float:
-    """The highest level at which jobs that get min(1, level / jobs of their owner) need no more room than there is."""
+    """Return the highest level at which the jobs need no more room than there is.
+
+    At a level a job gets min(1, level / jobs of its owner).
+    """
     filled, slope, at = 0.0, sum(need / count for need, count in zip(needs, of_owner, strict=True)), 0.0
     for need, count in sorted(zip(needs, of_owner, strict=True), key=lambda item: item[1]):
         if filled + slope * (count - at) >= room:
             break
         filled += slope * (count - at)
-        at = float(count)  # jobs of so many run all the time from here on
+        at = float(count)  # jobs of owners with so many run all the time from here on
         slope -= need / count
     else:
         return at

@@ -1,4 +1,4 @@
-"""Static priorities, preemptive, with ageing."""
+"""This module holds static priorities, preemptive and with ageing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 @register("priority")
 class Priority(Policy):
-    """Highest priority first, first come first served within a class, preempting strictly lower classes.
+    """Run the highest priority first, preempting strictly lower classes.
 
-    `ageing_per_s`: priority classes gained per second of waiting; 0 is strictly static. Waiting
-    lifts a job past later arrivals of a higher class; since everybody ages at one rate, the order
-    never changes while jobs wait and the key stays fixed. `window`: how many waiting jobs may be
-    blocked before the rule gives up.
+    Within a class the order is first come, first served. `ageing_per_s`: priority classes gained
+    per second of waiting; 0 is strictly static. Waiting lifts a job past later arrivals of a higher
+    class; since everybody ages at one rate, the order never changes while jobs wait and the key
+    stays fixed. `window`: how many waiting jobs may be blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True
@@ -33,11 +33,14 @@ class Priority(Policy):
         self.order = Order(key=lambda job: (self.rank(job),))
 
     def rank(self, job: JobView) -> float:
-        """Smallest first: minus the priority, plus what a later start of waiting costs in classes."""
+        """Return the rank of a job; the smallest rank goes first.
+
+        It is minus the priority, plus what a later start of waiting costs in classes.
+        """
         return -job.priority + self.ageing_per_s * job.enqueued_s
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the highest rank on, in the stead of lower classes."""
+        """Start jobs from the highest rank on; they displace residents of lower classes."""
         plan = view.plan()
 
         def lower(job: JobView) -> Worse:

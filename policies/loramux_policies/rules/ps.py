@@ -1,4 +1,4 @@
-"""Processor sharing."""
+"""This module holds processor sharing, which gives equal shares to all jobs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from loramux_policies.views import ClusterView, Plan
 
 @register("ps")
 class ProcessorSharing(Policy):
-    """Equal shares: every job that fits runs at once; what does not waits in arrival order, and may be passed.
+    """Run every job that fits at once, with equal shares.
 
-    The queue is searched to its end, so a small job passes any number of large ones, and a decision
-    costs as much as the queue is long.
+    What does not fit waits in arrival order, and may be passed. The queue is searched to its end,
+    so a small job passes any number of large ones, and a decision costs as much as the queue is
+    long.
     """
 
     def place(self, view: ClusterView) -> Plan:
-        """Start everything that fits."""
+        """Start every waiting job that fits."""
         plan = view.plan()
-        # starts only take room away: who is like a job that did not fit does not fit either
+        # starts only take room away: a job that is like one that did not fit does not fit either
         refused = set()
         for job in view.waiting(view.n_waiting):
             like = (job.base_model, job.need_bytes, job.own_bytes, job.num_gpus, job.method, job.tokens_per_step)

@@ -1,8 +1,8 @@
-"""Shortest job first, in its three classical forms, each also with the true end of every job as an oracle.
+"""This module holds shortest job first, in its three classical forms.
 
-Sizes are predicted seconds for all declared steps, alone on the first device type. Schrage (1968)
-showed that shortest remaining time is optimal for the mean response of one preemptive server with
-exact sizes.
+Each form also exists with the true end of every job as an oracle. Sizes are predicted seconds for
+all declared steps, alone on the first device type. Schrage (1968) showed that shortest remaining
+time is optimal for the mean response of one preemptive server with exact sizes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 TIE_DIGITS: Final = 9
 TIE_S: Final = 10.0**-TIE_DIGITS
-"""Remaining times closer than this are equal: what is left is worked out from the clock, which
-rounds.
+"""Remaining times closer than this are equal.
+
+What is left is worked out from the clock, which rounds.
 """
 
 
 class _Windowed(Policy):
-    """`window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a blocked head)."""
+    """Holds `window`: how many waiting jobs may be blocked before the rule gives up.
+
+    With 1, nobody passes a blocked head.
+    """
 
     def __init__(self, window: int = 1) -> None:
         if window < 1:
@@ -33,7 +37,7 @@ class _Windowed(Policy):
 
 @register("sjf")
 class ShortestJobFirst(_Windowed):
-    """Shortest predicted job first, without preemption.
+    """Run the shortest predicted job first, without preemption.
 
     `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
     blocked head).
@@ -42,7 +46,7 @@ class ShortestJobFirst(_Windowed):
     order = Order(key=lambda job: (job.solo_s,))
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the shortest on."""
+        """Start jobs from the shortest on."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window)
         return plan
@@ -50,8 +54,9 @@ class ShortestJobFirst(_Windowed):
 
 @register("psjf")
 class PreemptiveShortestJobFirst(_Windowed):
-    """Shortest predicted job first by original size, preempting the largest resident that is strictly larger.
+    """Run the shortest predicted job first, preempting the largest resident if it is larger.
 
+    Jobs are compared by their original size, and only a strictly larger resident is displaced.
     `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
     blocked head).
     """
@@ -60,7 +65,7 @@ class PreemptiveShortestJobFirst(_Windowed):
     preempts: ClassVar[bool] = True
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the shortest on, in the stead of larger residents."""
+        """Start jobs from the shortest on; they displace larger residents."""
         plan = view.plan()
 
         def larger(job: JobView) -> Worse:
@@ -72,17 +77,17 @@ class PreemptiveShortestJobFirst(_Windowed):
 
 @register("srtf")
 class ShortestRemainingTimeFirst(_Windowed):
-    """Shortest predicted remaining time first, preempting the resident with most left if that is strictly more.
+    """Run the shortest predicted remaining time first, preempting the resident with most left.
 
-    `window`: how many waiting jobs may be blocked before the rule gives up (1: nobody passes a
-    blocked head).
+    A resident is displaced only if it has strictly more left. `window`: how many waiting jobs may
+    be blocked before the rule gives up (1: nobody passes a blocked head).
     """
 
     order = Order(key=lambda job: (round(job.remaining_s, TIE_DIGITS),), moves=True)
     preempts: ClassVar[bool] = True
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the least remaining on, in the stead of residents with more left."""
+        """Start jobs from the least remaining time on; residents with more left make way."""
         plan = view.plan()
 
         def longer(job: JobView) -> Worse:
@@ -96,20 +101,29 @@ class ShortestRemainingTimeFirst(_Windowed):
 
 @register("sjf-oracle")
 class OracleShortestJobFirst(ShortestJobFirst):
-    """`sjf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+    """Run `sjf` with knowledge of where each job will really stop.
+
+    It is an upper bound on what prediction could gain.
+    """
 
     oracle: ClassVar[bool] = True
 
 
 @register("psjf-oracle")
 class OraclePreemptiveShortestJobFirst(PreemptiveShortestJobFirst):
-    """`psjf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+    """Run `psjf` with knowledge of where each job will really stop.
+
+    It is an upper bound on what prediction could gain.
+    """
 
     oracle: ClassVar[bool] = True
 
 
 @register("srtf-oracle")
 class OracleShortestRemainingTimeFirst(ShortestRemainingTimeFirst):
-    """`srtf` that sees where each job will really stop: an upper bound on what prediction could gain."""
+    """Run `srtf` with knowledge of where each job will really stop.
+
+    It is an upper bound on what prediction could gain.
+    """
 
     oracle: ClassVar[bool] = True

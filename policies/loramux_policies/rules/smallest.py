@@ -1,4 +1,4 @@
-"""Smallest memory x time first."""
+"""This module serves the smallest memory x time first."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from loramux_policies.views import ClusterView, Order, Plan
 
 @register("smallest-memory-time")
 class SmallestMemoryTime(Policy):
-    """Smallest memory x predicted remaining time first, with skip-ahead: what frees the most memory soonest.
+    """Start the smallest memory x predicted remaining time first, with skip-ahead.
 
-    Weighs a job by the memory it keeps from others for as long as it runs. On brute-forced toy
-    instances its mean response was 1.019 of the optimum, shortest job first 1.099, first come first
-    served 1.247 (this project's notes). `window`: how many waiting jobs may be blocked before the
-    rule gives up.
+    This frees the most memory soonest: it weighs a job by the memory that it keeps from others for
+    as long as it runs. On brute-forced toy instances its mean response was 1.019 of the optimum,
+    that of shortest job first 1.099, and that of first come, first served 1.247 (this project's
+    notes). `window`: how many waiting jobs may be blocked before the rule gives up.
     """
 
     order = Order(key=lambda job: (job.need_bytes * job.remaining_s,))
@@ -26,7 +26,7 @@ class SmallestMemoryTime(Policy):
         self.window = window
 
     def place(self, view: ClusterView) -> Plan:
-        """Start from the smallest product on."""
+        """Start jobs from the smallest product on."""
         plan = view.plan()
         start_in_order(view, plan, window=self.window)
         return plan

@@ -1,4 +1,7 @@
-"""Finish-time fairness (Themis: Mahajan et al., NSDI 2020)."""
+"""This module holds the finish-time fairness of Themis.
+
+Source: Mahajan et al., NSDI 2020.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ from loramux_policies.rules._rounds import contenders, deal, next_round_s, start
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 LIKELY_RHO = 4.0
-"""Only `cap` waiting jobs compete in a round; they are those whose rho reaches this first, which is
-a fixed point in time.
+"""Value of rho that says which `cap` waiting jobs compete in a round.
+
+They are those whose rho reaches this value first, which is a fixed point in time.
 """
 
 
 @register("finish-time-fairness")
 class FinishTimeFairness(Policy):
-    """Themis: at each lease's end the jobs with the worst finish-time fairness get the devices for the next one.
+    """Give the devices to the jobs with the worst finish-time fairness at each lease's end.
 
-    rho = (time since submission + predicted remaining time) / predicted time alone. Themis divides
-    by the time in a 1/n share of the cluster; n is the same for all jobs of a moment, so the order
-    is too. Residents keep their devices while a lease lasts. `lease_s`: seconds of a lease. `cap`:
-    waiting jobs that compete.
+    This is the rule of Themis. rho = (time since submission + predicted remaining time) / predicted
+    time alone. Themis divides by the time in a 1/n share of the cluster; n is the same for all jobs
+    of a moment, so the order is the same too. Residents keep their devices while a lease lasts.
+    `lease_s`: seconds of a lease. `cap`: waiting jobs that compete.
     """
 
     preempts: ClassVar[bool] = True
@@ -36,7 +40,7 @@ class FinishTimeFairness(Policy):
         self.cap = cap
 
     def place(self, view: ClusterView) -> Plan:
-        """At a lease's end deal the devices anew; in between start what fits."""
+        """Deal the devices anew at a lease's end; in between, start what fits."""
         if start_of_round(view.now_s, self.lease_s) and view.n_waiting:
             residents, waiting = contenders(view, self.cap)
             now_s = view.now_s

@@ -1,4 +1,7 @@
-"""Tiresias' discretised two-dimensional LAS (Gu et al., NSDI 2019, section 3.2)."""
+"""This module holds the discretised two-dimensional LAS of Tiresias.
+
+Source: Gu et al., NSDI 2019, section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from loramux_policies.rules._preempt import Worse, preempt_in_order, review_at_l
 from loramux_policies.views import ClusterView, JobView, Order, Plan
 
 SLACK = 1.0 - 1e-6
-"""A review at a threshold finds its resident past it, whatever the rounding."""
+"""Factor on a threshold, so that a review at it finds its resident past it, despite rounding."""
 
 
 @register("tiresias")
 class Tiresias(Policy):
-    """Discretised 2D least attained service: queues by service x devices, first come first served within a queue.
+    """Serve queues by service x devices, first come, first served within a queue.
 
-    A job falls to the next queue when its attained seconds x devices pass a threshold; only
-    residents of a lower queue are displaced, so that jobs are paused at most once per queue and not
-    in turns. `thresholds`: device-seconds, ascending, separated by `/` (default: the three limits
-    of the authors' simulator). `window`: how many waiting jobs may be blocked before the rule gives
-    up.
+    This is discretised 2D least attained service. A job falls to the next queue when its attained
+    seconds x devices pass a threshold. Only residents of a lower queue are displaced, so that jobs
+    are paused at most once per queue and not in turns. `thresholds`: device-seconds, ascending,
+    separated by `/` (default: the three limits of the authors' simulator). `window`: how many
+    waiting jobs may be blocked before the rule gives up.
     """
 
     preempts: ClassVar[bool] = True
@@ -42,17 +45,17 @@ class Tiresias(Policy):
         self.order = Order(key=lambda job: (self.queue_of(job),))
 
     def queue_of(self, job: JobView) -> int:
-        """0 for the highest queue."""
+        """Return the number of the job's queue; 0 is the highest."""
         return bisect_right(self.thresholds, job.attained_s * job.num_gpus)
 
     def place(self, view: ClusterView) -> Plan:
-        """Start queue by queue, in the stead of residents of lower queues."""
+        """Start jobs queue by queue; they displace residents of lower queues."""
         plan = view.plan()
 
         def lower(job: JobView) -> Worse:
             queue = self.queue_of(job)
-            # gangs are never displaced, so service and service x devices are one here; the slack
-            # absorbs rounding
+            # gangs are never displaced, so service and service x devices are the same here; the
+            # slack absorbs rounding
             above = self.thresholds[queue] * SLACK if queue < len(self.thresholds) else inf
             return Worse(view.preemptible("attained_s", above=above), lambda resident: resident.attained_s, above)
 

@@ -1,8 +1,9 @@
-"""The peak of a fused step by formula: a walk over its allocations instead of a run. No torch.
+"""This module gives the peak of a fused step by formula.
 
-The peak is the highest of a few candidates: the loss with its chunk of logits, the loss's and the
-final norm's backward pass, and the backward pass of each layer (whatever a later layer kept has
-been freed there). Optimizers come when the activations are gone, and need nothing. O(jobs x
+It walks over the step's allocations instead of running it, and needs no torch. The peak is the
+highest of a few candidates: the loss with its chunk of logits, the loss's and the final norm's
+backward pass, and the backward pass of each layer (whatever a later layer kept has been freed
+there). Optimizers come when the activations are gone, and need nothing. The cost is O(jobs x
 linears).
 """
 
@@ -35,18 +36,21 @@ LOSS_CHUNK: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Dynamic bytes of a step at each moment that may be its peak."""
+    """Holds the dynamic bytes of a step at each moment that may be its peak."""
 
     moments: dict[str, int]
 
     @property
     def peak(self) -> int:
-        """The highest of them."""
+        """Return the highest bytes of all moments."""
         return max(self.moments.values())
 
 
 def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact: bool = True) -> StepPlan:
-    """The plan of a step. `dtype` fp32 or bf16; `exact`: every job is a group of its own (the runtime's CPU mode)."""
+    """Return the plan of a step.
+
+    `dtype` is fp32 or bf16. With `exact` every job is a group of its own (the runtime's CPU mode).
+    """
     element = 4 if dtype == "fp32" else 2
     tokens = point.tokens
     width = -(-tokens // ROUNDING) * ROUNDING
@@ -69,7 +73,7 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
     labels = sum(job.labels for job in point.jobs)
     always = 2 * up(width * INDEX) + row + 2 * up(labels * INDEX) + 2 * up(width * shape.head_dim * element)
     always += sum(up(job.tokens * INDEX) for job in point.jobs if job.adapter.method == "mixlora")
-    # Offsets, scales and limits of every job's group, its auxiliary loss, and what there is one of
+    # Offsets, scales and limits of every job's group, its auxiliary loss, and what exists only once
     always += ALLOCATION * (5 + sum(3 if job.adapter.method == "lora" else 5 for job in point.jobs))
     always += _copies(point.jobs, plans, stored, element, exact)
     kept = sum(la.recomputed if point.recompute else la.saved for la in layers)
@@ -96,7 +100,10 @@ def step_plan(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact
 def _copies(
     jobs: Sequence[JobPoint], plans: Sequence[Sequence[LayerPlan]], stored: Sequence[int], element: int, exact: bool
 ) -> int:
-    """Parameters in the type that is computed in: of all jobs, in fp32 only of those that share kernels with others."""
+    """Return the bytes of the parameters in the type that is computed in.
+
+    They are of all jobs; in fp32 only of those that share kernels with others.
+    """
     if element != WIDE:
         return sum(up(params * element) for params in stored)
     if exact:
@@ -121,8 +128,9 @@ def _layer(setting: Setting, jobs: Sequence[JobPoint], plans: Sequence[LayerPlan
 
 
 def _place(pair: tuple[JobPoint, LayerPlan]) -> tuple[bool, str]:
-    """Jobs with expert blocks stand last in a packed step, those of one structure together (`packing.build_layout`).
+    """Return the sort key that puts a job in its place in a packed step.
 
+    Jobs with expert blocks stand last, those of one structure together (`packing.build_layout`).
     The order of structures among the others changes no peak.
     """
     job, plan = pair
@@ -140,5 +148,8 @@ def _chunk(shape: ModelShape, job: JobPoint, element: int) -> int:
 
 
 def plan_bytes(shape: ModelShape, point: StepPoint, *, dtype: str = "fp32", exact: bool = True) -> float:
-    """Dynamic bytes of the step's peak: everything but weights, adapters, gradients and optimizer state."""
+    """Return the dynamic bytes of the step's peak.
+
+    They are everything but weights, adapters, gradients and optimizer state.
+    """
     return float(step_plan(shape, point, dtype=dtype, exact=exact).peak)

@@ -1,4 +1,7 @@
-"""What of each job's adapter a fused step allocates by: stored widths of its low-rank updates, layer by layer."""
+"""This module says what of each job's adapter a fused step allocates by.
+
+That is the stored widths of its low-rank updates, layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +18,39 @@ FFN: Final = ("gate", "up", "down")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A low-rank update of one linear."""
+    """Describes a low-rank update of one linear."""
 
     width: int
     """Columns of A x as stored: the rank, or experts times the rank, padded."""
     experts: int = 0
-    """Of the linear's own router; 0 for none."""
+    """Experts of the linear's own router; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """MixLoRA's block between the frozen projections of the FFN."""
+    """Describes MixLoRA's block between the frozen projections of the FFN."""
 
     experts: int
     top_k: int
     width: int
-    """Of one expert, padded."""
+    """Width of one expert, padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
-    """One job in one layer."""
+    """Describes one job in one layer."""
 
     updates: dict[str, Update]
-    """By short name of the linear (q, k, v, o, gate, up, down)."""
+    """Updates by short name of the linear (q, k, v, o, gate, up, down)."""
     block: Experts | None = None
 
 
 @lru_cache(maxsize=4096)
 def layer_plans(shape: ModelShape, adapter: AdapterPoint) -> tuple[LayerPlan, ...]:
-    """The plan of every layer; layers that are alike share one object. ValueError where the experts do not fit."""
+    """Return the plan of every layer; layers that are alike share one object.
+
+    Raises ValueError where the experts do not fit.
+    """
     if adapter.method in ("lora", "mixlora"):
         width = rank_bucket(adapter.rank)
         names = [t.name for t in shape.targets(adapter.targets)]
@@ -69,7 +75,10 @@ def layer_plans(shape: ModelShape, adapter: AdapterPoint) -> tuple[LayerPlan, ..
 
 
 def stored_params(shape: ModelShape, adapter: AdapterPoint) -> int:
-    """Elements of the adapter's flat buffer, padding of ranks included (that of alignment, below 0.1%, left out)."""
+    """Return the number of elements of the adapter's flat buffer, padding of ranks included.
+
+    The padding of alignment, below 0.1%, is left out.
+    """
     linears = {t.name: t for t in shape.linears}
     total = 0
     for plan in layer_plans(shape, adapter):

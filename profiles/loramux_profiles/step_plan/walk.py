@@ -1,6 +1,7 @@
-"""The allocation plan of one layer of a fused step: what its forward pass keeps, and how high its backward pass rises.
+"""This module is the allocation plan of one layer of a fused step.
 
-Every term is an allocation of the runtime, named by the tensor it is; sizes in bytes. Written down
+It says what the forward pass keeps, and how high the backward pass rises. Every term is an
+allocation of the runtime, named by the tensor it is; sizes are in bytes. The plan is written down
 from the runtime's code and held against its tracked storages, real and fake
 (tests/runtime/test_step_plan.py).
 """
@@ -26,13 +27,13 @@ INDEX: Final = 8
 
 
 def up(size: float) -> int:
-    """Bytes of one allocation."""
+    """Return the bytes of one allocation, a multiple of ALLOCATION."""
     return -int(-size // ALLOCATION) * ALLOCATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is the same for all layers of a step."""
+    """Holds what is the same for all layers of a step."""
 
     shape: ModelShape
     width: int
@@ -45,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Jobs that share grouped GEMMs; in exact mode one job."""
+    """Holds jobs that share grouped GEMMs; in exact mode it is one job."""
 
     jobs: tuple[JobPoint, ...]
     tokens: int
@@ -62,22 +63,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """Bytes of one layer."""
+    """Holds the bytes of one layer."""
 
     saved: int
-    """Kept from the forward to the backward pass."""
+    """Bytes kept from the forward to the backward pass."""
     recomputed: int
-    """Kept with recomputation: the layer's input, and the slots of experts, which the graph holds
-    on to.
+    """Bytes kept with recomputation.
+
+    They are the layer's input, and the slots of experts, which the graph holds on to.
     """
     rise: int
-    """Most bytes in its backward pass above what the layers up to it have saved, the stream's
-    gradient included.
+    """Most bytes in its backward pass above what the layers up to it have saved.
+
+    The stream's gradient is included.
     """
 
 
 def mask_scratch(setting: Setting, tokens: int, channels: int) -> int:
-    """Words of a block of masks and the hashes that they are made of."""
+    """Return the bytes of a block of masks and of the hashes that they are made of."""
     rows = min(tokens, max(1, setting.mask_block // channels))
     half = (channels + 1) // 2
     narrow = up(rows * channels * setting.element) if setting.element != WIDE else 0
@@ -85,7 +88,10 @@ def mask_scratch(setting: Setting, tokens: int, channels: int) -> int:
 
 
 def router_saved(method: str, tokens: int, experts: int, top_k: int) -> int:
-    """What one router of a plug-in method keeps: probabilities, and what its choice is made of."""
+    """Return the bytes that one router of a plug-in method keeps.
+
+    They are probabilities, and what its choice is made of.
+    """
     wide = up(tokens * experts * WIDE)
     if method == "loramoe":
         return wide
@@ -95,7 +101,7 @@ def router_saved(method: str, tokens: int, experts: int, top_k: int) -> int:
 
 
 def update_saved(setting: Setting, groups: Sequence[Group], name: str) -> int:
-    """A x of every update of a linear, and its router's tensors."""
+    """Return the bytes of A x of every update of a linear, and of its router's tensors."""
     total = 0
     for group in groups:
         update = group.plan.updates.get(name)
@@ -111,7 +117,10 @@ def update_saved(setting: Setting, groups: Sequence[Group], name: str) -> int:
 def update_backward(
     setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int, *, owned: bool, first: bool = False
 ) -> int:
-    """Most bytes that the updates of a linear need in its backward pass, group by group, beside its gradient's."""
+    """Return the most bytes that the updates of a linear need in its backward pass.
+
+    Updates go group by group. The bytes of the linear's own gradient come beside them.
+    """
     most, e = 0, setting.element
     for group in groups:
         update = group.plan.updates.get(name)
@@ -138,7 +147,10 @@ def update_backward(
 
 
 def dora_saved(setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int) -> int:
-    """What DoRA keeps of a linear, job by job: both outputs, masks as bools, and what its magnitudes scale by."""
+    """Return the bytes that DoRA keeps of a linear, job by job.
+
+    They are both outputs, masks as bools, and what its magnitudes scale by.
+    """
     total = 0
     for group in groups:
         if group.dora and name in group.plan.updates:
@@ -150,7 +162,7 @@ def dora_saved(setting: Setting, groups: Sequence[Group], name: str, n_in: int, 
 
 
 def dora_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: int, n_out: int) -> int:
-    """Most bytes in DoRA's backward pass on a linear; 0 without any."""
+    """Return the most bytes in DoRA's backward pass on a linear; 0 without any DoRA."""
     jobs = [(g, job) for g in groups if g.dora and name in g.plan.updates for job in g.jobs]
     most, e = 0, setting.element
     for group, job in jobs:
@@ -163,7 +175,10 @@ def dora_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: in
 
 
 def norms_forward(setting: Setting, groups: Sequence[Group]) -> int:
-    """Most bytes while DoRA takes the norms of W + s B A: of W A' for every expert, and W in fp32 where it is not."""
+    """Return the most bytes while DoRA takes the norms of W + s B A.
+
+    They are of W A' for every expert, and of W in fp32 where it is not in fp32 already.
+    """
     shape, most = setting.shape, 0
     for group in groups:
         if not group.dora:
@@ -189,13 +204,19 @@ def routed(groups: Sequence[Group], name: str) -> bool:
 
 
 def block_slots(group: Group) -> int:
-    """Where MixLoRA's slots are, five numbers each, and where each expert's end."""
+    """Return the bytes of where MixLoRA's slots are, and of where each expert's end.
+
+    A slot takes five numbers.
+    """
     assert group.plan.block is not None
     return 5 * up(group.tokens * group.plan.block.top_k * INDEX) + ALLOCATION
 
 
 def block_saved(setting: Setting, group: Group) -> int:
-    """MixLoRA's block: its router, its slots, and A x of every slot for three projections."""
+    """Return the bytes that MixLoRA's block keeps.
+
+    They are its router, its slots, and A x of every slot for three projections.
+    """
     block = group.plan.block
     assert block is not None
     tokens, slots = group.tokens, group.tokens * block.top_k
@@ -203,7 +224,7 @@ def block_saved(setting: Setting, group: Group) -> int:
     e, shape = setting.element, setting.shape
     narrow = 3 * up(slots * block.width * e)
     kept = router + block_slots(group) + up(slots * WIDE) + narrow
-    # by autograd: of every slot five tensors per projection, two of them fp32, and the gated
+    # kept by autograd: of every slot five tensors per projection, two of them fp32, and the gated
     # product
     if group.dora:
         kept += 7 * up(slots * shape.ffn * e) + 4 * up(slots * shape.ffn * WIDE)
@@ -214,7 +235,10 @@ def block_saved(setting: Setting, group: Group) -> int:
 
 
 def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
-    """(most bytes inside the block's backward pass, bytes of the gradients that it leaves)."""
+    """Return the most bytes inside the block's backward pass, and those of its gradients.
+
+    The gradients are those that it leaves.
+    """
     block = group.plan.block
     assert block is not None
     shape, e = setting.shape, setting.element
@@ -226,7 +250,7 @@ def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
         d_a += up(pairs * shape.ffn * WIDE)
     small = up(slots * WIDE) + 3 * narrow + up(tokens * block.experts * block.width * e) + d_b
     masks = mask_scratch(setting, slots, shape.ffn) + up(slots * WIDE) if group.dropout else 0
-    # Adapter-sized gradients beside slot-sized activations: for few tokens they are the larger ones
+    # Adapter-sized gradients stand beside slot-sized activations: for few tokens they are larger
     inside = small + max(wide + masks, d_a)
     most = (3 * wide + 3 * up(slots * shape.hidden * WIDE) if group.dora else 5 * wide) + inside
     left = 2 * up(tokens * shape.ffn * e) + up(tokens * shape.hidden * e)
@@ -234,7 +258,7 @@ def block_backward(setting: Setting, group: Group) -> tuple[int, int]:
 
 
 def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
-    """One layer; `first`: its input needs no gradient."""
+    """Return the plan of one layer; `first` says that its input needs no gradient."""
     shape, e, width = setting.shape, setting.element, setting.width
     d, f, q, kv = shape.hidden, shape.ffn, shape.q_dim, shape.kv_dim
     hidden, wide = up(width * d * e), up(width * f * e)
@@ -276,7 +300,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     level = saved + hidden  # the stream's gradient
     if after:
         points.append(level + 3 * up(width * d * WIDE))
-        level += hidden - after  # beside it, that of the norm's input
+        level += hidden - after  # the gradient of the norm's input is beside it
     down = linear["down"]
     if has_dora["down"]:
         points.append(level + has_dora["down"])

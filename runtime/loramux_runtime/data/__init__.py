@@ -1,4 +1,7 @@
-"""A job's own data: read from a stranger's file, written with a template, tokenised, labelled, ordered."""
+"""This package turns a job's own data into rows to train on.
+
+Data is read from a stranger's file, written with a template, tokenised, labelled and ordered.
+"""
 
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.length_stats import LengthStats, length_stats

@@ -1,4 +1,4 @@
-"""What a jobs file says about one job's data."""
+"""This module holds what a jobs file says about one job's data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Name = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 
 
 class DataConfig(BaseModel):
-    """Where a job's rows are and how they become tokens.
+    """Says where a job's rows are and how they become tokens.
 
     Raises pydantic's ValidationError for unknown keys, wrong types and settings that contradict
     each other.
@@ -30,9 +30,9 @@ class DataConfig(BaseModel):
     path: Path
     """File of training rows: .jsonl, .ndjson, .json, .csv (each also .gz) or .parquet."""
     file_format: FileFormat = "auto"
-    """What the file is, where its name does not say."""
+    """Format of the file, where its name does not say."""
     format: DataFormat = "auto"
-    """What its rows are; auto takes it from the fields of the first row."""
+    """Format of its rows; auto takes it from the fields of the first row."""
     instruction_field: Name | None = None
     """None: the first of instruction, prompt, question."""
     input_field: Name | None = None
@@ -42,20 +42,23 @@ class DataConfig(BaseModel):
     messages_field: Name | None = None
     """None: the first of messages, conversations (a list of {role, content} or {from, value})."""
     text_field: Name | None = None
-    """None: text."""
+    """None: the field named text."""
     template: Annotated[str, Field(strict=True)] | None = None
-    """Prompt and answer of an instruction row, with {instruction}, {input} and, once, {output};
-    None: Alpaca's.
+    """Prompt and answer of an instruction row; None: Alpaca's.
+
+    It has {instruction}, {input} and, once, {output}.
     """
     use_chat_template: Switch | None = None
-    """Write rows with the tokenizer's chat template; None: chat rows do where it has one,
-    instruction rows do not.
+    """Whether rows are written with the tokenizer's chat template.
+
+    None: chat rows are where it has one, instruction rows are not.
     """
     max_tokens: Annotated[int, Field(strict=True, ge=2)] = DEFAULT_MAX_TOKENS
     """Tokens of a row; longer rows are cut at the end and counted."""
     answers_only: Switch = True
-    """Learn only answers (of a chat: every assistant turn); false: all of each row. Text rows are
-    learned whole.
+    """Learn only answers (of a chat: every assistant turn); false: all of each row.
+
+    Text rows are learned whole.
     """
     eval_path: Path | None = None
     """File of held-out rows, in the same form."""
@@ -66,7 +69,7 @@ class DataConfig(BaseModel):
     shuffle: Switch = True
     """A new order every epoch; false: the order of the file."""
     limit: Count | None = None
-    """Read only so many rows from the start of each file."""
+    """Number of rows to read from the start of each file."""
 
     @field_validator("template")
     @classmethod

@@ -1,4 +1,4 @@
-"""How long a job's rows are: what a scheduler admits it by."""
+"""This module says how long a job's rows are, which is what a scheduler admits it by."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from loramux_runtime.data.load import Rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthStats:
-    """Row lengths in tokens. `p99` is the shortest length that at least 99% of the rows do not exceed."""
+    """Holds statistics of row lengths in tokens.
+
+    `p99` is the shortest length that at least 99% of the rows do not exceed.
+    """
 
     rows: int
     mean: float
@@ -23,11 +26,14 @@ class LengthStats:
 
 
 def length_stats(rows: Rows) -> LengthStats:
-    """Statistics of the rows' lengths. Raises ValueError for no rows."""
+    """Return statistics of the rows' lengths.
+
+    Raises ValueError for no rows.
+    """
     lengths = rows.lengths
     if not len(lengths):
         raise ValueError("no rows, no lengths")
-    # A length that occurs, never one interpolated between two: memory is reserved for it.
+    # Take a length that occurs, never one interpolated between two: memory is reserved for it.
     p50, p95, p99, p999 = np.quantile(lengths, (0.5, 0.95, 0.99, 0.999), method="inverted_cdf").tolist()
     return LengthStats(
         rows=len(lengths),

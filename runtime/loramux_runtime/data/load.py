@@ -1,4 +1,7 @@
-"""From a job's data settings to its rows: the one call that admission makes."""
+"""This module leads from a job's data settings to its rows.
+
+`load_data` is the one call that admission makes.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ _PROGRESS_EVERY: Final = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
-    """What became of the rows of one file."""
+    """Says what became of the rows of one file."""
 
     path: Path
     format: str
-    """instruction, chat or text."""
+    """Format of the rows: instruction, chat or text."""
     read: int
     cut: int
-    """Rows longer than max_tokens."""
+    """Number of rows longer than max_tokens."""
     skipped: int
-    """Rows left out: nothing to learn within max_tokens."""
+    """Number of rows left out because they have nothing to learn within max_tokens."""
     last_turn_only: int
-    """Chats of which the chat template let only the last answer be learned."""
+    """Number of chats of which the chat template let only the last answer be learned."""
 
     def __str__(self) -> str:
         said = [f"{self.path.name}: {self.read} {self.format} rows"]
@@ -52,7 +55,7 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobData:
-    """A job's rows, ready to train on."""
+    """Holds a job's rows, ready to train on."""
 
     train: Rows
     stream: SampleStream
@@ -61,12 +64,15 @@ class JobData:
     """Held-out rows; no row of `train` has the same tokens."""
     report: FileReport | SyntheticReport
     eval_report: FileReport | None
-    """Of eval_path, where it is given."""
+    """Report on eval_path, where it is given."""
     held_out_copies: int
-    """Training rows left out because a held-out row has the same tokens."""
+    """Number of training rows left out because a held-out row has the same tokens."""
 
     def bound(self, micro_batch: int) -> JobData:
-        """The data of a job whose micro-batches the loop makes `micro_batch` rows: what synthetic rows depend on."""
+        """Return the data of a job whose micro-batches the loop makes `micro_batch` rows.
+
+        Only synthetic rows depend on it.
+        """
         if isinstance(self.train, SyntheticRows):
             return replace(self, train=self.train.bind(micro_batch))
         return self
@@ -82,18 +88,19 @@ def load_data(
     roots: Sequence[Path] | None = None,
     progress: OnProgress | None = None,
 ) -> JobData:
-    """Read, tokenise and split a job's rows; the same settings, file and seed give the same rows and order.
+    """Read, tokenise and split a job's rows.
 
-    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
-    held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
-    with `roots`, files elsewhere are refused. Raises InvalidInputError that lists every bad row up
-    to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
-    UsageError for settings that do not go with the data or the tokenizer.
+    The same settings, file and seed give the same rows and order. `vocab_size` is the base model's:
+    a larger token id is refused. `seed` (0 or more) draws the held-out rows and the order. A
+    relative path is one from `base` (the folder of the jobs file); with `roots`, files elsewhere
+    are refused. Raises InvalidInputError that lists every bad row up to 50, with file, line,
+    column, value and what is allowed, or says that too few rows are left; UsageError for settings
+    that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
     rows, report = _tokenised(path, config, tokenizer, vocab_size, progress)
     if config.eval_path is not None:
-        # What the first file was taken for holds for the second.
+        # The format that the first file was taken for holds for the second.
         same = config.model_copy(update={"format": report.format})
         eval_path = locate(config.eval_path, base, roots)
         held_out, eval_report = _tokenised(eval_path, same, tokenizer, vocab_size, progress)
@@ -122,7 +129,10 @@ def load_data(
 def synthetic_data(
     config: SyntheticConfig, job_id: str, *, rows: int, micro_batch: int, vocab_size: int, seed: int
 ) -> JobData:
-    """The `rows` rows of a job without data of its own, each taken once and in order; `micro_batch` until `bound`."""
+    """Return the `rows` rows of a job without data of its own, each taken once and in order.
+
+    `micro_batch` holds until `bound` is called.
+    """
     made = SyntheticRows(config=config, job_id=job_id, rows=rows, micro_batch=micro_batch, vocab_size=vocab_size)
     return JobData(
         train=made,
@@ -141,7 +151,7 @@ def _n_held_out(config: DataConfig, n_rows: int) -> int:
 
 
 def _without(rows: TokenisedRows, kept: Sequence[int], held_out: TokenisedRows) -> tuple[TokenisedRows, int]:
-    """(those of the `kept` rows that are no copies of a held-out row, how many were)."""
+    """Return the `kept` rows that are no copies of a held-out row, and how many were copies."""
     forbidden = set(held_out.keys())
     keys = rows.keys()
     train = [row for row in kept if keys[row] not in forbidden]

@@ -1,4 +1,7 @@
-"""From a row of a file to an instruction, a chat or a text; what is wrong with it is put into words."""
+"""This module turns a row of a file into an instruction, a chat or a text.
+
+What is wrong with a row is put into words.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ _ALIASES: Final = {
 }
 _ROLES: Final = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _SHAPES: Final = (("role", "content"), ("from", "value"))
-#: What a row must have to be of a format; in the order in which `auto` tries them.
+#: What a row must have to be of a format, in the order in which `auto` tries the formats.
 _NEEDED: Final = {"chat": ("messages",), "instruction": ("instruction", "output"), "text": ("text",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruction:
-    """A question and its answer; `input` may be empty."""
+    """Holds a question and its answer; `input` may be empty."""
 
     instruction: str
     input: str
@@ -38,14 +41,14 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns of a conversation; the last one is the assistant's."""
+    """Holds the turns of a conversation; the last one is the assistant's."""
 
     messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Plain text."""
+    """Holds the plain text of a row."""
 
     text: str
 
@@ -58,7 +61,7 @@ class RecordReader:
 
     def __init__(self, config: DataConfig, problems: Problems) -> None:
         self.format: str = config.format
-        """instruction, chat or text; `auto` until a row has shown which."""
+        """Format of the rows: instruction, chat or text; `auto` until a row has shown which."""
         self._problems = problems
         given = {
             "instruction": config.instruction_field,
@@ -72,7 +75,7 @@ class RecordReader:
         }
 
     def read(self, line: int, row: Any) -> Record | None:
-        """The record of one row, or None if the row is bad."""
+        """Return the record of one row, or None if the row is bad."""
         if not isinstance(row, Mapping):
             self._problems.add(line, "", row, "a row must be a mapping of field names to values")
             return None
@@ -111,7 +114,10 @@ class RecordReader:
         return self._checked(line, name, row.get(name), "|".join(self._names[field]) if required else "")
 
     def _checked(self, line: int, column: str, value: Any, required: str) -> str | None:
-        """`value` if it is proper text ("" for None where it is not `required`), else None and a problem."""
+        """Return `value` if it is proper text; otherwise note a problem and return None.
+
+        Where text is not `required`, None counts as empty text.
+        """
         if value is None and not required:
             return ""
         if value is None:
@@ -140,7 +146,7 @@ class RecordReader:
         good = [message for message in messages if message is not None]
         if len(good) < len(messages):
             return None
-        # What follows the last answer has no answer: it would only be read, never learned from.
+        # Turns after the last answer have no answer: they would only be read, never learned from.
         while good and good[-1].role != "assistant":
             good.pop()
         if not good:

@@ -1,4 +1,7 @@
-"""Rows of a JSONL, JSON, CSV or Parquet file, one after the other, each with where it stands in the file."""
+"""This module reads the rows of a JSONL, JSON, CSV or Parquet file, one after the other.
+
+Each row comes with where it stands in the file.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ _BATCH: Final = 1024
 
 
 def file_format(path: Path) -> str:
-    """jsonl, json, csv or parquet, from the name. Raises InvalidInputError for any other name."""
+    """Return jsonl, json, csv or parquet, as the name of the file says.
+
+    Raises InvalidInputError for any other name.
+    """
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in _SUFFIXES:
         raise invalid(path, f"the name must end with one of {', '.join(_SUFFIXES)} (or give file_format)")
@@ -35,11 +41,11 @@ def file_format(path: Path) -> str:
 
 
 def read_rows(path: Path, problems: Problems, *, format: str = "auto", limit: int | None = None) -> Iterator[Row]:
-    """(line, row) of the file's first `limit` rows; a Parquet file has row numbers for lines.
+    """Yield (line, row) of the file's first `limit` rows.
 
-    A row is whatever the file holds (`records.RecordReader` judges it). What is no row is noted in
-    `problems` and left out. Raises InvalidInputError for a file that cannot be read at all,
-    UsageError for Parquet without pyarrow.
+    A Parquet file has row numbers for lines. A row is whatever the file holds
+    (`records.RecordReader` judges it). What is no row is noted in `problems` and left out. Raises
+    InvalidInputError for a file that cannot be read at all, UsageError for Parquet without pyarrow.
     """
     kind = file_format(path) if format == "auto" else format
     with open_data(path) as stream:
@@ -87,7 +93,7 @@ def _parquet(path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]
         raise UsageError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow (or give JSON lines)") from error
     number = 0
     try:
-        # Batches, not pandas' whole table: a row group at a time is all that is ever in memory.
+        # Read batches, not pandas' whole table: then only one row group at a time is in memory.
         for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
             for row in batch.to_pylist():
                 number += 1

@@ -1,4 +1,7 @@
-"""Writes records as text, by the job's template or the model's chat template, and finds the answers in it."""
+"""This module writes records as text and finds the answers in it.
+
+It uses the job's template or the model's chat template.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from loramux_traces.errors import UsageError
 
 
 class Renderer:
-    """Writes the records of one job.
+    """Writes the records of one job as text.
 
     Raises UsageError where the job asks for a chat template and the tokenizer has none.
     """
@@ -32,9 +35,9 @@ class Renderer:
         self._tokenizer = tokenizer
 
     def render(self, record: Record) -> Rendered:
-        """The text of one record.
+        """Return the text of one record.
 
-        Raises UsageError for settings that do not go with this kind of record, ValueError, in a
+        Raises UsageError for settings that do not go with this kind of record, and ValueError, in a
         user's words, for a record that the chat template refuses.
         """
         config = self._config
@@ -59,11 +62,11 @@ def _kind(record: Record) -> str:
 
 
 def render_chat_template(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
-    """A chat in the model's own template; its last message must be the assistant's.
+    """Return a chat in the model's own template; its last message must be the assistant's.
 
     An answer is what the template writes after the prompt that would ask the model for it, its end
     of turn included. Some templates rewrite earlier turns when later ones follow (they strip a
-    reasoning block, say): then an earlier answer is not where it was when it was asked for, and
+    reasoning block, say). An earlier answer is then not where it was when it was asked for, and
     only the last one is learned. Raises ValueError for a conversation that the template refuses.
     """
     full = tokenizer.chat(messages)

@@ -1,4 +1,4 @@
-"""Tokenised rows with their labels, and the one way in which text becomes them."""
+"""This module holds tokenised rows with their labels, and the one way to make them from text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
 
 _Ids = np.ndarray[Any, np.dtype[np.int32]]
-#: A batch for the tokenizer ends at so many rows or characters: offsets take far more memory than
-#: text.
+#: A batch for the tokenizer ends at this many rows or characters, because offsets take far more
+#: memory than text.
 _BATCH_ROWS: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenisedRows:
-    """Rows as a sequence of (tokens, labels): int64 arrays of one length, [tokens of the row].
+    """Holds rows as a sequence of (tokens, labels).
 
-    `labels[t]` is the token at t, to be predicted from those before it, or -100 where nothing is
-    learned; the first token never is. Kept flat, five bytes a token, so that 100,000 rows are a
-    hundred megabytes and not a gigabyte.
+    Both are int64 arrays of one length, [tokens of the row]. `labels[t]` is the token at t, to be
+    predicted from those before it, or -100 where nothing is learned; the first token never is. The
+    rows are kept flat, five bytes a token, so that 100,000 rows are a hundred megabytes and not a
+    gigabyte.
     """
 
     ids: _Ids
@@ -53,41 +54,44 @@ class TokenisedRows:
         return (self[row] for row in range(len(self)))
 
     def length(self, row: int) -> int:
-        """Tokens of a row."""
+        """Return the number of tokens of a row."""
         return int(self.starts[row + 1] - self.starts[row])
 
     @property
     def lengths(self) -> Ints:
-        """[rows] tokens of each row."""
+        """Return the number of tokens of each row, [rows]."""
         return np.diff(self.starts)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows."""
+        """Return the number of tokens of all rows."""
         return len(self.ids)
 
     @property
     def n_labels(self) -> int:
-        """Learned tokens of all rows."""
+        """Return the number of learned tokens of all rows."""
         return int(np.count_nonzero(self.learned))
 
     @property
     def sha256(self) -> str:
-        """Of the rows' content: a resumed job must find the data it left."""
+        """Return the SHA-256 of the rows' content.
+
+        A resumed job must find the data it left.
+        """
         digest = hashlib.sha256()
         for array in (self.starts, self.ids, self.learned):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def keys(self) -> list[bytes]:
-        """One key per row; rows of equal tokens have equal keys."""
+        """Return one key per row; rows of equal tokens have equal keys."""
         bounds = self.starts.tolist()
         return [
             hashlib.blake2b(self.ids[start:end].tobytes(), digest_size=16).digest() for start, end in pairwise(bounds)
         ]
 
     def select(self, rows: Sequence[int]) -> TokenisedRows:
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         spans = [slice(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
         return _joined([self.ids[here] for here in spans], [self.learned[here] for here in spans])
 
@@ -103,7 +107,7 @@ def _joined(ids: Sequence[_Ids], learned: Sequence[Bools]) -> TokenisedRows:
 
 
 class RowBuilder:
-    """Collects tokenised rows; a token that the base model does not know is noted in `problems`.
+    """Collects tokenised rows, and notes tokens that the base model does not know in `problems`.
 
     `vocab_size` is the base model's; rows are cut at `max_tokens`, and a row with nothing left to
     learn is left out.
@@ -113,9 +117,9 @@ class RowBuilder:
         self, tokenizer: Tokenizer, problems: Problems, *, vocab_size: int, max_tokens: int, answers_only: bool = True
     ) -> None:
         self.cut = 0
-        """Rows that were longer than max_tokens (those skipped included)."""
+        """Number of rows that were longer than max_tokens (those skipped included)."""
         self.skipped = 0
-        """Rows left out: no learned token within max_tokens."""
+        """Number of rows left out because they have no learned token within max_tokens."""
         self._tokenizer = tokenizer
         self._problems = problems
         self._vocab_size = vocab_size
@@ -134,7 +138,7 @@ class RowBuilder:
             self._tokenise()
 
     def finish(self) -> TokenisedRows:
-        """All rows, in the order in which they came."""
+        """Return all rows, in the order in which they came."""
         self._tokenise()
         return _joined(self._ids, self._learned)
 
@@ -164,11 +168,12 @@ class RowBuilder:
         self._learned.append(learned)
 
     def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, Bools]:
-        """Tokens of the whole text, which of them hold a character of an answer, and the end of sequence, learned.
+        """Return the tokens of the whole text, and which of them are learned.
 
-        The text is tokenised as a whole, as the model will see it; a token that reaches from the
-        prompt into the answer is learned, for else the start of the answer would be learned by
-        nobody.
+        A token is learned if it holds a character of an answer; the end of sequence is learned too.
+        The text is tokenised as a whole, as the model will see it. A token that reaches from the
+        prompt into the answer is learned, because otherwise the start of the answer would never be
+        learned.
         """
         eos = self._tokenizer.eos_id
         ids = np.array(encoded.ids, dtype=np.int32)

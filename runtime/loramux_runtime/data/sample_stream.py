@@ -1,4 +1,7 @@
-"""Which row is sample number n of a job: every row once an epoch, in a new order each, without any state but n."""
+"""This module says which row is sample number n of a job.
+
+Every row comes once an epoch, in a new order each time, without any state but n.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ _KEPT: Final = 2
 
 
 class SampleStream:
-    """Samples 0, 1, 2, ... of a job over all its epochs; sample n belongs to epoch n // n_rows.
+    """Gives the samples 0, 1, 2, ... of a job over all its epochs.
 
-    The order of an epoch depends on (n_rows, seed, epoch) alone: any sample can be asked for at any
-    time, and a resumed job needs only its sample number. Raises ValueError for n_rows < 1, a
-    negative seed or a negative sample.
+    Sample n belongs to epoch n // n_rows. The order of an epoch depends on (n_rows, seed, epoch)
+    alone: any sample can be asked for at any time, and a resumed job needs only its sample number.
+    Raises ValueError for n_rows < 1, a negative seed or a negative sample.
     """
 
     def __init__(self, n_rows: int, seed: int, shuffle: bool = True) -> None:
@@ -32,19 +35,19 @@ class SampleStream:
         self._orders: dict[int, Ints] = {}
 
     def epoch(self, sample: int) -> int:
-        """Epoch of a sample, from 0."""
+        """Return the epoch of a sample, counted from 0."""
         if sample < 0:
             raise ValueError(f"a sample number must be 0 or more, got {sample}")
         return sample // self.n_rows
 
     def row(self, sample: int) -> int:
-        """Row of a sample, in [0, n_rows)."""
+        """Return the row of a sample, in [0, n_rows)."""
         epoch = self.epoch(sample)
         within = sample - epoch * self.n_rows
         return int(self._order(epoch)[within]) if self.shuffle else within
 
     def rows(self, start: int, count: int) -> list[int]:
-        """Rows of samples start, ..., start + count - 1."""
+        """Return the rows of samples start, ..., start + count - 1."""
         return [self.row(sample) for sample in range(start, start + count)]
 
     def _order(self, epoch: int) -> Ints:

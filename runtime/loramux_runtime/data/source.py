@@ -1,4 +1,4 @@
-"""Opening a data file: a regular file, no link, inside the folders that are allowed."""
+"""This module opens a data file: a regular file, no link, inside the folders that are allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loramux_traces.errors import InvalidInputError, Problem
 
 
 def invalid(file: Path | str, allowed: str, *, value: str = "") -> InvalidInputError:
-    """An error about a file as a whole."""
+    """Return an error about a file as a whole."""
     return InvalidInputError([Problem(file=str(file), line=0, column="", value=value, allowed=allowed)])
 
 
@@ -31,7 +31,7 @@ def _reason(error: Exception) -> str:
 
 
 def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = None) -> Path:
-    """`path` resolved: a relative one from `base` (None: the working folder).
+    """Return `path` resolved; a relative one starts from `base` (None: the working folder).
 
     With `roots`, raises InvalidInputError for a file outside all of them, also through `..` or a
     linked folder.
@@ -65,7 +65,7 @@ def _regular(path: Path) -> IO[bytes]:
 
 @contextmanager
 def open_data(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a regular file, those of a .gz file unpacked.
+    """Give the bytes of a regular file, and those of a .gz file unpacked.
 
     Raises InvalidInputError for anything else (missing, a folder, a link, a pipe, a device, a
     broken gzip), also while it is read.
@@ -74,7 +74,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         with _regular(path) as stream:
             if path.name.endswith(".gz"):
                 with gzip.GzipFile(fileobj=stream, mode="rb") as packed:
-                    yield packed  # type: ignore[misc]  # a GzipFile is an IO[bytes] in all but its declared type
+                    yield packed  # type: ignore[misc]  # a GzipFile serves as an IO[bytes]
             else:
                 yield stream
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -1,6 +1,7 @@
-"""Rows without a file: tokens that mean nothing, in rows as long as those that the simulator draws for the same job.
+"""This module makes rows without a file, for replaying a trace.
 
-For replaying a trace, which says how long a job's rows are and nothing of what is in them.
+Their tokens mean nothing, and the rows are as long as those that the simulator draws for the same
+job. A trace says how long a job's rows are and nothing of what is in them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MIX: Final = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), n
 
 
 class SyntheticConfig(BaseModel):
-    """How long the rows are, in the words of a trace (`loramux_traces.job.JobSpec`).
+    """Says how long the rows are, in the words of a trace (`loramux_traces.job.JobSpec`).
 
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
@@ -41,7 +42,7 @@ class SyntheticConfig(BaseModel):
     length_dist: str | None = None
     """Named shape of the length distribution (`loramux_profiles.lengths`)."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
-    """Of lengths and tokens: the seed of the simulated run that has the same rows."""
+    """Seed of lengths and tokens; the simulated run with this seed has the same rows."""
 
     @field_validator("length_dist")
     @classmethod
@@ -58,7 +59,10 @@ class SyntheticConfig(BaseModel):
 
 
 class SyntheticData(BaseModel):
-    """What a jobs file says for a job without data of its own: `data: {synthetic: {seq_len: 64}}`."""
+    """Holds what a jobs file says for a job without data of its own.
+
+    An example is `data: {synthetic: {seq_len: 64}}`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +71,7 @@ class SyntheticData(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticReport:
-    """What a run says of the data."""
+    """Holds what a run says of the data."""
 
     rows: int
     seq_len: float
@@ -78,22 +82,22 @@ class SyntheticReport:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SyntheticRows:
-    """A job's rows, made when they are asked for: (tokens, labels) as `TokenisedRows` has them, nothing kept but two
-    blocks of lengths.
+    """Makes a job's rows when they are asked for: (tokens, labels) as `TokenisedRows` has them.
 
-    Row i has the length that the simulator draws for row i of this job under seed `config.seed`,
-    given the same `micro_batch`, the rows of a micro-batch that the loop has found to fit the
-    device alone (`JobCost.rows`). `bind` sets it once the loop knows; until then it is the one that
-    the job asks for. It must stay what it was when the job began, also over a restart (`sha256`
-    tells): where memory later makes the scheduler split a micro-batch, its rows keep their lengths,
-    in the simulator as here; a half may then hold a row longer than the half's own admission
-    quantile, which `fuse` checks. Every token is learned but a row's first.
+    Nothing is kept but two blocks of lengths. Row i has the length that the simulator draws for row
+    i of this job under seed `config.seed`, given the same `micro_batch`, which is the rows of a
+    micro-batch that the loop has found to fit the device alone (`JobCost.rows`). `bind` sets it
+    once the loop knows; until then it is the one that the job asks for. It must stay what it was
+    when the job began, also over a restart (`sha256` tells). Where memory later makes the scheduler
+    split a micro-batch, its rows keep their lengths, in the simulator as here; a half may then hold
+    a row longer than the half's own admission quantile, which `fuse` checks. Every token is learned
+    but a row's first.
     """
 
     config: SyntheticConfig
     job_id: str
     rows: int
-    """How many there are: as many as the job trains on."""
+    """Number of rows: as many as the job trains on."""
     micro_batch: int
     vocab_size: int
     _dist: LengthDist = field(init=False, repr=False)
@@ -108,7 +112,7 @@ class SyntheticRows:
         object.__setattr__(self, "_key", np.uint64(stream_seed(self.config.seed, self.job_id, "tokens")))
 
     def bind(self, micro_batch: int) -> SyntheticRows:
-        """The rows of a job whose micro-batches have `micro_batch` rows."""
+        """Return the rows of a job whose micro-batches have `micro_batch` rows."""
         return self if micro_batch == self.micro_batch else replace(self, micro_batch=micro_batch)
 
     def __len__(self) -> int:
@@ -124,7 +128,7 @@ class SyntheticRows:
         return (self[row] for row in range(len(self)))
 
     def length(self, row: int) -> int:
-        """Tokens of a row."""
+        """Return the number of tokens of a row."""
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
         block, within = divmod(row, BLOCK * self.micro_batch)
@@ -132,28 +136,37 @@ class SyntheticRows:
 
     @property
     def lengths(self) -> Ints:
-        """[rows] tokens of each row, all of them: eight bytes a row, made anew at every call."""
+        """Return the number of tokens of each row, [rows].
+
+        They are of all rows: eight bytes a row, made anew at every call.
+        """
         blocks = -(-self.rows // (BLOCK * self.micro_batch))
         return np.concatenate([self._draw(block) for block in range(blocks)])[: self.rows]
 
     @property
     def starts(self) -> Ints:
-        """[rows + 1]: tokens before each row, and of all; as dear as `lengths`."""
+        """Return the number of tokens before each row, and of all, [rows + 1].
+
+        It costs as much as `lengths`.
+        """
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows."""
+        """Return the number of tokens of all rows."""
         return int(self.lengths.sum())
 
     @property
     def n_labels(self) -> int:
-        """Learned tokens of all rows."""
+        """Return the number of learned tokens of all rows."""
         return self.n_tokens - self.rows
 
     @property
     def sha256(self) -> str:
-        """Of all that the content follows from: a resumed job must find the data it left."""
+        """Return the SHA-256 of all that the content follows from.
+
+        A resumed job must find the data it left.
+        """
         text = f"{self.config.model_dump_json()}|{self.job_id}|{self.rows}|{self.micro_batch}|{self.vocab_size}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -170,7 +183,10 @@ class SyntheticRows:
         return draw_block(self.config.seed, self.job_id, self._dist, self.micro_batch, block).reshape(-1)
 
     def _tokens(self, row: int, length: int) -> Ints:
-        """SplitMix64 of the row's own counter: any row at any time, the same bits on every machine."""
+        """Return a row's tokens by SplitMix64 of the row's own counter.
+
+        Any row can be made at any time, with the same bits on every machine.
+        """
         # array operations wrap around silently, which is what the generator means
         at: _Words = np.arange(1, length + 1, dtype=np.uint64) + np.asarray([row << 32], dtype=np.uint64)
         words: _Words = at * _GOLDEN + self._key

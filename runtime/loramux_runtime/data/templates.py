@@ -1,4 +1,6 @@
-"""From a row's fields to the text a model sees, and which characters of it are the answer.
+"""This module turns a row's fields into the text that a model sees.
+
+It also says which characters of the text are the answer.
 
 Instruction rows use a template: plain text with {instruction}, {input} and {output}; {{ and }} are
 braces. It is data, not code: no attributes, indices, conversions or format specifications.
@@ -44,7 +46,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn; `role` is system, user or assistant."""
+    """Holds one turn; `role` is system, user or assistant."""
 
     role: str
     content: str
@@ -52,15 +54,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The text of one row."""
+    """Holds the text of one row and where its answers are."""
 
     text: str
     spans: tuple[Span, ...]
     """Ranges [start, end) of characters that are answers, in order."""
     add_special: bool = True
-    """Whether the tokenizer adds its beginning of sequence; a chat template has already written it."""
+    """Whether the tokenizer adds its beginning of sequence.
+
+    A chat template has already written it.
+    """
     last_turn_only: bool = False
-    """The chat template hides where earlier answers are, so that only the last one can be learned."""
+    """Whether the chat template hides where earlier answers are.
+
+    Only the last answer can then be learned.
+    """
 
 
 def _pieces(template: str) -> list[tuple[str, str | None]]:
@@ -75,7 +83,10 @@ def _pieces(template: str) -> list[tuple[str, str | None]]:
 
 
 def check_template(template: str) -> None:
-    """Raise ValueError, saying what is allowed, unless `template` has {instruction} and, last and once, {output}."""
+    """Raise ValueError unless `template` has {instruction} and, last and once, {output}.
+
+    The error says what is allowed.
+    """
     names = [name for _, name in _pieces(template) if name is not None]
     if names.count("output") != 1:
         raise ValueError("a template must hold {output} exactly once: that is what is learned")
@@ -84,7 +95,10 @@ def check_template(template: str) -> None:
 
 
 def render_instruction(template: str | None, *, instruction: str, input: str, output: str) -> Rendered:
-    """One instruction row written with `template` (None: Alpaca's). Field texts are never read as templates."""
+    """Write one instruction row with `template` (None: Alpaca's).
+
+    Field texts are never read as templates.
+    """
     if template is None:
         template = ALPACA_WITH_INPUT if input else ALPACA_WITHOUT_INPUT
     values = {"instruction": instruction, "input": input, "output": output}
@@ -100,13 +114,16 @@ def render_instruction(template: str | None, *, instruction: str, input: str, ou
 
 
 def as_messages(*, instruction: str, input: str, output: str) -> list[Message]:
-    """An instruction row as a chat of one exchange, for the tokenizer's chat template."""
+    """Return an instruction row as a chat of one exchange, for the tokenizer's chat template."""
     asked = f"{instruction}\n\n{input}" if input else instruction
     return [Message("user", asked), Message("assistant", output)]
 
 
 def render_plain_chat(messages: Sequence[Message], eos_text: str) -> Rendered:
-    """A chat in the plain form above; `eos_text` is what the tokenizer reads as its end of sequence."""
+    """Write a chat in the plain form that the module's docstring shows.
+
+    `eos_text` is what the tokenizer reads as its end of sequence.
+    """
     text = ""
     spans: list[Span] = []
     for message in messages:

@@ -1,4 +1,7 @@
-"""A model's tokenizer, or the byte-level one that ships with loramux for models without any."""
+"""This module gives a model's tokenizer, or the byte-level one that ships with loramux.
+
+The byte-level one is for models without any.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _BOS, _EOS, _PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one text and the characters [start, end) that each came from."""
+    """Holds the token ids of one text and the characters [start, end) that each came from."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -33,13 +36,13 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenizer:
-    """A tokenizer that knows where in the text its tokens are."""
+    """Wraps a tokenizer that knows where in the text its tokens are."""
 
     name: str
     hf: Any
     """transformers' PreTrainedTokenizerFast."""
     vocab_size: int
-    """One more than its largest token id."""
+    """The largest token id plus one."""
     eos_id: int
     eos_text: str
     bos_id: int | None
@@ -47,23 +50,26 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model came with a chat template."""
+        """Return whether the model came with a chat template."""
         return bool(self.hf.chat_template)
 
     def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
-        """Tokens of each text, whole (never cut); `add_special`: with what the model wants around them (its bos)."""
+        """Return the tokens of each text, whole (never cut).
+
+        `add_special` adds what the model wants around them (its bos).
+        """
         encodings = self.hf.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special)
         return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the tokens, special ones included."""
+        """Return the text of the tokens, special ones included."""
         return str(self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def chat(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """The conversation in the model's chat template, which transformers runs in a sandbox.
+        """Return the conversation in the model's chat template.
 
-        `ask`: ends where the model is to answer. Raises ValueError where the template refuses the
-        conversation.
+        transformers runs the template in a sandbox. With `ask` the text ends where the model is to
+        answer. Raises ValueError where the template refuses the conversation.
         """
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
@@ -100,7 +106,10 @@ def _wrapped(name: str, hf: Any) -> Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte 0 ... 255 (GPT-2's table)."""
+    """Return the printable characters that byte-level tokenizers write for bytes 0 ... 255.
+
+    This is GPT-2's table.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in plain}
     others = (byte for byte in range(256) if byte not in table)
@@ -109,7 +118,10 @@ def _byte_characters() -> list[str]:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Token id = byte of the UTF-8 text; 256 begins and 257 ends a sequence, 258 pads. Made in code, not loaded."""
+    """Make the byte-level tokenizer, in code and not from a file.
+
+    A token id is a byte of the UTF-8 text; 256 begins and 257 ends a sequence, 258 pads.
+    """
     backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(_byte_characters())}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -122,9 +134,9 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def load_tokenizer(path: Path | str | None) -> Tokenizer:
-    """The tokenizer of a local model folder: no network, no code of the folder is run.
+    """Load the tokenizer of a local model folder; no network, no code of the folder is run.
 
-    The byte-level tokenizer for None and for a folder with no tokenizer file at all. Raises
+    It is the byte-level tokenizer for None and for a folder with no tokenizer file at all. Raises
     InvalidInputError for a folder whose tokenizer is of another kind than tokenizer.json, is
     broken, or names no end of sequence.
     """
@@ -144,7 +156,7 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
             hf: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         else:
             hf = _fast_class()(tokenizer_file=str(folder / _FILE))
-    except Exception as error:  # tokenizers raises plain Exception for a file that it does not understand
+    except Exception as error:  # tokenizers raises plain Exception for a bad file
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise invalid(folder, f"its tokenizer cannot be loaded: {said}") from error
     return _wrapped(str(folder), hf)

@@ -1,1 +1,4 @@
-"""Measuring the real fused step: live storages, step times, and the points that models are fitted to."""
+"""This package measures the real fused step.
+
+It counts live storages, takes step times, and chooses the points that models are fitted to.
+"""

@@ -1,8 +1,8 @@
-"""Memory of a fused step without the device: the real step on fake tensors, or the allocation plan alone.
+"""This module estimates the memory of a fused step without the device.
 
-Everything here is an estimate for a device that may not be at hand: weights, states and the step's
-own peak, plus the margin of the device's profile. Importing this needs no torch; nor does an
-estimate by the plan.
+It runs the real step on fake tensors, or uses the allocation plan alone. Everything here is an
+estimate for a device that may not be at hand: weights, states and the step's own peak, plus the
+margin of the device's profile. Importing this needs no torch; nor does an estimate by the plan.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 
 SHARES: Final = {"adapter_bytes": 4, "gradient_bytes": 4, "moment_bytes": 8}
-"""Bytes per parameter, of STATE_BYTES."""
+"""Bytes per parameter; together they are STATE_BYTES."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobLine:
-    """One job of the step. `alone`: as the only one on the device, by the plan."""
+    """Describes one job of the step.
+
+    Fields with `alone` are for the job as the only one on the device, by the plan.
+    """
 
     job_id: str
     method: str
@@ -45,18 +48,18 @@ class JobLine:
     asked: int
     """Rows that the file asks for (its batch, where no micro-batch is given)."""
     tokens: int
-    """Of the micro-batch, as admission reckons."""
+    """Tokens of the micro-batch, as admission reckons."""
     mean_tokens: int
     alone_expected_bytes: int
     alone_upper_bytes: int
     alone_fits: bool
     never: bool
-    """Not one row fits, not even with recompute."""
+    """Whether not one row fits, not even with recompute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """The fused step, all of it in bytes."""
+    """Describes the fused step, all of it in bytes."""
 
     tokens: int
     weight_bytes: int
@@ -68,53 +71,56 @@ class Figure:
     plan_dynamic_bytes: int
     plan_wall_s: float
     plan_difference: float | None
-    """Of the plan's dynamic part to the fake run's; None where nothing was run."""
+    """Share by which the plan's dynamic part is off the fake run's; None where nothing was run."""
     cached: bool | None
     """Whether the fake run was found on disk; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Everything `loramux estimate` says."""
+    """Holds everything that `loramux estimate` says."""
 
     device: str
     model: str
     dtype: str
     recompute: bool
     method: str
-    """How: fake-tensor run, or allocation plan."""
+    """How the estimate was made: fake-tensor run, or allocation plan."""
     margin: float
     memory_origin: str
-    """Of the margin and the scale: fitted, or assumed."""
+    """Origin of the margin and the scale: fitted, or assumed."""
     lengths: str
     capacity_bytes: int
     jobs: tuple[JobLine, ...]
     admitted: Figure
-    """Micro-batches at the admission quantile of their lengths: what a scheduler reckons with."""
+    """The step with micro-batches at the admission quantile of their lengths.
+
+    This is what a scheduler reckons with.
+    """
     mean: Figure
-    """Micro-batches of mean length."""
+    """The step with micro-batches of mean length."""
     separate_bytes: int
-    """Expected, of one process per job, at once; by the plan."""
+    """Expected bytes of one process per job, all at once, by the plan."""
     notes: tuple[str, ...]
 
     @property
     def missing_bytes(self) -> int:
-        """What the upper bound exceeds the device by; 0 where it fits."""
+        """Return the bytes that the upper bound exceeds the device by; 0 where it fits."""
         return max(0, self.admitted.upper_bytes - self.capacity_bytes)
 
     @property
     def saved_bytes(self) -> int:
-        """By fusing, against separate processes; both by the plan."""
+        """Return the bytes saved by fusing, against separate processes; both by the plan."""
         fused = self.admitted
         return self.separate_bytes - (fused.expected_bytes - fused.dynamic_bytes + fused.plan_dynamic_bytes)
 
     @property
     def never(self) -> tuple[str, ...]:
-        """Jobs that can never run here."""
+        """Return the jobs that can never run here."""
         return tuple(job.job_id for job in self.jobs if job.never)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the estimate as JSON holds it."""
         return {
             **asdict(self),
             "estimated": True,
@@ -128,7 +134,7 @@ class Estimate:
 def fake_peaks(
     base: Base, *, dtype: str, exact: bool, folder: Path | None = None, tell: Callable[[str], None] = lambda _: None
 ) -> FakePeaks:
-    """Peaks on fake tensors of a base."""
+    """Return the peaks of a base on fake tensors."""
     model = {"config": base.config} if base.config is not None else {"shape": asdict(replace(base.shape, source=""))}
     return FakePeaks(
         model,
@@ -156,7 +162,7 @@ def _configuration(base: Base) -> Any:
 
 
 def runs_exact(device: DeviceProfile) -> bool:
-    """Whether the runtime runs in exact mode there."""
+    """Return whether the runtime runs in exact mode on this device."""
     return device.fitted.exact if device.fitted is not None else device.name == "cpu"
 
 
@@ -168,9 +174,10 @@ def estimate(
     quick: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """The memory of the jobs' fused step. `quick`: by the allocation plan alone.
+    """Estimate the memory of the jobs' fused step.
 
-    Raises UsageError for several bases or types, which are no one step.
+    `quick`: by the allocation plan alone. Raises UsageError for several bases or types, which are
+    no one step.
     """
     specs, base = subjects.specs, subjects.base
     dtypes = sorted({spec.dtype for spec in specs})

@@ -1,8 +1,9 @@
-"""The peak of a fused step without the device, and without the memory: the real step on fake tensors.
+"""This module gives the peak of a fused step without the device, and without the memory.
 
-Fake tensors have shapes, types and storages but no data, so that a 13B model fits anywhere. The
-step runs as on CUDA (one product for all jobs, groups of jobs, masks in large blocks), or with
-`exact` as on a CPU; attention by sequences, whose tracked bytes are those of the CPU kernels.
+It runs the real step on fake tensors, which have shapes, types and storages but no data, so that a
+13B model fits anywhere. The step runs as on CUDA (one product for all jobs, groups of jobs, masks
+in large blocks), or with `exact` as on a CPU. Attention runs by sequences, and its tracked bytes
+are those of the CPU kernels.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from loramux_runtime.profiler.tracker import StorageTracker
 
 
 def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
-    """`F.grouped_mm` on fake tensors, where torch's own takes bf16 only: its result, rows padded to 16 bytes.
+    """Stand in for `F.grouped_mm` on fake tensors, where torch's own takes bf16 only.
 
-    Called inside our autograd functions, which keep what the backward pass needs themselves.
+    It gives the result of `F.grouped_mm`, with rows padded to 16 bytes. It is called inside our
+    autograd functions, which keep what the backward pass needs themselves.
     """
     size = [*(offs.shape if a.dim() == b.dim() == 2 else ()), a.shape[-2], b.shape[-1]]
     step = max(1, 16 // a.element_size())
@@ -40,8 +42,8 @@ def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torc
 @contextmanager
 def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool, keys: Any) -> Iterator[None]:
     # Module.to swaps parameters in place, which fake tensors refuse; the model is made where it
-    # belongs. The fake device is called "cpu", where masks are made in blocks that fit a cache:
-    # right for exact mode, which is the CPU's
+    # belongs. The fake device is called "cpu", where masks are made in blocks that fit a cache.
+    # That is right for exact mode, which is the CPU's
     stay = patch("transformers.PreTrainedModel.to", lambda model, *_: model)
     blocks = patch.object(dropout, "_BLOCK", dropout._BLOCK if exact else dropout._BLOCK_DEVICE)
     own_keys = patch.object(dropout, "_channel_keys", keys)
@@ -51,14 +53,17 @@ def _fakes(mode: FakeTensorMode, tracker: StorageTracker, exact: bool, keys: Any
 
 
 class FakeStep:
-    """Peaks of steps of one base of a transformers configuration, on fake tensors. Building a 7B base takes seconds."""
+    """Gives the peaks of steps of one base of a transformers configuration, on fake tensors.
+
+    Building a 7B base takes seconds.
+    """
 
     def __init__(self, config: Any, *, dtype: FrozenDtype = "bf16", exact: bool = False) -> None:
         self._tracker = StorageTracker()
         self._exact = exact
         # Fake tensors must not get into the cache that real steps of this process use
         self._keys = lru_cache(maxsize=64)(dropout._channel_keys.__wrapped__)
-        # One for all: a tensor of another mode is taken for a new one, storage and all
+        # One mode for all steps: a tensor of another mode is taken for a new one, storage and all
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with _fakes(self._mode, self._tracker, exact, self._keys):
             self._base: BaseModel = build_base(config, dtype=dtype)
@@ -67,7 +72,7 @@ class FakeStep:
         self.weight_bytes = self._base.weight_bytes
 
     def peak(self, point: StepPoint) -> Peak:
-        """Of one step and its optimizers."""
+        """Return the peak of one step and its optimizers."""
         self._keys.cache_clear()  # each step answers as if it were the first
         gc.collect()
         tracker = self._tracker

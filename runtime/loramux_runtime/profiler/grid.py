@@ -1,8 +1,10 @@
-"""Which fused steps to measure: a seeded, space-filling draw over everything that a step can vary in, and the choice
-among draws of what teaches most per second.
+"""This module chooses which fused steps to measure.
+
+It makes a seeded, space-filling draw over everything that a step can vary in, and chooses among
+draws what teaches most per second.
 
 Half of the points are drawn, so that errors on them say what an ordinary step's error is (the
-conformal bound needs exchangeable points); the other half is chosen D-optimally for the linear time
+conformal bound needs exchangeable points). The other half is chosen D-optimally for the linear time
 model, per predicted second: a short step of a rare kind beats a long one of a known kind.
 """
 
@@ -23,32 +25,33 @@ RANKS: Final = (4, 8, 16, 32, 64)
 EXPERTS: Final = (2, 4, 6, 8)
 TARGETS: Final = ("all-linear", "attention", "mlp", "qv")
 TARGET_SHARES: Final = (0.5, 0.8, 0.95, 1.0)
-"""Cumulative: adapters on all linears are what most jobs are."""
+"""Cumulative shares: most jobs have adapters on all linears."""
 AXES: Final = 10
 """Numbers that one job takes from the low-discrepancy sequence."""
 LOG_UNIFORM: Final = 0.75
-"""Share of the jobs whose longest row is drawn so; the others' is uniform."""
+"""Share of the jobs whose longest row is drawn log-uniformly; the others' is uniform."""
 POOL: Final = 256
 """Draws among which the next point is chosen."""
 RIDGE: Final = 1e-3
-"""Added to the information matrix, in units of one point's squared relative feature: it is singular
-at first.
+"""Added to the information matrix, which is singular at first.
+
+It is in units of one point's squared relative feature.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the points may not exceed."""
+    """Holds what the points may not exceed."""
 
     jobs: int = 8
     rows: int = 4
-    """Per job."""
+    """Rows per job."""
     length: int = 300
     """Tokens of a row; the positions that the base model has are a limit too."""
     tokens: int = 5000
-    """Of the whole step."""
+    """Tokens of the whole step."""
     layers: int = 1
-    """Of the base model: MoLA's groups of layers need as many."""
+    """Layers of the base model: MoLA's groups of layers need as many."""
 
 
 def _pick(options: tuple[int, ...], u: float) -> int:
@@ -56,7 +59,7 @@ def _pick(options: tuple[int, ...], u: float) -> int:
 
 
 def _adapter(u: Floats, method: str, limits: Limits) -> AdapterPoint:
-    """From numbers in [0, 1)."""
+    """Make an adapter from numbers in [0, 1)."""
     experts: int | tuple[int, ...] = 1
     each = _pick(EXPERTS, u[1])
     top_k = 1
@@ -70,7 +73,7 @@ def _adapter(u: Floats, method: str, limits: Limits) -> AdapterPoint:
         if method == "mixlora":
             targets = "all-linear" if u[2] < 0.7 else "mlp"
         if method == "loramoe":
-            top_k = 1  # all experts, always
+            top_k = 1  # LoRAMoE always has all experts
     return AdapterPoint(
         method=method,
         rank=_pick(RANKS, u[0]),
@@ -84,8 +87,8 @@ def _adapter(u: Floats, method: str, limits: Limits) -> AdapterPoint:
 
 def _job(u: Floats, method: str, limits: Limits, rng: np.random.Generator) -> JobPoint:
     rows = 1 + int(u[6] ** 2 * limits.rows)
-    # Most of them log-uniform from 1 token on: launches decide the short ones, and a long step
-    # costs a minute
+    # Most of them are log-uniform from 1 token on: launches decide the time of the short ones, and
+    # a long step costs a minute
     share = u[7] / LOG_UNIFORM
     longest = math.exp(share * math.log(limits.length)) if share < 1 else u[9] * limits.length
     lengths = tuple(max(1, round(longest * spread)) for spread in rng.uniform(0.4, 1.0, rows))
@@ -96,7 +99,11 @@ def _job(u: Floats, method: str, limits: Limits, rng: np.random.Generator) -> Jo
 
 
 def draw(limits: Limits, *, seed: int) -> Iterator[StepPoint]:
-    """Endless random steps: how many jobs, whether of one method or mixed, recompute; every job's own numbers."""
+    """Yield random steps without end.
+
+    They vary in how many jobs they have, in one method or mixed methods, in recompute, and in every
+    job's own numbers.
+    """
     rng = np.random.default_rng([seed, 1])
     steps, jobs = qmc.Halton(4, seed=seed), qmc.Halton(AXES, seed=seed + 1)
     while True:
@@ -115,7 +122,7 @@ def draw(limits: Limits, *, seed: int) -> Iterator[StepPoint]:
 
 
 class Chooser:
-    """The next point: drawn and chosen ones in turn."""
+    """Gives the next point; drawn and chosen points take turns."""
 
     def __init__(
         self,
@@ -126,8 +133,10 @@ class Chooser:
         seconds: Callable[[StepPoint], float],
         core: int = 40,
     ) -> None:
-        """`features` of a point for the time model and the `seconds` it is thought to take; the first `core` points
-        are drawn.
+        """Begin with the first `core` points drawn.
+
+        `features` gives those of a point for the time model, and `seconds` the time it is thought
+        to take.
         """
         self._draws = draw(limits, seed=seed)
         self._pool_draws = draw(limits, seed=seed + 1000)
@@ -139,14 +148,14 @@ class Chooser:
         self._scale: Floats | None = None
 
     def next(self) -> StepPoint:
-        """What to measure next; counts as measured."""
+        """Return what to measure next, and count it as measured."""
         drawn = self._taken < self._core or self._taken % 2 == 0
         point = self._new() if drawn else self._most_informative()
         self.learn(point)
         return point
 
     def learn(self, point: StepPoint) -> None:
-        """A point that is measured (`next` does it itself)."""
+        """Count a point as measured (`next` does it itself)."""
         self._taken += 1
         self._known.add(point)
         x = self._row(point)
@@ -159,14 +168,17 @@ class Chooser:
         return next(point for point in self._draws if point not in self._known)
 
     def _row(self, point: StepPoint) -> Floats:
-        """Features relative to the step's seconds, each scaled by its first size: the fit minimises relative errors."""
+        """Return the features relative to the step's seconds, each scaled by its first size.
+
+        They are relative because the fit minimises relative errors.
+        """
         x = self._features(point) / max(self._seconds(point), 1e-9)
         if self._scale is None:
             self._scale = np.where(x > 0, x, 1.0)
         return np.asarray(x / self._scale, dtype=np.float64)
 
     def _most_informative(self) -> StepPoint:
-        """Largest log(1 + predicted variance) per second."""
+        """Return the draw with the largest log(1 + predicted variance) per second."""
         while len(self._pool) < POOL:
             self._pool.append(next(point for point in self._pool_draws if point not in self._known))
         assert self._inverse is not None

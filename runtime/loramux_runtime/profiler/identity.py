@@ -1,4 +1,4 @@
-"""What a profile is of: the device, the software, the code."""
+"""This module says what a profile is of: the device, the software, the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ PACKAGES: Final = ("torch", "transformers", "loramux")
 
 
 def describe_device(device: torch.device, name: str) -> dict[str, Any]:
-    """The `device` section of a record. `name`: of the device profile."""
+    """Return the `device` section of a record.
+
+    `name` is that of the device profile.
+    """
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return {
@@ -42,7 +45,10 @@ def describe_device(device: torch.device, name: str) -> dict[str, Any]:
 def describe_run(
     shape: ModelShape, dtype: str, device: torch.device, name: str, *, exact: bool, seed: int
 ) -> dict[str, Any]:
-    """A record without its points and its date. `name`: of the device profile."""
+    """Return a record without its points and its date.
+
+    `name` is that of the device profile.
+    """
     described = describe_device(device, name)
     one_core = described["kind"] == "cpu" and described["threads"] == 1
     fields = [each.name for each in dataclasses.fields(shape) if each.name != "source"]
@@ -60,12 +66,12 @@ def describe_run(
 
 
 def physical_bytes() -> int:
-    """Main memory of the machine."""
+    """Return the main memory of the machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and what the runtime stands on."""
+    """Return the versions of Python and of the packages that the runtime stands on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -76,7 +82,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the checkout this code lies in, `-dirty` where its files differ; empty where it is none."""
+    """Return the commit of the checkout that this code lies in.
+
+    It ends in `-dirty` where the checkout's files differ; it is empty where there is no checkout.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

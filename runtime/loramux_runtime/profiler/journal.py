@@ -1,7 +1,7 @@
-"""What a profiling run has found so far, one line a finding, on the disk before the next step runs.
+"""A journal holds what a profiling run has found so far, one line a finding.
 
-A kill at any moment costs the step it hit: the last line may be torn and is dropped. Everything
-else that is not as it was written is refused.
+Each line is on the disk before the next step runs. A kill at any moment costs the step it hit: the
+last line may be torn and is dropped. Everything else that is not as it was written is refused.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ SUFFIX: Final = ".partial.jsonl"
 
 
 def journal_path(out: Path) -> Path:
-    """Beside the record that will be."""
+    """Return the path of the journal, beside the record that will be."""
     return out.with_name(out.name + SUFFIX)
 
 
 class Journal:
-    """An open journal. `identity` says what is measured: a journal of anything else is not gone on with."""
+    """Keeps an open journal; `identity` says what is measured.
+
+    A journal of anything else is not continued.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool = False, force: bool = False) -> None:
-        """Raises StateError where there is one already and neither `resume` nor `force`, or it cannot be written;
-        UsageError where it is of something else, InvalidInputError where it is damaged.
+        """Open a journal; with `resume`, read and continue one that is there already.
+
+        Raises StateError where there is one already and neither `resume` nor `force`, or it cannot
+        be written; UsageError where it is of something else, InvalidInputError where it is damaged.
         """
         self.path = path
         self.found: list[Measured] = []
@@ -58,7 +63,7 @@ class Journal:
             self._opened = opened.pop_all()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line and have it on the disk."""
+        """Append a line and wait until it is on the disk."""
         try:
             self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
             self._file.flush()
@@ -67,16 +72,19 @@ class Journal:
             raise StateError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def point(self, index: int, measured: Measured) -> None:
-        """A new point with its peak."""
+        """Write a new point with its peak."""
         self.write({"point": index, "step": measured.point.to_dict(), "memory": measured.memory})
 
     def sample(self, index: int, measured: Measured) -> None:
-        """Its newest time."""
+        """Write the newest time of a point."""
         line = {"seconds": measured.samples[-1], "active": measured.active_experts, "anchor": measured.anchor_s}
         self.write({"point": index, **line})
 
     def note(self, name: str, value: Any) -> None:
-        """Something that is not of a point (transfers, a date); the newest of a name counts."""
+        """Write something that is not of a point (transfers, a date).
+
+        The newest of a name counts.
+        """
         self.notes[name] = value
         self.write({"note": {name: value}})
 
@@ -87,7 +95,7 @@ class Journal:
         self._opened.close()
 
     def _read(self, identity: dict[str, Any]) -> int:
-        """Fill in `found`; the number of bytes that are whole lines."""
+        """Fill in `found` and `notes`; return the number of bytes that are whole lines."""
         self._file.seek(0)
         data = self._file.read()
         content = parse_journal(self.path, data)
@@ -107,7 +115,7 @@ class Journal:
 
 @dataclass(slots=True, kw_only=True)
 class Content:
-    """What a journal's whole lines hold."""
+    """Holds what a journal's whole lines say."""
 
     identity: dict[str, Any] | None = None
     """None: not even the first line is whole."""
@@ -117,7 +125,10 @@ class Content:
     """Bytes of the lines that are whole; a torn last one is left out."""
 
     def take(self, line: dict[str, Any]) -> None:
-        """One line after the first. An exception that says nothing where it is none."""
+        """Take in one line after the first.
+
+        Raises some exception, without useful words, where the line is not one of a journal.
+        """
         if "note" in line:
             self.notes.update(line["note"])
             return
@@ -137,7 +148,10 @@ class Content:
 
 
 def parse_journal(path: Path, data: bytes) -> Content:
-    """The content of a journal. InvalidInputError where a line is damaged."""
+    """Return the content of a journal.
+
+    Raises InvalidInputError where a line is damaged.
+    """
     content = Content(whole=data.rfind(b"\n") + 1)
     for number, line in enumerate(data[: content.whole].split(b"\n")[:-1], 1):
         try:
@@ -154,7 +168,10 @@ def parse_journal(path: Path, data: bytes) -> Content:
 
 
 def read_journal(path: Path) -> Content:
-    """A journal that is not gone on with; its file is left as it is. UsageError where it cannot be read."""
+    """Return the content of a journal that is not continued; its file is left as it is.
+
+    Raises UsageError where it cannot be read.
+    """
     try:
         return parse_journal(path, path.read_bytes())
     except OSError as error:
@@ -162,7 +179,7 @@ def read_journal(path: Path) -> Content:
 
 
 def unfinished(found: Iterable[Measured], repeats: int) -> list[int]:
-    """Indices of points that lack times."""
+    """Return the indices of points that lack times."""
     return [i for i, one in enumerate(found) if not one.censored and len(one.samples) < repeats]
 
 
@@ -176,8 +193,9 @@ def record_block(
     seed: int = 0,
     tell: Callable[[Measured], None] = lambda one: None,
 ) -> None:
-    """Measure a block (`measure_block`), every finding in the journal before the next; `tell` of each peak and of a
-    point's last time.
+    """Measure a block (`measure_block`), with every finding in the journal before the next.
+
+    `tell` hears of each peak and of a point's last time.
     """
     numbers = {id(one): i for i, one in enumerate(journal.found)}
 
@@ -196,7 +214,9 @@ def record_block(
 
 
 def rows_of(found: Iterable[Measured], repeats: int) -> list[dict[str, Any]]:
-    """The points of a record: those that are complete, and those that ran out of memory. Times of a point that was
+    """Return the points of a record.
+
+    They are those that are complete, and those that ran out of memory. Times of a point that was
     broken off are left out, its peak stays.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""Measuring one block of steps: the peak of each, then their times in turn."""
+"""This module measures one block of steps: the peak of each, then their times in turn."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from loramux_runtime.profiler.step import PointStep, measure_peak
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """What is known of one point. Bytes and seconds."""
+    """Holds what is known of one point, in bytes and seconds."""
 
     point: StepPoint
     memory: dict[str, Any] = field(default_factory=dict)
-    """`dynamic`, `state`, `total` (CUDA: also `allocated`, `reserved`, `context`); or `censored`
-    with `known`.
+    """`dynamic`, `state`, `total` (CUDA: also `allocated`, `reserved`, `context`).
+
+    A point that ran out of memory has `censored` with `known` instead.
     """
     samples: list[float] = field(default_factory=list)
     active_experts: list[float | None] | None = None
-    """By job, where a method's routing decides it."""
+    """Mean experts per token by job, where a method's routing decides it."""
     anchor_s: float | None = None
-    """Median seconds of the reference step (`ANCHOR`), timed in turn with it: how fast the machine
-    was.
+    """Median seconds of the reference step (`ANCHOR`), timed in turn with it.
+
+    It tells how fast the machine was.
     """
 
     @property
     def censored(self) -> bool:
-        """Whether it ran out of memory."""
+        """Return whether the step ran out of memory."""
         return bool(self.memory.get("censored"))
 
     @property
     def median_s(self) -> float:
-        """Of the samples."""
+        """Return the median seconds of the samples."""
         return statistics.median(self.samples)
 
     def to_dict(self) -> dict[str, Any]:
-        """As journal and record hold it."""
+        """Return the point as journal and record hold it."""
         found: dict[str, Any] = {"step": self.point.to_dict(), "memory": self.memory}
         if self.samples:
             low, high = min(self.samples), max(self.samples)
@@ -57,7 +59,7 @@ class Measured:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Measured:
-        """What `to_dict` gave."""
+        """Return the point that `to_dict` gave as this data."""
         return cls(
             point=StepPoint.from_dict(data["step"]),
             memory=dict(data["memory"]),
@@ -68,12 +70,18 @@ class Measured:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a RuntimeError says that memory ran out: CUDA's own class, or the words of the CPU allocator."""
+    """Return whether a RuntimeError says that memory ran out.
+
+    It does if it is CUDA's own class, or has the words of the CPU allocator.
+    """
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def peak(model: FusedModel, point: StepPoint, limit_bytes: float | None) -> dict[str, Any]:
-    """The peak of one step. An out-of-memory is an observation: more than `known` bytes would have been needed."""
+    """Return the peak of one step.
+
+    An out-of-memory is an observation: more than `known` bytes would have been needed.
+    """
     cuda = model.base.device.type == "cuda"
     failed = False
     try:
@@ -124,8 +132,10 @@ def _cuda_peak(model: FusedModel, point: StepPoint) -> dict[str, Any]:
 
 
 def clock(model: FusedModel) -> Callable[[], float]:
-    """Seconds: of the process's CPU on a CPU with one thread (the machine may be shared), else on the wall, with the
-    device waited for.
+    """Return the clock that steps are timed by, in seconds.
+
+    On a CPU with one thread it is the process's CPU time, because the machine may be shared;
+    elsewhere it is the wall clock, and on a GPU the device is waited for.
     """
     if model.base.device.type == "cuda":
 
@@ -143,14 +153,15 @@ ANCHOR: Final = StepPoint(
         JobPoint(adapter=AdapterPoint(method="dynmole", rank=8, experts=4, top_k=2), lengths=(30,), labels=15),
     )
 )
-"""The reference step of every block. On a shared machine blocks of one run differ by a quarter in
-speed, the repeats within a block by 4%: with it, times of different blocks can be brought to one
-speed.
+"""The reference step of every block.
+
+On a shared machine blocks of one run differ by a quarter in speed, the repeats within a block by
+4%. With the reference step, times of different blocks can be brought to one speed.
 """
 
 
 class Timed:
-    """A step that is kept ready to be timed."""
+    """Keeps a step ready to be timed."""
 
     def __init__(self, model: FusedModel, measured: Measured, *, seed: int) -> None:
         self.measured = measured
@@ -160,7 +171,7 @@ class Timed:
         self._run()  # warm-up
 
     def sample(self) -> float:
-        """Seconds of one more step."""
+        """Return the seconds of one more step."""
         start = self._now()
         self._run()
         return max(1e-6, round(self._now() - start, 6))  # the clocks resolve no less
@@ -183,14 +194,16 @@ def measure_block(
     found: Callable[[Measured], None],
     sampled: Callable[[Measured], None],
 ) -> None:
-    """Fill in the block's peaks (those that are missing), each with the device to itself, and its times: one sample of
-    each step in turn, every other round backwards, so that a busy moment of the machine hits all alike, until each has
-    `repeats`. On a GPU as many of the block's steps take turns as fit side by side.
+    """Fill in the block's peaks that are missing, and its times until each step has `repeats`.
+
+    A peak is measured with the device to itself. Times are taken one sample of each step in turn,
+    every other round backwards, so that a busy moment of the machine hits all alike. On a GPU as
+    many of the block's steps take turns as fit side by side.
 
     `found` is told of every peak and `sampled` of every time as soon as there is one; they may
     raise to end early.
     """
-    # what a model keeps from its first step on is no step's peak
+    # what a model keeps from its first step on belongs to no step's peak
     Timed(model, Measured(point=ANCHOR), seed=seed)
     for measured in block:
         if not measured.memory:
@@ -202,8 +215,10 @@ def measure_block(
 
 
 def side_by_side(block: Sequence[Measured], room: float) -> Iterator[list[Measured]]:
-    """The steps in groups whose states, with the largest step's own peak, are at most `room` bytes; one that is larger
-    comes alone.
+    """Yield the steps in groups that fit side by side in `room` bytes.
+
+    The states of a group, with its largest step's own peak, are at most `room` bytes; a step that
+    is larger comes alone.
     """
     group: list[Measured] = []
     for one in block:
@@ -218,7 +233,10 @@ def side_by_side(block: Sequence[Measured], room: float) -> Iterator[list[Measur
 
 
 def _room(model: FusedModel) -> float:
-    """Bytes that steps kept ready may take; nine tenths of what is free, for the allocator's fragments."""
+    """Return the bytes that steps kept ready may take.
+
+    They are nine tenths of what is free, for the allocator's fragments.
+    """
     if model.base.device.type != "cuda":
         return float("inf")
     gc.collect()
@@ -252,7 +270,10 @@ def _time_group(
 
 
 def _sampled(model: FusedModel, step: Timed) -> float | None:
-    """One time of a step; None where its memory, beside the others', is too scattered after all."""
+    """Return one time of a step.
+
+    Returns None where its memory, beside the others', is too scattered after all.
+    """
     failed = False
     try:
         return step.sample()
@@ -266,7 +287,10 @@ def _sampled(model: FusedModel, step: Timed) -> float | None:
 
 
 def _ready(model: FusedModel, measured: Measured, seed: int) -> Timed | None:
-    """The step, warm; None where it fits alone but not beside the block's others: it then has no times."""
+    """Return the step, warm and ready to be timed.
+
+    Returns None where it fits alone but not beside the block's others: it then has no times.
+    """
     failed = False
     try:
         return Timed(model, measured, seed=seed)

@@ -1,9 +1,9 @@
-"""Peaks of steps on fake tensors, remembered on disk: a 7B step takes seconds to run and never changes.
+"""This module remembers peaks of steps on fake tensors on disk.
 
-An entry is one small JSON file, named by the digest of everything that the peak depends on: the
-model's configuration, the type of its weights, the step, the versions of torch and transformers,
-and the code of the runtime. An entry that cannot be read, or is of something else, counts as none
-and is written anew. Importing this needs no torch.
+A 7B step takes seconds to run and never changes. An entry is one small JSON file, named by the
+digest of everything that the peak depends on: the model's configuration, the type of its weights,
+the step, the versions of torch and transformers, and the code of the runtime. An entry that cannot
+be read, or is of something else, counts as none and is written anew. Importing this needs no torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Dtype = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakePeak:
-    """Bytes of a step, as `step.Peak`, and where they come from."""
+    """Holds the bytes of a step, as `step.Peak` does, and where they come from."""
 
     weights: int
     state: int
@@ -43,18 +43,24 @@ class FakePeak:
 
 
 def cache_folder(folder: Path | None = None) -> Path:
-    """Where entries are: `folder`, or XDG_CACHE_HOME/loramux/estimates, or ~/.cache/loramux/estimates."""
+    """Return the folder of the entries: `folder`, or that of the user's cache.
+
+    The user's is XDG_CACHE_HOME/loramux/estimates, or ~/.cache/loramux/estimates.
+    """
     if folder is not None:
         return folder
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # the standard ignores relative ones
+    # the standard says to ignore a relative XDG_CACHE_HOME
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return root / "loramux" / "estimates"
 
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """SHA-256 of the code that a step's memory depends on; unlike a commit, right in a changed checkout too."""
+    """Return the SHA-256 of the code that a step's memory depends on.
+
+    Unlike a commit, it is right in a changed checkout too.
+    """
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[1]
     files = sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
@@ -72,8 +78,10 @@ def _installed(name: str) -> str:
 
 
 class FakePeaks:
-    """Peaks of steps of one base. `model`: all that its configuration consists of, as JSON; `build`: its configuration
-    of transformers, asked for only where a step has to be run.
+    """Gives the peaks of steps of one base.
+
+    `model` is all that its configuration consists of, as JSON. `build` gives its configuration of
+    transformers, and is called only where a step has to be run.
     """
 
     def __init__(
@@ -100,10 +108,13 @@ class FakePeaks:
         self._tell = tell
         self._step: FakeStep | None = None
         self.runs = 0
-        """Steps that were run, and not found on disk."""
+        """Number of steps that were run, and not found on disk."""
 
     def peak(self, point: StepPoint) -> FakePeak:
-        """Of a step. Raises UsageError where the model cannot be a base, or an adapter does not go with it."""
+        """Return the peak of a step.
+
+        Raises UsageError where the model cannot be a base, or an adapter does not go with it.
+        """
         identity = json_text({**self._identity, "step": point.to_dict()})
         key = hashlib.sha256(identity.encode()).hexdigest()
         file = self._folder / f"{key}.json"

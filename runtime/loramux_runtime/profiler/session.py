@@ -1,4 +1,7 @@
-"""A profiling run: choose steps, measure them block by block, stop when the fit is good enough or time is up."""
+"""A profiling run chooses steps and measures them block by block.
+
+It stops when the fit is good enough or time is up.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,33 @@ from loramux_traces.arrays import Floats
 BLOCK: Final = 8
 """Steps that are kept ready and timed in turn."""
 FIRST_FIT: Final = 40
-"""Points before the time model is fitted for the first time; until then a rough guess of the
-seconds will do.
+"""Points before the time model is fitted for the first time.
+
+Until then a rough guess of the seconds will do.
 """
 GUESS: Final = (0.02, 2e-11)
-"""Seconds of a job, and per FLOP of the frozen matrices: right within a factor of a few on a CPU
-core; only the order of the steps' costs matters.
+"""Seconds of a job, and per FLOP of the frozen matrices.
+
+They are right within a factor of a few on a CPU core; only the order of the steps' costs matters.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionReport:
-    """How far a run is."""
+    """Says how far a run has come."""
 
     points: int
     timed: int
     censored: int
     seconds: float
-    """On the wall, since it began or was resumed."""
+    """Seconds on the wall, since the run began or was resumed."""
     error: float | None
     """Cross-validated MAPE of the step times so far."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """A run on one model. The journal keeps everything; `found` is all of it."""
+    """Runs a profile of one model; the journal keeps everything, and `found` is all of it."""
 
     model: FusedModel
     shape: ModelShape
@@ -71,9 +76,10 @@ class Session:
         self.found = self.journal.found
 
     def run(self, budget_s: float) -> str:
-        """Measure until one of the reasons to stop, which it gives: "good enough", "budget", "enough points".
+        """Measure until there is a reason to stop, and return the reason.
 
-        An exception (a signal) loses nothing that was measured.
+        It is "good enough", "budget" or "enough points". An exception (a signal) loses nothing that
+        was measured.
         """
         self._began = time.monotonic()
         self._refit()

@@ -1,4 +1,7 @@
-"""A fused step of the real runtime made from a `StepPoint`, and its peak of live storages."""
+"""This module makes a fused step of the real runtime from a `StepPoint`.
+
+It also measures the step's peak of live storages.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ RATE = 0.05
 
 
 def adapter_config(point: AdapterPoint) -> Any:
-    """The method's configuration."""
+    """Return the configuration of the point's method."""
     rate = RATE if point.dropout else 0.0
     common: dict[str, Any] = {"rank": point.rank, "alpha": 2.0 * point.rank, "dropout": rate}
     if point.method == "lora":
@@ -42,7 +45,10 @@ def adapter_config(point: AdapterPoint) -> Any:
 
 
 def micro_batch(job: JobPoint, vocab: int, *, seed: int = 0, step: int = 0) -> MicroBatch:
-    """Random tokens of the point's lengths; the last ones of each row are learned, spread evenly over the rows."""
+    """Make random tokens of the point's lengths, with the last ones of each row learned.
+
+    The learned ones are spread evenly over the rows.
+    """
     rng = np.random.default_rng([seed, step])
     rows = tuple(rng.integers(0, vocab, n) for n in job.lengths)
     left, room = job.labels, job.tokens - len(rows)
@@ -58,7 +64,10 @@ def micro_batch(job: JobPoint, vocab: int, *, seed: int = 0, step: int = 0) -> M
 
 
 class PointStep:
-    """The jobs of a point on a model, with their AdamW: `run()` is one fused step and every job's optimizer step."""
+    """Holds the jobs of a point on a model, with their AdamW.
+
+    `run()` is one fused step and every job's optimizer step.
+    """
 
     def __init__(self, model: FusedModel, point: StepPoint, *, seed: int = 0) -> None:
         self.model, self.point = model, point
@@ -84,43 +93,47 @@ class PointStep:
         self.optimize()  # makes the moments
 
     def optimize(self) -> None:
-        """Every job's optimizer step."""
+        """Run every job's optimizer step."""
         for adapter, optimizer in zip(self.adapters, self._optimizers, strict=True):
             optimizer.step()
             adapter.slab.version += 1
             adapter.slab.grads.zero_()
 
     def forward_backward(self) -> None:
-        """The fused step without reading anything back."""
+        """Run the fused step without reading anything back."""
         layout = self.model.layout(self.parts)
         self.model.forward_backward(layout)
 
     def run(self) -> None:
-        """One step of every job."""
+        """Run one step of every job, with its optimizer."""
         self.model.step(self.parts)
         self.optimize()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Bytes of live storages."""
+    """Holds the bytes of live storages."""
 
     weights: int
     state: int
     """Adapters, gradients and moments of all jobs of the step."""
     dynamic: int
-    """Peak of the step on top of both: activations, compute copies, temporaries of kernels and
-    optimizers.
+    """Peak of the step on top of both.
+
+    It is activations, compute copies, temporaries of kernels and optimizers.
     """
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the sum of all three parts."""
         return self.weights + self.state + self.dynamic
 
 
 def measure_peak(model: FusedModel, point: StepPoint, *, limit_bytes: float | None = None) -> Peak:
-    """Run one step and give its peak. `limit_bytes`: of everything; raises MemoryLimitError beyond it."""
+    """Run one step and return its peak.
+
+    `limit_bytes` limits everything together; raises MemoryLimitError beyond it.
+    """
     gc.collect()
     weights = model.base.weight_bytes
     tracker = StorageTracker()

@@ -1,7 +1,8 @@
-"""The jobs that `estimate` and `recommend` are asked about: of a jobs file or of a trace, on their base or another.
+"""The subjects are the jobs that `estimate` and `recommend` are asked about.
 
-Importing this needs no torch. A jobs file is read by the training runtime, with the lengths of its
-data; where lengths are given instead, an outline of it is enough, which needs no torch either.
+They come from a jobs file or from a trace, on their base or another. Importing this needs no torch.
+A jobs file is read by the training runtime, with the lengths of its data; where lengths are given
+instead, an outline of it is enough, which needs no torch either.
 """
 
 from __future__ import annotations
@@ -37,47 +38,50 @@ RUNTIME_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "loramoe": {"rank": 8, "target_modules": "mlp", "num_experts": 8},
     "dynmole": {"rank": 24, "target_modules": "mlp", "num_experts": 6, "keep_top_k": 2},
 }
-"""Of the methods' configurations (`adapters/*/config.py`; a test holds them equal)."""
+"""Defaults of the methods' configurations (`adapters/*/config.py`; a test holds them equal)."""
 NAMED: Final = ("all-linear", "attention", "mlp", "qv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """A base model by its shape."""
+    """Describes a base model by its shape."""
 
     label: str
-    """What jobs name it by."""
+    """Name by which jobs refer to the base model."""
     shape: ModelShape
     config: dict[str, Any] | None = None
-    """Of transformers, where one was given; None: llama-like, of that shape."""
+    """Configuration of transformers, where one was given; None: llama-like, of that shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subjects:
-    """Jobs, and what of them a trace cannot say."""
+    """Holds jobs, and what of them a trace cannot say."""
 
     specs: tuple[JobSpec, ...]
     adapters: dict[str, AdapterPoint] = field(default_factory=dict)
-    """By job, where it differs from what the spec says (DoRA, experts by layer)."""
+    """Adapter by job, where it differs from what the spec says (DoRA, experts by layer)."""
     base: Base | None = None
-    """Of all of them; None where a trace has several."""
+    """Base of all of them; None where a trace has several."""
     folder: str = ""
-    """Where relative paths of models start."""
+    """Folder where relative paths of models start."""
     lengths: str = ""
     """Where row lengths come from, in words."""
     notes: tuple[str, ...] = ()
 
     def adapter(self, spec: JobSpec) -> AdapterPoint:
-        """Of a job."""
+        """Return the adapter of a job."""
         return self.adapters.get(spec.job_id) or adapter_point(spec)
 
     def unsaid(self, spec: JobSpec) -> list[str]:
-        """What of a job's adapter its spec cannot say, and makes it heavier."""
+        """Return what makes a job's adapter heavier and cannot be said by its spec."""
         return ["DoRA"] if self.adapter(spec).dora else []
 
 
 def find_base(name_or_path: str, folder: str = "") -> Base:
-    """A shipped shape, or a local configuration. UsageError or InvalidInputError where it is neither."""
+    """Return a shipped shape, or a local configuration, as a base.
+
+    Raises UsageError or InvalidInputError where the name is neither.
+    """
     shape = load_shape(name_or_path, folder)
     if shape.name in shape_names() or not looks_like_path(name_or_path):
         return Base(label=shape.name, shape=shape)
@@ -106,10 +110,10 @@ def read_subjects(
     seq_len_p95: float | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Subjects:
-    """The jobs of a jobs file (its data's lengths, or `seq_len`) or of a trace.
+    """Read the jobs of a jobs file or of a trace.
 
-    `model`, `dtype` and `recompute` override what the file says. Raises UsageError and
-    InvalidInputError.
+    The lengths of a jobs file are those of its data, or `seq_len`. `model`, `dtype` and `recompute`
+    override what the file says. Raises UsageError and InvalidInputError.
     """
     base = None if model is None else find_base(model)
     changes: dict[str, Any] = {"recompute": True} if recompute else {}
@@ -131,7 +135,7 @@ def read_subjects(
 
 
 def _jobs_document(path: str) -> dict[str, Any] | None:
-    """What a jobs file holds; None where the file is no jobs file, and so a trace."""
+    """Return what a jobs file holds; None where the file is no jobs file, and so a trace."""
     if not path.endswith((".yaml", ".yml", ".json")):
         return None
     try:
@@ -209,7 +213,10 @@ def _of_jobs_file(
 
 
 def _adapter(spec: JobSpec, config: Mapping[str, Any]) -> tuple[AdapterPoint, list[str]]:
-    """What the plan and the fake step go by, and what of the configuration they leave out."""
+    """Return what the plan and the fake step go by.
+
+    The second part of the result says, in words, what of the configuration they leave out.
+    """
     point = adapter_point(spec)
     said = []
     experts = config.get("num_experts")
@@ -232,7 +239,10 @@ def _adapter(spec: JobSpec, config: Mapping[str, Any]) -> tuple[AdapterPoint, li
 
 
 def _outlined(path: str, document: dict[str, Any], base: Base | None, changes: dict[str, Any]) -> Subjects:
-    """Jobs of a jobs file without the runtime: what memory depends on, and no more of it is checked."""
+    """Read the jobs of a jobs file without the runtime.
+
+    Only what memory depends on is read, and no more of the file is checked.
+    """
 
     def fail(column: str, value: object, allowed: str) -> InvalidInputError:
         return InvalidInputError([problem(path, column, value, allowed)])

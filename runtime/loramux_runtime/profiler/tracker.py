@@ -1,4 +1,7 @@
-"""Bytes of live tensor storages, as torch creates and frees them, with real or with fake tensors."""
+"""This module counts the bytes of live tensor storages.
+
+They are counted as torch creates and frees them, with real or with fake tensors.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ ALLOCATION: Final = 512
 
 
 class MemoryLimitError(RuntimeError):
-    """An allocation would have exceeded the tracker's limit; reads like the CPU allocator's own error."""
+    """Says that an allocation would have exceeded the tracker's limit.
+
+    It reads like the CPU allocator's own error.
+    """
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """`live` and `peak`: bytes of the storages that operations inside the mode made and that still exist.
+    """Counts `live` and `peak`: bytes of the storages that operations inside the mode made.
 
-    On a build without CUDA this is the only measure there is: `torch.cuda.max_memory_allocated()`
-    answers 0. Not counted: the allocator's fragments, the CUDA context, workspaces inside library
-    calls.
+    Only those that still exist are counted. On a build without CUDA this is the only measure there
+    is: `torch.cuda.max_memory_allocated()` answers 0. Not counted: the allocator's fragments, the
+    CUDA context, workspaces inside library calls.
 
     `limit_bytes`: the allocation that would exceed it raises MemoryLimitError, as a full device
     would.
@@ -61,10 +67,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Never count the storages of these: what was there before (an operation that gives a view shows it anew)."""
+        """Never count the storages of these tensors, which were there before.
+
+        They have to be named because an operation that gives a view shows the storage anew.
+        """
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
     def restart(self) -> None:
-        """Forget the peak so far."""
+        """Forget the peak so far; the new one starts at what is live."""
         self.peak = self.live

@@ -1,5 +1,6 @@
-"""How long moving things takes: a new job's adapter, one from its file, a pause and a resume, the base's weights.
+"""This module measures how long moving things takes.
 
+It times a new job's adapter, one from its file, a pause and a resume, and the base's weights.
 Measuring needs torch and numpy only: the GPU suite runs where there is neither pydantic nor SciPy.
 The lines are fitted where there is SciPy.
 """
@@ -28,7 +29,7 @@ SIZES: Final = (
     AdapterPoint(method="mixlora", rank=16, experts=8, top_k=2),
     AdapterPoint(method="dynmole", rank=32, experts=8, top_k=2),
 )
-"""Small to large: what a job keeps differs by a factor of about 100."""
+"""Adapters from small to large: what a job keeps differs by a factor of about 100."""
 KINDS: Final = ("join", "adapter_load", "pause", "resume")
 REPEATS: Final = 5
 BASE_SAMPLE: Final = 256 << 20
@@ -36,12 +37,15 @@ BASE_SAMPLE: Final = 256 << 20
 
 
 def measure_transfers(model: FusedModel) -> dict[str, Any]:
-    """The `transfers` section of a record."""
+    """Return the `transfers` section of a record."""
     return fit_transfers(sample_transfers(model))
 
 
 def fit_transfers(samples: dict[str, Any]) -> dict[str, Any]:
-    """The section from what `sample_transfers` gave: seconds of each kind, fixed and per byte of state."""
+    """Return the section from what `sample_transfers` gave.
+
+    It has the seconds of each kind, fixed and per byte of state.
+    """
     from loramux_profiles.regression import relative_nnls
 
     section = dict(samples)
@@ -56,7 +60,10 @@ def fit_transfers(samples: dict[str, Any]) -> dict[str, Any]:
 def sample_transfers(
     model: FusedModel, points: Sequence[AdapterPoint] = SIZES, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """Wall-clock seconds of each kind, by bytes of state (parameters, gradients and moments), and of the base."""
+    """Return wall-clock seconds of each kind by bytes of state, and those of the base.
+
+    State is parameters, gradients and moments.
+    """
     adapters = [model.new_adapter(f"t{i}", one.method, adapter_config(one)) for i, one in enumerate(points)]
     pairs = [(adapter, _optimizer(adapter)) for adapter in adapters]
     sizes = [_state_bytes(*pair) for pair in pairs]
@@ -75,7 +82,10 @@ def sample_transfers(
 
 
 def _optimizer(adapter: Adapter) -> torch.optim.AdamW:
-    """As a job's own (`JobOptimizer`, whose configuration needs pydantic): one parameter, two flat moments."""
+    """Make an optimizer like a job's own: one parameter, two flat moments.
+
+    A job's own is `JobOptimizer`, whose configuration needs pydantic.
+    """
     param = torch.nn.Parameter(adapter.slab.params)
     param.grad = adapter.slab.grads
     optimizer = torch.optim.AdamW([param], lr=1e-4, fused=True)
@@ -102,7 +112,10 @@ def _loading(model: FusedModel, folder: Path) -> Callable[[], object]:
 
 
 def _copying(model: FusedModel, adapter: Adapter, optimizer: torch.optim.AdamW, *, out: bool) -> Callable[[], object]:
-    """What a pause copies; on a CPU the runtime copies nothing, and the figure is that of a copy in main memory."""
+    """Return an action that copies what a pause copies, or without `out` what a resume copies.
+
+    On a CPU the runtime copies nothing, and the figure is that of a copy in main memory.
+    """
     tensors = _state(adapter, optimizer)
     if not out:
         tensors = [tensor.cpu() for tensor in tensors]
@@ -129,7 +142,10 @@ def _seconds(action: Callable[[], object], model: FusedModel) -> float:
 
 
 def _base_seconds(model: FusedModel, path: Path) -> float:
-    """Seconds to read the base's weights from a file (in the page cache) to the device."""
+    """Return the seconds to read the base's weights from a file to the device.
+
+    The file is in the page cache.
+    """
     chosen: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in model.base.hf.state_dict().items():
