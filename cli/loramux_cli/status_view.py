@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from loramux_runtime.live.watch.status import MOST_FAILURES
 from loramux_traces.errors import printable
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ MOST_ROWS: Final = 40
 """Jobs listed where not all are asked for."""
 RECENT: Final = 10
 """Ended jobs among them, where there is room."""
-MOST_FAILURES: Final = 3
 STALE_S: Final = 30.0
 """Figures of a running scheduler that are older are said to be old."""
 ORDER: Final = ("RUNNING", "HELD", "WAITING", "QUEUED")

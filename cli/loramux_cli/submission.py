@@ -18,8 +18,8 @@ TABLES = {".csv", ".jsonl", ".ndjson"}
 
 def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> Sequence[TrainJob]:
     """Jobs of a job.yaml or of a trace. Raises InvalidInputError, UsageError where --id is given for several."""
-    from loramux_cli.live_trace import submitted
     from loramux_runtime.jobs.jobs_file import TrainJob, read_jobs
+    from loramux_runtime.live.trace_replay import submitted
 
     jobs = submitted(file) if TABLES.intersection(file.suffixes) else read_jobs(file)
     if job_id is not None and len(jobs) > 1:

@@ -53,8 +53,9 @@ def train_command(
     from loramux_policies.registry import create
     from loramux_runtime.fused.memory_meter import keep_freed_memory
     from loramux_runtime.fused.torch_devices import choose_device, set_threads
+    from loramux_runtime.jobs.bases import open_base
     from loramux_runtime.jobs.jobs_file import read_jobs_file
-    from loramux_runtime.train.run import TrainRun, open_base
+    from loramux_runtime.train.run import TrainRun
 
     running.load_policies([policy], policy_file)
     file = read_jobs_file(jobs)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from loramux.evaluations.aspen import FILES, Bench, Workload, identical, mixed, modelled, policies
 from loramux_analysis import aspen_evaluation as a
-from loramux_cli.evaluate import FILES, Bench, Workload, identical, mixed, modelled, policies
 from loramux_cli.main import app
 from loramux_simulator import SimOptions, simulate
 from loramux_traces.errors import UsageError

@@ -185,9 +185,9 @@ def test_nothing_stays_of_it(arguments: tuple[str, ...], said: str, folder: Path
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
 def test_scales_that_are_none(scale: float) -> None:
-    from loramux_cli.live_trace import scaled
     from loramux_profiles.checked import read_checked
     from loramux_runtime.jobs.jobs_file import BaseConfig
+    from loramux_runtime.live.trace_replay import scaled
     from loramux_traces.data import sample_path
     from loramux_traces.errors import UsageError
 

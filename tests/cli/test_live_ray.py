@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from loramux_cli.live_engine import EngineChoice
+from loramux_runtime.live.settings import EngineChoice
 from loramux_traces.errors import UsageError
 
 from .test_live import folder, loramux, start, wait_for
@@ -42,7 +42,7 @@ def test_options_that_do_not_go_together(options: list[str], tmp_path: Path) -> 
 
 def test_ray_is_imported_only_when_asked_for() -> None:
     code = (
-        "import sys, loramux_cli.live, loramux_cli.live_engine, loramux_cli.sweep, loramux_runtime.live.service,"
+        "import sys, loramux_cli.live, loramux_runtime.live.opening, loramux_cli.sweep, loramux_runtime.live.service,"
         " loramux_runtime.live.drive.ray_pool, loramux_runtime.live.drive.ray_cluster; assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from loramux_cli.live_watch import watched
 from loramux_runtime.jobs.fingerprint import fingerprint
 from loramux_runtime.live.state.store import Store, discard
 from loramux_runtime.live.watch.status import read_status
+from loramux_runtime.live.watch.watchers import watched
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
@@ -82,7 +82,7 @@ def test_a_trace_of_another_base_is_said(folder: Path, cli: Cli) -> None:
 def test_the_last_prometheus_file_says_that_nobody_is_there(folder: Path, cli: Cli) -> None:
     cli("submit", "job.yaml", "--state", "state")
     store = Store(folder / "state")
-    with owned(folder / "state"), watched(store, folder / "x.prom", None) as watchers:
+    with owned(folder / "state"), watched(store, folder / "x.prom", None, print) as watchers:
         store.set_facts(now_s=1.0, now_unix_s=1.0, resident=1)
         store.update("a", state="RUNNING")
         watchers.on_flush[0]()

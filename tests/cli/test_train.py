@@ -67,8 +67,9 @@ def test_a_recorded_run_is_replayed_from_its_folder(cli: Cli, tmp_path: Path) ->
     from loramux_policies import create
     from loramux_policies.stepping.replay import replay
     from loramux_profiles.devices import load_device
+    from loramux_runtime.jobs.bases import open_base
     from loramux_runtime.jobs.jobs_file import read_jobs_file
-    from loramux_runtime.train.run import TrainRun, open_base
+    from loramux_runtime.train.run import TrainRun
 
     out, jobs = tmp_path / "out", write(tmp_path)
     assert cli("train", jobs, "--out", out, "--device", "cpu", "--record").code == 0

@@ -19,6 +19,7 @@ from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.kernels import dropout
 from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.jobs.bases import open_base
 from loramux_runtime.jobs.jobs_file import BaseConfig, read_jobs_file
 from loramux_runtime.profiler import fake as fake_module
 from loramux_runtime.profiler import peaks as peaks_module
@@ -26,7 +27,6 @@ from loramux_runtime.profiler.estimate import estimate, fake_peaks
 from loramux_runtime.profiler.peaks import FakePeaks, cache_folder
 from loramux_runtime.profiler.step import Peak, measure_peak
 from loramux_runtime.profiler.subjects import RUNTIME_DEFAULTS, Base, read_subjects
-from loramux_runtime.train.run import open_base
 from loramux_traces.errors import InvalidInputError, UsageError
 
 CONFIG = {

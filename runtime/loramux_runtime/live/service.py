@@ -26,6 +26,7 @@ from loramux_runtime.live.desk import Desk, OnRecord
 from loramux_runtime.live.drive.engine import Engine
 from loramux_runtime.live.drive.live_times import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.drive.pool import WorkerPool
+from loramux_runtime.live.drive.step_marks import StepMarks
 from loramux_runtime.live.host import LiveHost, Watch
 from loramux_runtime.live.inbox import LiveInbox
 from loramux_runtime.live.policy_guard import PolicyGuard, check_live
@@ -113,7 +114,7 @@ class LiveService:
             policy,
             self._times,
             self.training,
-            self.marker,
+            StepMarks(self.marker),
             find=lambda job: self.desk.training_of(job),
             find_again=lambda job: self.desk.training_again(job),
             worker_up=lambda device_id, where: self.host.worker_up(device_id, where),

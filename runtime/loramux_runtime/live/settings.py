@@ -1,10 +1,15 @@
-"""How a live scheduler is run."""
+"""How a live scheduler is run, and on what. No torch in here: the supervisor reads it too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Final, Literal
+
+from loramux_runtime.live.drive.ray_cluster import need_ray
+from loramux_traces.errors import UsageError
+
+ENGINES: Final = ("local", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +34,25 @@ class LiveSettings:
     """Log every fused step, so that the decisions can be taken again
     (`loramux_policies.stepping.replay`).
     """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """The options that are about it."""
+
+    engine: str
+    devices: int | None
+    """None: all GPUs of the cluster, or one."""
+    address: str | None
+    """Of a running Ray cluster."""
+    device: str
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        """UsageError where they do not go together, or Ray is not installed."""
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {self.engine[:40]!r}")
+        if self.engine == "ray":
+            need_ray()
+        elif self.devices not in (None, 1) or self.address is not None:
+            raise UsageError("more than one device, or a Ray cluster, is for --engine ray")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
@@ -23,11 +22,11 @@ from loramux_policies.stepping.inbox import Arrivals
 from loramux_policies.stepping.residents import Residents
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
-from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
+from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.torch_devices import card_name
 from loramux_runtime.jobs.adapter_files import save_adapter
-from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile
+from loramux_runtime.jobs.jobs_file import JobsFile
 from loramux_runtime.jobs.preparation import Preparation
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.train.accounts import Accounts
@@ -67,32 +66,6 @@ class TrainResult:
     """By job: first and last evaluation of the held-out rows."""
     prediction: dict[str, Any] | None = None
     """How far the fitted profile was off (`observed.Observer.report`); None where none was given."""
-
-
-def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseModel:
-    """The base model that a jobs file asks for. InvalidInputError or UsageError where it cannot be had."""
-    if config.path is not None:
-        return load_base(config.path, dtype=config.dtype, device=device)
-    if config.shape is not None:
-        hf = shape_config(config.shape)
-        return build_base(hf, name=config.shape, dtype=config.dtype, device=device, seed=config.seed)
-    from transformers import AutoConfig
-
-    assert config.config is not None
-    values = dict(config.config)
-    kind = values.pop("model_type")
-    try:
-        hf = AutoConfig.for_model(kind, **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"base.config: {error}") from error
-    return build_base(hf, name=f"tiny-{kind}", dtype=config.dtype, device=device, seed=config.seed)
-
-
-def outline_base(config: BaseConfig) -> BaseModel:
-    """The same model without its weights, in no memory: what it takes to admit jobs that are trained elsewhere."""
-    if config.path is None:
-        return open_base(config, "meta")
-    return outline(config.path, dtype=config.dtype)
 
 
 class TrainRun:

@@ -9,9 +9,10 @@ from typing import Any
 from loramux_policies import create
 from loramux_policies.policy import Policy
 from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_runtime.jobs.bases import open_base
 from loramux_runtime.jobs.jobs_file import JobsFile, TrainJob
 from loramux_runtime.train.faults import NONE, FaultPlan
-from loramux_runtime.train.run import TrainResult, TrainRun, open_base
+from loramux_runtime.train.run import TrainResult, TrainRun
 from loramux_runtime.train.times import PredictedTimes, Times
 
 CONFIG = {

@@ -13,6 +13,7 @@ from loramux_policies import create
 from loramux_policies.loop.job import Job
 from loramux_policies.policy import Policy
 from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_runtime.jobs.bases import open_base, outline_base
 from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.drive.live_times import LiveTimes, PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerPool
@@ -22,7 +23,6 @@ from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.job_rows import JobRow
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
-from loramux_runtime.train.run import open_base, outline_base
 from loramux_simulator import simulate
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.locking import owned

@@ -13,9 +13,10 @@ from loramux_policies import create
 from loramux_profiles.checked import read_checked
 from loramux_profiles.datafiles import data_dir
 from loramux_profiles.devices import load_device
+from loramux_runtime.jobs.bases import open_base
 from loramux_runtime.jobs.jobs_file import JobsFile
 from loramux_runtime.live.trace_jobs import train_job
-from loramux_runtime.train.run import TrainRun, open_base
+from loramux_runtime.train.run import TrainRun
 from loramux_runtime.train.times import PredictedTimes
 from loramux_simulator.real_runs import setting_of, simulate_setting, step_times
 from loramux_traces.runfolder import Run, read_run, write_run

@@ -23,9 +23,9 @@ from loramux_runtime.live.drive.live_times import LiveTimes
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.pool_executor import PoolExecutor
 from loramux_runtime.live.drive.remote_training import RemoteTraining
+from loramux_runtime.live.drive.step_marks import StepMarks
 from loramux_runtime.live.drive.worker_restarts import WorkerRestarts
 from loramux_runtime.live.drive.workforce import Workforce
-from loramux_runtime.live.state.marker import Marker
 from loramux_runtime.train.executor import Executor
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.observer import Observer
@@ -94,7 +94,7 @@ class Engine:
         policy: Policy,
         times: LiveTimes,
         training: dict[str, TrainingJob],
-        marker: Marker,
+        marks: StepMarks,
         *,
         find: Callable[[Job], TrainingJob],
         find_again: Callable[[Job], TrainingJob],
@@ -116,14 +116,14 @@ class Engine:
                 meters,
                 times=times,
                 faults=self.faults,
-                before_step=marker.step_follows,
+                before_step=marks.step_follows,
                 observer=None if observers is None else observers[0],
                 rss_before=self.rss_before,
             )
             return Drive(
                 residents=Residents(policy),
                 devices=executor,
-                states=LocalStates(model, training, find, marker.joining),
+                states=LocalStates(model, training, find, marks.joining),
                 meters=meters,
                 make=lambda prepared, log: TrainingJob.new(model, prepared.config, prepared.data, log=log),
             )

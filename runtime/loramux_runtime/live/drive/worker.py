@@ -105,8 +105,8 @@ class DeviceWorker:
     def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
         """On a base model of its own. `base`: of `jobs_file.BaseConfig`, as JSON."""
         from loramux_runtime.fused.torch_devices import choose_device, set_threads
+        from loramux_runtime.jobs.bases import open_base
         from loramux_runtime.jobs.jobs_file import BaseConfig
-        from loramux_runtime.train.run import open_base
 
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)

@@ -9,14 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
-
-from loramux_policies.loop.job import Job
-from loramux_policies.stepping.live_run import LiveRun
+from typing import Final, Literal
 
 MARKER: Final = "doing"
 Phase = Literal["idle", "decide", "step", "save", "stopped"]
@@ -45,17 +41,6 @@ class Marker:
         text = json.dumps([phase, time.monotonic(), jobs or {}]).encode() + b"\n"
         # the rest of a longer text before stays behind the newline
         os.pwrite(self._descriptor, text, 0)
-
-    def step_follows(self, runs: Sequence[LiveRun[Any]]) -> None:
-        """Leave a trace of who is in the step that follows: it may be the last thing the process does."""
-        self.set("step", {run.job_id: run.training.progress_steps for run in runs})
-
-    @contextmanager
-    def joining(self, job: Job) -> Iterator[None]:
-        """Suspect a job while its state is brought onto the device, until the policy is asked again."""
-        self.set("step", {job.job_id: job.done_steps})
-        yield
-        self.set("decide")
 
     def close(self) -> None:
         """Leave it as it is."""

@@ -9,6 +9,8 @@ from loramux_runtime.live.state.job_rows import DRAINING, QUEUED, RUNNING, WAITI
 from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
 
+MOST_FAILURES: Final = 3
+"""Failed jobs that people are told the reasons of."""
 _COLUMNS: Final = (
     "job_id", "state", "method", "priority", "user", "step", "total_steps", "loss", "tokens", "tokens_per_s",
     "predicted_bytes", "peak_bytes", "submit_s", "start_s", "finish_s", "expected_finish_s", "preemptions",

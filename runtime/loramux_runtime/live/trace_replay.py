@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from loramux_traces.errors import UsageError
-
-if TYPE_CHECKING:
-    from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
-    from loramux_runtime.live.state.store import Store
-    from loramux_traces.job import JobSpec, Trace
+from loramux_profiles.checked import read_checked
+from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
+from loramux_runtime.live.state.store import Store
+from loramux_runtime.live.trace_jobs import train_job, whole_steps
+from loramux_traces.canonical import build_trace
+from loramux_traces.errors import StateError, UsageError
+from loramux_traces.filesafe import plain
+from loramux_traces.job import JobSpec, Trace
+from loramux_traces.writer import write_trace
 
 TRACE = "trace.csv"
 """The trace as it is replayed, in the state folder."""
@@ -27,8 +29,6 @@ def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: flo
     for what, scale in (("time scale", time_scale), ("step scale", step_scale)):
         if not 0 < scale < inf:
             raise UsageError(f"the {what} must be above 0, not {scale}")
-    from loramux_runtime.live.trace_jobs import whole_steps
-    from loramux_traces.canonical import build_trace
 
     name = base.shape or (base.path.name if base.path else "base")
 
@@ -52,7 +52,6 @@ def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: flo
 
 def training_jobs(trace: Trace, seed: int) -> list[TrainJob]:
     """Its jobs with made-up rows as long as the simulator draws them. UsageError for what cannot run live."""
-    from loramux_runtime.live.trace_jobs import train_job
 
     return [train_job(spec, seed=seed) for spec in trace]
 
@@ -64,10 +63,6 @@ def replay(
 
     Returns what is to be said of it. StateError where the folder has other jobs already.
     """
-    from loramux_profiles.checked import read_checked
-    from loramux_traces.errors import StateError
-    from loramux_traces.filesafe import plain
-    from loramux_traces.writer import write_trace
 
     trace = read_checked(file)
     wanted = {
@@ -91,6 +86,5 @@ def replay(
 
 def submitted(file: Path) -> Sequence[TrainJob]:
     """The jobs of a trace, to be submitted now."""
-    from loramux_profiles.checked import read_checked
 
     return training_jobs(read_checked(file), 0)

@@ -5,48 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from loramux_traces.errors import UsageError
+import torch
 
-if TYPE_CHECKING:
-    from loramux_runtime.fused.base_model import BaseModel
-    from loramux_runtime.jobs.jobs_file import BaseConfig
-    from loramux_runtime.live.drive.pool import WorkerPool
-
-ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineChoice:
-    """The options that are about it."""
-
-    engine: str
-    devices: int | None
-    """None: all GPUs of the cluster, or one."""
-    address: str | None
-    """Of a running Ray cluster."""
-    device: str
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        """UsageError where they do not go together, or Ray is not installed."""
-        if self.engine not in ENGINES:
-            raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {self.engine[:40]!r}")
-        if self.engine == "ray":
-            from loramux_runtime.live.drive.ray_cluster import need_ray
-
-            need_ray()
-        elif self.devices not in (None, 1) or self.address is not None:
-            raise UsageError("more than one device, or a Ray cluster, is for --engine ray")
+from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.fused.memory_meter import held_beside, keep_freed_memory
+from loramux_runtime.fused.torch_devices import card_name, choose_device, set_threads
+from loramux_runtime.jobs.bases import open_base, outline_base
+from loramux_runtime.jobs.jobs_file import BaseConfig
+from loramux_runtime.live.drive.pool import WorkerPool
+from loramux_runtime.live.drive.ray_cluster import RayCluster
+from loramux_runtime.live.drive.ray_pool import RayPool
+from loramux_runtime.live.settings import EngineChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """Ready to train."""
 
-    where: Any
-    """torch.device, of each."""
+    where: torch.device
+    """Of each."""
     card: str
     base: BaseModel
     pool: WorkerPool | None
@@ -61,9 +39,6 @@ class Opened:
 @contextmanager
 def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
     """With the base model loaded; actors and a Ray cluster of our own end with it."""
-    from loramux_runtime.fused.memory_meter import held_beside, keep_freed_memory
-    from loramux_runtime.fused.torch_devices import card_name, choose_device, set_threads
-    from loramux_runtime.train.run import open_base, outline_base
 
     if choice.engine == "local":
         where = choose_device(choice.device)
@@ -74,8 +49,6 @@ def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Itera
             keep_freed_memory()
         yield Opened(where=where, card=card_name(where), base=base, pool=None, rss_before=rss_before)
         return
-    from loramux_runtime.live.drive.ray_cluster import RayCluster
-    from loramux_runtime.live.drive.ray_pool import RayPool
 
     set_threads(1, 0)  # nothing is computed here
     cluster = RayCluster(choice.address, cpus=choice.devices or 1)

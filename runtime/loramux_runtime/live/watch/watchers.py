@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
+import torch
 
-if TYPE_CHECKING:
-    from loramux_runtime.live.state.store import Store
-    from loramux_runtime.live.watch.memory_watch import CapacityGuard
+from loramux_profiles.cost import CostModel
+from loramux_profiles.devices import DeviceProfile
+from loramux_runtime.live.state.store import Store
+from loramux_runtime.live.watch.memory_watch import CapacityGuard, CudaWatch, HostWatch
+from loramux_runtime.live.watch.prometheus import write_prometheus
+from loramux_runtime.live.watch.status import read_status
+from loramux_runtime.live.watch.tensorboard import TensorBoardLog
+from loramux_traces.errors import StateError
 
 EVERY_S = 5.0
 """Between two Prometheus files: their text takes up to 35 ms for 1,000 jobs."""
@@ -28,18 +33,24 @@ class Watchers:
 
 
 @contextmanager
-def watched(store: Store, prometheus: Path | None, tensorboard: Path | None) -> Iterator[Watchers]:
-    """The watchers that are asked for. UsageError where one of them is not installed."""
-    with _prometheus(store, prometheus) as on_flush, _tensorboard(tensorboard) as on_record:
+def watched(
+    store: Store, prometheus: Path | None, tensorboard: Path | None, warn: Callable[[str], None]
+) -> Iterator[Watchers]:
+    """Start the watchers that are asked for. UsageError where one of them is not installed.
+
+    `warn` is told when they cannot write.
+    """
+    with _prometheus(store, prometheus, warn) as on_flush, _tensorboard(tensorboard, warn) as on_record:
         yield Watchers(on_flush, on_record)
 
 
 @contextmanager
-def _tensorboard(folder: Path | None) -> Iterator[Callable[[str, Mapping[str, Any]], None] | None]:
+def _tensorboard(
+    folder: Path | None, warn: Callable[[str], None]
+) -> Iterator[Callable[[str, Mapping[str, Any]], None] | None]:
     if folder is None:
         yield None
         return
-    from loramux_runtime.live.watch.tensorboard import TensorBoardLog
 
     log = TensorBoardLog(folder)
 
@@ -47,7 +58,7 @@ def _tensorboard(folder: Path | None) -> Iterator[Callable[[str, Mapping[str, An
         before = log.problem
         log.record(job_id, dict(row))
         if log.problem is not None and log.problem != before:
-            typer.echo(f"loramux: {log.problem}", err=True)
+            warn(log.problem)
 
     try:
         yield on_record
@@ -56,14 +67,13 @@ def _tensorboard(folder: Path | None) -> Iterator[Callable[[str, Mapping[str, An
 
 
 @contextmanager
-def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], None], ...]]:
+def _prometheus(
+    store: Store, path: Path | None, warn: Callable[[str], None]
+) -> Iterator[tuple[Callable[[], None], ...]]:
     """Every few seconds; and when the scheduler ends, that nobody is there any more."""
     if path is None:
         yield ()
         return
-    from loramux_runtime.live.watch.prometheus import write_prometheus
-    from loramux_runtime.live.watch.status import read_status
-    from loramux_traces.errors import StateError
 
     last = [float("-inf")]
 
@@ -74,7 +84,7 @@ def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], 
         try:
             write_prometheus(path, read_status(store, ended=ended))
         except StateError as error:  # a full disk must not end the training
-            typer.echo(f"loramux: {error}", err=True)
+            warn(str(error))
 
     try:
         yield (write,)
@@ -82,10 +92,8 @@ def _prometheus(store: Store, path: Path | None) -> Iterator[tuple[Callable[[], 
         write(ended=True)
 
 
-def memory_guard(device: Any, profile: Any) -> CapacityGuard:
+def memory_guard(device: torch.device, profile: DeviceProfile) -> CapacityGuard:
     """Notices what other processes take of the device's memory."""
-    from loramux_profiles.cost import CostModel
-    from loramux_runtime.live.watch.memory_watch import CapacityGuard, CudaWatch, HostWatch
 
     context = float(profile.parameters["context_bytes"].value)
     watch = CudaWatch(device, context_bytes=context) if device.type == "cuda" else HostWatch()

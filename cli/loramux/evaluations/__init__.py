@@ -1,0 +1,1 @@
+"""Published evaluations, run again: one module each; `loramux evaluate` shows them."""

@@ -1,0 +1,57 @@
+"""From the words for a base model (a folder, a shape, a jobs file) to the model, or to its outline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loramux_profiles.shape_catalog import shape_names
+from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
+from loramux_runtime.jobs.jobs_file import BaseConfig, read_base
+from loramux_traces.errors import UsageError
+
+
+def parse_base(text: str, dtype: str) -> BaseConfig:
+    """Read what --base says: a folder, the name of a shape, or a jobs file that has a base.
+
+    UsageError where it is none of them, or the dtype is none.
+    """
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+        return read_base(path)
+    if dtype not in ("fp32", "bf16"):
+        raise UsageError(f"--dtype is fp32 or bf16, not {dtype[:20]!r}")
+    kind: Any = dtype
+    if path.is_dir():
+        return BaseConfig(path=path.resolve(), dtype=kind)
+    if text not in shape_names():
+        raise UsageError(f"--base {text!r}: no such folder, and no shape of that name ({', '.join(shape_names())})")
+    return BaseConfig(shape=text, dtype=kind)
+
+
+def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseModel:
+    """The base model that a jobs file asks for. InvalidInputError or UsageError where it cannot be had."""
+    if config.path is not None:
+        return load_base(config.path, dtype=config.dtype, device=device)
+    if config.shape is not None:
+        hf = shape_config(config.shape)
+        return build_base(hf, name=config.shape, dtype=config.dtype, device=device, seed=config.seed)
+    from transformers import AutoConfig
+
+    assert config.config is not None
+    values = dict(config.config)
+    kind = values.pop("model_type")
+    try:
+        hf = AutoConfig.for_model(kind, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"base.config: {error}") from error
+    return build_base(hf, name=f"tiny-{kind}", dtype=config.dtype, device=device, seed=config.seed)
+
+
+def outline_base(config: BaseConfig) -> BaseModel:
+    """The same model without its weights, in no memory: what it takes to admit jobs that are trained elsewhere."""
+    if config.path is None:
+        return open_base(config, "meta")
+    return outline(config.path, dtype=config.dtype)
