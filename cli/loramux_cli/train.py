@@ -34,9 +34,7 @@ def train_command(
     threads: o.Threads = None,
     record: Annotated[
         bool,
-        typer.Option(
-            "--record", help="Write every fused step into events.jsonl too (loramux_policies.stepping.replay)."
-        ),
+        typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux.replay."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
     plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
