@@ -12,101 +12,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
-from loramux_analysis.style import PALETTE, Drawing, new_figure, plain_numbers, save, short, styled
-from loramux_traces.filesafe import plain, write_csv, write_text
-
-Mark = Literal["V", "D", "I"]
-GB: Final = 1e9
-HOUR_S: Final = 3600.0
-MARKS: Final = {"V": "read in a source", "D": "digitised from a figure, about 1%", "I": "inferred"}
-
-MIXED, ADAPTIVE, IDENTICAL, FURTHER = "mixed", "adaptive", "identical", "further-job"
-THROUGHPUT, EARLY = "throughput", "early-stop"
-SEQUENTIAL, PARALLEL, ASPEN = "sequential", "parallel", "ASPEN"
-M1_SORTED = "M1 fifo, sorted"
-M1, M2, M3, M4, PACKED = "M1 fifo", "M2 fast-fit", "M3 minpad", "M4 adaptive", "ours, packed"
-
-#: What each experiment is, and the system that its ratios are to (empty: absolute figures only).
-EXPERIMENTS: Final = {
-    MIXED: ("jobs of mixed lengths, LLaMA-7B, A100", SEQUENTIAL),
-    ADAPTIVE: ("adaptive scheduling of 8 jobs (no ratio to M2: it is defined nowhere)", M3),
-    IDENTICAL: ("4 identical jobs, LLaMA-7B, A100, batch 4", SEQUENTIAL),
-    FURTHER: ("memory of one more job, LLaMA-7B, by batch size", ""),
-    THROUGHPUT: ("tokens/s, 4 jobs", ""),
-    EARLY: ("early stopping, end to end", ""),
-}
-#: Metric -> (what it is called, unit).
-METRICS: Final = {
-    "latency_h": ("end-to-end latency", "h"),
-    "turnaround_h": ("mean turnaround", "h"),
-    "waiting_h": ("mean waiting", "h"),
-    "tokens_per_s": ("tokens/s, pads included", "tokens/s"),
-    "effective_tokens_per_s": ("effective (non-pad) tokens/s", "tokens/s"),
-    "memory_gb": ("GPU memory", "GB"),
-}
-
-
-class Published(NamedTuple):
-    """A Published object is one published figure."""
-
-    experiment: str
-    system: str
-    metric: str
-    value: float
-    mark: Mark
-
-
-def _per_system(experiment: str, metric: str, mark: Mark, values: Mapping[str, float]) -> list[Published]:
-    return [Published(experiment, system, metric, value, mark) for system, value in values.items()]
-
-
-#: tokens/s: (sequential, parallel processes, ASPEN) by model and card; the card of those without
-#: one is not stated [D].
-TOKENS_PER_S: Final = {
-    "LLaMA-7B A100": (608.4, 649.3, 674.6),
-    "LLaMA-7B QLoRA": (903.0, 838.0, 1146.0),
-    "ChatGLM2-6B": (524.0, 533.0, 642.0),
-    "LLaMA-7B A6000": (505.0, 580.0, 655.0),
-    "LLaMA2-7B": (501.0, 593.0, 664.0),
-    "LLaMA-13B": (370.0, 368.0, 380.0),
-    "LLaMA2-13B": (301.0, 287.0, 388.0),
-    "LLaMA-7B RTX 4090": (593.0, 892.0, 1027.0),
-}
-#: GB of one more job by batch size: (ASPEN, a process of its own) [D].
-FURTHER_JOB_GB: Final = {2: (1.20, 8.41), 4: (2.86, 10.86), 6: (4.27, 11.88), 8: (5.67, 12.95)}
-PUBLISHED: Final[tuple[Published, ...]] = (
-    *_per_system(MIXED, "latency_h", "V", {SEQUENTIAL: 27.73, M1: 36.82, M2: 39.14, M3: 22.97}),
-    *_per_system(MIXED, "tokens_per_s", "V", {SEQUENTIAL: 653.0, M1: 673.0, M2: 671.0, M3: 674.0}),
-    *_per_system(MIXED, "effective_tokens_per_s", "D", {SEQUENTIAL: 282.0, M1: 212.0, M2: 200.0, M3: 341.0}),
-    *_per_system(MIXED, "memory_gb", "V", {SEQUENTIAL: 10.68, M1: 23.8, M2: 23.8, M3: 23.8}),
-    *_per_system(ADAPTIVE, "latency_h", "D", {M2: 12.356, M3: 9.599, M4: 10.876}),
-    *_per_system(ADAPTIVE, "turnaround_h", "D", {M2: 6.144, M3: 5.91, M4: 4.798}),
-    *_per_system(ADAPTIVE, "waiting_h", "D", {M2: 5.899, M3: 0.15, M4: 4.488}),
-    *_per_system(IDENTICAL, "latency_h", "V", {SEQUENTIAL: 10.51, PARALLEL: 9.85, ASPEN: 9.46}),
-    *_per_system(IDENTICAL, "tokens_per_s", "D", {SEQUENTIAL: 608.4, PARALLEL: 649.3, ASPEN: 674.6}),
-    *_per_system(IDENTICAL, "memory_gb", "D", {PARALLEL: 43.43, ASPEN: 20.56}),
-    *(
-        Published(FURTHER, f"{system}, batch {batch}", "memory_gb", value, "D")
-        for batch, pair in FURTHER_JOB_GB.items()
-        for system, value in zip((ASPEN, PARALLEL), pair, strict=True)
-    ),
-    *(
-        Published(THROUGHPUT, f"{what}, {system}", "tokens_per_s", value, "D")
-        for what, three in TOKENS_PER_S.items()
-        for system, value in zip((SEQUENTIAL, PARALLEL, ASPEN), three, strict=True)
-    ),
-    *(
-        Published(EARLY, f"{system}{how}", "latency_h", seconds / HOUR_S, "D")
-        for system, pair in {SEQUENTIAL: (37.8e3, 25.4e3), PARALLEL: (35.5e3, 23.9e3), ASPEN: (34.1e3, 21.6e3)}.items()
-        for how, seconds in zip(("", ", early stopping"), pair, strict=True)
-    ),
+from loramux_analysis.aspen_charts import draw
+from loramux_analysis.aspen_published import (
+    ADAPTIVE,
+    ASPEN,
+    EXPERIMENTS,
+    GB,
+    HOUR_S,
+    IDENTICAL,
+    M1,
+    M1_SORTED,
+    M2,
+    M3,
+    M4,
+    MARKS,
+    METRICS,
+    MIXED,
+    PACKED,
+    PARALLEL,
+    PUBLISHED,
+    SEQUENTIAL,
+    THROUGHPUT,
+    TOKENS_PER_S,
 )
+from loramux_analysis.style import save
+from loramux_traces.filesafe import plain, write_csv, write_text
 
 TABLE_COLUMNS: Final = (
     "experiment", "system", "metric", "unit", "published", "mark", "ours", "difference",
@@ -251,107 +186,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 # -- charts
 
-_THEIRS, _OURS = "#B8B8B8", PALETTE[0]
-
-
-def draw(table: pd.DataFrame, foot: str) -> list[Drawing]:
-    """Draw three charts in the one style.
-
-    They show mixed lengths beside the published ratios, all systems as simulated, and memory of one
-    more job.
-    """
-    with styled():
-        return [_beside(table, foot), _systems(table, foot), _memory(table, foot)]
-
-
-def _beside(table: pd.DataFrame, foot: str) -> Drawing:
-    """Draw published and ours, relative to sequential."""
-    data = table[(table["experiment"] == MIXED) & table["published_ratio"].notna() & table["our_ratio"].notna()]
-    metrics = ("latency_h", "effective_tokens_per_s", "tokens_per_s", "memory_gb")
-    fig = new_figure(9.6, 5.2, "Jobs of mixed lengths, relative to training them one after another", foot)
-    for axes, metric in zip(fig.subplots(2, 2, sharey=True).flat, metrics, strict=True):
-        part = data[data["metric"] == metric]
-        _pairs(axes, list(part["system"]), part["published_ratio"].to_numpy(), part["our_ratio"].to_numpy(), "{:.2f}")
-        name = METRICS[metric][0]
-        axes.set_title(f"{name[0].upper()}{name[1:]}")
-        axes.axvline(1.0, color="#555555", linewidth=0.9)
-        axes.set_xlabel("sequential = 1")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="upper right", ncols=2, bbox_to_anchor=(0.995, 1.0))
-    return Drawing("aspen_mixed", fig, data)
-
-
-def _pairs(axes: Axes, names: Sequence[str], theirs: Any, ours: Any, form: str) -> None:
-    place = np.arange(len(names))
-    for shift, values, colour, label in ((-0.19, theirs, _THEIRS, "published"), (0.19, ours, _OURS, "simulated")):
-        axes.barh(place + shift, values, height=0.36, color=colour, label=label)
-        for at, value in zip(place + shift, values, strict=True):
-            axes.annotate(
-                form.format(value), (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
-    axes.set_yticks(place, [short(name) for name in names])
-    if not axes.yaxis_inverted():
-        axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * float(np.max([*theirs, *ours])))
-    axes.grid(axis="y", visible=False)
-    plain_numbers(axes)
-
-
-def _systems(table: pd.DataFrame, foot: str) -> Drawing:
-    """Draw every system on the 8 jobs, as simulated."""
-    data = table[(table["experiment"] == MIXED) & table["ours"].notna()]
-    fig = new_figure(10.4, 5.6, "ASPEN's eight jobs on one A100, as simulated", foot)
-    for axes, metric in zip(fig.subplots(2, 3, sharey=True).flat, METRICS, strict=True):
-        part = data[data["metric"] == metric]
-        names = list(part["system"])
-        values = part["ours"].to_numpy(dtype=np.float64)
-        place = np.arange(len(names))
-        axes.barh(place, values, height=0.7, color=[PALETTE[2] if n == PACKED else _OURS for n in names])
-        for at, value in zip(place, values, strict=True):
-            text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-            axes.annotate(text, (value, at), (3, 0), textcoords="offset points", va="center", fontsize=8.5)
-        axes.set_yticks(place, [short(name) for name in names])
-        if not axes.yaxis_inverted():
-            axes.invert_yaxis()
-        axes.set_xlim(0, 1.22 * float(values.max()) or 1.0)
-        axes.grid(axis="y", visible=False)
-        plain_numbers(axes)
-        name, unit = METRICS[metric]
-        axes.set_title(f"{name[0].upper()}{name[1:]}", fontsize=10)
-        axes.set_xlabel(unit)
-    return Drawing("aspen_systems", fig, data)
-
-
-def _memory(table: pd.DataFrame, foot: str) -> Drawing:
-    """Draw the memory of one more job by batch size."""
-    data = table[(table["experiment"] == FURTHER) & table["ours"].notna()]
-    fig = new_figure(8.4, 3.9, "Memory of one more LLaMA-7B job", foot)
-    for axes, system, title in zip(
-        fig.subplots(1, 2), (ASPEN, PARALLEL), ("Sharing the base model", "A process of its own"), strict=True
-    ):
-        part = data[data["system"].str.startswith(f"{system}, ")]
-        batches = [name.rpartition(" ")[2] for name in part["system"]]
-        place = np.arange(len(batches))
-        for shift, side, colour, label in (
-            (-0.19, "published", _THEIRS, "published"), (0.19, "ours", _OURS, "memory model"),
-        ):  # fmt: skip
-            values = part[side].to_numpy(dtype=np.float64)
-            axes.bar(place + shift, values, width=0.36, color=colour, label=label)
-            for at, value in zip(place + shift, values, strict=True):
-                axes.annotate(
-                    f"{value:.1f}", (at, value), (0, 2), textcoords="offset points", ha="center", fontsize=8.5
-                )
-        axes.set_xticks(place, batches)
-        axes.set_xlabel("batch size, rows")
-        axes.set_ylabel("GB")
-        axes.grid(axis="x", visible=False)
-        axes.set_title(title)
-        axes.set_ylim(0, 1.15 * float(np.nanmax(part[["published", "ours"]].to_numpy(dtype=np.float64))))
-        plain_numbers(axes, "y")
-    fig.axes[0].legend(loc="upper left")
-    return Drawing("aspen_memory", fig, data)
-
-
-# -- text
 
 #: Columns of `table_cells`.
 SHOWN: Final = (

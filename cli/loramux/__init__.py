@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from loramux_policies.rule_helpers import fuse_all, start_in_order, start_or_preempt
     from loramux_policies.stepping.replay import replay
     from loramux_policies.views import Entry, FusedStep, JobView, Order
-    from loramux_simulator.api import RunResult, simulate
+    from loramux_simulator.api import simulate
     from loramux_simulator.options import SimOptions
+    from loramux_simulator.run import RunResult
     from loramux_traces.generators import generate
     from loramux_traces.job import JobSpec, Trace
     from loramux_traces.reader import read_trace
@@ -31,7 +32,7 @@ HOME: Final = {
     "JobView": "loramux_policies.views",
     "Order": "loramux_policies.views",
     "Policy": "loramux_policies.policy",
-    "RunResult": "loramux_simulator.api",
+    "RunResult": "loramux_simulator.run",
     "SimOptions": "loramux_simulator.options",
     "Trace": "loramux_traces.job",
     "create": "loramux_policies.registry",

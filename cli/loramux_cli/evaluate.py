@@ -71,6 +71,7 @@ def _show(table: pd.DataFrame, varied: pd.DataFrame) -> None:
     from rich.text import Text
 
     from loramux_analysis import aspen_evaluation as a
+    from loramux_analysis import aspen_published as p
 
     console = Console()
 
@@ -84,10 +85,10 @@ def _show(table: pd.DataFrame, varied: pd.DataFrame) -> None:
 
     base = "relative to sequential"
     for metric in ("latency_h", "effective_tokens_per_s"):
-        part = table[(table["experiment"] == a.MIXED) & (table["metric"] == metric)]
+        part = table[(table["experiment"] == p.MIXED) & (table["metric"] == metric)]
         cells = [(c[0], c[2], c[3], c[5], c[6], c[7]) for c in a.table_cells(part)]
         show(
-            f"Mixed lengths: {a.METRICS[metric][0]}, {a.METRICS[metric][1]}",
+            f"Mixed lengths: {p.METRICS[metric][0]}, {p.METRICS[metric][1]}",
             ("system", "published", "ours", f"{base}: published", "ours", "difference"), cells,
         )  # fmt: skip
     show("Claims", ("claim", "abstract", "figures", "ours"), [c[:4] for c in a.claim_cells(a.claims(table))])

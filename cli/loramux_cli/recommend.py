@@ -12,7 +12,7 @@ from loramux_cli.estimate import Device as DeviceOption
 
 if TYPE_CHECKING:
     from loramux_profiles.devices import DeviceProfile
-    from loramux_profiles.recommend import Recommendation
+    from loramux_profiles.recommendation import Recommendation
     from loramux_traces.job import JobSpec
 
 METHODS = ("lora", "mixlora", "mola", "loramoe", "dynmole")

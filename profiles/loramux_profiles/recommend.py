@@ -9,18 +9,18 @@ Nothing is trained, and no torch is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
+from loramux_profiles.advice import advice
 from loramux_profiles.cost import CostModel, DoesNotFit
 from loramux_profiles.devices import DeviceProfile, Origin
+from loramux_profiles.recommendation import PAYS, Alone, Packing, Recommendation
 from loramux_profiles.work import JobCost
 from loramux_traces.job import JobSpec
 
 MAX_JOBS: Final = 1024
 """Most copies of one job that are looked at."""
-PAYS: Final = 0.05
-"""More jobs pay where they add more than this share of tokens/s."""
 LOOK_AHEAD: Final = 8
 """Micro-batches that are tried beyond the first that does not fit.
 
@@ -30,134 +30,6 @@ TIME_CONSTANTS: Final = (
     *("peak_flops", "memory_bandwidth", "eta_g", "eta_a", "eta_l", "activation_passes", "weight_passes"),
     *("c0", "c1", "c2"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alone:
-    """Describes one job alone on the device."""
-
-    job_id: str
-    recompute: bool
-    largest: int
-    """Largest micro-batch that fits, at most the batch size; 0 where not even one row fits."""
-    chosen: int
-    """Micro-batch that training takes where none is asked for.
-
-    It is the largest batch_size / 2^i that fits; 0 for none.
-    """
-    own_bytes: int
-    """Bytes of adapter, gradients and moments."""
-    need_bytes: int
-    """Upper bound at `largest`, or of one row where none fits."""
-    tokens_per_s: float
-    """Tokens per second at `largest`; 0 where none fits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """Describes jobs that share the device, with a micro-batch of each in every step."""
-
-    job_ids: tuple[str, ...]
-    """Ids of the jobs; for copies of one job, its id as often."""
-    micro_batches: tuple[int, ...]
-    recompute: bool
-    expected_bytes: int
-    upper_bytes: int
-    headroom_bytes: int
-    step_s: float
-    tokens_per_s: float
-    trusted: bool
-    """Whether steps of this size were measured (True where nothing was)."""
-
-    @property
-    def jobs(self) -> int:
-        """Return the number of jobs that share the device."""
-        return len(self.job_ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """Holds everything that `loramux recommend` says."""
-
-    device: str
-    models: tuple[str, ...]
-    capacity_bytes: int
-    weight_bytes: int
-    """Weights of all bases together."""
-    margin: float
-    memory_origin: Origin
-    time_origin: Origin
-    copies: bool
-    """Whether this is about one job and copies of it."""
-    alone: tuple[Alone, ...]
-    """Each job without and with recompute."""
-    frontier: tuple[Packing, ...]
-    best: Packing | None
-    """The packing that is advised."""
-    most: dict[bool, int]
-    """Most jobs that share the device, by recompute."""
-    capped: dict[bool, bool]
-    """Whether `most` is where the search ended, and not where memory ended."""
-    recompute: str
-    """One of needed, worthwhile, not worthwhile, or impossible (nothing fits)."""
-    never: tuple[str, ...]
-    """Jobs of which not one row fits, not even with recompute."""
-    left_out: tuple[str, ...]
-    """Jobs that fit alone but not beside those of `best`."""
-    notes: tuple[str, ...]
-    advice: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recommendation as JSON holds it."""
-        return {
-            "device": self.device,
-            "models": list(self.models),
-            "capacity_bytes": self.capacity_bytes,
-            "weight_bytes": self.weight_bytes,
-            "margin": self.margin,
-            "memory_origin": self.memory_origin,
-            "time_origin": self.time_origin,
-            "alone": [
-                {
-                    "job_id": one.job_id,
-                    "recompute": one.recompute,
-                    "largest_micro_batch": one.largest,
-                    "chosen_micro_batch": one.chosen,
-                    "own_bytes": one.own_bytes,
-                    "need_bytes": one.need_bytes,
-                    "tokens_per_s": one.tokens_per_s,
-                }
-                for one in self.alone
-            ],
-            "frontier": [packing_dict(packing) for packing in self.frontier],
-            "best": None if self.best is None else packing_dict(self.best),
-            "most_jobs": {"without_recompute": self.most[False], "with_recompute": self.most[True]},
-            "most_jobs_is_limit_of_search": {
-                "without_recompute": self.capped[False],
-                "with_recompute": self.capped[True],
-            },
-            "recompute": self.recompute,
-            "never_fit": list(self.never),
-            "left_out": list(self.left_out),
-            "notes": list(self.notes),
-            "advice": self.advice,
-        }
-
-
-def packing_dict(packing: Packing) -> dict[str, Any]:
-    """Return a row of the frontier as JSON holds it."""
-    return {
-        "jobs": packing.jobs,
-        "job_ids": sorted(set(packing.job_ids)),
-        "micro_batches": list(packing.micro_batches),
-        "recompute": packing.recompute,
-        "expected_bytes": packing.expected_bytes,
-        "upper_bytes": packing.upper_bytes,
-        "headroom_bytes": packing.headroom_bytes,
-        "step_s": packing.step_s,
-        "tokens_per_s": packing.tokens_per_s,
-        "trusted": packing.trusted,
-    }
 
 
 def largest_micro_batch(model: CostModel, spec: JobSpec) -> int:
@@ -231,7 +103,7 @@ def recommend(device: DeviceProfile, specs: Sequence[JobSpec], *, folder: str = 
         notes=_notes(model, frontier, specs),
         advice="",
     )
-    return replace(result, advice=_advice(result, specs))
+    return replace(result, advice=advice(result, specs))
 
 
 def _weakest(origins: Sequence[Origin]) -> Origin:
@@ -376,73 +248,3 @@ def _notes(model: CostModel, frontier: Sequence[Packing], specs: Sequence[JobSpe
     if any(spec.num_gpus > 1 for spec in specs):
         notes.append("jobs on several devices are counted as on this one")
     return tuple(notes)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _times(a: float, b: float) -> str:
-    return f"{a / b:.2f} times"
-
-
-def _plural(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
-
-
-def _advice(r: Recommendation, specs: Sequence[JobSpec]) -> str:
-    """Return the advice as one sentence."""
-    best = r.best
-    if best is None:
-        if r.weight_bytes > r.capacity_bytes:
-            return (
-                f"Nothing runs on {r.device}: the weights of {', '.join(r.models)} alone take {_gib(r.weight_bytes)} "
-                f"of {_gib(r.capacity_bytes)}."
-            )
-        need = min(one.need_bytes for one in r.alone)
-        return (
-            f"Nothing runs on {r.device}: one row of a job needs {_gib(need)} even with recompute, "
-            f"of {_gib(r.capacity_bytes)}."
-        )
-    mode = "with recompute" if best.recompute else "without recompute"
-    figures = (
-        f"{_gib(best.upper_bytes)} of {_gib(r.capacity_bytes)} at the upper bound, {best.tokens_per_s:,.0f} tokens/s"
-    )
-    single = [one for one in r.alone if one.largest and one.recompute is best.recompute]
-    if r.copies:
-        size = f"a micro-batch of {_plural(best.micro_batches[0], 'row')}"
-        more = f"up to {_most(r, best.recompute)} fit"
-        if not best.recompute and r.most[True] > r.most[False]:
-            more += f" ({_most(r, True)} with recompute)"
-        if best.jobs == 1:
-            start = f"Run one job at a time at {size} {mode}: {figures}"
-            tail = f"; {more}, but sharing gains at most {PAYS:.0%}."
-            if r.most[best.recompute] == 1:
-                tail = f"; no second one fits{'' if r.most[True] < 2 else f' ({_most(r, True)} would with recompute)'}."
-        else:
-            gain = _times(best.tokens_per_s, max(one.tokens_per_s for one in single))
-            start = f"Fuse {_plural(best.jobs, 'job')} at {size} each {mode}: {figures}, {gain} one alone"
-            tail = (
-                f"; {more}." if r.most[best.recompute] == best.jobs else f"; {more}, but more gain at most {PAYS:.0%}."
-            )
-        return start + tail
-    sizes = sorted(set(best.micro_batches))
-    rows = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    who = (
-        f"all {best.jobs} jobs" if best.jobs == len(specs) else f"{_plural(best.jobs, 'job')} ({_names(best.job_ids)})"
-    )
-    text = f"Run {who} together at micro-batches of {rows} rows {mode}: {figures}"
-    if r.left_out:
-        text += f"; {_names(r.left_out)} must wait, there is no room beside them"
-    if r.never:
-        text += f"; {_names(r.never)} can never run here, not one row fits"
-    return text + "."
-
-
-def _most(r: Recommendation, recompute: bool) -> str:
-    return f"{'more than ' if r.capped[recompute] else ''}{_plural(r.most[recompute], 'job')}"
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = list(dict.fromkeys(names))
-    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")

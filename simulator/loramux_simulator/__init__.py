@@ -3,7 +3,8 @@
 Use it as `from loramux_simulator import simulate`.
 """
 
-from loramux_simulator.api import RunResult, simulate
+from loramux_simulator.api import simulate
 from loramux_simulator.options import SimOptions
+from loramux_simulator.run import RunResult
 
 __all__ = ["RunResult", "SimOptions", "simulate"]

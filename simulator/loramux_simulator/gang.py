@@ -6,10 +6,12 @@ slowest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from loramux_policies.loop.meters import Meters
-from loramux_simulator.virtual_time import Run
+from loramux_simulator.clock import Clock
+from loramux_simulator.virtual_time import Run, VirtualClock
 
 
 class GangRun:
@@ -119,3 +121,48 @@ def count_off(
         if job_id not in gangs:
             idle.pop(run.cost.base.key, None)
     meters.no_steps(device_id, sum(idle.values()))
+
+
+class GangTimers:
+    """Sets the timers of gangs: a job on several devices goes at the pace of the slowest.
+
+    `clocks`: of the devices by id. `watched` is called where a gang has attained what the policy
+    watches for, `done` where it has done all its steps.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        clocks: Sequence[VirtualClock],
+        watched: Callable[[GangRun], None],
+        done: Callable[[GangRun], None],
+    ) -> None:
+        self._clock, self._clocks = clock, clocks
+        self._on_watched, self._on_done = watched, done
+
+    def schedule(self, gang: GangRun) -> None:
+        """Set the gang's pace and timers anew, as the pace of one of its devices has changed."""
+        now_s = float(self._clock.env.now)
+        gang.sync(now_s)
+        gang.timer += 1
+        clocks = {d: self._clocks[d] for d in gang.devices}
+        rate = min(clock.rate * gang.per_unit.get(d, 0.0) for d, clock in clocks.items())
+        gang.set_rate(now_s, rate, max(clock.at_s for clock in clocks.values()))
+        if gang.rate > 0.0:
+            end_s = gang.after_s(now_s, gang.run.left_micro)
+            self._clock.at(end_s, self._done, (gang, gang.timer))
+            if gang.watches:
+                watch_s = gang.after_s(now_s, gang.next_watch()) + 1e-9
+                self._clock.at(watch_s, self._watched, (gang, gang.timer))
+
+    def _watched(self, event: Any) -> None:
+        gang, timer = event.value
+        if timer == gang.timer:
+            gang.sync(float(self._clock.env.now))
+            gang.pass_watch()
+            self._on_watched(gang)
+
+    def _done(self, event: Any) -> None:
+        gang, timer = event.value
+        if timer == gang.timer:
+            self._on_done(gang)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loramux_policies.loop.job import Job
-from loramux_policies.loop.meters import IDLE, Meters, Speed
+from loramux_policies.loop.meters import IDLE, Meters
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_simulator.board import Board
 from loramux_simulator.clock import Clock
-from loramux_simulator.gang import GangRun, count_off
+from loramux_simulator.gang import GangRun, GangTimers, count_off
 from loramux_simulator.paces import Pace
-from loramux_simulator.virtual_time import Run, VirtualClock
+from loramux_simulator.rate_device import RateDevice, beyond_memory
+from loramux_simulator.virtual_time import Run
 from loramux_traces.arrays import Floats
 
 SAME_WATCH = 1e-12
@@ -24,37 +25,11 @@ clock).
 """
 
 
-def beyond_memory(need_bytes: float, have_bytes: float) -> str:
-    """Return the text about a step that ran out of memory."""
-    return f"a step needs {need_bytes:.0f} bytes, {have_bytes:.0f} available"
-
-
-class RateDevice:
-    """A RateDevice is one device between events."""
-
-    __slots__ = ("bases", "clock", "device_id", "gangs", "runs", "seen_s", "speed", "timer", "type_index")
-
-    def __init__(self, device_id: int, type_index: int) -> None:
-        self.device_id = device_id
-        self.type_index = type_index
-        self.clock = VirtualClock()
-        self.runs: dict[str, Run] = {}
-        self.gangs: dict[str, GangRun] = {}
-        self.speed: Speed = IDLE
-        self.seen_s = -1.0
-        """Time up to which everything is accounted for."""
-        self.timer = 0
-        """Version of the completion timer: an older one does nothing when it fires."""
-        self.bases: dict[str, int] = {}
-        """Number of residents of each base on the device; the last base stays warm when they are
-        gone.
-        """
-
-
 class RateEngine:
-    """A RateEngine is a backend of the decide-apply loop.
+    """A backend of the decide-apply loop (contract: `loop.backend.Backend`).
 
-    The contract is `loramux_policies.loop.backend.Backend`.
+    Over 300 lines: it is that contract's ten methods and the timers behind them, all on one state
+    that a million jobs go through; parts of their own would cost a call per event.
     """
 
     def __init__(
@@ -70,6 +45,8 @@ class RateEngine:
         self._clock = Clock()
         self._env = self._clock.env
         self.devices = [RateDevice(i, type_index) for i, type_index in enumerate(device_types)]
+        clocks = [device.clock for device in self.devices]
+        self._gangs = GangTimers(self._clock, clocks, self._gang_watched, self._gang_done)
         self._paces = [pace(type_index) for type_index in range(max(device_types) + 1)]
         self._meters = meters
         self._ooms = ooms
@@ -223,10 +200,7 @@ class RateEngine:
         job.done_steps = steps
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Return attained and remaining solo seconds of all running jobs.
-
-        They are kept as arrays from the first time that they are asked for.
-        """
+        """Return attained and remaining solo seconds of all running jobs (arrays, once asked for)."""
         if self._board is None:
             self._board = Board(len(self.devices))
             for device in self.devices:
@@ -237,10 +211,7 @@ class RateEngine:
         return self._board.read(self.now_s)
 
     def finish_s(self, job: Job) -> float:
-        """Return the predicted finish if nothing changes.
-
-        That is the predicted steps left at the present speed.
-        """
+        """Return the predicted finish: the predicted steps left, at the present speed."""
         device = self.devices[job.devices[0]]
         self.sync(job)
         left = max(0.0, job.predicted_steps - job.done_steps) * job.cost_on(device.type_index).accumulation
@@ -330,7 +301,7 @@ class RateEngine:
         if device.gangs:
             for gang in device.gangs.values():
                 gang.per_unit[device_id] = pace.per_unit(gang.run)
-                self._schedule_gang(gang)
+                self._gangs.schedule(gang)
         self._set_timer(device)
         if self._ooms is not None:
             newest = next(reversed(runs.values())).job
@@ -373,10 +344,7 @@ class RateEngine:
             self._dirty[device.device_id] = True
         else:
             self._dirty.setdefault(device.device_id, False)
-        if loop.due:
-            self._clock.request_decision()
-        else:
-            self._flush()
+        self._after_event()
 
     def _after_event(self) -> None:
         if self._loop.due:
@@ -420,31 +388,11 @@ class RateEngine:
             self._board.remove(run)
         run.job.run = None
 
-    # -- gangs: a job on several devices goes at the pace of the slowest
+    def _gang_watched(self, gang: GangRun) -> None:
+        self._dirty[gang.devices[0]] = True
+        self._loop.review()
+        self._after_event()
 
-    def _schedule_gang(self, gang: GangRun) -> None:
-        now_s = self.now_s
-        gang.sync(now_s)
-        gang.timer += 1
-        clocks = {d: self.devices[d].clock for d in gang.devices}
-        rate = min(clock.rate * gang.per_unit.get(d, 0.0) for d, clock in clocks.items())
-        gang.set_rate(now_s, rate, max(clock.at_s for clock in clocks.values()))
-        if gang.rate > 0.0:
-            self._clock.at(gang.after_s(now_s, gang.run.left_micro), self._gang_done, (gang, gang.timer))
-            if gang.watches:
-                self._clock.at(gang.after_s(now_s, gang.next_watch()) + 1e-9, self._gang_watched, (gang, gang.timer))
-
-    def _gang_watched(self, event: Any) -> None:
-        gang, timer = event.value
-        if timer == gang.timer:
-            gang.sync(self.now_s)
-            gang.pass_watch()
-            self._dirty[gang.devices[0]] = True
-            self._loop.review()
-            self._after_event()
-
-    def _gang_done(self, event: Any) -> None:
-        gang, timer = event.value
-        if timer == gang.timer:
-            self._finish(gang.run, gang)
-            self._after_event()
+    def _gang_done(self, gang: GangRun) -> None:
+        self._finish(gang.run, gang)
+        self._after_event()

@@ -19,7 +19,8 @@ from loramux_policies.registry import create
 from loramux_profiles.checked import read_checked
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile, load_device, with_memory
-from loramux_simulator.api import RunResult, simulate
+from loramux_simulator.api import simulate
+from loramux_simulator.run import RunResult
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.job import Trace
 from loramux_traces.runfolder import Run

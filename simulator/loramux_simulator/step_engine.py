@@ -20,7 +20,7 @@ from loramux_policies.stepping.shares import phi_at
 from loramux_policies.views import FusedStep
 from loramux_simulator.clock import Clock
 from loramux_simulator.micro_batches import ReadyRun
-from loramux_simulator.rate_engine import beyond_memory
+from loramux_simulator.rate_device import beyond_memory
 from loramux_traces.arrays import Floats
 
 STEP_SLACK = 1e-9
@@ -60,6 +60,8 @@ class StepEngine:
     The contract is `loramux_policies.loop.backend.Backend`. A job that is paused in the middle of a
     step is credited with that step: it runs to its end on a real device too. The job can go on, or
     end, once that step has ended.
+
+    Over 300 lines: it is that contract and the event handlers behind it, on one state per device.
     """
 
     def __init__(

@@ -21,8 +21,9 @@ from joblib import Parallel, delayed, effective_n_jobs
 
 from loramux_policies.registry import create, load_file
 from loramux_profiles.devices import DeviceProfile
-from loramux_simulator.api import simulate, weakest_origin
+from loramux_simulator.api import simulate
 from loramux_simulator.offered_load import at_load
+from loramux_simulator.run import weakest_origin
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import json_text, read_json_object, write_json
 from loramux_traces.job import Trace

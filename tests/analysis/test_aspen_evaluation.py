@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from loramux.evaluations.aspen import FILES, Bench, Workload, identical, mixed, modelled, policies
 from loramux_analysis import aspen_evaluation as a
+from loramux_analysis import aspen_published as theirs
 from loramux_cli.main import app
 from loramux_simulator import SimOptions, simulate
 from loramux_traces.errors import UsageError
@@ -38,9 +39,9 @@ def hours(bench: Bench, workload: Workload, k: int, candidates: int, order: str 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_order_on_mixed_lengths_comes_out(bench: Bench, seed: int) -> None:
     found = hours(bench, replace(SCALED, seed=seed), 4, 8)
-    assert found[a.M3] < found[a.SEQUENTIAL] < found[a.M1]
-    assert found[a.M1] / found[a.SEQUENTIAL] == pytest.approx(36.82 / 27.73, rel=0.08)
-    assert found[a.M3] / found[a.SEQUENTIAL] == pytest.approx(22.97 / 27.73, rel=0.12)
+    assert found[theirs.M3] < found[theirs.SEQUENTIAL] < found[theirs.M1]
+    assert found[theirs.M1] / found[theirs.SEQUENTIAL] == pytest.approx(36.82 / 27.73, rel=0.08)
+    assert found[theirs.M3] / found[theirs.SEQUENTIAL] == pytest.approx(22.97 / 27.73, rel=0.12)
 
 
 def test_fusing_shuffled_rows_never_pads_less_than_sequential(bench: Bench) -> None:
@@ -48,9 +49,11 @@ def test_fusing_shuffled_rows_never_pads_less_than_sequential(bench: Bench) -> N
     alone = bench.run(SCALED, "exclusive", "shuffled").summary["padding_fraction"]
     for policy in ("aspen-minpad:k=4,residents=8", "aspen-fifo:k=4,residents=4", "aspen:k=4,residents=8"):
         assert bench.run(SCALED, policy, "shuffled").summary["padding_fraction"] > alone
-    published = {(p.system, p.metric): p.value for p in a.PUBLISHED if p.experiment == a.MIXED}
-    tokens = {s: published[s, "latency_h"] * published[s, "tokens_per_s"] for s in (a.SEQUENTIAL, a.M1, a.M3)}
-    assert tokens[a.M3] < tokens[a.SEQUENTIAL] < tokens[a.M1]
+    published = {(p.system, p.metric): p.value for p in theirs.PUBLISHED if p.experiment == theirs.MIXED}
+    tokens = {
+        s: published[s, "latency_h"] * published[s, "tokens_per_s"] for s in (theirs.SEQUENTIAL, theirs.M1, theirs.M3)
+    }
+    assert tokens[theirs.M3] < tokens[theirs.SEQUENTIAL] < tokens[theirs.M1]
 
 
 def test_sorted_rows_are_the_same_rows(bench: Bench) -> None:
@@ -89,22 +92,22 @@ def row(table: pd.DataFrame, experiment: str, system: str, metric: str) -> Any:
 
 def test_arithmetic_of_the_table() -> None:
     ours = [
-        *a.figures_of(a.MIXED, a.SEQUENTIAL, summary(10.0, 300.0, 0.5)),
-        *a.figures_of(a.MIXED, a.M1, summary(12.0, 250.0, 0.6)),
+        *a.figures_of(theirs.MIXED, theirs.SEQUENTIAL, summary(10.0, 300.0, 0.5)),
+        *a.figures_of(theirs.MIXED, theirs.M1, summary(12.0, 250.0, 0.6)),
     ]
     table = a.compare(ours)
     assert list(table.columns) == list(a.TABLE_COLUMNS)
-    fifo = row(table, a.MIXED, a.M1, "latency_h")
+    fifo = row(table, theirs.MIXED, theirs.M1, "latency_h")
     assert fifo.published == 36.82 and fifo.mark == "V" and fifo.ours == pytest.approx(12.0)
     assert fifo.difference == pytest.approx(12.0 / 36.82 - 1)
     assert fifo.published_ratio == pytest.approx(36.82 / 27.73) and fifo.our_ratio == pytest.approx(1.2)
     assert fifo.ratio_difference == pytest.approx(1.2 / (36.82 / 27.73) - 1)
-    assert row(table, a.MIXED, a.M1, "tokens_per_s").ours == pytest.approx(625.0)
-    assert row(table, a.MIXED, a.M1, "memory_gb").ours == pytest.approx(20.0)
-    quoted = row(table, a.MIXED, a.M2, "latency_h")
+    assert row(table, theirs.MIXED, theirs.M1, "tokens_per_s").ours == pytest.approx(625.0)
+    assert row(table, theirs.MIXED, theirs.M1, "memory_gb").ours == pytest.approx(20.0)
+    quoted = row(table, theirs.MIXED, theirs.M2, "latency_h")
     assert quoted.kind == "not simulated" and math.isnan(quoted.ours)
-    assert row(table, a.MIXED, a.M1, "turnaround_h").kind == "ours"
-    assert table[(table.system == a.M1) & (table.metric == "waiting_h") & (table.experiment == a.MIXED)].empty
+    assert row(table, theirs.MIXED, theirs.M1, "turnaround_h").kind == "ours"
+    assert table[(table.system == theirs.M1) & (table.metric == "waiting_h") & (table.experiment == theirs.MIXED)].empty
     assert not table.duplicated(["experiment", "system", "metric"]).any()
 
 
@@ -121,22 +124,30 @@ def test_claims_follow_from_the_published_figures() -> None:
 
 def test_memory_by_batch_size_is_complete() -> None:
     table = a.compare(modelled())
-    part = table[table.experiment == a.FURTHER]
-    assert len(part) == 2 * len(a.FURTHER_JOB_GB) and part.ours.notna().all()
+    part = table[table.experiment == theirs.FURTHER]
+    assert len(part) == 2 * len(theirs.FURTHER_JOB_GB) and part.ours.notna().all()
     assert np.abs(part.difference).max() < 0.25
 
 
 def test_identical_jobs_give_the_fitted_rates(bench: Bench) -> None:
     table = a.compare(identical(bench, scale=10.0))
-    for system in (a.SEQUENTIAL, a.PARALLEL, a.ASPEN):
-        assert abs(row(table, a.IDENTICAL, system, "tokens_per_s").difference) < 0.03
+    for system in (theirs.SEQUENTIAL, theirs.PARALLEL, theirs.ASPEN):
+        assert abs(row(table, theirs.IDENTICAL, system, "tokens_per_s").difference) < 0.03
 
 
 def test_order_holds_reads_the_table(bench: Bench) -> None:
     figures, runs = mixed(bench, SCALED)
     assert a.order_holds(a.compare(figures))
-    assert {run["system"] for run in runs} == {a.SEQUENTIAL, a.PARALLEL, a.M1, a.M1_SORTED, a.M3, a.M4, a.PACKED}
-    swapped = [f._replace(value=1e3) if (f.system, f.metric) == (a.M3, "latency_h") else f for f in figures]
+    assert {run["system"] for run in runs} == {
+        theirs.SEQUENTIAL,
+        theirs.PARALLEL,
+        theirs.M1,
+        theirs.M1_SORTED,
+        theirs.M3,
+        theirs.M4,
+        theirs.PACKED,
+    }
+    swapped = [f._replace(value=1e3) if (f.system, f.metric) == (theirs.M3, "latency_h") else f for f in figures]
     assert not a.order_holds(a.compare(swapped))
 
 

@@ -273,10 +273,10 @@ def test_a_rejected_job_is_no_failure(cli: Cli, trace: Path, tmp_path: Path) -> 
 
 
 def test_failed_jobs_exit_3(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loramux_simulator import api
+    from loramux_simulator import run as run_module
 
     # a memory model that is wrong by orders of magnitude
-    monkeypatch.setattr(api, "QUANTILE_99", 1e-3)
+    monkeypatch.setattr(run_module, "QUANTILE_99", 1e-3)
     rows = tuple(f"o{i},{i},tinyllama-1.1b,lora,8,800,50,0" for i in range(6))
     ran = cli(
         "simulate", "--trace", write_trace(tmp_path / "t.csv", rows), "--policy", "fifo", "--devices", "1xl4", "--json"

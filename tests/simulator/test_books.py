@@ -21,7 +21,8 @@ from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_policies.views import ClusterView, Entry, FusedStep
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import load_device
-from loramux_simulator import api, simulate
+from loramux_simulator import run as run_module
+from loramux_simulator import simulate
 from loramux_simulator.micro_batches import ReadyRun
 
 from .workloads import BASES, GIB, job, trace_of
@@ -291,7 +292,7 @@ def test_a_step_that_over_commits_is_refused() -> None:
 
 def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """After every event `used` is what the residents need by the device's present bound, out-of-memory or not."""
-    monkeypatch.setattr(api, "QUANTILE_99", 0.15)
+    monkeypatch.setattr(run_module, "QUANTILE_99", 0.15)
     seen = {"oom": 0, "finish": 0}
 
     def look(view: Any, plan: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from loramux_policies.views import DeviceView, FusedStep
-from loramux_simulator import api, simulate
+from loramux_simulator import run as run_module
+from loramux_simulator import simulate
 
 from .scripted import FIDELITIES, Restless, Windowed, costs_of, events, turnaround
 from .workloads import GIB, job, sized, trace_of
@@ -73,7 +74,7 @@ def test_tokens_are_not_counted_while_a_process_loads() -> None:
 @FIDELITIES
 def test_each_stay_runs_out_once_at_most(fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several checks of one stay may be under way when it ends; those that come late must not evict the next stay."""
-    monkeypatch.setattr(api, "QUANTILE_99", 0.2)
+    monkeypatch.setattr(run_module, "QUANTILE_99", 0.2)
     jobs = [
         job(
             f"j{i:02}",
@@ -101,7 +102,7 @@ def test_each_stay_runs_out_once_at_most(fidelity: str, monkeypatch: pytest.Monk
 
 def test_the_newest_of_the_step_is_evicted_not_a_bystander(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a real device: who was not in the step that ran out has not taken the memory."""
-    monkeypatch.setattr(api, "QUANTILE_99", 0.02)
+    monkeypatch.setattr(run_module, "QUANTILE_99", 0.02)
     steps: list[tuple[float, set[str]]] = []
 
     class Pairs(Windowed):

@@ -17,10 +17,12 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from loramux_analysis import aspen_evaluation as a
+from loramux_analysis import aspen_published as p
 from loramux_analysis.aspen_evaluation import Ours
 from loramux_profiles.devices import load_device
 from loramux_profiles.prior_report import authors_tokens_per_row, memory_rows, throughput_rows
-from loramux_simulator.api import RunResult, simulate
+from loramux_simulator.api import simulate
+from loramux_simulator.run import RunResult
 from loramux_traces.canonical import build_trace
 from loramux_traces.errors import LoramuxError
 from loramux_traces.generators import generate
@@ -135,27 +137,27 @@ class Bench:
 def policies(k: int, candidates: int) -> dict[str, tuple[str, RowOrder]]:
     """System -> (policy, row order as the authors ran it)."""
     return {
-        a.SEQUENTIAL: ("exclusive", "shuffled"),
-        a.PARALLEL: (f"separate:k={k}", "shuffled"),
-        a.M1: (f"aspen-fifo:k={k},residents={k}", "shuffled"),
-        a.M3: (f"aspen-minpad:k={k},residents={candidates}", "sorted"),
-        a.M4: (f"aspen:k={k},residents={candidates}", "sorted"),
+        p.SEQUENTIAL: ("exclusive", "shuffled"),
+        p.PARALLEL: (f"separate:k={k}", "shuffled"),
+        p.M1: (f"aspen-fifo:k={k},residents={k}", "shuffled"),
+        p.M3: (f"aspen-minpad:k={k},residents={candidates}", "sorted"),
+        p.M4: (f"aspen:k={k},residents={candidates}", "sorted"),
     }
 
 
 def mixed(bench: Bench, workload: Workload) -> tuple[list[Ours], list[dict[str, Any]]]:
     """(figures, runs) of the systems on the 8 jobs."""
     chosen = [(system, policy, order, "padded") for system, (policy, order) in policies(4, 8).items()]
-    chosen.append((a.M1_SORTED, policies(4, 8)[a.M1][0], "sorted", "padded"))
-    chosen.append((a.PACKED, "aspen:k=8", "shuffled", "packed"))
+    chosen.append((p.M1_SORTED, policies(4, 8)[p.M1][0], "sorted", "padded"))
+    chosen.append((p.PACKED, "aspen:k=8", "shuffled", "packed"))
     figures: list[Ours] = []
     runs = []
     for system, policy, order, fusion in chosen:
         result = bench.run(workload, policy, order, fusion)
-        if system != a.M1_SORTED:
-            figures += a.figures_of(a.MIXED, system, result.summary, "context")
-        if system in (a.M1, a.M1_SORTED, a.M3, a.M4):
-            figures += a.figures_of(a.ADAPTIVE, system, result.summary, "context")
+        if system != p.M1_SORTED:
+            figures += a.figures_of(p.MIXED, system, result.summary, "context")
+        if system in (p.M1, p.M1_SORTED, p.M3, p.M4):
+            figures += a.figures_of(p.ADAPTIVE, system, result.summary, "context")
         summary = {key: value for key, value in result.summary.items() if "wall" not in key}
         runs.append(
             {"system": system, "policy": policy, "row_order": order if bench.fidelity == "step" else "shuffled",
@@ -178,10 +180,10 @@ def identical(bench: Bench, scale: float = 1.0) -> list[Ours]:
     trace = build_trace("aspen-identical", jobs)
     figures: list[Ours] = []
     wanted = {"latency_h", "tokens_per_s"}
-    for system, policy in ((a.SEQUENTIAL, "exclusive"), (a.PARALLEL, "separate:k=4"), (a.ASPEN, "aspen:k=4")):
+    for system, policy in ((p.SEQUENTIAL, "exclusive"), (p.PARALLEL, "separate:k=4"), (p.ASPEN, "aspen:k=4")):
         bench.tell(f"{policy}, 4 identical jobs")
         result = bench.simulate(trace, policy, "shuffled", "padded", 0)
-        found = [f for f in a.figures_of(a.IDENTICAL, system, result.summary, "fit") if f.metric in wanted]
+        found = [f for f in a.figures_of(p.IDENTICAL, system, result.summary, "fit") if f.metric in wanted]
         figures += [
             f._replace(value=f.value * IDENTICAL_ROWS / rows, kind="context") if f.metric == "latency_h" else f
             for f in found
@@ -191,23 +193,23 @@ def identical(bench: Bench, scale: float = 1.0) -> list[Ours]:
 
 def modelled() -> list[Ours]:
     """Memory by batch size and tokens/s by model, from the cost model's own report."""
-    systems = {"one more job, shared base, batch ": a.ASPEN, "own process, batch ": a.PARALLEL}
-    four = {"4 jobs, shared base, batch 4": a.ASPEN, "4 jobs, own processes, batch 4": a.PARALLEL}
-    ways = {" sequential": a.SEQUENTIAL, " 4 processes": a.PARALLEL, " ASPEN, 4 jobs": a.ASPEN}
+    systems = {"one more job, shared base, batch ": p.ASPEN, "own process, batch ": p.PARALLEL}
+    four = {"4 jobs, shared base, batch 4": p.ASPEN, "4 jobs, own processes, batch 4": p.PARALLEL}
+    ways = {" sequential": p.SEQUENTIAL, " 4 processes": p.PARALLEL, " ASPEN, 4 jobs": p.ASPEN}
     figures: list[Ours] = []
     for row in memory_rows():
         for start, system in systems.items():
             if row.what.startswith(start):
                 what = f"{system}, batch {row.what.removeprefix(start)}"
-                figures.append(a.Ours(a.FURTHER, what, "memory_gb", row.ours, row.kind))
+                figures.append(a.Ours(p.FURTHER, what, "memory_gb", row.ours, row.kind))
         if row.what in four:
-            figures.append(a.Ours(a.IDENTICAL, four[row.what], "memory_gb", row.ours, row.kind))
+            figures.append(a.Ours(p.IDENTICAL, four[row.what], "memory_gb", row.ours, row.kind))
     for row in throughput_rows():
         for ending, system in ways.items():
             name = row.what.removesuffix(ending)
             name = "LLaMA-7B A100" if name == "LLaMA-7B" else name
-            if row.what.endswith(ending) and name in a.TOKENS_PER_S:
-                figures.append(a.Ours(a.THROUGHPUT, f"{name}, {system}", "tokens_per_s", row.ours, row.kind))
+            if row.what.endswith(ending) and name in p.TOKENS_PER_S:
+                figures.append(a.Ours(p.THROUGHPUT, f"{name}, {system}", "tokens_per_s", row.ours, row.kind))
     return figures
 
 
@@ -233,15 +235,15 @@ def sensitivity(bench: Bench, workload: Workload) -> pd.DataFrame:
             continue
         hours = {}
         for system, (policy, own) in policies(k, candidates).items():
-            if system == a.PARALLEL:
+            if system == p.PARALLEL:
                 continue
             how: RowOrder = own if order == "as released" else ("sorted" if order == "sorted" else "shuffled")
-            hours[system] = bench.run(load, policy, how).summary["makespan_s"] / a.HOUR_S
-        three = sorted((hours[system], system.split()[-1]) for system in (a.SEQUENTIAL, a.M1, a.M3))
+            hours[system] = bench.run(load, policy, how).summary["makespan_s"] / p.HOUR_S
+        three = sorted((hours[system], system.split()[-1]) for system in (p.SEQUENTIAL, p.M1, p.M3))
         rows.append(
             {"case": what, "rows": order, "K": k, "of": candidates, **{f"{s}, h": h for s, h in hours.items()},
-             "minpad / sequential": hours[a.M3] / hours[a.SEQUENTIAL],
-             "fifo / sequential": hours[a.M1] / hours[a.SEQUENTIAL],
+             "minpad / sequential": hours[p.M3] / hours[p.SEQUENTIAL],
+             "fifo / sequential": hours[p.M1] / hours[p.SEQUENTIAL],
              "order": " < ".join(name for _, name in three)}
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -28,6 +28,8 @@ class Fleet:
     instead of one per device (64 devices: 3,300 -> 350 ns a decision). One more job never makes
     room: the weights of its base, which the next job of that base need not bring, are counted with
     it.
+
+    Over 300 lines: index, refusals and copy-on-write are one data structure, the hottest of a run.
     """
 
     __slots__ = ("_freed", "_index", "_keys", "_ledgers", "_parent", "_since", "_stale", "refused", "time", "touched")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
+from loramux_policies.errors import PolicyError, let_through
+from loramux_policies.loop.asking import OnPlan, ask
 from loramux_policies.loop.backend import Backend
 from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.events import Event
@@ -49,6 +50,9 @@ class Scheduler:
     """A scheduler holds the cluster of one run and the policy that decides over it.
 
     The cluster is the jobs, the queue and the fleet.
+
+    Over 300 lines: every event that may change a job is one short method here, so that one class
+    keeps queue, fleet and job states in step.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Scheduler:
         *,
         max_resident: float = float("inf"),
         listener: Listener | None = None,
-        on_plan: Callable[[LiveView, DeltaPlan], None] | None = None,
+        on_plan: OnPlan | None = None,
     ) -> None:
         self.policy = policy
         for ledger in ledgers:
@@ -291,7 +295,8 @@ class Scheduler:
                 self.cluster, self.backend.now_s, (self._arrived, self._finished, self._paused, self._freed)
             )
             self._arrived, self._finished, self._paused, self._freed = [], [], [], []
-            plan = self._ask(view)
+            self.decisions += 1
+            plan = ask(self.policy, view, self._on_plan)
             actions = plan.actions
             if actions:
                 if plan.fleet is not cluster.fleet:
@@ -307,29 +312,6 @@ class Scheduler:
                         self.backend.review_when(job, attained_s)
             if not self._set_barrier(view, plan):
                 return
-
-    def _ask(self, view: LiveView) -> DeltaPlan:
-        self.decisions += 1
-        policy = self.policy
-        try:
-            plan = policy.place(view)
-            if self._on_plan is not None and isinstance(plan, DeltaPlan):
-                self._on_plan(view, plan)
-        except PolicyError as error:
-            raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s: {error}") from error
-        except LeftTheRecord:  # not the policy's doing
-            raise
-        except BaseException as error:
-            let_through(error)
-            what = f"raised {type(error).__name__}: {error}"
-            raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s {what}") from error
-        finally:
-            view.close()
-        if not isinstance(plan, DeltaPlan) or plan not in view.plans:
-            raise PolicyError(
-                f"policy {policy.name}: place() must return a plan made by this view's plan(), not {plan!r}"
-            )
-        return plan
 
     def _carry_out(self, action: Action) -> None:
         job = action.job

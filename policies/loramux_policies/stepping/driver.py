@@ -38,6 +38,9 @@ class StepDriver(Generic[P]):
 
     Joins, leaves and decisions happen at step boundaries only. `note` gets the rows of the recorded
     stream (of one device).
+
+    Over 300 lines: it is the backend contract, the turn from one boundary to the next, and joining
+    and leaving, which all work on the same books; what differs between runs is outside.
     """
 
     def __init__(

@@ -13,12 +13,11 @@ from math import inf
 from typing import Any
 
 from loramux_policies.errors import LeftTheRecord
+from loramux_policies.loop.asking import OnPlan
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import ledger_of
-from loramux_policies.loop.live_view import LiveView
-from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.loop.recorder import Recorder
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
@@ -189,7 +188,7 @@ def replay(
     profile: DeviceProfile,
     *,
     max_resident: float = inf,
-    on_plan: Callable[[LiveView, DeltaPlan], None] | None = None,
+    on_plan: OnPlan | None = None,
 ) -> Replay:
     """A recorded run, decided again; compare `stream.decisions` of both.
 
