@@ -207,8 +207,8 @@ def _guarded(what: str, load: Callable[[T], object], argument: T) -> None:
         _ambiguous[error.name] = _broken[what] = str(error)
     except BaseException as error:
         reason: BaseException | None = error
-        # a signal that broke an import off is no fault of the rule
         while reason is not None:
+            # a signal that broke an import off is no fault of the rule
             let_through(reason)
             reason = reason.__cause__ or reason.__context__
         where = f" (line {error.lineno} of {error.filename})" if isinstance(error, SyntaxError) else ""

@@ -41,8 +41,8 @@ class FuseView(Generic[R]):
     @property
     def ready(self) -> Sequence[ReadyView]:
         turn = self._fresh()
-        # few steps ask for this: where everybody fits, `everyone` is the answer
         if self._ready is None:
+            # few steps ask for this: where everybody fits, `everyone` is the answer
             new = tuple.__new__
             self._ready = tuple(
                 [

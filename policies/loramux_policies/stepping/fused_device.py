@@ -143,7 +143,8 @@ class FusedDevice(Generic[R]):
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except (PolicyError, LeftTheRecord):  # a LeftTheRecord is not the policy's fault
+        except (PolicyError, LeftTheRecord):
+            # a LeftTheRecord is not the policy's fault
             raise
         except BaseException as error:
             let_through(error)
