@@ -37,7 +37,7 @@ class JobView(NamedTuple):
     rows: int
     """Sequences per optimizer step (batch_size)."""
     micro_batch: int
-    """Sequences per fused step."""
+    """Sequences of the job per fused step."""
     own_bytes: int
     """Resident bytes of the job's own: adapter, gradient, optimizer (or the trace's mem_bytes)."""
     state_bytes: int
@@ -51,9 +51,9 @@ class JobView(NamedTuple):
     remaining_s: float
     """Predicted seconds left when the job runs alone."""
     attained_s: float
-    """Service received, in seconds-alone."""
+    """Service that the job has received, in seconds-alone."""
     enqueued_s: float
-    """When it joined the waiting queue last (submission, pause or eviction)."""
+    """Time at which the job last joined the waiting queue (submission, pause or eviction)."""
     num_gpus: int
     user: str
     group: str
