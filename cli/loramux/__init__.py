@@ -1,4 +1,6 @@
-"""loramux: memory-aware scheduling of LoRA and mixture-of-LoRA-experts fine-tuning jobs, as a library.
+"""loramux schedules LoRA and mixture-of-LoRA-experts fine-tuning jobs, as a library.
+
+The scheduling is memory-aware.
 
     from loramux import simulate, Policy, read_trace, register
 
@@ -47,7 +49,7 @@ HOME: Final = {
     "start_or_preempt": "loramux_policies.rule_helpers",
     "write_trace": "loramux_traces.writer",
 }
-"""Name -> the module that it comes from."""
+"""Module that each name comes from."""
 
 __all__ = [
     "Entry",

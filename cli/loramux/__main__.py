@@ -1,4 +1,4 @@
-"""`python -m loramux`: the `loramux` command."""
+"""This module makes `python -m loramux` the `loramux` command."""
 
 from loramux_cli.main import main
 

@@ -1,4 +1,4 @@
-"""Which device profile and how much memory the training commands go by."""
+"""This module chooses the device profile and the memory that the training commands go by."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CARDS = (
 
 
 SMALLEST_MEMORY = 2**20
-"""Less than that is a unit forgotten."""
+"""Bytes below which a size must have lost its unit."""
 TRAINS_WITH = ("torch", "transformers", "safetensors")
-"""What the training runtime needs."""
+"""Packages that the training runtime needs."""
 
 
 def need_torch() -> None:
-    """UsageError where the training runtime is not installed."""
+    """Raise UsageError where the training runtime is not installed."""
     from importlib.util import find_spec
 
     from loramux_traces.errors import UsageError
@@ -33,9 +33,9 @@ def need_torch() -> None:
 
 
 def profile_name(device: Any, name: str | None, card: str | None = None) -> str:
-    """The named profile, or the shipped one of the device. UsageError where none ships for its card.
+    """Return the named profile, or the shipped one of the device.
 
-    `card`: its name, where the device is another host's.
+    UsageError where none ships for its card. `card`: its name, where the device is another host's.
     """
     from loramux_runtime.fused.torch_devices import card_name
     from loramux_traces.errors import UsageError
@@ -54,8 +54,9 @@ def profile_name(device: Any, name: str | None, card: str | None = None) -> str:
 def choose_profile(
     device: Any, name: str | None, memory: str | None, *, allow_other: bool, card: str | None = None
 ) -> Any:
-    """The device profile that decisions are made with: the named one, or the shipped one of the device, with the memory
-    that --memory says.
+    """Return the device profile that decisions are made with.
+
+    It is the named one, or the shipped one of the device, with the memory that --memory says.
     """
     from loramux_profiles.devices import load_device, with_memory
     from loramux_traces.errors import UsageError
@@ -71,7 +72,7 @@ def choose_profile(
 
 
 def memory_bytes(text: str) -> int:
-    """Bytes of a size as in 6GiB. UsageError where it is none."""
+    """Return the bytes of a size as in 6GiB; UsageError where it is none."""
     import re
 
     from loramux_traces.errors import UsageError

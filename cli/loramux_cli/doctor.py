@@ -1,4 +1,7 @@
-"""`loramux doctor`: what is installed, and so what can run here. Imports neither torch nor ray."""
+"""This module is `loramux doctor`.
+
+It says what is installed, and so what can run here. It imports neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ import json, torch
 cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
 print(json.dumps([{"name": card.name, "memory_bytes": card.total_memory} for card in cards]))
 """
-"""Run in a process of its own: importing torch takes seconds, and a driver that hangs must not hang
-us.
+"""Program that asks torch for its GPUs, run in a process of its own.
+
+Importing torch takes seconds, and a driver that hangs must not hang us.
 """
 GPU_CHECK_S: Final = 60.0
 
@@ -43,8 +47,10 @@ def doctor_command(as_json: Annotated[bool, typer.Option("--json", help="Print o
 
 
 def examine() -> dict[str, Any]:
-    """What there is: `packages` by version (None: not installed), `gpus` that torch sees (name, memory_bytes;
-    `gpu_problem` where it could not be asked), and whether each part can run.
+    """Return what is installed, and whether each part can run.
+
+    `packages` are by version (None: not installed), `gpus` are those that torch sees (name,
+    memory_bytes; `gpu_problem` where it could not be asked).
     """
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -79,14 +85,18 @@ def examine() -> dict[str, Any]:
 
 
 def find_gpus(torch_version: str) -> tuple[list[dict[str, Any]], str | None]:
-    """The CUDA devices that torch sees, and why it could not be asked. Its CPU build (version +cpu) is not asked."""
+    """Return the CUDA devices that torch sees, and why it could not be asked.
+
+    Its CPU build (version +cpu) is not asked.
+    """
     import json
     import subprocess
     import sys
 
     if torch_version.endswith("+cpu"):
         return [], None
-    try:  # -P: a torch.py in this folder is not torch
+    try:
+        # -P: a torch.py in this folder is not torch
         done = subprocess.run(
             [sys.executable, "-P", "-c", GPU_CHECK], capture_output=True, text=True, timeout=GPU_CHECK_S, check=False
         )

@@ -1,4 +1,7 @@
-"""`loramux estimate`: the memory of a fused step on a device that need not be there."""
+"""This module is `loramux estimate`.
+
+It estimates the memory of a fused step on a device that need not be there.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def estimate_command(
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Predict the memory of the jobs' fused step from a run of the real step on fake tensors, or from the plan."""
+    """Predict the memory of the jobs' fused step.
+
+    The prediction is from a run of the real step on fake tensors, or from the plan.
+    """
     from loramux_profiles.devices import load_device
     from loramux_runtime.profiler.estimate import estimate
     from loramux_runtime.profiler.subjects import read_subjects
@@ -78,7 +84,7 @@ def estimate_command(
 
 
 def lengths(mean: float | None, p95: float | None) -> None:
-    """Check --seq-len and --seq-len-p95."""
+    """Raise UsageError where --seq-len and --seq-len-p95 do not go together."""
     from loramux_traces.errors import UsageError
 
     if p95 is not None and (mean is None or p95 < mean):
@@ -86,7 +92,7 @@ def lengths(mean: float | None, p95: float | None) -> None:
 
 
 def checked_dtype(name: str | None) -> Any:
-    """Check --dtype."""
+    """Return --dtype; UsageError where there is no such type."""
     from loramux_traces.errors import UsageError
 
     if name is not None and name not in DTYPES:
@@ -95,7 +101,7 @@ def checked_dtype(name: str | None) -> Any:
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes as text for people."""
     return f"{size / 2**30:,.2f} GiB" if abs(size) >= 2**28 else f"{size / 2**20:,.1f} MiB"
 
 

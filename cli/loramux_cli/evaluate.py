@@ -1,4 +1,7 @@
-"""`loramux evaluate`: published evaluations beside what the simulator says."""
+"""This module is `loramux evaluate`.
+
+It sets published evaluations beside what the simulator says.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def aspen_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """ASPEN (arXiv 2312.02515): its 8 jobs under its policies and baselines, published and simulated side by side."""
+    """ASPEN (arXiv 2312.02515): simulate its 8 jobs under its policies and baselines.
+
+    The published and the simulated figures stand side by side.
+    """
     from loramux.evaluations import aspen
     from loramux_cli import running
     from loramux_simulator import SimOptions

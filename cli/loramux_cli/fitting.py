@@ -1,4 +1,7 @@
-"""`loramux fit`: memory and time models from measured profiles, and how wrong they are."""
+"""This module is `loramux fit`.
+
+It fits memory and time models to measured profiles, and says how wrong they are.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ def fit_command(
     from loramux_profiles.records import read_record, write_record
     from loramux_traces.errors import UsageError
 
-    records = [(file, read_record(file)) for file in files]  # all are read before one is written
+    # all records are read before one is written
+    records = [(file, read_record(file)) for file in files]
     done = []
     for file, record in records:
         new = fitted(record)
@@ -57,7 +61,7 @@ def fit_command(
 
 
 def fitted(record: ProfileRecord) -> ProfileRecord | None:
-    """The record with a fit of today; None where it has too few points."""
+    """Return the record with a fit of today; None where it has too few points."""
     from loramux_profiles.devices import device_names, load_device
     from loramux_profiles.fit import FEWEST, fit_record
 
@@ -70,7 +74,7 @@ def fitted(record: ProfileRecord) -> ProfileRecord | None:
 
 
 def walk_of(record: ProfileRecord) -> Callable[[StepPoint], float] | None:
-    """The structural memory walk for a record's model."""
+    """Return the structural memory walk for a record's model."""
     from importlib import import_module
     from importlib.util import find_spec
 

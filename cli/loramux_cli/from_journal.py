@@ -1,4 +1,7 @@
-"""A record from the journal of a run elsewhere: of the GPU suite, or of a `loramux profile` that was broken off."""
+"""This module makes a record from the journal of a run elsewhere.
+
+The run is one of the GPU suite, or a `loramux profile` that was broken off.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ if TYPE_CHECKING:
     from loramux_profiles.records import ProfileRecord
 
 HEAD = ("device", "model", "exact", "clock", "versions", "commit", "seed")
-"""What of a journal's identity a record says too."""
+"""What a record says too of a journal's identity."""
 REPEATS = 5
-"""Of a journal that does not say how many: what `loramux profile` takes."""
+"""Repeats of a journal that does not say how many: what `loramux profile` takes."""
 
 
 def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
-    """The record, without a fit. UsageError or InvalidInputError where the journal is damaged, holds no step, or is of
-    a card that has no name.
+    """Make the record of a journal, without a fit.
+
+    UsageError or InvalidInputError where the journal is damaged, holds no step, or is of a card
+    that has no name.
     """
     from loramux_profiles.datafiles import problem
     from loramux_profiles.file_model import validate
@@ -48,7 +53,7 @@ def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
 
 
 def profile_name(card: str) -> str:
-    """The device profile that ships for a card. UsageError where none does."""
+    """Return the device profile that ships for a card; UsageError where none does."""
     from loramux_cli.device_choice import CARDS
     from loramux_traces.errors import UsageError
 

@@ -1,4 +1,7 @@
-"""`loramux run`: the live scheduler, on one device or on those of a Ray cluster."""
+"""This module is `loramux run`.
+
+It runs the live scheduler, on one device or on those of a Ray cluster.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """The options of `loramux run`."""
+    """Holds the options of `loramux run`."""
 
     state: State
     base: Annotated[
@@ -83,7 +86,7 @@ class RunOptions:
     quiet: o.Quiet = False
 
     def engine_choice(self) -> EngineChoice:
-        """Return what to train on. UsageError where the options do not go together."""
+        """Return what to train on; UsageError where the options do not go together."""
         from loramux_runtime.live.settings import EngineChoice
 
         return EngineChoice(
@@ -115,14 +118,17 @@ class RunOptions:
         return profile, profile_name(where, self.device_profile, card)
 
     def say(self, text: str) -> None:
-        """Print how it goes on, unless told to be quiet."""
+        """Print how the run goes on, unless told to be quiet."""
         if not self.quiet:
             typer.echo(text, err=True)
 
 
 @takes(RunOptions)
 def run_command(given: RunOptions) -> None:
-    """Schedule and train jobs as they are submitted, until drained or stopped. State survives in --state."""
+    """Schedule and train jobs as they are submitted, until drained or stopped.
+
+    State survives in --state.
+    """
     need_torch()
     from loramux_traces.errors import UsageError
 
@@ -134,14 +140,15 @@ def run_command(given: RunOptions) -> None:
 
 
 def _run(given: RunOptions, engine: EngineChoice) -> int:
-    """Be the scheduler's process; returns its exit code."""
+    """Be the scheduler's process; return its exit code."""
     from loramux_runtime.live.state.store import Store
     from loramux_runtime.live.supervisor import RESTARTED
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder
 
     prepare_folder(given.state, resume=True)
-    with owned(given.state):  # before torch is imported: who submits is told that somebody is there
+    with owned(given.state):
+        # before torch is imported: whoever submits is told that a scheduler is there
         from loramux_cli import running
         from loramux_runtime.jobs.bases import parse_base
         from loramux_runtime.live.process import Surroundings, run_scheduler
@@ -176,7 +183,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
 
 
 def _supervised(given: RunOptions) -> int:
-    """Keep a scheduler's process running; returns its last exit code."""
+    """Keep a scheduler's process running; return its last exit code."""
     from loramux_runtime.live.state.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
     from loramux_traces.errors import StateError
@@ -186,12 +193,13 @@ def _supervised(given: RunOptions) -> int:
     state = given.state
     made = not (state / DATABASE).exists()
     prepare_folder(state, resume=True)
-    # at once: jobs may be submitted while the model is loaded
+    # the folder is made at once: jobs may be submitted while the model is loaded
     Store(state, create=True).close()
     command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]
     code = supervise(command, state, hang_s=given.hang_after, say=_warn)
     if code not in (0, StateError.exit_code) and made and owner(state) is None:
-        discard(state)  # nothing stays of a command under which no scheduler came up
+        # nothing stays of a command under which no scheduler came up
+        discard(state)
     return code
 
 

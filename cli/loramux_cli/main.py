@@ -1,4 +1,7 @@
-"""The `loramux` command: registers the subcommands, turns errors into exit codes; commands import what is heavy."""
+"""This module is the `loramux` command.
+
+It registers the subcommands and turns errors into exit codes; commands import what is heavy.
+"""
 
 from __future__ import annotations
 
@@ -64,15 +67,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def simulate_main(argv: Sequence[str] | None = None) -> None:
-    """`simulate` alone: the same as `loramux simulate`."""
+    """Run `simulate` alone, which is the same as `loramux simulate`."""
     _run(simulate_app, argv)
 
 
 class _Stopped(Interrupted):
-    """A signal arrived. Not KeyboardInterrupt: libraries that catch it would end the program in ways of their own."""
+    """Means that a signal arrived.
+
+    It is not KeyboardInterrupt: libraries that catch that would end the program in ways of their
+    own.
+    """
 
     signal = 0
-    """The signal; on the class, for an import that it broke off reports some other error."""
+    """The signal; it is on the class, for an import that it broke off reports some other error."""
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -97,10 +104,11 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
     except _Stopped:
         _stopped()
     except BrokenPipeError:
-        # else the interpreter complains at exit
+        # without this the interpreter complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERNAL)
-    except OSError as error:  # a full disk, a folder that went away: not a fault of ours
+    except OSError as error:
+        # a full disk, or a folder that went away, is not a fault of ours
         if os.environ.get("LORAMUX_DEBUG"):
             raise
         where = f"{error.filename}: " if error.filename else ""

@@ -1,4 +1,7 @@
-"""A command's options as one object: a dataclass whose fields are the options, instead of a parameter each."""
+"""This module gives a command its options as one object.
+
+The object is a dataclass whose fields are the options, instead of a parameter each.
+"""
 
 from __future__ import annotations
 

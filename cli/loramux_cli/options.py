@@ -1,4 +1,4 @@
-"""Command-line options that several commands share."""
+"""This module holds command-line options that several commands share."""
 
 from __future__ import annotations
 

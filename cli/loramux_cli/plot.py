@@ -1,4 +1,7 @@
-"""`loramux plot` and `loramux compare`: charts and tables of runs that are already there."""
+"""This module is `loramux plot` and `loramux compare`.
+
+They make charts and tables of runs that are already there.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def plot_command(
     report: Annotated[bool, typer.Option("--report", help="Write report.md with the table and all charts.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Draw charts of finished runs: PNG, SVG and the CSV behind each. Prints the paths of the pictures."""
+    """Draw charts of finished runs: PNG, SVG and the CSV behind each.
+
+    Prints the paths of the pictures.
+    """
     from loramux_analysis.load import load
     from loramux_analysis.plots import draw_charts
     from loramux_analysis.report import write_report
@@ -78,7 +84,10 @@ def compare_command(
         Path | None, typer.Option(help="Folder for comparison.csv, comparison.md and comparison.json.")
     ] = None,
 ) -> None:
-    """Put policies side by side: means, 95% intervals, paired changes; simulated against real where both are."""
+    """Put policies side by side: means, 95% intervals, paired changes.
+
+    Simulated runs are put against real ones where both are there.
+    """
     from loramux_analysis.charts.agreement import pairs
     from loramux_analysis.compare import compare_results
     from loramux_analysis.load import load
@@ -98,14 +107,14 @@ def compare_command(
 
 
 def _as_object(comparison: Comparison, real: list[tuple[str, RealComparison]]) -> dict[str, object]:
-    """The object of `compare --json`."""
+    """Return the object that `compare --json` prints."""
     from dataclasses import asdict
 
     return {**comparison.to_dict(), "real": [{"policy": name, **asdict(found)} for name, found in real]}
 
 
 def _write(out: Path, comparison: Comparison, real: list[tuple[str, RealComparison]], text: str) -> None:
-    """The comparison as CSV (tidy), Markdown (to read) and JSON."""
+    """Write the comparison as CSV (tidy), Markdown (to read) and JSON."""
     from loramux_analysis.plots import make_folder
     from loramux_analysis.report import real_table
     from loramux_traces.filesafe import write_csv, write_text
@@ -118,7 +127,7 @@ def _write(out: Path, comparison: Comparison, real: list[tuple[str, RealComparis
 
 
 def _show(results: Results, comparison: Comparison, real: list[tuple[str, RealComparison]]) -> None:
-    """Tables on stdout."""
+    """Print the tables on stdout."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -150,5 +159,8 @@ def _show(results: Results, comparison: Comparison, real: list[tuple[str, RealCo
 
 
 def printable(text: str) -> str:
-    """Text from a run folder without control characters: it cannot move the cursor or colour the terminal."""
+    """Return text from a run folder without control characters.
+
+    So it cannot move the cursor or colour the terminal.
+    """
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -1,4 +1,4 @@
-"""`loramux policies`: what there is to choose from."""
+"""This module is `loramux policies`: it lists what there is to choose from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`loramux profile`: measure a base model's fused steps on a device, or check a profile that somebody measured."""
+"""This module is `loramux profile`.
+
+It measures a base model's fused steps on a device, or checks a profile that somebody measured.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ def profile_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """Measure memory and time of fused steps, so that predictions are of this device and not assumed."""
+    """Measure memory and time of fused steps.
+
+    So predictions are of this device and not assumed.
+    """
     if check is not None:
         _check(check, as_json=as_json)
         return
@@ -111,7 +117,8 @@ def profile_command(
         try:
             with _progress(budget_s, quiet=quiet) as session.tell:
                 reason = session.run(budget_s)
-        except BaseException:  # an interrupt or a fault: what was measured is written, its journal stays for --resume
+        except BaseException:
+            # an interrupt or a fault: what was measured is written, its journal stays for --resume
             _write(target, _record(head, session))
             raise
         record = _write(target, _record(head, session, transfers=True))
@@ -124,7 +131,7 @@ def profile_command(
 
 
 def duration_s(text: str) -> float:
-    """Seconds of 90s, 10m, 1.5h or a bare number. UsageError for anything else."""
+    """Return the seconds of 90s, 10m, 1.5h or a bare number; UsageError for anything else."""
     from loramux_traces.errors import UsageError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|)", text.strip())
@@ -202,11 +209,12 @@ def _model(shape: str | None, path: Path | None, dtype: Any, where: Any) -> Any:
 
 
 def _head(model: Any, shape: Any, dtype: str, where: Any, name: str, seed: int) -> dict[str, Any]:
-    """A record without its points."""
+    """Return a record without its points."""
     from loramux_profiles.records import Model
     from loramux_runtime.profiler.identity import describe_run
 
-    Model.of(shape, dtype)  # a shape that no record may hold is refused before anything is measured
+    # a shape that no record may hold is refused before anything is measured
+    Model.of(shape, dtype)
     return describe_run(shape, dtype, where, name, exact=model.exact, seed=seed)
 
 
@@ -247,7 +255,7 @@ def _session(
 
 
 def _write(target: Path, record: ProfileRecord | None) -> ProfileRecord | None:
-    """Write a record, and again with a fit where there is enough for one."""
+    """Write a record, and write it again with a fit where there is enough for one."""
     from loramux_cli.fitting import fitted
     from loramux_profiles.records import write_record
 
@@ -261,7 +269,7 @@ def _write(target: Path, record: ProfileRecord | None) -> ProfileRecord | None:
 
 
 def _record(head: dict[str, Any], session: Session, *, transfers: bool = False) -> ProfileRecord | None:
-    """The record of what was measured; None where that is nothing."""
+    """Return the record of what was measured; None where that is nothing."""
     from loramux_profiles.records import ProfileRecord
     from loramux_runtime.profiler.journal import rows_of
     from loramux_runtime.profiler.transfers import measure_transfers
@@ -295,7 +303,7 @@ def _progress(budget_s: float, *, quiet: bool) -> Iterator[Callable[[SessionRepo
 
 
 def _lines(quiet: bool) -> Callable[[SessionReport], None]:
-    """A line a minute, where there is no terminal."""
+    """Return a listener that prints a line a minute, where there is no terminal."""
     last = -math.inf
 
     def tell(progress: SessionReport) -> None:

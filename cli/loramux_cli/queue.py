@@ -1,4 +1,7 @@
-"""What users say to a live scheduler: `loramux submit`, `status`, `cancel`, `pause`, `resume`, `logs`, `export`, ..."""
+"""This module holds what users say to a live scheduler.
+
+It is `loramux submit`, `status`, `cancel`, `pause`, `resume`, `logs`, `export`, ...
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAMES = {"policy": "set-policy"}
-"""Commands that are called otherwise in the store."""
+"""Commands that have another name in the store."""
 JobName = Annotated[str, typer.Argument(help="The job.")]
 Wait = Annotated[float, typer.Option(min=0.0, help="Seconds to wait for the scheduler's answer.")]
 
@@ -93,12 +96,18 @@ def pause_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
 
 
 def resume_command(job: JobName, state: State, wait: Wait = 30.0) -> None:
-    """Let a paused job wait for the device again; or one that was rejected or did not fit, once that is mended."""
+    """Let a paused job wait for the device again.
+
+    The same for one that was rejected or did not fit, once that is mended.
+    """
     _ask(state, "resume", job, wait_s=wait)
 
 
 def drain_command(state: State, wait: Wait = 30.0) -> None:
-    """Begin no job any more; the scheduler ends when those that have begun have ended. The others stay in the queue."""
+    """Begin no job any more; the scheduler ends when those that have begun have ended.
+
+    The others stay in the queue.
+    """
     from loramux_traces.errors import UsageError
 
     if not _runs(_open(state)):
@@ -123,7 +132,10 @@ def logs_command(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Print what a job has learned, a line per optimizer step: loss, learning rate, gradient norm."""
+    """Print what a job has learned, a line per optimizer step.
+
+    A line has loss, learning rate and gradient norm.
+    """
     from loramux_runtime.live.state.job_rows import OPEN
     from loramux_traces.filesafe import json_text
 
@@ -143,7 +155,7 @@ def logs_command(
             return
         time.sleep(0.5)
         store.close()
-        # anew: without leave to write, only what was there then is seen
+        # it is opened anew: without leave to write, only what was there at the opening is seen
         store = _open(state, look_only=True)
 
 
@@ -153,7 +165,10 @@ def export_command(
     out: Annotated[Path, typer.Option(help="Folder for the adapter; must not exist.")],
     wait: Wait = 30.0,
 ) -> None:
-    """Write a job's adapter (LoRA: as PEFT reads it): of an ended job its last, of a running one as it is now."""
+    """Write a job's adapter (LoRA: as PEFT reads it).
+
+    Of an ended job it is its last, of a running one as it is now.
+    """
     import shutil
 
     from loramux_traces.errors import StateError, UsageError
@@ -179,14 +194,17 @@ def export_command(
 
 
 def _open(state: Path, *, look_only: bool = False) -> Store:
-    """The state folder (`look_only`: it may be somebody else's, without leave to write)."""
+    """Open the state folder.
+
+    `look_only`: it may be somebody else's, without leave to write.
+    """
     from loramux_runtime.live.state.store import Store
 
     return Store(state, read_only=look_only and not os.access(state, os.W_OK))
 
 
 def _look(state: Path, read: Callable[[Store], T]) -> T:
-    """One look at a state folder."""
+    """Take one look at a state folder."""
     store = _open(state, look_only=True)
     try:
         return read(store)
@@ -195,8 +213,9 @@ def _look(state: Path, read: Callable[[Store], T]) -> T:
 
 
 def _queue(state: Path) -> Store:
-    """The state folder; a queue may be filled before the first scheduler comes. StateError for a folder of other
-    things.
+    """Open the state folder, or make it: a queue may be filled before the first scheduler comes.
+
+    StateError for a folder of other things.
     """
     from loramux_runtime.live.state.store import DATABASE, OURS, Store
     from loramux_traces.errors import StateError
@@ -252,7 +271,10 @@ def _ask(state: Path, verb: str, job: str = "", *, argument: str = "", wait_s: f
 
 
 def _line(record: dict[str, Any], held_out: float | None) -> str:
-    """A record for people; the held-out loss where it is another than the last one (`held_out`)."""
+    """Return a record as text for people.
+
+    The held-out loss is in it where it is another than the last one (`held_out`).
+    """
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
     norm = "-" if record["grad_norm"] is None else f"{record['grad_norm']:.3f}"
     text = f"{record['t_s']:10.1f} s  step {record['step']}/{record['total_steps']}  loss {loss}"

@@ -1,4 +1,7 @@
-"""`loramux recommend`: micro-batch, recompute and how many jobs for a device, by the cost model."""
+"""This module is `loramux recommend`.
+
+It advises micro-batch, recompute and how many jobs for a device, by the cost model.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ def recommend_command(
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Largest micro-batch, whether to recompute, how many jobs share the device, and where fusing stops paying."""
+    """Find the largest micro-batch, and whether to recompute.
+
+    Also say how many jobs share the device, and where fusing stops paying.
+    """
     from loramux_profiles.devices import load_device
     from loramux_profiles.recommend import recommend
     from loramux_traces.errors import UsageError

@@ -1,4 +1,7 @@
-"""What `simulate` and `sweep` do before and after a run: trace, devices, policies, manifest."""
+"""This module does what `simulate` and `sweep` do before and after a run.
+
+That is trace, devices, policies and manifest.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ ONE_DEVICE = "1xa100-80g"
 
 
 def load_policies(names: Sequence[str] | None, files: Iterable[Path] | None) -> list[str]:
-    """Load the policy files and check every name; the default is fifo and aspen, or what the files define."""
+    """Load the policy files and check every name.
+
+    The default is fifo and aspen, or what the files define.
+    """
     from loramux_policies.registry import create, load_file
 
     with prints_aside():
@@ -37,7 +43,10 @@ def load_policies(names: Sequence[str] | None, files: Iterable[Path] | None) -> 
 
 @contextmanager
 def hold(out: Path | None) -> Iterator[None]:
-    """Keep other commands out of --out until this one ends; a folder that stays empty is removed again."""
+    """Keep other commands out of --out until this one ends.
+
+    A folder that stays empty is removed again.
+    """
     from loramux_traces.locking import owned
 
     if out is None:
@@ -49,13 +58,16 @@ def hold(out: Path | None) -> Iterator[None]:
 
 @contextmanager
 def prints_aside() -> Iterator[None]:
-    """What a policy prints goes to stderr: stdout is for results (once around a run, for it costs a call)."""
+    """Send what a policy prints to stderr, because stdout is for results.
+
+    It is put once around a run, for it costs a call.
+    """
     with redirect_stdout(sys.stderr):
         yield
 
 
 def load_trace(path: str | None) -> Trace:
-    """The trace, or the shipped sample."""
+    """Read the trace, or the shipped sample."""
     from loramux_profiles.checked import read_checked
     from loramux_traces.data import sample_path
 
@@ -65,8 +77,9 @@ def load_trace(path: str | None) -> Trace:
 def load_devices(
     text: str | None, profile: Path | None, *, sample: bool, allow_other: bool = False, memory: str | None = None
 ) -> tuple[DeviceProfile, ...]:
-    """Devices of the run, with the memory that --memory says. With a profile file, --devices may only say how many of
-    it.
+    """Return the devices of the run, with the memory that --memory says.
+
+    With a profile file, --devices may only say how many of it.
     """
     devices = _devices(text, profile, sample=sample, allow_other=allow_other)
     if memory is None:
@@ -98,7 +111,7 @@ def _devices(text: str | None, profile: Path | None, *, sample: bool, allow_othe
 def manifest(
     result: RunResult, policy: str, trace: Trace, devices: Sequence[DeviceProfile], argv: Sequence[str]
 ) -> dict[str, Any]:
-    """What a run folder must say of itself so that it can be made again."""
+    """Return what a run folder must say of itself so that the run can be made again."""
     import hashlib
     from importlib.metadata import version
 
@@ -125,5 +138,5 @@ def manifest(
 
 
 def trace_facts(trace: Trace) -> dict[str, Any]:
-    """A trace in a manifest or in `simulate --json`."""
+    """Return a trace's entry in a manifest or in `simulate --json`."""
     return {"name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace)}

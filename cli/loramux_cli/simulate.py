@@ -1,4 +1,7 @@
-"""`loramux simulate` (and `simulate` alone): replay one trace under one or more policies."""
+"""This module is `loramux simulate` (and `simulate` alone).
+
+It replays one trace under one or more policies.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ def simulate_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """Simulate a trace of fine-tuning jobs under scheduling policies. Without options: the shipped sample."""
+    """Simulate a trace of fine-tuning jobs under scheduling policies.
+
+    Without options: the shipped sample.
+    """
     from loramux_cli import running
     from loramux_policies.registry import create
     from loramux_simulator import SimOptions, simulate
@@ -197,7 +203,7 @@ def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people: 12.3 s, 4.5 min, 6.7 h, 8.9 d."""
+    """Return seconds as text for people: 12.3 s, 4.5 min, 6.7 h, 8.9 d."""
     if seconds is None:
         return "-"
     for unit, size, upto in (("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172800.0)):

@@ -1,4 +1,7 @@
-"""What `loramux status` shows: a headline, a row per job, and the same again and again under --watch. No torch."""
+"""This module lays out what `loramux status` shows.
+
+It is a headline, a row per job, and the same again and again under --watch. No torch is needed.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ NARROWEST: Final = 80
 WIDE: Final = 110
 """From this many columns on, the table has every column."""
 MOST_ROWS: Final = 40
-"""Jobs listed where not all are asked for."""
+"""Most jobs listed where not all are asked for."""
 RECENT: Final = 10
-"""Ended jobs among them, where there is room."""
+"""Most ended jobs among the listed ones, where there is room."""
 STALE_S: Final = 30.0
-"""Figures of a running scheduler that are older are said to be old."""
+"""Seconds from which on the figures of a running scheduler are said to be old."""
 ORDER: Final = ("RUNNING", "HELD", "WAITING", "QUEUED")
-"""States of jobs in the system, as they are listed."""
+"""States of jobs in the system, in the order in which they are listed."""
 STYLES: Final = {"RUNNING": "green", "HELD": "yellow", "COMPLETED": "dim", "CANCELLED": "dim"}
 SPLIT: Final = {"UNSCHEDULABLE": "UNSCHED-\nULABLE"}
 """States too long for the column; the others are split at `_`."""
@@ -34,11 +37,11 @@ SPLIT: Final = {"UNSCHEDULABLE": "UNSCHED-\nULABLE"}
 def table(
     status: Mapping[str, Any], *, show_all: bool = False, most_rows: int = MOST_ROWS, unix_s: float | None = None
 ) -> StatusTable:
-    """A status as something rich prints, fitted to the width it is printed at (made for 80 and for 120 columns).
+    """Return a status as something rich prints, fitted to the width it is printed at.
 
-    Ended jobs but the latest few, and jobs beyond `most_rows`, are only counted unless `show_all`;
-    of the failures among them the latest three are named. `unix_s` is the time now, to say how old
-    the figures are.
+    It is made for 80 and for 120 columns. Ended jobs but the latest few, and jobs beyond
+    `most_rows`, are only counted unless `show_all`; of the failures among them the latest three are
+    named. `unix_s` is the time now, to say how old the figures are.
     """
     return StatusTable(status, show_all=show_all, most_rows=most_rows, unix_s=time.time() if unix_s is None else unix_s)
 
@@ -59,8 +62,10 @@ def watch(
     show_all: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Show `read()` every `every_s` seconds until interrupted (exit code 130): in place on a terminal (as many jobs as
-    it has room for), elsewhere one print after the other. What `read` raises ends it.
+    """Show `read()` every `every_s` seconds until interrupted (exit code 130).
+
+    It is shown in place on a terminal (as many jobs as it has room for), elsewhere one print after
+    the other. What `read` raises ends it.
     """
     import typer
     from rich.console import Console
@@ -79,12 +84,13 @@ def watch(
                 room = max(3, console.height - 10)
                 live.update(table(read(), show_all=show_all, most_rows=room), refresh=True)
                 time.sleep(every_s)
-    except KeyboardInterrupt:  # where loramux' own handler of the signal is not set
+    except KeyboardInterrupt:
+        # this is where loramux' own handler of the signal is not set
         raise typer.Exit(EXIT_SIGINT) from None
 
 
 class StatusTable:
-    """A status, laid out when it is printed: only then is the width known."""
+    """Lays a status out when it is printed: only then is the width known."""
 
     def __init__(self, status: Mapping[str, Any], *, show_all: bool, most_rows: int, unix_s: float) -> None:
         self._status = status
@@ -146,7 +152,7 @@ class StatusTable:
         if s["capacity_bytes"] is not None:
             parts.append(f"of {gib(s['capacity_bytes'])}")
         if used is not None:
-            # nobody counts tensors there: it is all that the process has held
+            # nobody counts tensors there: the figure is all that the process has held
             if s["device"].startswith("cpu"):
                 return f"memory of the process {gib(used)} (jobs at most {' '.join([gib(most), *parts[1:]])})"
             parts.append(f"(jobs at most {gib(most)})")
@@ -190,7 +196,7 @@ class StatusTable:
         return grid
 
     def _numbers(self, job: Mapping[str, Any], *, wide: bool) -> tuple[str, str, str, str]:
-        """Step, loss, tokens/s and finish."""
+        """Return the cells for step, loss, tokens/s and finish."""
         loss, rate = job["loss"], job["tokens_per_s"]
         shown = "-" if loss is None else f"{loss:.3f}" if abs(loss) < 1000 else f"{loss:.2e}"
         finish = "-"
@@ -205,7 +211,10 @@ class StatusTable:
 
 
 def clock(seconds: float) -> str:
-    """A time between two moments: 45s, 2m 03s, 1h 02m, 3d 04h. A negative one (a guess overtaken) is 0s."""
+    """Return a time between two moments as text: 45s, 2m 03s, 1h 02m, 3d 04h.
+
+    A negative one (a guess overtaken) is 0s.
+    """
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -218,7 +227,7 @@ def clock(seconds: float) -> str:
 
 
 def _unit(jobs: Iterable[Mapping[str, Any]]) -> tuple[str, float]:
-    """One unit for the column: MiB where every job is below 1 GiB."""
+    """Return one unit for the column: MiB where every job is below 1 GiB."""
     most = max((job[key] or 0.0 for job in jobs for key in ("peak_bytes", "predicted_bytes")), default=0.0)
     return ("GiB", 2.0**30) if most >= 2**30 else ("MiB", 2.0**20)
 

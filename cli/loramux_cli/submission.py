@@ -1,4 +1,7 @@
-"""What `submit` sends: jobs of a file, checked as far as they can be without the base model."""
+"""This module makes what `submit` sends.
+
+That is the jobs of a file, checked as far as they can be without the base model.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ if TYPE_CHECKING:
     from loramux_runtime.live.state.store import Store
 
 TABLES = {".csv", ".jsonl", ".ndjson"}
-"""Endings of traces."""
+"""Endings of the files that hold traces."""
 
 
 def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> Sequence[TrainJob]:
-    """Jobs of a job.yaml or of a trace. Raises InvalidInputError, UsageError where --id is given for several."""
+    """Read the jobs of a job.yaml or of a trace.
+
+    Raises InvalidInputError, and UsageError where --id is given for several jobs.
+    """
     from loramux_runtime.jobs.jobs_file import TrainJob, read_jobs
     from loramux_runtime.live.trace_replay import submitted
 
@@ -36,7 +42,10 @@ def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> 
 
 
 def check_files(file: Path, jobs: Sequence[TrainJob], folder: Path) -> None:
-    """InvalidInputError for data that is not there: better now than when the scheduler looks."""
+    """Raise InvalidInputError for data that is not there.
+
+    Better now than when the scheduler looks.
+    """
     from loramux_traces.errors import InvalidInputError, Problem
 
     problems = []
@@ -51,7 +60,7 @@ def check_files(file: Path, jobs: Sequence[TrainJob], folder: Path) -> None:
 
 
 def other_base(file: Path, store: Store) -> str | None:
-    """The base model that a trace says its jobs are on, where the scheduler has another."""
+    """Return the base model that a trace says its jobs are on, where the scheduler has another."""
     from loramux_profiles.checked import read_checked
 
     ours = store.fact("base_model")
@@ -62,5 +71,5 @@ def other_base(file: Path, store: Store) -> str | None:
 
 
 def send(store: Store, jobs: Sequence[TrainJob], folder: Path) -> None:
-    """Put them into the queue, all or none."""
+    """Put the jobs into the queue, all or none."""
     store.submit([(job.model_dump(mode="json"), folder, job.submit_s) for job in jobs])

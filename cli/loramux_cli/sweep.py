@@ -1,4 +1,4 @@
-"""`loramux sweep`: policies x loads x seeds into one tidy table."""
+"""This module is `loramux sweep`: it runs policies x loads x seeds into one tidy table."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def sweep_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """Run policies at several loads and seeds on the same jobs; resumable; one row a run in results.csv."""
+    """Run policies at several loads and seeds on the same jobs; resumable.
+
+    There is one row a run in results.csv.
+    """
     from loramux_cli import running
     from loramux_simulator import SimOptions
     from loramux_simulator.sweep import SweepPlan, sweep
@@ -114,7 +117,7 @@ def sweep_command(
 
 @contextmanager
 def _backend(engine: str, address: str | None) -> Iterator[str | None]:
-    """Name of joblib's backend. UsageError where Ray is not installed."""
+    """Yield the name of joblib's backend; UsageError where Ray is not installed."""
     if engine == "local":
         yield None
         return

@@ -1,4 +1,7 @@
-"""`loramux trace`: import, generate, validate and describe traces. Thin: the work is in loramux_traces."""
+"""This module is `loramux trace`: it imports, generates, validates and describes traces.
+
+It is thin: the work is in loramux_traces.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int], None]]:
-    """A spinner with a count on stderr while something long runs; nothing where stderr is no terminal."""
+    """Show a spinner with a count on stderr while something long runs.
+
+    It shows nothing where stderr is no terminal.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -82,7 +88,9 @@ def import_(
     limit: Annotated[int | None, typer.Option(help="Keep the first so many jobs by submission.")] = None,
     force: Force = False,
 ) -> None:
-    """Turn a public cluster trace into jobs: arrivals, durations and GPUs real, LoRA columns drawn with the seed.
+    """Turn a public cluster trace into jobs.
+
+    Arrivals, durations and GPUs are real, LoRA columns are drawn with the seed.
 
     The originals are not shipped; the README says where each comes from and under which licence.
     """
@@ -96,7 +104,7 @@ def import_(
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs as a mapping."""
+    """Return `name=value` pairs as a mapping."""
     from loramux_traces.errors import UsageError
 
     values: dict[str, Any] = {}
@@ -167,7 +175,10 @@ def generate(
 
 @app.command()
 def validate(file: File, format: Format = None, as_json: Json = False) -> None:
-    """Check every row as simulate does; bad ones are listed with line, column, value and what is allowed (exit 2)."""
+    """Check every row as simulate does.
+
+    Bad ones are listed with line, column, value and what is allowed (exit 2).
+    """
     from loramux_profiles.checked import read_checked
     from loramux_traces.errors import InvalidInputError
 

@@ -1,4 +1,4 @@
-"""`loramux train`: train the jobs of a file together on one device."""
+"""This module is `loramux train`: it trains the jobs of a file together on one device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def train_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """Train many adapters in one fused step over one frozen base model, each as if it were alone."""
+    """Train many adapters in one fused step over one frozen base model, each as if alone."""
     from loramux_cli import running
     from loramux_traces.errors import StateError
     from loramux_traces.runfolder import prepare_folder
@@ -60,7 +60,8 @@ def train_command(
     where = choose_device(device)
     profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
     with running.hold(out):
-        if not force:  # with it, nothing is removed before every job has been checked
+        if not force:
+            # with --force, nothing is removed before every job has been checked
             prepare_folder(out)
         if not quiet:
             typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)

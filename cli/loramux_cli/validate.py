@@ -1,4 +1,7 @@
-"""`loramux validate`: real runs of a trace against simulations of the very same."""
+"""This module is `loramux validate`.
+
+It puts real runs of a trace against simulations of the very same.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def validate_command(
     quiet: o.Quiet = False,
     force: o.Force = False,
 ) -> None:
-    """Simulate what real runs did (trace, policy, seats, device profile), and say how far the simulation was off."""
+    """Simulate what real runs did, and say how far the simulation was off.
+
+    The simulation has their trace, policy, seats and device profile.
+    """
     from dataclasses import replace
 
     from loramux_analysis.validation import validate
@@ -96,7 +102,7 @@ def validate_command(
 
 
 def _factor(text: str) -> float | None:
-    """The factor asked for; None for auto."""
+    """Return the factor that is asked for; None for auto."""
     from loramux_traces.errors import UsageError
 
     if text in ("none", "auto"):
@@ -121,7 +127,7 @@ def _applied(wanted: float | None, measured: float | None) -> float:
 
 
 def _notes(runs: Sequence[Run], speeds: Sequence[StepTimes], *, auto: bool) -> Iterator[str]:
-    """What a reader of the figures should know of the real runs."""
+    """Yield what a reader of the figures should know of the real runs."""
     unknown = [str(run.path) for run, speed in zip(runs, speeds, strict=True) if speed.factor is None]
     if auto and unknown:
         yield f"{', '.join(unknown)}: no steps recorded (run --record); the speed factor is that of the other runs"
@@ -131,7 +137,10 @@ def _notes(runs: Sequence[Run], speeds: Sequence[StepTimes], *, auto: bool) -> I
 
 
 def _one_trace(runs: Sequence[Run], settings: Sequence[Setting]) -> None:
-    """Policies are ranked: they must have had the same jobs, and been driven by one profile."""
+    """Raise InvalidInputError unless all runs had the same jobs and one device profile.
+
+    Policies are ranked, so they must have been run on the same.
+    """
     from loramux_traces.errors import InvalidInputError, Problem
 
     first = settings[0]
@@ -148,7 +157,7 @@ def _one_trace(runs: Sequence[Run], settings: Sequence[Setting]) -> None:
 
 @contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
-    """Where simulated runs are kept: in --out, or nowhere."""
+    """Yield the folder where simulated runs are kept: --out, or a temporary one."""
     if out is not None:
         yield out
         return
@@ -159,7 +168,10 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _twins(
     runs: Sequence[Run], settings: Sequence[Setting], *, seeds: int, factor: float, home: Path, quiet: bool
 ) -> list[Twin]:
-    """Every real run with its simulations; what is simulated alike is simulated once."""
+    """Return every real run with its simulations.
+
+    What is simulated alike is simulated once.
+    """
     from loramux_analysis.validation import Twin
     from loramux_cli.running import manifest
     from loramux_simulator.real_runs import simulate_setting
@@ -177,7 +189,7 @@ def _twins(
                 result = simulate_setting(setting, seed=seed, factor=factor)
                 folder = prepare_folder(home / run_folder_name(setting.policy, seed), resume=True)
                 about = manifest(result, setting.policy, setting.trace, (setting.device,), sys.argv)
-                # under the name the user knows it by
+                # the trace goes by the name that the user knows it by
                 about |= {"trace": run.manifest.get("trace", about["trace"])}
                 write_run(
                     folder,

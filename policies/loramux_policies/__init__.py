@@ -1,4 +1,8 @@
-"""Who runs now: views, the `Policy` base class, the registry, the decide-apply loop and the shipped rules."""
+"""This package decides who runs now.
+
+It holds the views, the `Policy` base class, the registry, the decide-apply loop and the shipped
+rules.
+"""
 
 from loramux_policies.errors import PlanError, PolicyError
 from loramux_policies.policy import Policy

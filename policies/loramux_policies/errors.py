@@ -1,4 +1,4 @@
-"""What goes wrong with a policy, always with its name."""
+"""This module names what goes wrong with a policy, always with the policy's name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from loramux_traces.errors import Interrupted, LoramuxError, StateError
 
 
 class PolicyError(LoramuxError):
-    """A policy raised, over-committed a device, named an unknown or duplicate job, or stalled. Exit code 2."""
+    """Means that a policy raised, over-committed a device, named a bad job, or stalled.
+
+    A bad job is an unknown or a duplicate one. The exit code is 2.
+    """
 
     exit_code = 2
 
 
 class LeftTheRecord(StateError):
-    """Decisions have led to where a recorded run says nothing (`replay`)."""
+    """Means that decisions have led to where a recorded run says nothing (`replay`)."""
 
 
 class PlanError(PolicyError):
-    """One call on a plan that cannot be carried out; nothing of the plan is applied."""
+    """Means that a call on a plan cannot be carried out; nothing of the plan is applied."""
 
 
 def let_through(error: BaseException) -> None:
-    """Raise it again where it is no fault of the policy's: Ctrl-C or a signal. (sys.exit in a policy is one.)"""
+    """Raise the error again where the policy is not at fault: Ctrl-C or a signal.
+
+    sys.exit in a policy is the policy's fault.
+    """
     if isinstance(error, KeyboardInterrupt | Interrupted):
         raise error

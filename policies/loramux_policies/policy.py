@@ -1,4 +1,7 @@
-"""What a policy is: an order of the waiting queue, where to place, and what to fuse."""
+"""This module says what a policy is.
+
+It is an order of the waiting queue, where to place, and what to fuse.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +12,55 @@ from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Pl
 
 
 class Policy:
-    """Base class of every policy; the simulator and the runtime call the same object.
+    """Serves as the base class of every policy; the simulator and the runtime call the same object.
 
-    Two time scales: `place()` at events (start, pause, reject; a delta: what is not named stays)
-    and `fuse()` before every step. Both are pure: time comes from the view, the same view gives the
-    same answer, nothing is kept on `self` between calls. Parameters are keyword arguments of
-    `__init__` with defaults, set by `--policy "name:key=value,..."`.
+    There are two time scales: `place()` at events (start, pause, reject; a delta: what is not named
+    stays) and `fuse()` before every step. Both are pure: time comes from the view, the same view
+    gives the same answer, nothing is kept on `self` between calls. Parameters are keyword arguments
+    of `__init__` with defaults, set by `--policy "name:key=value,..."`.
     """
 
     name: ClassVar[str] = ""
     order: Order = Order(key=first_come)
-    """Default: first come, first served."""
+    """Order of the waiting queue; the default is first come, first served."""
     preempts: ClassVar[bool] = False
     """Whether `place()` ever pauses a job; shown by `loramux policies`."""
     oracle: ClassVar[bool] = False
-    """Sees the true end (`stop_step`) as the declared one; only for upper bounds on what prediction
-    could gain.
+    """Whether the policy sees the true end (`stop_step`) as the declared one.
+
+    This is only for upper bounds on what prediction could gain.
     """
     copies: ClassVar[Literal["shared", "separate"]] = "shared"
     """Whether residents share one base copy in one process, or each runs a process of its own."""
     slices: ClassVar[bool] = False
-    """Gives residents shares below 1 (tied jobs on one seat)."""
+    """Whether the policy gives residents shares below 1 (tied jobs on one seat)."""
     seats: float = float("inf")
-    """Most residents that this policy wants on one device; the loop takes the smaller of it and
-    --max-resident.
+    """Most residents that this policy wants on one device.
+
+    The loop takes the smaller of it and --max-resident.
     """
     max_fused: int | None = None
-    """Most jobs that `fuse()` puts into one step; None: every resident is in every step (the
-    default `fuse`).
+    """Most jobs that `fuse()` puts into one step.
+
+    None: every resident is in every step (the default `fuse`).
     """
 
     def place(self, view: ClusterView) -> Plan:
-        """Who starts, pauses or is turned away now. Returns the plan it made with `view.plan()`."""
+        """Say who starts, pauses or is turned away now; return the plan made with `view.plan()`."""
         raise TypeError(f"policy {type(self).__name__} does not say how to place(view)")
 
     def fuse(self, device: DeviceView) -> FusedStep:
-        """Which residents' next micro-batches run together; default: all of them, as far as real lengths fit."""
+        """Say which residents' next micro-batches run together.
+
+        The default is all of them, as far as real lengths fit.
+        """
         return fuse_all(device)
 
     def windows(self, n_residents: int) -> bool:
-        """Whether `fuse()` may leave out some of that many residents (rates then come from a roll-out)."""
+        """Return whether `fuse()` may leave out some of that many residents.
+
+        Rates then come from a roll-out.
+        """
         if self.max_fused is not None:
             return n_residents > self.max_fused
         return type(self).fuse is not Policy.fuse

@@ -1,4 +1,4 @@
-"""Finding a policy by name, by `module:Class`, or in a file of the user's.
+"""This module finds a policy by name, by `module:Class`, or in a file of the user's.
 
 Policies are code: they are loaded only by these three ways, never from a trace or a job. Names come
 from `@register`, from the built-in rules, and from the entry-point group `loramux.policies`; a name
@@ -30,12 +30,15 @@ _known: dict[str, type[Policy]] = {}
 _broken: dict[str, str] = {}
 """Rule files and entry points that could not be loaded, with the error."""
 _ambiguous: dict[str, str] = {}
-"""Names that an entry point claims beside another policy: nobody is meant until the user says who."""
+"""Names that an entry point claims beside another policy.
+
+Such a name means no policy until the user says which one.
+"""
 _loaded = False
 
 
 class DuplicatePolicyError(ValueError):
-    """Two classes claim one name."""
+    """Means that two classes claim one name."""
 
     name = ""
 
@@ -48,7 +51,10 @@ def _duplicate(name: str, *classes: type[Policy]) -> DuplicatePolicyError:
 
 
 def register(name: str) -> Callable[[P], P]:
-    """Class decorator that gives a policy its name. DuplicatePolicyError if another class has it already."""
+    """Decorate a class so that the policy has this name.
+
+    DuplicatePolicyError if another class has it already.
+    """
 
     def put(cls: P) -> P:
         taken = _known.get(name)
@@ -62,21 +68,25 @@ def register(name: str) -> Callable[[P], P]:
 
 
 def names() -> list[str]:
-    """Names of all registered policies, sorted; not those that two of them claim."""
+    """Return the names of all registered policies, sorted; not those that two of them claim."""
     _load_all()
     return sorted(_known.keys() - _ambiguous.keys())
 
 
 def broken() -> dict[str, str]:
-    """Rule files and entry points that could not be loaded, with the error. The other policies are there all the
-    same.
+    """Return the rule files and entry points that could not be loaded, with the error.
+
+    The other policies are there all the same.
     """
     _load_all()
     return dict(_broken)
 
 
 def find(name: str) -> type[Policy]:
-    """The class of a registered name, or of `module:Class`. UsageError with the nearest names if there is none."""
+    """Return the class of a registered name, or of `module:Class`.
+
+    UsageError with the nearest names if there is none.
+    """
     if ":" in name:
         return _from_module(name)
     _load_all()
@@ -94,7 +104,7 @@ def find(name: str) -> type[Policy]:
 
 
 def create(text: str) -> Policy:
-    """A policy from `name`, `name:key=value,...`, `module:Class` or `module:Class:key=value,...`."""
+    """Make a policy from `name`, `module:Class`, or either of them with `:key=value,...`."""
     head, _, tail = text.partition(":")
     if tail and "=" not in tail.partition(":")[0]:
         cls_name, _, tail = tail.partition(":")
@@ -126,7 +136,7 @@ def create(text: str) -> Policy:
 
 
 def parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
-    """Keyword parameters of a policy with their defaults."""
+    """Return the keyword parameters of a policy with their defaults."""
     if cls.__init__ is object.__init__:
         return {}
     found = inspect.signature(cls.__init__).parameters.values()
@@ -134,8 +144,9 @@ def parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
 
 
 def load_file(path: str | Path) -> list[str]:
-    """Run a user's Python file and return the names it registered (a Policy subclass without @register goes by its
-    class name).
+    """Run a user's Python file and return the names it registered.
+
+    A Policy subclass without @register goes by its class name.
     """
     file = Path(path)
     if not file.is_file():
@@ -169,7 +180,8 @@ def _load_all() -> None:
     if _loaded:
         return
     _loaded = True
-    # by name, as an entry point is: the shipped rules stand above the contract that they are found by
+    # rules are found by name, as an entry point is: the shipped rules stand above the contract that
+    # they are found by
     rules = importlib.import_module(f"{__package__}.rules")
     for info in pkgutil.iter_modules(rules.__path__):
         _guarded(f"{info.name}.py", importlib.import_module, f"{rules.__name__}.{info.name}")
@@ -188,14 +200,15 @@ def _load_point(point: EntryPoint) -> None:
 
 
 def _guarded(what: str, load: Callable[[T], object], argument: T) -> None:
-    """One policy that cannot be loaded must not take the others with it."""
+    """Load one policy; a failure to load it must not take the others with it."""
     try:
         load(argument)
     except DuplicatePolicyError as error:
         _ambiguous[error.name] = _broken[what] = str(error)
     except BaseException as error:
         reason: BaseException | None = error
-        while reason is not None:  # a signal that broke an import off is no fault of the rule
+        while reason is not None:
+            # a signal that broke an import off is no fault of the rule
             let_through(reason)
             reason = reason.__cause__ or reason.__context__
         where = f" (line {error.lineno} of {error.filename})" if isinstance(error, SyntaxError) else ""

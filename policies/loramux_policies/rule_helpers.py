@@ -1,4 +1,4 @@
-"""Rules that most policies share: start in order, and fuse what fits."""
+"""This module holds rules that most policies share: start in order, and fuse what fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, Jo
 
 
 def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Rule = "least-loaded") -> None:
-    """Start waiting jobs in their order, passing over at most `window - 1` that do not fit (1: a strict head)."""
+    """Start waiting jobs in their order, passing over at most `window - 1` that do not fit.
+
+    With a window of 1 the head is strict: nobody overtakes it.
+    """
     blocked = 0
     start_first = plan.start_first
     for job in view.waiting(view.n_waiting):
@@ -19,10 +22,11 @@ def start_in_order(view: ClusterView, plan: Plan, *, window: float = 1, rule: Ru
 
 
 def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Iterable[JobView], *, most: int = 8) -> bool:
-    """Start the job where it fits, else in the stead of victims (worst first, at most `most` tried); False: neither.
+    """Start the job where it fits, else in the place of victims; return False where neither works.
 
-    Victims are tried device by device in the order given: a device is taken as soon as dropping
-    those of its residents seen so far makes room. Nobody is paused in vain.
+    Victims come worst first, and at most `most` are tried. They are tried device by device in the
+    order given: a device is taken as soon as dropping those of its residents seen so far makes
+    room. Nobody is paused in vain.
     """
     if plan.start_first(job.job_id, "least-loaded") is not None:
         return True
@@ -48,7 +52,10 @@ def start_or_preempt(view: ClusterView, plan: Plan, job: JobView, victims: Itera
 
 
 def _needed(plan: Plan, device: int, add: str, drop: list[str]) -> list[str]:
-    """The victims without those whose pause turned out not to be needed (best first is spared first)."""
+    """Return the victims without those whose pause turned out not to be needed.
+
+    The best victim is spared first.
+    """
     needed = list(drop)
     for job_id in reversed(drop[:-1]):
         rest = [other for other in needed if other != job_id]
@@ -58,7 +65,11 @@ def _needed(plan: Plan, device: int, add: str, drop: list[str]) -> list[str]:
 
 
 def fuse_all(device: DeviceView) -> FusedStep:
-    """Every resident in the step; where the real lengths do not fit, those waiting longest first, as many as fit."""
+    """Put every resident in the step.
+
+    Where the real lengths do not fit, the step takes those that have waited longest first, as many
+    as fit.
+    """
     step = device.everyone()
     if step is not None:
         return step
@@ -66,7 +77,7 @@ def fuse_all(device: DeviceView) -> FusedStep:
 
 
 def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
-    """One job alone, its micro-batch halved until it fits.
+    """Return a step of one job alone, with its micro-batch halved until it fits.
 
     A single row runs in any case. Admission reserved for a row of the job's maximum length, so by
     the upper bound it fits; where the device runs out of memory all the same, the loop fails the
@@ -79,7 +90,11 @@ def halved(device: DeviceView, job: ReadyJob) -> FusedStep:
 
 
 def as_many_as_fit(device: DeviceView, jobs: Sequence[ReadyJob]) -> FusedStep:
-    """These jobs together, in this order passing over what no longer fits; at least the first, halved if need be."""
+    """Return a step of as many of these jobs as fit together.
+
+    They are taken in this order, passing over what no longer fits. The step has at least the first
+    job, halved if need be.
+    """
     if device.fits(jobs):
         return device.step(jobs)
     chosen: list[ReadyJob] = []

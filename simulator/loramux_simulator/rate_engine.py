@@ -200,7 +200,7 @@ class RateEngine:
         job.done_steps = steps
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
-        """Return attained and remaining solo seconds of all running jobs (arrays, once asked for)."""
+        """Return attained and remaining solo seconds of all running jobs (kept in arrays)."""
         if self._board is None:
             self._board = Board(len(self.devices))
             for device in self.devices:

@@ -1,1 +1,4 @@
-"""Published evaluations, run again: one module each; `loramux evaluate` shows them."""
+"""This package runs published evaluations again.
+
+There is one module each; `loramux evaluate` shows them.
+"""

@@ -1,7 +1,7 @@
-"""ASPEN's published evaluation (arXiv 2312.02515), simulated, beside what the authors report.
+"""This module simulates ASPEN's published evaluation (arXiv 2312.02515).
 
-What is assumed is in `ASSUMPTIONS`, and goes into the report. Nothing here is tuned to a published
-latency. `loramux evaluate aspen` runs it.
+It stands beside what the authors report. What is assumed is in `ASSUMPTIONS`, and goes into the
+report. Nothing here is tuned to a published latency. `loramux evaluate aspen` runs it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from loramux_traces.job import JobSpec, Trace
 RowOrder = Literal["shuffled", "sorted"]
 DEVICE: Final = "aspen-a100-80g"
 EPOCHS: Final = 3
-"""num_epochs of the released configuration (config/finetune.json). The generator's mean lengths are
-divided by it, so that the non-pad tokens stay the 28.15 million that the authors' hours and
-effective rates agree on.
+"""num_epochs of the released configuration (config/finetune.json).
+
+The generator's mean lengths are divided by it, so that the non-pad tokens stay the 28.15 million
+that the authors' hours and effective rates agree on.
 """
 ALPACA_LEN, SQL_LEN = 200.0, 470.0
 RANK: Final = 8
@@ -82,13 +83,13 @@ WHY: Final = (
 
 @dataclass(frozen=True)
 class Workload:
-    """The 8 jobs, with what may be varied."""
+    """Describes the 8 jobs, with what may be varied."""
 
     epochs: int = EPOCHS
     listed_order: bool = True
-    """Arrivals as listed; else by id (all Alpaca jobs first)."""
+    """Whether arrivals are as listed; else they are by id (all Alpaca jobs first)."""
     scale: float = 1.0
-    """Rows of every job are divided by this."""
+    """Number that the rows of every job are divided by."""
     seed: int = 0
 
     def trace(self) -> Trace:
@@ -115,7 +116,7 @@ class Bench:
     _done: dict[tuple[Any, ...], RunResult] = field(default_factory=dict)
 
     def run(self, workload: Workload, policy: str, order: RowOrder, fusion: str = "padded") -> RunResult:
-        """One policy on one workload; in rate fidelity rows are always shuffled."""
+        """Run one policy on one workload; in rate fidelity rows are always shuffled."""
         order = "shuffled" if self.fidelity == "rate" else order
         key = (workload, policy, order, fusion)
         if key not in self._done:
@@ -135,7 +136,7 @@ class Bench:
 
 
 def policies(k: int, candidates: int) -> dict[str, tuple[str, RowOrder]]:
-    """System -> (policy, row order as the authors ran it)."""
+    """Return each system's policy and row order as the authors ran it."""
     return {
         p.SEQUENTIAL: ("exclusive", "shuffled"),
         p.PARALLEL: (f"separate:k={k}", "shuffled"),
@@ -146,7 +147,7 @@ def policies(k: int, candidates: int) -> dict[str, tuple[str, RowOrder]]:
 
 
 def mixed(bench: Bench, workload: Workload) -> tuple[list[Ours], list[dict[str, Any]]]:
-    """(figures, runs) of the systems on the 8 jobs."""
+    """Return the figures and the runs of the systems on the 8 jobs."""
     chosen = [(system, policy, order, "padded") for system, (policy, order) in policies(4, 8).items()]
     chosen.append((p.M1_SORTED, policies(4, 8)[p.M1][0], "sorted", "padded"))
     chosen.append((p.PACKED, "aspen:k=8", "shuffled", "packed"))
@@ -167,7 +168,10 @@ def mixed(bench: Bench, workload: Workload) -> tuple[list[Ours], list[dict[str, 
 
 
 def identical(bench: Bench, scale: float = 1.0) -> list[Ours]:
-    """Four equal jobs of the tokens a row that the authors' memory figures give; hours are of the unscaled rows."""
+    """Return the figures of four equal jobs; hours are of the unscaled rows.
+
+    The jobs have the tokens a row that the authors' memory figures give.
+    """
     rows = max(4, round(IDENTICAL_ROWS / scale))
     jobs: list[JobSpec] = [
         JobSpec(
@@ -192,7 +196,7 @@ def identical(bench: Bench, scale: float = 1.0) -> list[Ours]:
 
 
 def modelled() -> list[Ours]:
-    """Memory by batch size and tokens/s by model, from the cost model's own report."""
+    """Return memory by batch size and tokens/s by model, from the cost model's own report."""
     systems = {"one more job, shared base, batch ": p.ASPEN, "own process, batch ": p.PARALLEL}
     four = {"4 jobs, shared base, batch 4": p.ASPEN, "4 jobs, own processes, batch 4": p.PARALLEL}
     ways = {" sequential": p.SEQUENTIAL, " 4 processes": p.PARALLEL, " ASPEN, 4 jobs": p.ASPEN}
@@ -214,7 +218,10 @@ def modelled() -> list[Ours]:
 
 
 def sensitivity(bench: Bench, workload: Workload) -> pd.DataFrame:
-    """Hours under other row orders, K, candidates, lengths, arrivals and seeds, and the order that comes out."""
+    """Return hours under other row orders, K, candidates, lengths, arrivals and seeds.
+
+    The table also says which order comes out.
+    """
     long = replace(workload, epochs=1)
     cases: list[tuple[str, Workload, str, int, int]] = [
         ("as above", workload, "as released", 4, 8),
@@ -251,7 +258,7 @@ def sensitivity(bench: Bench, workload: Workload) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What the evaluation found."""
+    """Holds what the evaluation found."""
 
     runs: list[dict[str, Any]]
     """The simulated runs of the 8 jobs, one a system."""
@@ -261,7 +268,7 @@ class Evaluation:
     """What the order of the systems depends on (`sensitivity`)."""
 
     def report(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the evaluation as plain JSON types."""
         return {
             "schema_version": 1, "order_holds": a.order_holds(self.table), "runs": self.runs,
             "table": a.records(self.table), "claims": a.records(a.claims(self.table)),
@@ -270,7 +277,10 @@ class Evaluation:
 
 
 def evaluate(fidelity: str, scale: float, seed: int, tell: Callable[[str], None] = lambda line: None) -> Evaluation:
-    """Run every part. `scale` divides the rows of every job; `tell` is told what is being simulated."""
+    """Run every part of the evaluation.
+
+    `scale` divides the rows of every job; `tell` is told what is being simulated.
+    """
     bench = Bench(fidelity, tell)
     workload = Workload(scale=scale, seed=seed)
     figures, runs = mixed(bench, workload)

@@ -1,7 +1,8 @@
-"""What a run of fused steps is put together of: devices, the states of jobs, and a host that hears what happens.
+"""This module defines the parts that a run of fused steps is put together from.
 
-`driver.StepDriver` is handed one of each. A recorded run (`replay`), training in this process and a
-pool of workers differ in them and in nothing else.
+They are devices, the states of jobs, and a host that hears what happens. `driver.StepDriver` is
+handed one of each. A recorded run (`replay`), training in this process and a pool of workers differ
+in these parts and in nothing else.
 """
 
 from __future__ import annotations
@@ -19,30 +20,34 @@ from loramux_policies.views import FusedStep
 Note = Callable[[dict[str, Any]], None]
 """Takes one row of the recorded stream."""
 News = Callable[[], bool]
-"""Whether something has happened that a wait should end for."""
+"""Returns whether something has happened that a wait should end for."""
 
 
 class StepTimes(NamedTuple):
-    """When a fused step began and ended, in seconds from the start of the run, and how it went."""
+    """Says when a fused step began and ended, and how it went.
+
+    The times are in seconds from the start of the run.
+    """
 
     began_s: float
     ended_s: float
     out_of_memory: bool
     scale: float | None = None
-    """New ratio of the bound on dynamic bytes to their expected value; None: unchanged. (The online
-    refit sets it.)
+    """New ratio of the bound on dynamic bytes to their expected value; None: unchanged.
+
+    The online refit sets it.
     """
 
 
 class End(NamedTuple):
-    """How a job ends: with FINISH or DIVERGE, and why."""
+    """Says how a job ends: with FINISH or DIVERGE, and why."""
 
     event: Event
     detail: str
 
 
 class StepDevice(Generic[P]):
-    """One device and the step it is in."""
+    """Holds one device and the step that it is in."""
 
     def __init__(self, fused: FusedDevice[LiveRun[P]], type_index: int) -> None:
         self.fused = fused
@@ -66,33 +71,43 @@ class Devices(Protocol[P]):
         """Return the first instant of the run."""
 
     def launch(self, device: StepDevice[P], predicted_s: float) -> None:
-        """Begin `device.step`. A device in this process has trained it when the call returns."""
+        """Begin `device.step`.
+
+        A device in this process has trained the step when the call returns.
+        """
 
     def land(self, idle: Callable[[], object]) -> tuple[StepDevice[P], StepTimes | None]:
-        """Wait for one of the steps under way to end, calling `idle` now and then, and say how it went.
+        """Wait for one of the steps under way to end, and say how it went.
 
-        The training of its jobs has moved on, unless it ran out of memory. None in place of the
-        times: the device is gone.
+        It calls `idle` now and then while it waits. The training of the step's jobs has moved on,
+        unless the step ran out of memory. The times are None where the device is gone.
         """
 
     def sooner(self, until_s: float, news: News) -> float | None:
-        """Wait for a step to end, but not beyond `until_s` (asked only where there are several devices).
+        """Wait for a step to end, but not beyond `until_s`.
 
-        Returns the instant at which the run goes on where no step has ended, else None.
+        The driver asks for this only where there are several devices. It returns the instant at
+        which the run goes on where no step has ended, else None.
         """
 
     def another(self, now_s: float) -> bool:
-        """Whether another step has ended by that instant."""
+        """Return whether another step has ended by that instant."""
 
     def wait(self, until_s: float, news: News) -> float:
-        """Wait until then or until there is news, with no step under way; return the instant."""
+        """Wait until `until_s` or until there is news; return the instant.
+
+        No step is under way.
+        """
 
 
 class OneDevice(Generic[P]):
-    """What `Devices` come down to where there is one: its step is waited for, whatever comes."""
+    """Implements the part of `Devices` that is simple where there is one device.
+
+    Its step is waited for, whatever comes.
+    """
 
     def sooner(self, until_s: float, news: News) -> float | None:
-        """Return None: one device answers to nothing in the middle of its step."""
+        """Return None: a single device does not react to anything in the middle of its step."""
         return None
 
     def another(self, now_s: float) -> bool:
@@ -101,49 +116,59 @@ class OneDevice(Generic[P]):
 
 
 class States(Protocol[P]):
-    """Where the states of jobs are, and how they get onto a device and off it."""
+    """Says where the states of jobs are, and how they get onto a device and off it."""
 
     def bring(self, job: Job, device: StepDevice[P]) -> P:
-        """Return the state of a job that starts on the device; it is there when the next step begins.
+        """Return the state of a job that starts on the device.
 
-        A state that is still on its way (`on_its_way`) stays there.
+        The state is there when the next step begins. A state that is still on its way
+        (`on_its_way`) does not move: it stays on its way.
         """
 
     def take_away(self, job: Job) -> None:
-        """Have the state of a job here that leaves its device at a step boundary."""
+        """Bring here the state of a job that leaves its device at a step boundary."""
 
     def end_of(self, state: P) -> End | None:
         """Say how the job has ended, if it has."""
 
     def at_rest(self, job_id: str) -> bool:
-        """Whether the job's state can be saved now, all of it being here."""
+        """Return whether the job's state can be saved now, because all of it is here."""
 
     def leaves_early(self, job_id: str) -> bool:
-        """Whether a job that is to leave in the middle of a step goes without waiting for its end."""
+        """Return whether a job that leaves in the middle of a step need not wait for its end."""
 
     def follow(self, job: Job, device: StepDevice[P], *, in_step: bool) -> None:
-        """Have the state of a job that leaves early sent here after the step (that the job may be in)."""
+        """Have the state of a job that leaves early sent here after the step.
+
+        The job may be in that step or not (`in_step`).
+        """
 
     def on_its_way(self, job_id: str) -> bool:
-        """Whether the state has still to come from a step that the job has left early."""
+        """Return whether the state has still to come from a step that the job has left early."""
 
     def lost(self, runs: Iterable[LiveRun[P]]) -> None:
-        """The device of these residents is gone: those that were on it go on as they were last saved."""
+        """Have the residents of a device that is gone go on from their last saved states.
+
+        This concerns those whose state was on the device.
+        """
 
 
 class StatesHere(Generic[P]):
-    """What `States` come down to where every state is in this process: nobody leaves in mid-step."""
+    """Implements the part of `States` that is simple where every state is in this process.
+
+    No job leaves in the middle of a step.
+    """
 
     def at_rest(self, job_id: str) -> bool:
         """Return True: nothing happens between two steps."""
         return True
 
     def leaves_early(self, job_id: str) -> bool:
-        """Return False: the step that the job is in is waited for."""
+        """Return False: the driver waits for the step that the job is in."""
         return False
 
     def follow(self, job: Job, device: StepDevice[P], *, in_step: bool) -> None:
-        """Never called, as nobody leaves early."""
+        """Raise AssertionError: this is never called, as no job leaves early."""
         raise AssertionError(f"{job.job_id} left in the middle of a step")
 
     def on_its_way(self, job_id: str) -> bool:
@@ -151,12 +176,15 @@ class StatesHere(Generic[P]):
         return False
 
     def lost(self, runs: Iterable[LiveRun[P]]) -> None:
-        """Never called, as the device is this process."""
+        """Raise AssertionError: this is never called, as the device is this process."""
         raise AssertionError("the device of this process cannot be gone")
 
 
 class Host(Generic[P]):
-    """Hears what happens in a run and may answer. This one lets everything pass; others override."""
+    """Hears what happens in a run and may answer.
+
+    This class lets everything pass; subclasses override its methods.
+    """
 
     @property
     def expecting(self) -> bool:
@@ -164,44 +192,56 @@ class Host(Generic[P]):
         return False
 
     def residents_change(self, device: StepDevice[P]) -> None:
-        """A job is about to join the device or to leave it; called once more at the end of the run."""
+        """Hear that a job is about to join the device or to leave it.
+
+        This is called once more at the end of the run.
+        """
 
     def joined(self, run: LiveRun[P]) -> None:
-        """The job is on its device's books."""
+        """Hear that the job is on its device's books."""
 
     def stopped(self, device: StepDevice[P]) -> None:
-        """The loop has taken a job off the device."""
+        """Hear that the loop has taken a job off the device."""
 
     def ended(self, run: LiveRun[P]) -> None:
-        """The job has ended, and the loop knows."""
+        """Hear that the job has ended, and that the loop knows."""
 
     def boundary(self) -> bool:
-        """The loop has decided at a step boundary. True: something has changed, it must decide again."""
+        """Hear that the loop has decided at a step boundary; return whether it must decide again.
+
+        True means that something has changed.
+        """
         return False
 
     def devices_back(self) -> bool:
-        """Whether a device that was gone is there again, so that the loop must decide."""
+        """Return whether a device that was gone is there again, so that the loop must decide."""
         return False
 
     def device_gone(self, device: StepDevice[P], in_step: Mapping[str, float], *, ending: bool) -> None:
-        """The device is gone, and its jobs wait again.
+        """Hear that the device is gone and that its jobs wait again.
 
         `in_step`: the jobs of the step that it was in, with the optimizer steps that they had done;
         `ending`: the run is about to end, so that nobody needs the device any more.
         """
 
     def news(self) -> bool:
-        """Whether a wait should end, because something has come in."""
+        """Return whether a wait should end, because something has come in."""
         return False
 
     def excused(self, error: PolicyError) -> bool:
-        """Whether a policy's failure has been dealt with (`use_policy`): the turn begins anew."""
+        """Return whether a policy's failure has been dealt with (`use_policy`).
+
+        The turn then begins anew.
+        """
         return False
 
     def stalled(self) -> bool:
-        """Every device is empty, jobs wait, and the policy asked for no review: whether to ask it again."""
+        """Return whether to ask the policy again when nothing moves.
+
+        That is the case where every device is empty, jobs wait, and the policy asked for no review.
+        """
         return False
 
     def alone_out_of_memory(self, job: Job) -> Job | None:
-        """The job ran out of memory with nobody beside it: the same with smaller steps, or None."""
+        """Return the job with smaller steps, or None, after it ran out of memory on its own."""
         return None

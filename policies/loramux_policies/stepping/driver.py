@@ -1,8 +1,8 @@
-"""Drives devices from step boundary to step boundary: what training and replaying a run have in common.
+"""This module drives devices from step boundary to step boundary.
 
-Everything at a boundary happens at one instant, the clock's reading there: what the loop decides
-then follows from the instants, the rows and how each step went, and that is what a recorded stream
-holds (`stream`).
+Training and replaying a run share it. Everything at a boundary happens at one instant, which is the
+clock's reading there. What the loop decides then follows from the instants, the rows and how each
+step went, and that is what a recorded stream holds (`stream`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ GONE: Final = "its worker died"
 
 @final
 class StepDriver(Generic[P]):
-    """Backend of the decide-apply loop (contract: `backend.Backend`) over devices and the states of jobs.
+    """Runs devices and the states of jobs as the backend of the decide-apply loop.
 
-    Joins, leaves and decisions happen at step boundaries only. `note` gets the rows of the recorded
-    stream (of one device).
+    Its contract is `backend.Backend`. Joins, leaves and decisions happen at step boundaries only.
+    `note` gets the rows of the recorded stream (of one device).
 
     Over 300 lines: it is the backend contract, the turn from one boundary to the next, and joining
     and leaving, which all work on the same books; what differs between runs is outside.
@@ -67,9 +67,10 @@ class StepDriver(Generic[P]):
         return self.residents.now_s
 
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
-        """Bring the job's state onto the device; it takes part from the next step on.
+        """Bring the job's state onto the device; the job takes part from the next step on.
 
-        Where its state is still in a step elsewhere, it takes part from when that has ended.
+        Where its state is still in a step elsewhere, the job takes part from the end of that step
+        on.
         """
         device = self.residents.devices[devices[0]]
         self._host.residents_change(device)
@@ -86,7 +87,7 @@ class StepDriver(Generic[P]):
     def stop(self, job: Job) -> None:
         """Take the job off its device; partial gradients, moments and the data cursor are kept.
 
-        The step that it is in is waited for, unless its states let it leave early.
+        The driver waits for the step that the job is in, unless its states let it leave early.
         """
         device = self.residents.device_of(job)
         if job.job_id in self.residents.held:
@@ -122,11 +123,11 @@ class StepDriver(Generic[P]):
         return self.now_s + left * (device.seconds or cost.solo_step_s)
 
     def review_at(self, t_s: float) -> None:
-        """Call `decide` at the first step boundary from that time on."""
+        """Have the loop reviewed at the first step boundary from that time on."""
         heappush(self._reviews, t_s)
 
     def review_when(self, job: Job, attained_s: float) -> None:
-        """Call `decide` at the first step boundary at which the job has attained that much."""
+        """Have the loop reviewed at the first boundary where the job has attained that much."""
         watched = self.residents.watched
         watched[job.job_id] = min(attained_s, watched.get(job.job_id, inf))
 
@@ -144,7 +145,10 @@ class StepDriver(Generic[P]):
         self._stopping = True
 
     def settle(self, job: Job) -> None:
-        """Have the job's state here, after the step that it is in. StateError where that cannot be."""
+        """Bring the job's state here, after the step that it is in.
+
+        StateError where that cannot be.
+        """
         device_of, on_its_way = self.residents.device_of, self._states.on_its_way
         while on_its_way(job.job_id) or (job.state == RUNNING and device_of(job).step is not None):
             self._collect()
@@ -179,7 +183,7 @@ class StepDriver(Generic[P]):
             self._host.residents_change(device)
 
     def _turn(self, loop: Scheduler, inbox: Inbox) -> bool:
-        """Go from one step boundary to the next. False where nothing is left to do."""
+        """Go from one step boundary to the next; return False where nothing is left to do."""
         residents = self.residents
         inbox.poll(residents.now_s)
         reviews = self._reviews
@@ -204,7 +208,8 @@ class StepDriver(Generic[P]):
         if not working:
             return self._idle(loop, inbox)
         if len(residents.devices) > 1:
-            # one device answers to nothing in the middle of its step; an idle one beside it does
+            # one device does not react to anything in the middle of its step; an idle one beside it
+            # does
             coming = inbox.next_s()
             until_s = min(inf if coming is None else coming, reviews[0] if reviews else inf)
             instant_s = self._devices.sooner(until_s, self._news)
@@ -213,13 +218,13 @@ class StepDriver(Generic[P]):
                 return True
         self._collect()
         while self._devices.another(residents.now_s):
-            # what happens at one instant is decided on together
+            # decisions about things that happen at one instant are taken together
             self._collect()
         self._follow_up()
         return True
 
     def _idle(self, loop: Scheduler, inbox: Inbox) -> bool:
-        """Wait for what comes next, as nothing runs. False where nothing will come."""
+        """Wait for what comes next, as nothing runs; return False where nothing will come."""
         upcoming = [self._reviews[0]] if self._reviews and loop.cluster.active else []
         if not upcoming and len(loop.cluster.queue) and self._host.stalled():
             return True
@@ -256,8 +261,8 @@ class StepDriver(Generic[P]):
     def _collect(self) -> None:
         """Wait for a step and book it.
 
-        What follows from it waits for `_follow_up`, for the loop may be in the middle of carrying
-        out a plan.
+        What follows from the step is left to `_follow_up`, because the loop may be in the middle of
+        carrying out a plan.
         """
         residents = self.residents
         device, times = self._devices.land(self._host.news)
@@ -320,7 +325,7 @@ class StepDriver(Generic[P]):
         self._host.ended(run)
 
     def _recover(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
-        """Evict the newest job of a step that ran out of memory, of which nothing counts."""
+        """Evict the newest job of a step that ran out of memory; nothing of that step counts."""
         present = list(device.fused.runs)
         lone = [run.job_id for run in runs] == present and len(present) == 1 and not device.left_early
         device.left_early = False
@@ -337,7 +342,7 @@ class StepDriver(Generic[P]):
                 self._loop.reprice(runs[0].job, smaller)
 
     def _bury(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
-        """Have everybody who was on a device that is gone wait again."""
+        """Have every job that was on a device that is gone wait again."""
         in_step = {run.job_id: run.training.progress_steps for run in runs}
         self._states.lost(device.fused.runs.values())
         for run in list(device.fused.runs.values()):
@@ -347,21 +352,24 @@ class StepDriver(Generic[P]):
     # -- joining and leaving
 
     def _join(self, run: LiveRun[P]) -> None:
-        """Put a job on its device's books, its state being there."""
+        """Put a job on its device's books; its state is there already."""
         self.residents.device_of(run.job).fused.add(run)
         self._host.joined(run)
         if self._states.end_of(run.training) is not None:
-            # it ended in the very step that it was paused in
+            # the job ended in the very step that it was paused in
             self.residents.trained.append(run)
 
     def _leave(self, job: Job) -> None:
-        """Take the job off its device at a step boundary, its figures up to date."""
+        """Take the job off its device at a step boundary, with its figures up to date."""
         self._states.take_away(job)
         self.sync(job)
         self._forget(job)
 
     def _leave_early(self, job: Job, device: StepDevice[P], step: FusedStep) -> None:
-        """Take the job off in the middle of a step: it is credited with the step, and its state follows."""
+        """Take the job off its device in the middle of a step.
+
+        The job is credited with the step, and its state follows.
+        """
         self.sync(job)
         mine = [entry for entry in step.entries if entry.job_id == job.job_id]
         if mine:

@@ -1,4 +1,7 @@
-"""What `fuse()` sees of one device before a step: the residents whose turn it is, as the contract has them."""
+"""This module gives what `fuse()` sees of one device before a step.
+
+It shows the residents whose turn it is, in the form that the contract asks for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from loramux_policies.views import Entry, FusedStep, ReadyJob, ReadyView, StaleV
 
 
 class FuseView(Generic[R]):
-    """What `fuse()` gets for one step (contract: `views.DeviceView`)."""
+    """Holds what `fuse()` gets for one step (contract: `views.DeviceView`)."""
 
     __slots__ = ("_costs", "_now_s", "_ready", "_turn", "base_model", "device_id", "open", "padded")
 
@@ -38,7 +41,8 @@ class FuseView(Generic[R]):
     @property
     def ready(self) -> Sequence[ReadyView]:
         turn = self._fresh()
-        if self._ready is None:  # few steps ask: where everybody fits, `everyone` is the answer
+        if self._ready is None:
+            # few steps ask for this: where everybody fits, `everyone` is the answer
             new = tuple.__new__
             self._ready = tuple(
                 [
@@ -56,19 +60,23 @@ class FuseView(Generic[R]):
         return len(self._fresh().runs)
 
     def fits(self, jobs: Iterable[ReadyJob]) -> bool:
-        """Whether these micro-batches, whole, fit by the upper bound at their real lengths."""
+        """Return whether these whole micro-batches fit by the upper bound at their real lengths."""
         turn = self._fresh()
         wanted = {job.job_id for job in jobs}
         return self._costs.fits(turn.base, [run for run in turn.runs if run.job_id in wanted])
 
     def fits_rows(self, job: ReadyJob, rows: int) -> bool:
-        """Whether the first `rows` rows of this job's next micro-batch fit the device alone, by the upper bound."""
+        """Return whether the first `rows` rows of this job's next micro-batch fit the device alone.
+
+        It goes by the upper bound.
+        """
         turn = self._fresh()
         return self._costs.fits_step(FusedStep(turn.base.key, (Entry(job.job_id, rows),)))
 
     def everyone(self) -> FusedStep | None:
-        """All residents in one step, or None where that does not fit or one of them is in the middle of a
-        micro-batch.
+        """Return all residents in one step, or None.
+
+        It is None where that does not fit or where one of them is in the middle of a micro-batch.
         """
         turn = self._fresh()
         safe = not (turn.mixed and self.padded)
@@ -83,6 +91,6 @@ class FuseView(Generic[R]):
         return None
 
     def step(self, jobs: Iterable[ReadyJob]) -> FusedStep:
-        """The fused step of these jobs' whole micro-batches."""
+        """Return the fused step of these jobs' whole micro-batches."""
         self._fresh()
         return FusedStep(self.base_model, tuple(Entry(job.job_id, job.rows) for job in jobs))

@@ -1,5 +1,7 @@
-"""One device between fused steps, simulated or real: whose turn it is, what a step is predicted to cost, and what it
-moves forward. No clock in here.
+"""This module keeps one device between fused steps, simulated or real.
+
+It knows whose turn it is, what a step is predicted to cost, and what the step moves forward. It has
+no clock.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from loramux_policies.views import FusedStep
 
 
 class FusedDevice(Generic[R]):
-    """Residents of one device by base model; bases take turns, one a step.
+    """Keeps the residents of one device by base model; bases take turns, one a step.
 
     With `phi`, every resident is a process of its own: they take turns so that each gets its share
     of the time, and k of them get phi(k) of one's speed in all.
@@ -54,14 +56,15 @@ class FusedDevice(Generic[R]):
         self._seating: Seating | None = None
         """None where every resident has a whole seat."""
         self._spent: dict[str, float] = {}
-        """Processes: seconds had per share (fair queueing: the least goes next)."""
+        """Seconds that each process has had per share (fair queueing: the least goes next)."""
         self.debts: dict[str, float] = {}
-        """Processes that load: seconds of it left, alone. Loading takes turns like steps do: the
-        others go on.
+        """Seconds of loading that are left for each process that loads, if it is alone.
+
+        Loading takes turns like steps do: the other processes go on.
         """
 
     def add(self, run: R) -> None:
-        """The job takes part from the next step on."""
+        """Add a job, which takes part from the next step on."""
         self.runs[run.job_id] = run
         self.turns.setdefault(self._turn_of(run), BaseTurn(run.cost.base)).add(run)
         if self.phi is not None:
@@ -69,7 +72,7 @@ class FusedDevice(Generic[R]):
         self.reseat()
 
     def reseat(self) -> None:
-        """Residents or their shares have changed."""
+        """Seat the residents again, because they or their shares have changed."""
         self.costs.seats = sum([run.job.share for run in self.runs.values()])
         self._seating = None
         if self.phi is None and any(run.job.share < 1.0 for run in self.runs.values()):
@@ -78,14 +81,14 @@ class FusedDevice(Generic[R]):
             self._seating = seating([run.job.share for run in runs])
 
     def part(self, share: float) -> float:
-        """Part of the steps that a resident of this share is in."""
+        """Return the part of the steps that a resident of this share is in."""
         return share / min(1.0, self.costs.seats or 1.0)
 
     def _turn_of(self, run: R) -> str:
         return run.cost.base.key if self.phi is None else run.job_id
 
     def remove(self, job_id: str) -> R:
-        """The job takes no part any more."""
+        """Remove a job, which takes no part in steps any more."""
         run = self.runs.pop(job_id)
         turn = self.turns[self._turn_of(run)]
         turn.remove(run)
@@ -108,11 +111,14 @@ class FusedDevice(Generic[R]):
             if self._seating is None:
                 return turn
             turn = turn.only({self._seated[i] for i in self._seating.at(round_)})
-            if turn.runs:  # no round is without any
+            if turn.runs:  # every round has at least one resident in some turn
                 return turn
 
     def load(self) -> float | None:
-        """Seconds that the process whose turn it is loads for, a step's worth at most; None where it has loaded."""
+        """Load the process whose turn it is, and return the seconds that it takes.
+
+        It loads for a step's worth at most. Returns None where the process has loaded.
+        """
         spent = self._spent
         if self.phi is None or not spent:
             return None
@@ -131,13 +137,14 @@ class FusedDevice(Generic[R]):
         return seconds
 
     def next_step(self) -> FusedStep:
-        """Ask the policy what to fuse now. PolicyError where its answer is not valid."""
+        """Ask the policy what to fuse now; PolicyError where its answer is not valid."""
         turn = self._turn()
         view = FuseView(self.costs, turn, self.now_s)
         name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except (PolicyError, LeftTheRecord):  # the latter is not the policy's doing
+        except (PolicyError, LeftTheRecord):
+            # a LeftTheRecord is not the policy's fault
             raise
         except BaseException as error:
             let_through(error)
@@ -175,7 +182,7 @@ class FusedDevice(Generic[R]):
             raise PolicyError(f"policy {name}: fuse() over-commits device {self.device_id}")
 
     def advance(self, step: FusedStep) -> None:
-        """The step has run: its jobs move on, the others have waited one step more."""
+        """Move the jobs of a step that has run forward; the others have waited one step more."""
         runs = self.runs
         if len(step.entries) != len(runs):
             for run in runs.values():

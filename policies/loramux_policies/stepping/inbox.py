@@ -1,4 +1,4 @@
-"""Where the jobs of a run come from."""
+"""This module says where the jobs of a run come from."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from loramux_policies.loop.scheduler import Scheduler
 
 
 class Inbox(Protocol):
-    """Where jobs, and what users want done with them, come from."""
+    """Says where jobs come from, and what users want done with them."""
 
     def poll(self, now_s: float) -> None:
-        """Tell the loop (`Scheduler.arrive`, `withdraw`, ...) what has come by this step boundary."""
+        """Tell the loop (`Scheduler.arrive`, `withdraw`, ...) what has come by this boundary."""
 
     def next_s(self) -> float | None:
-        """Return when something comes next; infinity: at any time; None: nothing more will."""
+        """Return when something comes next; infinity: at any time; None: nothing more will come."""
 
 
 class Arrivals:
-    """The inbox of a run whose jobs are known: each arrives at its `submit_s`."""
+    """Gives the jobs of a run whose jobs are known: each arrives at its `submit_s`."""
 
     def __init__(self, loop: Scheduler, jobs: Iterable[Job]) -> None:
         self._loop, self._coming = loop, iter(jobs)
         self._next = next(self._coming, None)
 
     def poll(self, now_s: float) -> None:
-        """Let the jobs arrive that were submitted by then."""
+        """Let the jobs arrive that were submitted by that instant."""
         while self._next is not None and self._next.spec.submit_s <= now_s:
             self._loop.arrive(self._next)
             self._next = next(self._coming, None)

@@ -1,4 +1,7 @@
-"""A resident with real rows, as policies and the device's books see it: training now, or as it was recorded."""
+"""This module keeps a resident with real rows, as policies and the device's books see it.
+
+The resident trains now, or it goes on as it was recorded.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,35 @@ from loramux_profiles.work import JobCost
 
 
 class DataCursor(Protocol):
-    """Where a job is in its data; kept while it is paused."""
+    """Says where a job is in its data; it is kept while the job is paused."""
 
     @property
     def rows_done(self) -> int:
-        """Rows of the optimizer step in progress that are trained on."""
+        """Rows of the optimizer step in progress that have been trained on."""
 
     @property
     def progress_steps(self) -> float:
-        """Optimizer steps done, the one in progress counted by its rows."""
+        """Optimizer steps done; the one in progress counts by its rows."""
 
     @property
     def p_stop(self) -> float:
-        """How likely it stops early soon."""
+        """Predicted probability that the job stops early soon."""
 
     def lengths(self, rows: int) -> tuple[int, ...]:
-        """Tokens of each of the next rows, of the step in progress at most."""
+        """Return the tokens of each of the next rows, up to the end of the step in progress."""
 
     def rewind(self) -> None:
-        """Back to the first row of the step in progress."""
+        """Go back to the first row of the step in progress."""
 
 
 P = TypeVar("P", bound=DataCursor)
 
 
 class LiveRun(Generic[P]):
-    """A job's stay (contract: `fuse_view.StepRun`); its next micro-batch has real lengths."""
+    """Holds a job's stay on a device (contract: `fuse_view.StepRun`).
+
+    Its next micro-batch has real lengths.
+    """
 
     __slots__ = ("_lengths", "cost", "job", "job_id", "priority", "submit_s", "training", "waited")
 
@@ -62,17 +68,17 @@ class LiveRun(Generic[P]):
 
     @property
     def longest(self) -> int:
-        """Longest of them."""
+        """Longest row of its next micro-batch, tokens."""
         return max(self.lengths)
 
     @property
     def tokens(self) -> int:
-        """Their sum."""
+        """Tokens of its next micro-batch."""
         return sum(self.lengths)
 
     @property
     def squares(self) -> int:
-        """Sum of their squares."""
+        """Sum of the squared row lengths of its next micro-batch."""
         return sum(n * n for n in self.lengths)
 
     @property
@@ -81,11 +87,11 @@ class LiveRun(Generic[P]):
         return self.training.p_stop
 
     def advance(self, rows: int) -> None:
-        """The training job has moved on; so does what is next."""
+        """Note that the training job has moved on, and with it what is next."""
         self.waited = 0
         self._lengths = None
 
     def rewind(self) -> None:
-        """Nothing of the step in progress counts."""
+        """Go back to the first row of the step in progress, of which nothing counts."""
         self.training.rewind()
         self.advance(0)

@@ -1,8 +1,8 @@
-"""Takes a recorded run's decisions again, without a device: the decide-apply loop on a recorded stream.
+"""This module takes a recorded run's decisions again, without a device.
 
-The policy is asked the same questions at the same instants, so it must answer the same; with
-another policy, or another version of one, the two decision logs show where they part. `on_plan`
-sees every view and plan on the way (`explain.why`).
+It runs the decide-apply loop on a recorded stream. The policy is asked the same questions at the
+same instants, so it must answer the same. With another policy, or another version of one, the two
+decision logs show where they part. `on_plan` sees every view and plan on the way (`explain.why`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ from loramux_traces.job import JobSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What was decided this time."""
+    """Holds what was decided this time."""
 
     events: list[dict[str, Any]]
-    """Rows as of the recorded run's events.jsonl."""
+    """Rows in the form of the recorded run's events.jsonl."""
     left: str
-    """Where and how the decisions led away from the record (a row that nobody trained on, a step
-    where the device was empty), which ended the replay; empty where they did not.
+    """Where and how the decisions led away from the record, which ended the replay.
+
+    Examples are a row that nobody trained on, or a step where the device was empty. It is empty
+    where the decisions did not lead away.
     """
 
 
 class RecordedJob:
-    """A job's data cursor in its recorded rows (contract: `live_run.DataCursor`)."""
+    """Holds a job's data cursor in its recorded rows (contract: `live_run.DataCursor`)."""
 
     def __init__(self, job_id: str, batch_size: int, story: Story) -> None:
         self._job_id, self._batch_size, self._story = job_id, batch_size, story
@@ -52,22 +54,22 @@ class RecordedJob:
 
     @property
     def rows_done(self) -> int:
-        """Rows of the optimizer step in progress that are trained on."""
+        """Rows of the optimizer step in progress that have been trained on."""
         return self._rows % self._batch_size
 
     @property
     def progress_steps(self) -> float:
-        """Optimizer steps done, the one in progress counted by its rows."""
-        # as the runtime counts: a plain quotient would differ from it in the last bit
+        """Optimizer steps done; the one in progress counts by its rows."""
+        # the runtime counts this way: a plain quotient would differ from it in the last bit
         return self._rows // self._batch_size + self.rows_done / self._batch_size
 
     @property
     def p_stop(self) -> float:
-        """As it was recorded after the last step that said so."""
+        """Probability as it was recorded after the last step that gave one."""
         return self._story.p_stop.get(self._rows, 0.0)
 
     def lengths(self, rows: int) -> tuple[int, ...]:
-        """Tokens of the next rows. LeftTheRecord where none were recorded."""
+        """Return the tokens of the next rows; LeftTheRecord where none were recorded."""
         count = min(rows, self._batch_size - self.rows_done)
         found = self._story.lengths[self._rows : self._rows + count]
         if len(found) < count:
@@ -75,16 +77,16 @@ class RecordedJob:
         return found
 
     def move(self, rows: int) -> None:
-        """A step with that many of its rows has run."""
+        """Note that a step with that many of its rows has run."""
         self._rows += rows
 
     def rewind(self) -> None:
-        """Back to the first row of the step in progress."""
+        """Go back to the first row of the step in progress."""
         self._rows -= self.rows_done
 
     @property
     def end(self) -> End | None:
-        """How the job ends here, where it does."""
+        """How the job ends at this place in the record; None where it does not."""
         story = self._story
         if story.end_rows is None or self._rows < story.end_rows:
             return None
@@ -92,7 +94,7 @@ class RecordedJob:
 
 
 class RecordedStates(StatesHere[RecordedJob]):
-    """The jobs of a stream, each at its place in the record."""
+    """Holds the jobs of a stream, each at its place in the record."""
 
     def __init__(self, stream: Stream, batch_sizes: Mapping[str, int]) -> None:
         nothing = Story(lengths=(), p_stop={})
@@ -105,15 +107,15 @@ class RecordedStates(StatesHere[RecordedJob]):
         return self._jobs[job.job_id]
 
     def take_away(self, job: Job) -> None:
-        """Do nothing: it is never elsewhere."""
+        """Do nothing: the state is never elsewhere."""
 
     def end_of(self, state: RecordedJob) -> End | None:
-        """Say how it ended in the record, where it did."""
+        """Say how the job ended in the record, where it did."""
         return state.end
 
 
 class RecordedDevice(OneDevice[RecordedJob]):
-    """A device whose steps take what they took, and fail where they failed."""
+    """Acts as a device whose steps take the time that they took, and fail where they failed."""
 
     def __init__(self, stream: Stream, over: Callable[[], None]) -> None:
         self._begin_s, self._stopped = stream.begin_s, stream.stopped
@@ -156,7 +158,7 @@ class RecordedDevice(OneDevice[RecordedJob]):
 
 
 class Moments:
-    """The moments of a stream one by one."""
+    """Gives the moments of a stream one by one."""
 
     def __init__(self, stream: Stream) -> None:
         self._moments = stream.moments
@@ -164,12 +166,14 @@ class Moments:
 
     @property
     def over(self) -> bool:
-        """Whether none is left."""
+        """Whether no moment is left."""
         return self._next == len(self._moments)
 
     def next(self, kind: str, now_s: float) -> Moment:
-        """The next one. LeftTheRecord where it is not of the kind (step or wait) that the run has come to: it has left
-        the record.
+        """Return the next moment.
+
+        LeftTheRecord where it is not of the kind (step or wait) that the run has come to: the run
+        has left the record.
         """
         if self.over:
             raise LeftTheRecord(f"at {now_s:.6f} s the record is over, and the run goes on with a {kind}")
@@ -190,10 +194,10 @@ def replay(
     max_resident: float = inf,
     on_plan: OnPlan | None = None,
 ) -> Replay:
-    """A recorded run, decided again; compare `stream.decisions` of both.
+    """Decide a recorded run again; compare `stream.decisions` of both.
 
-    `specs`, `policy`, `profile` and `max_resident` as in the run. StateError where `events` hold no
-    stream.
+    `specs`, `policy`, `profile` and `max_resident` are as in the run. StateError where `events`
+    hold no stream.
     """
     rows = {spec.job_id: spec.batch_size for spec in specs}
     ordered = sorted(specs, key=lambda spec: (spec.submit_s, spec.job_id))

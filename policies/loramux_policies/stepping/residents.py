@@ -1,4 +1,7 @@
-"""The books of a run of fused steps: who is on which device and in which step, and how far each is."""
+"""This module keeps the books of a run of fused steps.
+
+They say who is on which device and in which step, and how far each job is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from loramux_policies.stepping.live_run import LiveRun, P
 
 
 class Residents(Generic[P]):
-    """The residents of every device, and what ended steps have left to be dealt with."""
+    """Holds the residents of every device, and what ended steps have left to be dealt with."""
 
     def __init__(self, policy: Policy, device_types: Sequence[int] = (0,)) -> None:
         self.devices: list[StepDevice[P]] = [
@@ -24,17 +27,17 @@ class Residents(Generic[P]):
         self.now_s = 0.0
         """The instant of the present step boundary."""
         self.cluster: Cluster
-        """What the loop knows of them; set when the run begins."""
+        """What the loop knows of the residents; set when the run begins."""
         self.held: dict[str, LiveRun[P]] = {}
         """Residents that cannot join yet: their state is still in a step elsewhere."""
         self.arrived: list[LiveRun[P]] = []
         """Residents that were held and whose state has come."""
         self.trained: list[LiveRun[P]] = []
-        """In a step that has ended, and not looked at yet."""
+        """Residents in a step that has ended; they have not been looked at yet."""
         self.failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
-        """Steps that ran out of memory, not dealt with yet."""
+        """Steps that ran out of memory and have not been dealt with yet."""
         self.gone: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
-        """Devices that are gone, and who was in the step that they were in; not dealt with yet."""
+        """Devices that are gone, with the residents of each one's step; not dealt with yet."""
         self.watched: dict[str, float] = {}
         """Attained service at which the policy asked to be called, by job."""
 
@@ -44,7 +47,7 @@ class Residents(Generic[P]):
 
     def sync(self, job: Job) -> None:
         """Bring `done_steps` and `attained_s` of a running job up to date."""
-        if job.job_id not in self.held:  # a held one was credited when it left
+        if job.job_id not in self.held:  # a held job was credited when it left
             run: LiveRun[P] = job.run
             self.credit(job, run.training.progress_steps, self.device_of(job).type_index)
 

@@ -1,4 +1,4 @@
-"""What a share of a seat means (contract: `Plan.start`), for both fidelities.
+"""This module says what a share of a seat means (contract: `Plan.start`), for both fidelities.
 
 Whole seats are in every step. Jobs with a share s below 1 take turns: they lie side by side on a
 line, as wide as their shares, and a step takes those under u, u + 1, u + 2, .. for a u that runs
@@ -14,36 +14,39 @@ from math import ceil
 from typing import Final, NamedTuple
 
 SAME: Final = 1e-9
-"""Shares of tied jobs add up to whole seats only to rounding."""
+"""Tolerance for shares of tied jobs, which add up to whole seats only to rounding."""
 GOLDEN: Final = 0.6180339887498949
-"""Multiples of it, less whole numbers, fill [0, 1) more evenly than anything drawn, for any number
-of them.
+"""Step of the sequence that spreads the turns over [0, 1).
+
+Multiples of it, less whole numbers, fill [0, 1) more evenly than anything drawn, for any number of
+them.
 """
 
 
 class Seating(NamedTuple):
-    """Who is in the step, and in which part of the steps."""
+    """Says who is in the step, and in which part of the steps."""
 
     ends: tuple[float, ...]
     """Where on [0, 1) each set stops being the one in the step; the last is 1."""
     sets: tuple[tuple[int, ...], ...]
-    """Positions of the members."""
+    """Positions of the members of each set."""
     scale: float
-    """Seats that the shares add up to, where those are less than one: a device does not idle for a
-    share.
+    """Seats that the shares add up to, where those are less than one; else 1.
+
+    A device does not idle for a share.
     """
 
     def weights(self) -> list[float]:
-        """Part of the steps that each set has."""
+        """Return the part of the steps that each set has."""
         return [end - start for start, end in zip((0.0, *self.ends), self.ends, strict=False)]
 
     def at(self, turn: int) -> tuple[int, ...]:
-        """The set of the turn-th step."""
+        """Return the set of the turn-th step."""
         return self.sets[bisect_right(self.ends, (turn * GOLDEN) % 1.0)]
 
 
 def seating(shares: Sequence[float]) -> Seating:
-    """The sets of jobs with these shares, in their order on the line."""
+    """Return the sets of jobs with these shares, in their order on the line."""
     total = sum(shares)
     scale = total if total < 1.0 - SAME else 1.0
     edges = [0.0]
@@ -65,7 +68,10 @@ def seating(shares: Sequence[float]) -> Seating:
 
 
 def phi_at(phi: Callable[[int], float], seats: float) -> float:
-    """A speed-up curve between whole numbers of seats, and for less than one (a device does not idle for a share)."""
+    """Return a speed-up curve's value between whole numbers of seats, and for less than one seat.
+
+    A device does not idle for a share.
+    """
     low = max(1, int(seats + SAME))
     part = seats - low
     return phi(low) if part < SAME else (1.0 - part) * phi(low) + part * phi(low + 1)

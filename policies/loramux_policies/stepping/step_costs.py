@@ -1,4 +1,7 @@
-"""What one fused step of a device takes in time and memory, and whether it fits, at the real lengths of its rows."""
+"""This module says what one fused step of a device takes in time and memory.
+
+It also says whether the step fits, at the real lengths of its rows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from loramux_profiles.work import ROUNDING, BaseCost
 
 
 class StepCost(NamedTuple):
-    """What one fused step takes."""
+    """Holds what one fused step takes."""
 
     seconds: float
     computed_tokens: float
@@ -24,7 +27,10 @@ class StepCost(NamedTuple):
 
 
 class StepCosts(Generic[R]):
-    """Answers for the steps of one device, from its residents' next micro-batches and its ledger."""
+    """Gives the costs of one device's steps.
+
+    They follow from its residents' next micro-batches and its ledger.
+    """
 
     __slots__ = ("device_id", "ledger", "padded", "phi", "runs", "seats")
 
@@ -32,16 +38,16 @@ class StepCosts(Generic[R]):
         self.device_id = device_id
         self.padded = padded
         self.phi = phi
-        """Aggregate speed of so many processes of their own; None: one process, fused."""
+        """Aggregate speed of so many separate processes; None: one process, fused."""
         self.ledger: Ledger | None = None
         """Set by the engine before each step: the loop replaces ledgers as plans are applied."""
         self.runs: dict[str, R] = {}
-        """The residents."""
+        """Residents of the device by job id."""
         self.seats = 0.0
         """Sum of the residents' shares."""
 
     def fits_step(self, step: FusedStep) -> bool:
-        """Whether these rows fit by the upper bound at their real lengths."""
+        """Return whether these rows fit by the upper bound at their real lengths."""
         if self.ledger is None:
             return True
         dynamic = self.cost(step).dynamic_bytes
@@ -52,7 +58,10 @@ class StepCosts(Generic[R]):
         return self.ledger.own + self.ledger.weights + self.ledger.context
 
     def fits(self, base: BaseCost, runs: Sequence[R]) -> bool:
-        """Whether whole micro-batches of these runs fit by the upper bound at their real lengths."""
+        """Return whether whole micro-batches of these runs fit.
+
+        It goes by the upper bound at their real lengths.
+        """
         if self.ledger is None or not runs:
             return True
         charged = [run for run in runs if not run.cost.overridden]
@@ -70,8 +79,11 @@ class StepCosts(Generic[R]):
         return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
 
     def _planned_fits(self, planned: PlannedMemory, runs: Sequence[R]) -> bool:
-        """By the allocation plan; without asking it where all residents fit as they were admitted and these rows are no
-        longer than that (most steps: the plan takes about half a millisecond, such an answer microseconds).
+        """Return whether the runs fit by the allocation plan.
+
+        The plan is not asked where all residents fit as they were admitted and these rows are no
+        longer than that. This is so in most steps: the plan takes about half a millisecond, such an
+        answer microseconds.
         """
         ledger = self.ledger
         assert ledger is not None
@@ -83,7 +95,7 @@ class StepCosts(Generic[R]):
         return self._static() + dynamic * ledger.factor(len(ledger.jobs)) <= ledger.capacity
 
     def cost(self, step: FusedStep, *, memory: bool = True) -> StepCost:
-        """Time, tokens and memory of a step at the real lengths of its micro-batches.
+        """Return the time, tokens and memory of a step at the real lengths of its micro-batches.
 
         Without `memory` the plan is not asked (half a millisecond), and `dynamic_bytes` means
         nothing.

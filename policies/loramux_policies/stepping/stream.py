@@ -1,14 +1,17 @@
-"""The recorded stream of a run: what happened to it, apart from what it decided. Enough to take its decisions again.
+"""This module reads and writes the recorded stream of a run.
 
-It is the run's events.jsonl with three more kinds of rows, in the order in which things happened.
-Times in seconds from the start of the run:
+The stream holds what happened to the run, apart from what it decided. That is enough to take its
+decisions again. It is the run's events.jsonl with four more kinds of rows, in the order in which
+things happened. Times are in seconds from the start of the run:
 
     {"t_s", "event": "begin"}    the first instant
     {"t_s", "event": "wait"}     the device was empty until then
     {"t_s", "event": "stop"}     the run was ended from outside, with jobs left
-    {"t_s", "event": "step", "began_s", "entries": [[job_id, [tokens of each row]], ...], "p_stop"?, "oom"?}
-                                 a fused step, which ended at t_s: `p_stop` of its jobs after it, where not 0; `oom`
-                                 true where it ran out of memory, so that nothing of it counts
+    {"t_s", "event": "step", "began_s", "entries": [[job_id, [tokens of each row]], ...],
+     "p_stop"?, "oom"?, "scale"?}
+                                 a fused step, which ended at t_s: `p_stop` of its jobs after it,
+                                 where not 0; `oom` true where it ran out of memory, so that
+                                 nothing of it counts; `scale` where the online refit moved it
 
 Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job
 got.
@@ -29,7 +32,7 @@ HAPPENED: Final = frozenset(("begin", "wait", "stop"))
 
 
 def time_row(event: str, t_s: float) -> dict[str, Any]:
-    """A `begin`, `wait` or `stop` row."""
+    """Return a `begin`, `wait` or `stop` row."""
     return {"t_s": t_s, "event": event}
 
 
@@ -42,7 +45,7 @@ def step_row(
     out_of_memory: bool,
     scale: float | None = None,
 ) -> dict[str, Any]:
-    """A `step` row; `lengths` in the order of the entries."""
+    """Return a `step` row, with `lengths` in the order of the entries."""
     entries = [[entry.job_id, list(rows)] for entry, rows in zip(step.entries, lengths, strict=True)]
     row: dict[str, Any] = {"t_s": ended_s, "event": "step", "began_s": began_s, "entries": entries}
     likely = {job_id: p for job_id, p in p_stop.items() if p}
@@ -56,8 +59,10 @@ def step_row(
 
 
 def decisions(events: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """The decision log of a run's events: (time, event, job, devices, detail), for steps (time, "step", ((job, rows),
-    ...)), in order. Two runs decided the same where these are equal.
+    """Return the decision log of a run's events, in order.
+
+    Its entries are (time, event, job, devices, detail), and for steps (time, "step", ((job, rows),
+    ...)). Two runs decided the same where their logs are equal.
     """
     log: list[tuple[Any, ...]] = []
     for row in events:
@@ -71,44 +76,50 @@ def decisions(events: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What the device did until the instant `ended_s`: a fused step that began at `began_s`, or nothing (None)."""
+    """Says what the device did until the instant `ended_s`.
+
+    It ran a fused step that began at `began_s`, or nothing (None).
+    """
 
     ended_s: float
     began_s: float | None = None
     out_of_memory: bool = False
     scale: float | None = None
-    """The bound on dynamic bytes over their expected value from then on, where the online refit
-    moved it.
+    """The bound on dynamic bytes over their expected value from then on.
+
+    It is None where the online refit did not move it.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """One job's part of a stream, by rows trained on since its first."""
+    """Holds one job's part of a stream, by rows trained on since its first."""
 
     lengths: tuple[int, ...]
     """Tokens of its rows, in order."""
     p_stop: Mapping[int, float]
-    """After so many rows; where nothing is said it is 0."""
+    """Probability after so many rows; where nothing is said it is 0."""
     end_rows: int | None = None
     """Rows after which it ended; None where the run was over before that."""
     diverged: str = ""
-    """Why, where it ended so."""
+    """Why the job diverged; empty where it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """What happened in a run."""
+    """Holds what happened in a run."""
 
     begin_s: float
     moments: tuple[Moment, ...]
     jobs: Mapping[str, Story]
     stopped: bool = False
-    """Ended from outside after the last moment."""
+    """Whether the run was ended from outside after the last moment."""
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]], batch_sizes: Mapping[str, int]) -> Stream:
-        """From the rows of events.jsonl and each job's rows per optimizer step. StateError where they do not hold a
+        """Make a stream from the rows of events.jsonl.
+
+        `batch_sizes`: each job's rows per optimizer step. StateError where they do not hold a
         stream.
         """
         events = list(events)
@@ -146,7 +157,7 @@ class _Reader:
         self._rows: dict[str, int] = {}
 
     def read(self, row: Mapping[str, Any]) -> None:
-        """One row more."""
+        """Read one more row of the stream."""
         event = row["event"]
         if event == "begin":
             self.begin_s = float(row["t_s"])

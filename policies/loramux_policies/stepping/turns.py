@@ -1,4 +1,7 @@
-"""Residents of one device by base model: bases take turns, one a step, each with the residents that are in it."""
+"""This module keeps the residents of one device by base model.
+
+Bases take turns, one a step, each with the residents that are in it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from loramux_profiles.work import BaseCost, JobCost
 
 
 class StepRun(ReadyJob, Protocol):
-    """A resident as its device keeps it: what policies see of it (`views.ReadyJob`), and what a step does to it."""
+    """Describes a resident as its device keeps it.
+
+    It has what policies see of the resident (`views.ReadyJob`), and what a step does to it.
+    """
 
     waited: int
     job: Job
@@ -23,7 +29,7 @@ class StepRun(ReadyJob, Protocol):
         """Sum of the squared row lengths of its next micro-batch."""
 
     def advance(self, rows: int) -> None:
-        """`rows` of its micro-batch were trained on."""
+        """Note that `rows` of its micro-batch were trained on."""
 
 
 R = TypeVar("R", bound=StepRun)
@@ -34,7 +40,10 @@ def place(run: StepRun) -> tuple[int, float, str]:
 
 
 class BaseTurn(Generic[R]):
-    """The residents of one base model on one device, in (priority descending, submission, id) order."""
+    """Holds the residents of one base model on one device.
+
+    They are in the order (priority descending, submission, id).
+    """
 
     __slots__ = ("_everyone", "base", "mixed", "runs")
 
@@ -42,8 +51,9 @@ class BaseTurn(Generic[R]):
         self.base = base
         self.runs: list[R] = []
         self.mixed = False
-        """Some jobs are charged their mem_bytes and others by the model, which does not foresee
-        that the former pad the latter.
+        """Whether some jobs are charged their mem_bytes and others by the model.
+
+        The model does not foresee that the former pad the latter.
         """
         self._everyone: FusedStep | None = None
 
@@ -57,7 +67,7 @@ class BaseTurn(Generic[R]):
         self._changed()
 
     def only(self, members: Collection[str]) -> BaseTurn[R]:
-        """The same without those whose shares leave them out of this step."""
+        """Return the same turn without the jobs whose shares leave them out of this step."""
         turn: BaseTurn[R] = BaseTurn(self.base)
         turn.runs = [run for run in self.runs if run.job_id in members]
         turn._changed()
@@ -68,7 +78,7 @@ class BaseTurn(Generic[R]):
         self._everyone = None
 
     def everyone(self) -> FusedStep:
-        """A step of all of them, whole; made once per set of residents."""
+        """Return a step of all of them, whole; it is made once per set of residents."""
         if self._everyone is None:
             self._everyone = FusedStep(self.base.key, tuple(Entry(r.job_id, r.cost.rows) for r in self.runs))
         return self._everyone

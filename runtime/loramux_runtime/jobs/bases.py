@@ -1,4 +1,4 @@
-"""From the words for a base model (a folder, a shape, a jobs file) to the model, or to its outline."""
+"""Opens the base model that words name (a folder, a shape, a jobs file), or its outline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def parse_base(text: str, dtype: str) -> BaseConfig:
 
 
 def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseModel:
-    """The base model that a jobs file asks for. InvalidInputError or UsageError where it cannot be had."""
+    """Open the base model that a jobs file asks for.
+
+    Raises InvalidInputError or UsageError where it cannot be had.
+    """
     if config.path is not None:
         return load_base(config.path, dtype=config.dtype, device=device)
     if config.shape is not None:
@@ -51,7 +54,10 @@ def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseMod
 
 
 def outline_base(config: BaseConfig) -> BaseModel:
-    """The same model without its weights, in no memory: what it takes to admit jobs that are trained elsewhere."""
+    """Make the same model without its weights, in no memory.
+
+    That is enough to prepare jobs that are trained elsewhere.
+    """
     if config.path is None:
         return open_base(config, "meta")
     return outline(config.path, dtype=config.dtype)

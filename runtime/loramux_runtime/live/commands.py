@@ -1,4 +1,7 @@
-"""What users ask of a running scheduler, carried out at a step boundary and answered in the same commit."""
+"""This module carries out what users ask of a running scheduler.
+
+It does so at a step boundary, and answers in the same commit.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ class Commands:
             refused = str(error)
             failed = error if isinstance(error, PolicyError) else None
         self._book.flush(lambda: self._store.answer(command["seq"], answer, refused=refused))
-        if failed is not None:  # the policy in charge is broken: the loop has to know
+        if failed is not None:
+            # the policy in charge is broken: the loop has to know
             raise failed
 
     def _row(self, job_id: str) -> JobRow:
@@ -89,7 +93,8 @@ class Commands:
             self._inbox.take(job_id)
             self._quarantine.take(job_id)
             self._book.end_apart(job_id, CANCELLED, "cancelled by the user", event=Event.CANCEL)
-            if (row["submit_s"] or 0.0) > self._driver.now_s:  # before its time
+            if (row["submit_s"] or 0.0) > self._driver.now_s:
+                # the job is cancelled before its time
                 self._book.set(job_id, finish_s=None)
         self._desk.cancelled(job_id)
         return f"{job_id} is cancelled"

@@ -1,4 +1,7 @@
-"""The desk of a live scheduler: jobs come in from the state folder, and go out as adapters."""
+"""This module is the desk of a live scheduler.
+
+Jobs come in from the state folder, and go out as adapters.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class Desk:
         self.draining = False
         """Whether no job that has not begun may begin."""
         self._finished: list[str] = []
-        """Their checkpoints are not needed once the end is committed."""
+        """Jobs that have ended; their checkpoints are not needed once the end is committed."""
 
     # -- jobs in
 
@@ -78,9 +81,13 @@ class Desk:
             self.arrive(row)
 
     def arrive(self, row: JobRow) -> bool:
-        """Whether the job of this row is in the loop now; else it has ended, or waits for its user."""
+        """Let a job into the loop; return whether it is in the loop now.
+
+        Else it has ended, or waits for its user.
+        """
         job_id = row["job_id"]
-        self._marker.set("idle")  # rows may take long to read: no sign of a policy that hangs
+        # rows may take long to read: that is no sign of a policy that hangs
+        self._marker.set("idle")
         self._notes.stale = True
         self._guard.arrives()
         unreadable = None
@@ -117,14 +124,20 @@ class Desk:
     # -- states of jobs
 
     def training_of(self, job: Job) -> TrainingJob:
-        """Return the state from the newest valid checkpoint, or from the first step (the same bits again)."""
+        """Return the state from the newest valid checkpoint, or from the first step.
+
+        From there the training gives the same bits again.
+        """
         training = self._roster.training(job.job_id, self._record)
         self._saving.load(job, training, self._warn)
         self._store.forget_records(job.job_id, training.step)
         return training
 
     def training_again(self, job: Job) -> TrainingJob:
-        """Return it as it was saved last: what was learned since went with the worker, and is learned again."""
+        """Return the state of a job as it was saved last.
+
+        What was learned since went with the worker, and is learned again.
+        """
         self._book.flush()
         training = self.training_of(job)
         self._book.set(job.job_id, step=training.step, tokens=training.tokens)
@@ -146,7 +159,7 @@ class Desk:
         return job.attained_s
 
     def in_memory(self, job_id: str) -> bool:
-        """Whether the job has a training state."""
+        """Return whether the job has a training state."""
         return job_id in self._training
 
     # -- jobs out
@@ -159,7 +172,10 @@ class Desk:
             self._loop.withdraw(job, Event.HOLD, reason)
 
     def ended(self, job: Job, training: TrainingJob) -> None:
-        """Write the adapter of a job that has ended by itself; it is done when that is on the disk."""
+        """Write the adapter of a job that has ended by itself.
+
+        The job is done when the adapter is on the disk.
+        """
         self._book.set(job.job_id, step=training.step, tokens=training.tokens)
         if not training.diverged:
             training.optimizer.to("cpu")
@@ -176,10 +192,12 @@ class Desk:
         self._warn(f"{job.job_id} is paused: {reason}")
         self._book.unfinish(job, reason)
         self._roster.forget(job.job_id)
-        self._book.flush()  # its records, before the checkpoint that has them behind it
+        # its records come before the checkpoint that has them behind it
+        self._book.flush()
         try:
             self._saving.save(job.job_id, training)
-        except StateError:  # from its last checkpoint then: the same bits again
+        except StateError:
+            # the job then goes on from its last checkpoint: the same bits again
             self._warn(f"{job.job_id}: nor can its checkpoint be written")
 
     def cancelled(self, job_id: str) -> None:
@@ -190,7 +208,7 @@ class Desk:
         self._roster.forget(job_id)
 
     def export(self, job_id: str, folder: Path) -> None:
-        """Write the adapter of a job in memory as it is now. StateError where it cannot be written."""
+        """Write the adapter of a job in memory as it is now; StateError where that cannot be."""
         job = self._loop.cluster.active.get(job_id)
         if job is not None:
             self._driver.settle(job)
@@ -199,7 +217,7 @@ class Desk:
     # -- what is known
 
     def flush(self) -> None:
-        """Commit what is known."""
+        """Commit everything that is known."""
         self._notes.note(self._driver.now_s)
         self._book.flush(now_s=self._clock_s(), now_unix_s=time.time(), **self._facts())
         for job_id in self._finished:

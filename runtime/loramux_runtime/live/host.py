@@ -1,4 +1,7 @@
-"""What follows from the events of a live run: saving, committing, watching, and what the dead leave."""
+"""This module says what follows from the events of a live run.
+
+That is saving, committing, watching, and what the dead leave.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,12 @@ from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
 
 IDLE_FLUSH_S: Final = 5.0
-"""How often an idle scheduler says that it is there."""
+"""Seconds between two commits of an idle scheduler, which say that it is there."""
 Watch = Callable[[float], float | None]
-"""(now in seconds) -> the bytes that the jobs may use from now on, where that has changed."""
+"""Takes the time now in seconds; returns the bytes that the jobs may use from now on.
+
+It returns None where that has not changed.
+"""
 
 
 class LiveHost(Host[TrainingJob]):
@@ -68,7 +74,7 @@ class LiveHost(Host[TrainingJob]):
         self._clock_s, self._request_stop = clock_s, request_stop
         self._flush_s, self._watch, self._warn = flush_s, watch, warn
         self.capacity_bytes = capacity_bytes
-        """Of one device."""
+        """Bytes that the jobs on one device may use."""
         self.worker_deaths: int = store.fact("worker_deaths", 0)
 
     def facts(self) -> dict[str, Any]:
@@ -78,7 +84,10 @@ class LiveHost(Host[TrainingJob]):
     # -- residents
 
     def residents_change(self, device: StepDevice[TrainingJob]) -> None:
-        """Account for the time up to now: the device's memory so far is that of its residents so far."""
+        """Account for the time up to now.
+
+        The device's memory so far is that of its residents so far.
+        """
         self._accounts.residents_change(device)
         self._notes.note_memory()
         self._notes.stale = True
@@ -99,7 +108,7 @@ class LiveHost(Host[TrainingJob]):
     # -- between steps
 
     def boundary(self) -> bool:
-        """Save and commit what is due, and see whether the run should go on as it does."""
+        """Save and commit what is due; return whether the loop must decide again."""
         now_s = self._loop.backend.now_s
         self._accounts.note_queue()
         again = self._look_at_memory()
@@ -112,14 +121,15 @@ class LiveHost(Host[TrainingJob]):
                 again = True
         if self._book.urgent or now_s - self._book.committed_s >= self._flush_s:
             self._desk.flush()
-        self._notes.sample_if_stale()  # what is held is counted in the store: after the commit
+        # what is held is counted in the store, and so this comes after the commit
+        self._notes.sample_if_stale()
         if self._desk.drained:
             self._request_stop()
         self._marker.set("decide")
         return again
 
     def news(self) -> bool:
-        """Whether an idle device has reason to stop waiting."""
+        """Return whether an idle device has reason to stop waiting."""
         self._marker.set("idle")
         now_s = self._clock_s()
         if now_s - self._book.committed_s >= IDLE_FLUSH_S:
@@ -136,15 +146,18 @@ class LiveHost(Host[TrainingJob]):
         return True
 
     def excused(self, error: PolicyError) -> bool:
-        """Go on under another policy, unless told otherwise."""
+        """Go on under another policy, unless told otherwise; return whether it does."""
         return self._guard.excused(error)
 
     def stalled(self) -> bool:
-        """Whether another policy has taken over from one that leaves an empty device to itself."""
+        """Return whether another policy has taken over.
+
+        It takes over from one that leaves an empty device to itself.
+        """
         return self._guard.stalled()
 
     def alone_out_of_memory(self, job: Job) -> Job | None:
-        """Halve the rows at a time. (Other bits from here on: the log says so.)"""
+        """Halve the rows at a time; the bits are other ones from here on, and the log says so."""
         smaller = self._roster.halved(job)
         if smaller is not None:
             detail = f"{smaller.cost_on(0).rows} rows at a time from now on"
@@ -160,7 +173,7 @@ class LiveHost(Host[TrainingJob]):
         return self._workforce is not None and self._workforce.expecting
 
     def devices_back(self) -> bool:
-        """Whether a worker has come up."""
+        """Return whether a worker has come up."""
         return self._workforce is not None and self._workforce.look()
 
     def device_gone(self, device: StepDevice[TrainingJob], in_step: Mapping[str, float], *, ending: bool) -> None:
@@ -177,7 +190,10 @@ class LiveHost(Host[TrainingJob]):
         self._book.note({"t_s": self._clock_s(), **row})
 
     def _mourn(self, device_id: int, how: str, in_step: Mapping[str, float]) -> None:
-        """The jobs of its step are suspects, as they would be had this process died."""
+        """Note that a worker died, and make the jobs of its step suspects.
+
+        They would be suspects had this process died, too.
+        """
         self.worker_deaths += 1
         self._warn(f"the worker of device {device_id} died: {how}")
         about = {"event": "worker-died", "devices": [device_id], "detail": how}
@@ -203,5 +219,5 @@ class LiveHost(Host[TrainingJob]):
         self._book.hear(event, job, devices, detail)
         self._notes.stale = True
         if event in (Event.FAIL, Event.REJECT):
-            # the other ends are told to `ended` or come from `Desk.cancelled`
+            # the other ends are told to `ended`, or come from `Desk.cancelled`
             self._desk.cancelled(job.job_id)

@@ -1,4 +1,7 @@
-"""What comes in while the scheduler runs: jobs and commands, read from the store at step boundaries."""
+"""This module reads what comes in while the scheduler runs.
+
+Jobs and commands are read from the store at step boundaries.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from loramux_runtime.live.state.store import Store
 
 
 class LiveInbox:
-    """Inbox of the step loop (contract: `stepping.inbox.Inbox`).
+    """Serves as the inbox of the step loop (contract: `stepping.inbox.Inbox`).
 
     `due` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
     more may come.
@@ -33,14 +36,18 @@ class LiveInbox:
         """Called when all that has come is told: the policy is asked next."""
         self._version = -1
         self._seen = 0
-        """Last job that was read."""
+        """Number of the last job that was read."""
         self._coming: list[tuple[float, str, JobRow]] = []
 
     def poll(self, now_s: float) -> None:
-        """Commands first, in order: `cancel` and the job it is for may come together."""
-        version = self._store.version  # before the reading: what comes meanwhile is news again
+        """Read what has come: commands first, in order.
+
+        `cancel` and the job it is for may come together.
+        """
+        # taken before the reading: what comes meanwhile is news again
+        version = self._store.version
         if version != self._version:
-            # one moment: no command is seen without the job that it is for
+            # both are read at one moment: no command is seen without the job that it is for
             with self._store.transaction():
                 self._read_jobs(now_s)
                 commands = self._store.open_commands()
@@ -52,16 +59,16 @@ class LiveInbox:
         self._polled()
 
     def put(self, row: JobRow, now_s: float) -> None:
-        """A job comes (again): at its time, or now."""
+        """Have a job come (again), at its time or now."""
         self.take(row["job_id"])
         heappush(self._coming, (max(now_s, row["submit_s"] or 0.0), row["job_id"], row))
 
     def news(self) -> bool:
-        """Whether another process has written since the last look."""
+        """Return whether another process has written since the last look."""
         return self._store.version != self._version
 
     def next_s(self) -> float | None:
-        """Submission of the next job that is known; infinity where more may come."""
+        """Return when the next job that is known is submitted; infinity where more may come."""
         if self._coming:
             return self._coming[0][0]
         return inf if self._lasting() else None
@@ -76,7 +83,8 @@ class LiveInbox:
         return None
 
     def _read_jobs(self, now_s: float) -> None:
-        now_unix_s = time.time()  # read once: what was submitted together stays together
+        # read once: what was submitted together stays together
+        now_unix_s = time.time()
         for row in self._store.jobs_after(self._seen):
             self._seen = row["seq"]
             if row["state"] in OPEN and row["state"] != HELD:
@@ -90,6 +98,9 @@ class LiveInbox:
 
     @staticmethod
     def _submitted_s(row: JobRow, now_s: float, now_unix_s: float) -> float:
-        """On the scheduler's clock; a wall clock that was set meanwhile cannot make it negative or later than now."""
+        """Return the submission time on the scheduler's clock.
+
+        A wall clock that was set meanwhile cannot make it negative or later than now.
+        """
         ago_s = max(0.0, now_unix_s - row["submitted_unix_s"])
         return float(max(0.0, now_s - ago_s) + row["delay_s"])

@@ -1,4 +1,7 @@
-"""What `loramux run` trains on: the one device of its own process, or Ray actors with a device each."""
+"""This module opens what `loramux run` trains on.
+
+That is the one device of its own process, or Ray actors with a device each.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from loramux_runtime.live.settings import EngineChoice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """Ready to train."""
+    """Holds devices and a base model that are ready to train."""
 
     where: torch.device
-    """Of each."""
+    """Device of each worker, or the one of this process."""
     card: str
     base: BaseModel
     pool: WorkerPool | None
@@ -32,13 +35,16 @@ class Opened:
 
     @property
     def device(self) -> str:
-        """For people."""
+        """What the devices are, for people."""
         return str(self.where) if self.pool is None else self.pool.device
 
 
 @contextmanager
 def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Iterator[Opened]:
-    """With the base model loaded; actors and a Ray cluster of our own end with it."""
+    """Open the devices with the base model loaded.
+
+    Actors and a Ray cluster of our own end with it.
+    """
 
     if choice.engine == "local":
         where = choose_device(choice.device)

@@ -1,4 +1,7 @@
-"""What becomes of a policy that fails, hangs or stalls, and how another takes its place."""
+"""This module decides what becomes of a policy that fails, hangs or stalls.
+
+It also puts another policy in its place.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,27 @@ from loramux_traces.errors import UsageError
 
 FALLBACK: Final = "fifo"
 STALL_S: Final = 30.0
-"""A device that a policy leaves empty for so long, with a job waiting that fits, is no plan but a
-stall."""
+"""Seconds after which an empty device is a stall and no plan.
+
+That is a device that a policy leaves empty with a job waiting that fits.
+"""
 
 
 def check_live(policy: Policy, instead: str = "a live device has one base copy") -> Policy:
-    """Return the policy. UsageError, which ends with `instead`, where it needs a base copy per job."""
+    """Return the policy, unless it needs a base copy per job.
+
+    That is a UsageError, which ends with `instead`.
+    """
     if policy.copies == "separate" and policy.seats > 1:
         raise UsageError(f"policy {policy.name} gives every job a process of its own; {instead}")
     return policy
 
 
 class PolicyGuard:
-    """Puts fifo in the place of a policy that fails or stalls, unless that is to end the scheduler."""
+    """Puts fifo in the place of a policy that fails or stalls.
+
+    It does not where such a policy is to end the scheduler.
+    """
 
     def __init__(
         self,
@@ -43,7 +54,7 @@ class PolicyGuard:
     ) -> None:
         self._loop, self._driver, self._book, self._warn = loop, driver, book, warn
         self._exits = exits
-        """A failing policy ends the scheduler."""
+        """Whether a failing policy ends the scheduler."""
         self.errors = errors
         """How many times a policy has failed since the state folder began."""
         self._empty_since_s = empty_since_s
@@ -64,7 +75,7 @@ class PolicyGuard:
         return True
 
     def use_policy(self, text: str) -> None:
-        """Decide by another policy from now on. UsageError where there is no such policy."""
+        """Decide by another policy from now on; UsageError where there is no such policy."""
         before = self._loop.policy
         policy = check_live(create(text), f"{before.name} stays")
         try:
@@ -80,25 +91,27 @@ class PolicyGuard:
         self._loop.use_policy(policy)
 
     def arrives(self) -> None:
-        """A job is about to join the queue: an empty queue is no stall."""
+        """Note that a job is about to join the queue: an empty queue is no stall."""
         if not self._loop.cluster.queue.count:
             self._empty_since_s = self._driver.now_s
 
     def boundary(self, now_s: float) -> bool:
-        """Look at a step boundary for a stall; True: another policy has taken over."""
+        """Look at a step boundary for a stall; return True where another policy has taken over."""
         if self._loop.cluster.running or not self._loop.cluster.queue.count:
             self._empty_since_s = now_s
             return False
         if not self.stall_due(now_s):
             return False
         again = self.stalled()
-        self._empty_since_s = now_s  # where nothing fits: look again after as long
+        # where nothing fits, the guard looks again after as long a time
+        self._empty_since_s = now_s
         return again
 
     def stall_due(self, now_s: float) -> bool:
-        """Whether to ask why nothing runs.
+        """Return whether to ask why nothing runs.
 
-        Not under fifo: it waits for its first job to fit where others have taken the memory.
+        It is not asked under fifo, which waits for its first job to fit where others have taken the
+        memory.
         """
         cluster = self._loop.cluster
         if cluster.running or not cluster.queue.count or self._loop.policy.name == FALLBACK:
@@ -106,7 +119,7 @@ class PolicyGuard:
         return now_s - self._empty_since_s > STALL_S
 
     def stalled(self) -> bool:
-        """Whether another policy has taken over because this one leaves an empty device to itself.
+        """Replace a policy that leaves an empty device to itself; return whether another took over.
 
         PolicyError where that is to end the scheduler.
         """

@@ -1,4 +1,7 @@
-"""One scheduler process: it binds the state folder, opens its devices, serves, and leaves a run folder."""
+"""This module runs one scheduler process.
+
+The process binds the state folder, opens its devices, serves, and leaves a run folder.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from loramux_traces.errors import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a scheduler process has around it, the jobs and their policy aside."""
+    """Holds what a scheduler process has around it, the jobs and their policy aside."""
 
     choose: Callable[[Opened], tuple[DeviceProfile, str]]
-    """The device profile for the devices that were opened, and its name or file."""
+    """Chooses the device profile for the devices that were opened, and its name or file."""
     policy_files: Sequence[str] = ()
     """Files that the policy came from."""
     prometheus: Path | None = None
@@ -39,7 +42,7 @@ class Surroundings:
     hang_s: float = 600.0
     """Seconds after which a worker that has not answered is taken for dead."""
     say: Callable[[str], None] = lambda text: None
-    """Told how it goes on."""
+    """Told how the process goes on."""
     warn: Callable[[str], None] = lambda text: None
     """Told what a user should know in any case."""
 
@@ -47,7 +50,7 @@ class Surroundings:
 def run_scheduler(
     store: Store, base: BaseConfig, engine: EngineChoice, settings: LiveSettings, around: Surroundings
 ) -> Outcome:
-    """Serve the folder until it is to end. The caller holds the folder's lock."""
+    """Serve the folder until it is to end; the caller holds the folder's lock."""
     with watched(store, around.prometheus, around.tensorboard, around.warn) as watchers:
         around.say(f"loading {base.path or base.shape or 'a tiny model'}")
         with opened(engine, base, recompute=settings.recompute) as found:
@@ -69,7 +72,8 @@ def run_scheduler(
                 on_record=watchers.on_record,
             )
             if RESTARTED not in os.environ:
-                store.set_facts(draining=False)  # who starts a scheduler wants jobs to begin
+                # whoever starts a scheduler wants jobs to begin
+                store.set_facts(draining=False)
             store.set_facts(policy_text=settings.policy, policy_files=list(around.policy_files))
             around.say(f"ready: {settings.policy} on {found.device}; submit jobs to {store.folder}")
             outcome = service.play()

@@ -1,4 +1,7 @@
-"""Jobs that are kept out of the loop for a while: suspects, whoever has to wait for one, and what a drain leaves."""
+"""This module keeps jobs out of the loop for a while.
+
+They are suspects, whoever has to wait for one, and what a drain leaves.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from loramux_runtime.live.suspects import Suspects
 
 
 class Quarantine:
-    """Suspects (`Suspects.alone`) run one at a time with nobody beside them, each until it is past the step in which
-    the process died. Those that are known at the start come first, so that nobody waits for long; one that turns up
-    while others run (a worker has died) waits until nothing else is to do.
+    """Runs suspects (`Suspects.alone`) one at a time with nobody beside them.
+
+    Each does so until it is past the step in which the process died. Those that are known at the
+    start come first, so that nobody waits for long; one that turns up while others run (a worker
+    has died) waits until nothing else is to do.
     """
 
     def __init__(
@@ -30,20 +35,23 @@ class Quarantine:
     ) -> None:
         self._store, self._book, self._loop = store, book, loop
         self._due, self._arrive = due, arrive
-        """Take a job in: unless it has to be kept here, or whatever is known of it."""
+        """Both take a job in: `_due` unless it has to be kept here, `_arrive` in any case.
+
+        `_arrive` takes it in whatever is known of it.
+        """
         self._draining = draining
         self._rows: dict[str, JobRow] = {}
         self._first: set[str] = set()
-        """Suspects that run before anybody else does."""
+        """Suspects that run before any other job does."""
         self._alone: str | None = None
         """The job that has the device for itself."""
 
     def begin(self, rows: Iterable[JobRow]) -> None:
-        """What there is to do at the start of a process."""
+        """Note which suspects there are at the start of a process."""
         self._first = {row["job_id"] for row in rows if Suspects.alone(row)}
 
     def keep(self, row: JobRow) -> bool:
-        """Whether a job that arrives is kept here, and told why."""
+        """Keep a job that arrives if that has to be, and note why; return whether it is kept."""
         why = self._reason(row)
         if why is not None:
             self.put(row, why)
@@ -55,12 +63,12 @@ class Quarantine:
         self._book.set(row["job_id"], why=why)
 
     def take(self, job_id: str) -> None:
-        """Its user takes the job out."""
+        """Take a job out, because its user asks for it."""
         self._rows.pop(job_id, None)
         self._first.discard(job_id)
 
     def drained(self) -> None:
-        """A drain has begun."""
+        """Tell the jobs that may not run any more that a drain has begun."""
         for job_id, row in self._rows.items():
             if not self._may_run(row):
                 self._book.set(job_id, why=DRAINING)
@@ -74,7 +82,7 @@ class Quarantine:
         return any(self._may_run(row) for row in self._rows.values())
 
     def turn(self) -> bool:
-        """At a step boundary: whether somebody has come in or gone out."""
+        """Let jobs in or out at a step boundary; return whether any job has come in or gone out."""
         if self._alone is not None:
             job = self._loop.cluster.active.get(self._alone)
             if job is not None:
@@ -84,7 +92,8 @@ class Quarantine:
                     return False
             self._first.discard(self._alone)
             passed, self._alone = self._alone, None
-            if job is not None and self._first:  # past it; now the next one has to be alone
+            if job is not None and self._first:
+                # the job is past the step; now the next one has to be alone
                 self._loop.withdraw(job, Event.PAUSE, "another job has to run alone")
                 self._book.flush()
                 self.put(self._store.job(passed), "another job has to run alone first: the scheduler died in its steps")
@@ -98,7 +107,7 @@ class Quarantine:
         return self._next()
 
     def _next(self) -> bool:
-        """Let in whoever may come, or the first suspect by itself."""
+        """Let in the jobs that may come, or the first suspect by itself."""
         before = len(self._rows)
         rows = [self._store.job(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
         suspects = [row for row in rows if Suspects.alone(row)]

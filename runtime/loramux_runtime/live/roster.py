@@ -1,4 +1,7 @@
-"""The jobs of a state folder as the loop and the trainer have them, with what they have done."""
+"""This module keeps the jobs of a state folder as the loop and the trainer have them.
+
+It keeps what they have done, too.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from loramux_traces.job import JobSpec
 from loramux_traces.results import FAILED_DATA, REJECTED, UNSCHEDULABLE
 
 Make = Callable[[PreparedJob, Log], TrainingJob]
-"""A job's training state from its first step; its adapter is on the host."""
+"""Makes a job's training state from its first step; its adapter is on the host."""
 
 
 class Roster:
-    """Makes jobs of rows; keeps what is needed to train them until they end."""
+    """Makes jobs of rows, and keeps what is needed to train them until they end."""
 
     def __init__(self, preparation: Preparation, make: Make, cost: CostModel, devices: int, book: Book) -> None:
         self._preparation = preparation
@@ -38,20 +41,24 @@ class Roster:
         """Whether the job that is being priced has begun in an earlier process."""
 
     def job(self, row: JobRow) -> Job | None:
-        """The job of a row, or None (and its end in the book) where it cannot be trained here."""
+        """Return the job of a row, or None where it cannot be trained here.
+
+        In that case its end is in the book.
+        """
         job_id = row["job_id"]
         before = row["data_sha256"]
         try:
             config = TrainJob.model_validate_json(row["config"])
             prepared = self._preparation.prepare(config, Path(row["folder"]), submit_s=row["submit_s"])
             spec = prepared.spec
-            if row["micro_batch"] is not None:  # as it began: another size would be other bits
+            if row["micro_batch"] is not None:
+                # the job goes on as it began: another size would be other bits
                 spec = replace(spec, micro_batch_size=row["micro_batch"])
             self._began = before is not None
             job = self._intake.job(row["seq"], spec)
             if job is None:
                 return None
-            # synthetic rows are drawn by micro-batch: by the first one, also after it has been
+            # synthetic rows are drawn by micro-batch: by the first size, also after it has been
             # halved
             drawn_by = row["drawn_by"] or job.cost_on(0).rows
             prepared = replace(prepared, data=prepared.data.bound(drawn_by))
@@ -59,7 +66,8 @@ class Roster:
         except (LoramuxError, ValidationError) as error:
             if before is None:
                 self._book.end_apart(job_id, REJECTED, "; ".join(str(error).splitlines()))
-            else:  # a disk that is not there, say: what it has learned is kept
+            else:
+                # a disk that is not there, for example: what the job has learned is kept
                 self._book.hold_apart(job_id, f"its data cannot be read any more: {error}")
             return None
         if row["start_s"] is not None and digest != before:
@@ -80,7 +88,10 @@ class Roster:
         return job
 
     def halved(self, job: Job) -> Job | None:
-        """The same job with half the rows in its micro-batches; None where one row is all there is."""
+        """Return the same job with half the rows in its micro-batches.
+
+        Returns None where one row is all there is.
+        """
         rows = job.cost_on(0).rows
         if rows == 1:
             return None
@@ -91,15 +102,16 @@ class Roster:
         return smaller
 
     def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
-        """The job's training state from its first step; its adapter is on the host."""
+        """Return the job's training state from its first step; its adapter is on the host."""
         return self._make(self._prepared[job_id], lambda record: log(job_id, record))
 
     def forget(self, job_id: str) -> None:
-        """The job has ended."""
+        """Forget a job that has ended."""
         self._prepared.pop(job_id, None)
 
     def _unschedulable(self, index: int, spec: JobSpec, reason: str) -> None:
-        if self._began:  # on less memory than it began on
+        if self._began:
+            # there is less memory than the job began on
             self._book.hold_apart(spec.job_id, reason)
         else:
             self._book.end_apart(spec.job_id, UNSCHEDULABLE, reason)

@@ -1,4 +1,8 @@
-"""The live scheduler: the simulator's loop and policies over real training, with a queue that outlives the process."""
+"""This module is the live scheduler.
+
+It runs the simulator's loop and policies over real training, with a queue that outlives the
+process.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +54,10 @@ from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a scheduler's process ended."""
+    """Says how a scheduler's process ended."""
 
     stopped_by: int | None
-    """The signal, if one did."""
+    """Signal that ended the process, if one did."""
     failed: int
     """Jobs of the folder that failed, or were rejected for their data."""
     hopeless: int
@@ -109,7 +113,7 @@ class LiveService:
             rss_before=rss_before,
             hang_s=hang_s,
         )
-        # lambdas, as the parts that they name are made of this one
+        # these are lambdas, as the parts that they name are made after this one
         self.drive = self.engine.start(
             policy,
             self._times,
@@ -232,7 +236,7 @@ class LiveService:
 
     @property
     def n_waiting(self) -> int:
-        """Jobs that have come and are on no device.
+        """Number of jobs that have come and are on no device.
 
         Those that are paused by a user or set aside are among them: they are what the waiting and
         paused times of the table add up to.
@@ -242,7 +246,7 @@ class LiveService:
 
     @property
     def _lasting(self) -> bool:
-        """Whether something may still come: a job, a command, or the memory that others have taken."""
+        """Whether something may still come: a job, a command, or memory that others have taken."""
         if self._watched and self.loop.cluster.active:
             return True
         return not self.settings.exit_when_idle and not self.desk.draining
@@ -255,11 +259,12 @@ class LiveService:
         with stop_on_signal(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
-            except LoramuxError:  # the policy or the disk has ended it
+            except LoramuxError:
+                # the policy or the disk has ended the run
                 self._close()
                 raise
-            # Anything else is a crash, or a second signal: it ends at once, for what is in memory
-            # may be half done, and the marker tells the next process whose step it was
+            # Anything else is a crash, or a second signal: the process ends at once, for what is in
+            # memory may be half done, and the marker tells the next process whose step it was
             self._close()
         ended = [row["state"] for row in self.store.jobs()]
         return Outcome(
@@ -275,7 +280,8 @@ class LiveService:
             for row in store.jobs(RUNNING):
                 left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
                 store.update(row["job_id"], state=WAITING, **left)
-            if self._last_s is not None:  # nobody was there from then on
+            if self._last_s is not None:
+                # nobody was there from then on
                 waiting = store.count(QUEUED, WAITING, HELD, by_s=self._last_s)
                 store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(n_devices))
             drains = bool(store.fact("draining")) and not self.suspects.ended_by_itself
@@ -305,7 +311,7 @@ class LiveService:
         self.book.note({"t_s": self._times.now_s(), **begins})
 
     def _close(self) -> None:
-        """End the process: everything is on disk before it says so."""
+        """End the process: everything is on disk before the marker says so."""
         for job_id, reason in self.saving.save_all():
             self._warn(f"{job_id}: {reason}")
         for device_id in range(self.engine.n_devices):

@@ -1,4 +1,7 @@
-"""How a live scheduler is run, and on what. No torch in here: the supervisor reads it too."""
+"""This module says how a live scheduler is run, and on what.
+
+There is no torch in here: the supervisor reads it too.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,47 @@ ENGINES: Final = ("local", "ray")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSettings:
-    """Options of `loramux run` that are not of the model or the device."""
+    """Holds the options of `loramux run` that are not of the model or the device."""
 
     policy: str = "aspen"
-    """As of --policy: a name with parameters, or module:Class."""
+    """Policy in the form of --policy: a name with parameters, or module:Class."""
     max_resident: float = inf
     recompute: bool = False
     checkpoint_s: float = 60.0
-    """Seconds of training that a kill may cost; more where checkpoints would take over 2% of the
-    time.
+    """Seconds of training that a kill may cost.
+
+    It is more where checkpoints would take over 2% of the time.
     """
     flush_s: float = 1.0
-    """How often progress is committed where no job changes its state."""
+    """Seconds between two commits of progress where no job changes its state."""
     exit_when_idle: bool = False
-    """End when every job has ended; else wait for more."""
+    """Whether to end when every job has ended; else the scheduler waits for more."""
     on_policy_error: Literal["fallback", "exit"] = "fallback"
-    """A policy that raises, over-commits or stalls is replaced by fifo, or ends the scheduler."""
+    """What happens to a policy that raises, over-commits or stalls.
+
+    It is replaced by fifo, or it ends the scheduler.
+    """
     record: bool = False
-    """Log every fused step, so that the decisions can be taken again
-    (`loramux_policies.stepping.replay`).
+    """Whether to log every fused step, so that the decisions can be taken again.
+
+    `loramux_policies.stepping.replay` takes them.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """The options that are about it."""
+    """Holds the options that are about the engine."""
 
     engine: str
     devices: int | None
-    """None: all GPUs of the cluster, or one."""
+    """Number of devices; None: all GPUs of the cluster, or one."""
     address: str | None
-    """Of a running Ray cluster."""
+    """Address of a running Ray cluster."""
     device: str
     threads: int | None
 
     def __post_init__(self) -> None:
-        """UsageError where they do not go together, or Ray is not installed."""
+        """Raise UsageError where the options do not go together, or Ray is not installed."""
         if self.engine not in ENGINES:
             raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {self.engine[:40]!r}")
         if self.engine == "ray":

@@ -1,4 +1,7 @@
-"""Keeps a scheduler's process alive: a death by accident or a hang is a restart, within bounds. No torch in here."""
+"""This module keeps a scheduler's process alive.
+
+A death by accident or a hang is a restart, within bounds. There is no torch in here.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,24 @@ from loramux_runtime.live.state.store import DATABASE, Store
 from loramux_traces.errors import LoramuxError
 
 MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
-"""Exit codes that a scheduler ends with on purpose: they are passed on."""
+"""Exit codes that a scheduler ends with on purpose; they are passed on."""
 RESTARTS: Final = 10
 LIVED_S: Final = 60.0
-"""After so many deaths in a row, each within so long of its start, there are no more restarts."""
+"""Bounds on restarts: so many deaths in a row, each within so long of its start.
+
+After these there are no more restarts.
+"""
 START_S: Final = 1800.0
-"""A process may load its model for so long without a sign of life (for as long as it may hang,
-where that is longer): 140 GB from a network disk take a quarter of an hour.
+"""Seconds that a process may load its model without a sign of life.
+
+It is as long as the process may hang, where that is longer: 140 GB from a network disk take a
+quarter of an hour.
 """
 POLL_S: Final = 0.2
 RESTARTED: Final = "LORAMUX_RESTARTED"
-"""In the environment of a process that takes the place of one that died: its command line is that
-of the first.
+"""Variable in the environment of a process that takes the place of one that died.
+
+The command line of that process is that of the first.
 """
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -36,7 +45,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def supervise(
     command: Sequence[str], folder: Path, *, hang_s: float, say: Callable[[str], None], poll_s: float = POLL_S
 ) -> int:
-    """Run `command` (a scheduler on `folder`) until it ends on purpose; returns its exit code.
+    """Run `command` (a scheduler on `folder`) until it ends on purpose; return its exit code.
 
     SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides,
     trains or saves is killed: the next one knows by its marker what it was doing.
@@ -54,7 +63,8 @@ def supervise(
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while True:
-            if stopped_by:  # between two processes: nobody else would hear of it
+            if stopped_by:
+                # the signal came between two processes: nobody else would hear of it
                 return 128 + stopped_by[0]
             began_s = time.monotonic()
             child = subprocess.Popen(
@@ -102,7 +112,8 @@ def _wait(
         if time.monotonic() - doing.since_s > hang_s:
             say(f"no sign of life for {hang_s:.0f} s ({_what(doing)}): killing the scheduler's process")
             child.kill()
-            code = child.wait()  # a big process takes more than one look (50 ms) to die
+            # a big process takes more than one look (50 ms) to die
+            code = child.wait()
             _remember(folder, doing, say)
             return code
 
@@ -119,7 +130,7 @@ def _what(doing: Doing) -> str:
 
 
 def _remember(folder: Path, doing: Doing, say: Callable[[str], None]) -> None:
-    """Tell the next process that the policy hung; jobs it finds by itself."""
+    """Tell the next process that the policy hung; it finds jobs that hung by itself."""
     if doing.phase != "decide" or not (folder / DATABASE).is_file():
         return
     try:
@@ -131,6 +142,9 @@ def _remember(folder: Path, doing: Doing, say: Callable[[str], None]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A scheduler without its supervisor finishes its step and ends (Linux)."""
+    """End with the parent (Linux).
+
+    Without its supervisor a scheduler finishes its step and ends.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

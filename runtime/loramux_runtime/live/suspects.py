@@ -1,8 +1,8 @@
-"""Jobs in whose steps a scheduler process has died: after two deaths at the same place they run alone, after three
-they fail.
+"""This module keeps track of the jobs in whose steps a scheduler process has died.
 
-At the same place: a job that has got further since is no suspect, so that kills from outside, which
-come anywhere, make none.
+After two deaths at the same place they run alone, after three they fail. At the same place: a job
+that has got further since is no suspect, so that kills from outside, which come anywhere, make
+none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAILED_AFTER: Final = 3
 
 
 class Suspects:
-    """What the marker of the last process tells."""
+    """Reads from the marker of the last process which jobs are suspects."""
 
     def __init__(self, store: Store, doing: Doing | None) -> None:
         self._store = store
@@ -30,19 +30,22 @@ class Suspects:
 
     @property
     def ended_by_itself(self) -> bool:
-        """The last process was not killed."""
+        """Whether the last process was not killed."""
         return self._doing is None or self._doing.phase == "stopped"
 
     @property
     def policy_hung(self) -> bool:
-        """The last process was killed while the policy decided."""
+        """Whether the last process was killed while the policy decided."""
         return self._doing is not None and self._doing.phase == "decide" and bool(self._store.fact("hung_in_decide"))
 
     def note(self) -> None:
-        """Count the death of the last process against the jobs of its step (inside the caller's transaction)."""
+        """Count the death of the last process against the jobs of its step.
+
+        It writes inside the caller's transaction.
+        """
         if self._doing is None or self._doing.phase != "step":
             return
-        # by a start that came no further
+        # a start that came no further has counted this death already
         if self._store.fact("counted_mark") == self._doing.since_s:
             return
         self._store.set_facts(counted_mark=self._doing.since_s)
@@ -55,7 +58,10 @@ class Suspects:
                 self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": job_id, "detail": reason}])
 
     def blame(self, jobs: Mapping[str, float]) -> list[JobRow]:
-        """A process has died in a step of these jobs (with the optimizer steps they had done). Their rows, counted."""
+        """Count the death of a process in a step of these jobs against them; return their rows.
+
+        `jobs`: with the optimizer steps that they had done.
+        """
         found = []
         for row in self._store.jobs(*OPEN):
             at = jobs.get(row["job_id"])
@@ -70,21 +76,24 @@ class Suspects:
 
     @staticmethod
     def hopeless(row: JobRow, *, alone: bool) -> bool:
-        """Whether the job fails (`alone`: nobody was with it in the last step)."""
+        """Return whether the job fails (`alone`: nobody was with it in the last step)."""
         return alone and bool(row["crashes"] >= FAILED_AFTER)
 
     @staticmethod
     def reason(row: JobRow) -> str:
-        """Why it fails."""
+        """Return the reason why the job fails."""
         where = int(row["crashed_at"] or 0.0) + 1
         return f"the process that trains it died {row['crashes']} times in its step {where}, the last time alone"
 
     @staticmethod
     def alone(row: JobRow) -> bool:
-        """Whether the job may run only with nobody beside it, until it is past the place."""
+        """Return whether the job may run only with nobody beside it, until it is past the place."""
         return row["crashes"] >= ALONE_AFTER and not Suspects.past(row, row["progress_steps"])
 
     @staticmethod
     def past(row: JobRow, steps: float) -> bool:
-        """Whether so many optimizer steps are more than the job had done when its process died."""
+        """Return whether a job with so many optimizer steps is past the place of the death.
+
+        The place is the number of steps that it had done when its process died.
+        """
         return row["crashed_at"] is None or steps > row["crashed_at"]

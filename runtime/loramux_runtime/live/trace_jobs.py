@@ -1,4 +1,7 @@
-"""Jobs of a trace as training jobs: the same adapters, steps and row lengths, for a replay on a real device."""
+"""This module makes training jobs of the jobs of a trace.
+
+They have the same adapters, steps and row lengths, for a replay on a real device.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 
 _SLACK = 1e-9
-"""Of a product of steps that a rounding error has lifted above a whole number."""
+"""Relative slack for a product of steps that a rounding error has lifted above a whole number."""
 
 
 def whole_steps(steps: float) -> int:
-    """Rounded up, and at least one."""
+    """Round the steps up, to at least one."""
     return max(1, ceil(steps * (1 - _SLACK)))
 
 
 def train_job(spec: JobSpec, *, seed: int) -> TrainJob:
-    """The training job of one row of a trace.
+    """Return the training job of one row of a trace.
 
     `seed`: the run's, from which lengths and tokens are drawn as a simulation with that seed draws
     the lengths. What the run decides for all its jobs (base model, dtype, recompute) is not looked
@@ -66,7 +69,7 @@ def _refuse(spec: JobSpec, why: str) -> NoReturn:
 
 
 def _declared(spec: JobSpec) -> float:
-    """Its optimizer steps, once all that a real run does not know is ruled out."""
+    """Return the job's optimizer steps, once all that a real run does not know is ruled out."""
     if spec.num_gpus > 1:
         _refuse(spec, f"it wants {spec.num_gpus} devices (num_gpus), a run has one")
     if spec.mem_bytes is not None:
@@ -79,7 +82,10 @@ def _declared(spec: JobSpec) -> float:
 
 
 def _adapter(spec: JobSpec) -> dict[str, Any]:
-    """The method's configuration as the trace has it; alpha is 2 * rank where it says nothing."""
+    """Return the method's configuration as the trace has it.
+
+    alpha is 2 * rank where the trace says nothing.
+    """
     common: dict[str, Any] = {
         "rank": spec.rank,
         "alpha": 2.0 * spec.rank if spec.alpha is None else spec.alpha,

@@ -1,4 +1,7 @@
-"""A trace as the work of a live scheduler: replayed at another pace (`run --trace`) or submitted (`submit`)."""
+"""This module makes a trace the work of a live scheduler.
+
+The trace is replayed at another pace (`run --trace`) or submitted (`submit`).
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,14 @@ from loramux_traces.job import JobSpec, Trace
 from loramux_traces.writer import write_trace
 
 TRACE = "trace.csv"
-"""The trace as it is replayed, in the state folder."""
+"""File of the trace as it is replayed, in the state folder."""
 
 
 def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: float, recompute: bool) -> Trace:
-    """The trace as it will be replayed: arrivals `time_scale` times as fast, steps times `step_scale`, on this base.
+    """Return the trace as it will be replayed on this base.
 
-    UsageError for a job whose steps cannot be known, and for a scale that is none.
+    Arrivals come `time_scale` times as fast, steps are times `step_scale`. UsageError for a job
+    whose steps cannot be known, and for a scale that is none.
     """
     for what, scale in (("time scale", time_scale), ("step scale", step_scale)):
         if not 0 < scale < inf:
@@ -51,7 +55,10 @@ def scaled(trace: Trace, base: BaseConfig, *, time_scale: float, step_scale: flo
 
 
 def training_jobs(trace: Trace, seed: int) -> list[TrainJob]:
-    """Its jobs with made-up rows as long as the simulator draws them. UsageError for what cannot run live."""
+    """Return the trace's jobs with made-up rows as long as the simulator draws them.
+
+    UsageError for what cannot run live.
+    """
 
     return [train_job(spec, seed=seed) for spec in trace]
 
@@ -59,9 +66,10 @@ def training_jobs(trace: Trace, seed: int) -> list[TrainJob]:
 def replay(
     store: Store, file: Path, base: BaseConfig, *, time_scale: float, step_scale: float, recompute: bool, seed: int
 ) -> str:
-    """Put the jobs of a trace into the queue, each at its time; the second time (a restart) nothing is done.
+    """Put the jobs of a trace into the queue, each at its time.
 
-    Returns what is to be said of it. StateError where the folder has other jobs already.
+    The second time (a restart) nothing is done. Returns what is to be said of it. StateError where
+    the folder has other jobs already.
     """
 
     trace = read_checked(file)
@@ -85,6 +93,6 @@ def replay(
 
 
 def submitted(file: Path) -> Sequence[TrainJob]:
-    """The jobs of a trace, to be submitted now."""
+    """Return the jobs of a trace, to be submitted now."""
 
     return training_jobs(read_checked(file), 0)

@@ -1,4 +1,7 @@
-"""What a run's meters are told of its devices: time with residents, memory, tokens, jobs that wait."""
+"""This module tells a run's meters about its devices.
+
+They hear of time with residents, memory, tokens, and jobs that wait.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ class Accounts:
         self._meters.advance(device.fused.device_id, self._residents.now_s, 0.0, IDLE, len(device.fused.runs))
 
     def note_memory(self, device_id: int) -> None:
-        """Note what the device holds now that its residents have changed: as measured, else as expected."""
+        """Note what the device holds now that its residents have changed.
+
+        It is as measured where that is known, else as expected.
+        """
         residents = self._residents
         here = len(residents.devices[device_id].fused.runs)
         expected = residents.cluster.fleet[device_id].expected if here else 0.0

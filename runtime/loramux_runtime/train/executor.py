@@ -1,4 +1,7 @@
-"""The one device of this process: torch carries out the fused steps that the loop has decided on."""
+"""This module runs the one device of this process.
+
+torch carries out the fused steps that the loop has decided on.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ from loramux_runtime.train.observer import Observer
 from loramux_runtime.train.times import RealTimes, Times
 
 OnStep = Callable[[FusedStep, float, float], None]
-"""Called after a fused step with it, its measured and its predicted seconds."""
+"""Called after a fused step with the step, its measured and its predicted seconds."""
 
 
 def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> list[JobOutcome] | None:
-    """Forward and backward; None where memory ran out. The error is gone with its traceback, which would pin the step's
-    tensors, when this has returned.
+    """Run forward and backward; return None where memory ran out.
+
+    The error is gone with its traceback when this has returned: the traceback would pin the step's
+    tensors.
     """
     try:
         jobs = [(part.adapter.job_id, len(part.batch.tokens)) for part in parts]
@@ -58,13 +63,16 @@ class Executor(OneDevice[TrainingJob]):
         self.memory = MemoryMeter(model.base.device, rss_before)
         self._observer = observer
         self.step_s = 0.0
-        """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
+        """Seconds spent in fused steps so far.
+
+        The rest of the time with residents is the scheduler's own.
+        """
         self._ended: tuple[StepDevice[TrainingJob], StepTimes]
-        """The step that has been trained, until it is asked for."""
+        """The step that has been trained, until the driver asks for it."""
 
     @property
     def clock_s(self) -> float:
-        """The time right now; the driver's `now_s` is that of the step boundary before it."""
+        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
         return self._times.now_s()
 
     def peak_bytes(self, device_id: int = 0) -> float | None:
@@ -76,7 +84,7 @@ class Executor(OneDevice[TrainingJob]):
         return self._times.now_s()
 
     def wait(self, until_s: float, news: News) -> float:
-        """Wait until then or until there is news; return the instant."""
+        """Wait until `until_s` or until there is news; return the instant."""
         self._times.wait_until(until_s, news)
         return self._times.now_s()
 
@@ -121,7 +129,7 @@ class Executor(OneDevice[TrainingJob]):
     def _observe(
         self, runs: list[LiveRun[TrainingJob]], parts: list[Part], seconds: float, dynamic_bytes: float | None
     ) -> float | None:
-        """Hold the step against the fitted profile; the bound's new scale where it has moved."""
+        """Hold the step against the fitted profile; return the bound's scale if it has moved."""
         if self._observer is None:
             return None
         jobs = [(run.cost.adapter, part.batch) for run, part in zip(runs, parts, strict=True)]

@@ -1,4 +1,7 @@
-"""The one hook through which tests inject faults; the code under test is never edited."""
+"""This module is the one hook through which tests inject faults.
+
+The code under test is never edited.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Fault = Callable[[str, dict[str, object]], None]
 
 
 class FaultPlan:
-    """Faults by the point they happen at.
+    """Holds faults by the point that they happen at.
 
     Points: `step` (job_ids, rows), before it runs; `commit` (stage: "before", "after") of the live
     scheduler's progress; `checkpoint` (stage, job_id), when a stage of a save is over: "begin",
@@ -35,8 +38,9 @@ NONE = FaultPlan()
 
 
 def recorded_faults(stream: Stream, then: FaultPlan = NONE) -> FaultPlan:
-    """Runs out of memory in the steps in which the recorded run did; `then` gets its chance in every step before that
-    is known.
+    """Make faults that run out of memory in the steps in which the recorded run did.
+
+    `then` gets its chance in every step before that is known.
     """
     failed = iter([moment.out_of_memory for moment in stream.moments if moment.began_s is not None])
 

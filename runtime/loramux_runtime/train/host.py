@@ -1,4 +1,7 @@
-"""What follows from the events of `loramux train`: accounts are kept, and a job that has ended is handed over."""
+"""This module says what follows from the events of `loramux train`.
+
+Accounts are kept, and a job that has ended is handed over.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from loramux_runtime.train.accounts import Accounts
 
 
 class TrainHost(Host[TrainingJob]):
-    """Keeps the accounts; `on_end` gets each job that has ended, which is then dropped from `training`."""
+    """Keeps the accounts and hands over the jobs that have ended.
+
+    `on_end` gets each job that has ended, which is then dropped from `training`.
+    """
 
     def __init__(
         self,

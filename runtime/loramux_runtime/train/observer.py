@@ -1,4 +1,4 @@
-"""What the executor sees of its own steps, held against the fitted profile that admission goes by."""
+"""This module holds the executor's own steps against the fitted profile that admission goes by."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.fused.packing import MicroBatch
 
 RESCALED: float = 1e-3
-"""The bound is moved when it has changed by this share: every move is a row of a recorded run."""
+"""Share by which the bound must have changed to be moved: every move is a row of a recorded run."""
 
 
 class Observer:
-    """Keeps the fit right while a run goes on (`loramux_profiles.online`), and says in the end how right it was."""
+    """Keeps the fit right while a run goes on, and says in the end how right it was.
+
+    The refit is that of `loramux_profiles.online`.
+    """
 
     def __init__(self, fitted: FittedModel) -> None:
         memory = PlannedMemory(
@@ -27,7 +30,10 @@ class Observer:
         self._refit = OnlineRefit(fitted_s=fitted.time.seconds, fitted_bytes=memory.point_bytes, margin=fitted.margin)
         self._scale = 1.0 + fitted.margin
         self._errors: list[tuple[float, float]] = []
-        """|predicted / observed - 1| of each step's time: by the fit, and by the fit as refitted before the step."""
+        """|predicted / observed - 1| of each step's time.
+
+        The first is by the fit, the second by the fit as refitted before the step.
+        """
         self._bytes: list[float] = []
 
     def see(
@@ -38,9 +44,11 @@ class Observer:
         seconds: float,
         dynamic_bytes: float | None,
     ) -> float | None:
-        """One step as it was. What the bound on dynamic bytes is of their expected value from now on, where that has
-        moved; None where not (always where bytes are not measured). A step with an adapter that the profile knows
-        nothing of (None) tells nothing.
+        """Take in one step as it was; return the new scale of the bound, or None.
+
+        The scale is the ratio of the bound on dynamic bytes to their expected value from now on. It
+        is None where that has not moved (always where bytes are not measured). A step with an
+        adapter that the profile knows nothing of (None) tells nothing.
         """
         points = tuple(
             JobPoint(adapter=adapter, lengths=tuple(map(len, batch.tokens)), labels=batch.n_labels)
@@ -66,7 +74,7 @@ class Observer:
         return scale
 
     def report(self) -> dict[str, Any]:
-        """Errors of the predictions over the run: shares of what was observed."""
+        """Return the errors of the predictions over the run, as shares of what was observed."""
         if not self._errors:
             return {"steps": 0}
         plain, refitted = np.mean(np.asarray(self._errors), axis=0).tolist()

@@ -1,4 +1,7 @@
-"""`loramux train`: a set of jobs to completion on one device, under the simulator's policies and decide-apply loop."""
+"""This module is `loramux train`: it trains a set of jobs to completion on one device.
+
+It does so under the simulator's policies and decide-apply loop.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass(slots=True, kw_only=True)
 class TrainResult:
-    """One real run, in the terms of a simulated one."""
+    """Holds one real run in the terms of a simulated one."""
 
     jobs: pd.DataFrame
     summary: dict[str, Any]
@@ -57,7 +60,7 @@ class TrainResult:
     steps: list[tuple[float, float]]
     """Measured and predicted seconds of every fused step."""
     device: str
-    """What it ran on."""
+    """Device that the run was on."""
     stopped_by: int | None = None
     """The signal that ended the run, if one did."""
     hopeless: int = 0
@@ -65,14 +68,14 @@ class TrainResult:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By job: first and last evaluation of the held-out rows."""
     prediction: dict[str, Any] | None = None
-    """How far the fitted profile was off (`observed.Observer.report`); None where none was given."""
+    """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
 
 
 class TrainRun:
-    """The parts of one run, put together. Load the data and check every job before anything is trained.
+    """Puts the parts of one run together.
 
-    `record`: the events hold every fused step too, so that `stepping.replay` can take the decisions
-    again.
+    It loads the data and checks every job before anything is trained. `record`: the events hold
+    every fused step too, so that `stepping.replay` can take the decisions again.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class TrainRun:
         self.unsaved: list[str] = []
         """Jobs whose adapter could not be written, and why."""
         preparation = Preparation(base, file.base.path, recompute=recompute)
-        for job in file.jobs:  # cheap, and so before any rows are read
+        # this check is cheap, and so it comes before any rows are read
+        for job in file.jobs:
             preparation.check_adapter(job)
         prepared = [preparation.prepare(job, file.folder) for job in file.jobs]
         self.data = {job.config.id: job.data for job in prepared}
@@ -141,7 +145,7 @@ class TrainRun:
         self.intake = Intake([cost], [1], oracle=False, unschedulable=self.recorder.unschedulable)
 
     def play(self) -> TrainResult:
-        """Train every job to its end. SIGTERM and SIGINT end the run at the next step boundary."""
+        """Train every job to its end; SIGTERM and SIGINT end the run at the next step boundary."""
         with stop_on_signal(self.driver.request_stop) as stopped:
             self.driver.run(self.loop, Arrivals(self.loop, self._arrivals()), self.host)
         stats = self.meters.stats([self.ledger.capacity])
@@ -169,7 +173,7 @@ class TrainRun:
         )
 
     def _arrivals(self) -> Iterator[Job]:
-        """Jobs as they are submitted; adapters wait on the host until their job starts."""
+        """Yield jobs as they are submitted; adapters wait on the host until their job starts."""
         for index, spec in enumerate(self.specs):
             job = self.intake.job(index, spec)
             if job is None:
@@ -199,5 +203,6 @@ class TrainRun:
             training.optimizer.to("cpu")
             try:
                 save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
-            except StateError as error:  # a full disk costs this job its file, not the others their training
+            except StateError as error:
+                # a full disk costs this job its file, not the other jobs their training
                 self.unsaved.append(f"{job.job_id}: {error}")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run at the next step boundary."""
+"""This module ends a run at the next step boundary on SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Turn the first SIGTERM or SIGINT into a stop at the next step boundary; a second one acts as before."""
+    """Turn the first SIGTERM or SIGINT into a stop at the next step boundary.
+
+    A second one acts as before.
+    """
     got: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield got

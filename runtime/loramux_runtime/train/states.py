@@ -1,4 +1,7 @@
-"""The states of jobs that are trained in this process: on the host while they wait, on its device while they run."""
+"""This module keeps the states of jobs that are trained in this process.
+
+A state is on the host while its job waits, and on the device while its job runs.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class LocalStates(StatesHere[TrainingJob]):
         return training
 
     def take_away(self, job: Job) -> None:
-        """Copy the job's state to the host; partial gradients, moments and the data cursor are kept."""
+        """Copy the job's state to the host.
+
+        Partial gradients, moments and the data cursor are kept.
+        """
         self._training[job.job_id].optimizer.to("cpu")
 
     def end_of(self, state: TrainingJob) -> End | None:

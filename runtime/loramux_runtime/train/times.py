@@ -1,4 +1,8 @@
-"""Clocks of a run: the real one, one that goes by predictions (tests, dry runs), one that repeats a recorded run."""
+"""This module holds the clocks of a run.
+
+They are the real clock, one that goes by predictions (tests, dry runs), and one that repeats a
+recorded run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from loramux_policies.stepping.replay import Moments
 from loramux_policies.stepping.stream import Moment, Stream
 
 POLL_S: Final = 0.1
-"""How often a run that waits looks whether there is news."""
+"""Seconds between two looks of a waiting run for news."""
 
 
 def sleep_until(t_s: float, now_s: Callable[[], float], news: News) -> None:
@@ -22,64 +26,65 @@ def sleep_until(t_s: float, now_s: Callable[[], float], news: News) -> None:
 
 
 class Times(Protocol):
-    """Seconds from the start of the run; never backwards."""
+    """Gives the seconds from the start of the run, which never go backwards."""
 
     def now_s(self) -> float: ...
     def step_begins(self) -> None:
-        """A fused step is about to run."""
+        """Note that a fused step is about to run."""
 
     def step_ends(self, predicted_s: float) -> None:
-        """It has run, or (0) failed."""
+        """Note that the fused step has run, or (0) has failed."""
 
     def wait_until(self, t_s: float, news: News) -> None:
-        """Wait: nothing happens before that time (infinity: ever), unless `news` says so."""
+        """Wait until that time (infinity: for ever), or until `news` tells that it should end."""
 
 
 class RealTimes:
-    """The monotonic clock: steps of the wall clock change nothing. It starts when it is first read: what is prepared
-    before the run is no part of it.
+    """Reads the monotonic clock, on which steps of the wall clock change nothing.
+
+    It starts when it is first read: what is prepared before the run is no part of it.
     """
 
     def __init__(self) -> None:
         self._start: float | None = None
 
     def now_s(self) -> float:
-        """Seconds since the run began."""
+        """Return the seconds since the run began."""
         reading = time.monotonic()
         if self._start is None:
             self._start = reading
         return reading - self._start
 
     def step_begins(self) -> None:
-        """Nothing to do."""
+        """Do nothing: a real clock needs no mark."""
 
     def step_ends(self, predicted_s: float) -> None:
-        """Time has passed by itself."""
+        """Do nothing: time has passed by itself."""
 
     def wait_until(self, t_s: float, news: News) -> None:
-        """Sleep in short turns."""
+        """Sleep in short turns until that time, or until there is news."""
         sleep_until(t_s, self.now_s, news)
 
 
 class PredictedTimes:
-    """Every step takes what the cost model says: the times of a simulated run."""
+    """Has every step take what the cost model says: these are the times of a simulated run."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
 
     def now_s(self) -> float:
-        """Seconds of predicted time."""
+        """Return the seconds of predicted time."""
         return self._now_s
 
     def step_begins(self) -> None:
-        """Nothing to do."""
+        """Do nothing: predicted time passes when the step ends."""
 
     def step_ends(self, predicted_s: float) -> None:
-        """Add the step."""
+        """Add the step's predicted seconds to the time."""
         self._now_s += predicted_s
 
     def wait_until(self, t_s: float, news: News) -> None:
-        """Jump there; without a time to jump to, wait for news on the real clock."""
+        """Jump to that time; without a time to jump to, wait for news on the real clock."""
         if t_s < inf:
             self._now_s = max(self._now_s, t_s)
         while t_s == inf and not news():
@@ -87,7 +92,10 @@ class PredictedTimes:
 
 
 class RecordedTimes:
-    """The instants of a recorded run. LeftTheRecord (a StateError) where the run leaves it."""
+    """Repeats the instants of a recorded run.
+
+    LeftTheRecord (a StateError) where the run leaves the record.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._now_s = stream.begin_s
@@ -95,20 +103,20 @@ class RecordedTimes:
         self._step: Moment | None = None
 
     def now_s(self) -> float:
-        """Seconds since the recorded run began."""
+        """Return the seconds since the recorded run began."""
         return self._now_s
 
     def step_begins(self) -> None:
-        """On to where the recorded step began."""
+        """Move on to where the recorded step began."""
         self._step = self._moments.next("step", self._now_s)
         assert self._step.began_s is not None
         self._now_s = self._step.began_s
 
     def step_ends(self, predicted_s: float) -> None:
-        """On to where it ended."""
+        """Move on to where the recorded step ended."""
         assert self._step is not None
         self._now_s = self._step.ended_s
 
     def wait_until(self, t_s: float, news: News) -> None:
-        """On to where the recorded run went on."""
+        """Move on to where the recorded run went on."""
         self._now_s = self._moments.next("wait", self._now_s).ended_s

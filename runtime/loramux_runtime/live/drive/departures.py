@@ -1,4 +1,7 @@
-"""Jobs that were taken off a device in the middle of its step: their state follows when the step has ended."""
+"""This module keeps the jobs that were taken off a device in the middle of its step.
+
+Their state follows when the step has ended.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,19 @@ from loramux_policies.loop.job import Job
 
 
 class Leaver(NamedTuple):
-    """A job on its way from a worker."""
+    """Holds a job on its way from a worker."""
 
     job: Job
     device_id: int
     ticket: Any
-    """Of its state (`WorkerPool.collect`)."""
+    """Ticket for the job's state (`WorkerPool.collect`)."""
 
 
 class Departures:
-    """The jobs whose state has still to come from a step that they have left.
+    """Holds the jobs whose state has still to come from a step that they have left.
 
-    As in the simulator (`step_engine`): who is paused in the middle of a step is credited with it.
+    As in the simulator (`step_engine`), a job that is paused in the middle of a step is credited
+    with it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +37,7 @@ class Departures:
         return job_id in self._leavers
 
     def of_device(self, device_id: int) -> list[Leaver]:
-        """Take those whose device this was, in the order in which they left."""
+        """Take out the leavers whose device this was, in the order in which they left."""
         found = [leaver for leaver in self._leavers.values() if leaver.device_id == device_id]
         for leaver in found:
             del self._leavers[leaver.job.job_id]

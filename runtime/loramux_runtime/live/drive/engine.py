@@ -1,4 +1,7 @@
-"""What trains the jobs of a live scheduler: the one device of this process, or the workers of a pool."""
+"""This module puts together what trains the jobs of a live scheduler.
+
+That is the one device of this process, or the workers of a pool.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,17 @@ from loramux_runtime.train.states import LocalStates
 
 
 class LiveDevices(Devices[TrainingJob], Protocol):
-    """Devices that can be looked at while they work."""
+    """Describes devices that can be looked at while they work."""
 
     step_s: float
-    """Spent in fused steps so far; the rest of the time with residents is the scheduler's own."""
+    """Seconds spent in fused steps so far.
+
+    The rest of the time with residents is the scheduler's own.
+    """
 
     @property
     def clock_s(self) -> float:
-        """The time right now; the driver's `now_s` is that of the step boundary before it."""
+        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
 
     def peak_bytes(self, device_id: int = 0) -> float | None:
         """Return the most bytes that the device has held; None where that is not known."""
@@ -48,7 +54,10 @@ class LiveDevices(Devices[TrainingJob], Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
-    """The parts of a live run that train (`contracts`), and what makes a job's state at its first step."""
+    """Holds the parts of a live run that train (`contracts`).
+
+    It also has what makes a job's state at its first step.
+    """
 
     residents: Residents[TrainingJob]
     devices: LiveDevices
@@ -56,7 +65,7 @@ class Drive:
     meters: Meters
     make: Callable[[PreparedJob, Log], TrainingJob]
     workforce: Workforce | None = None
-    """Of a pool."""
+    """Workforce of a pool; None without a pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,7 @@ class Engine:
     pool: WorkerPool | None = None
     recompute: bool = False
     fitted: FittedModel | None = None
-    """Of the device profile, to be kept right by what is observed."""
+    """Fitted model of the device profile, which is to be kept right by what is observed."""
     faults: FaultPlan = NONE
     note: Note | None = None
     """Takes the rows of the recorded stream (one device)."""
@@ -81,7 +90,7 @@ class Engine:
 
     @property
     def n_devices(self) -> int:
-        """How many devices there are."""
+        """Number of devices of this engine."""
         return 1 if self.pool is None else self.pool.size
 
     @property
@@ -103,8 +112,8 @@ class Engine:
         """Put the drive together, with the jobs' states in `training` by job id.
 
         `find` makes the state of a job that starts (as it was saved last, or at its first step),
-        `find_again` that of a job whose state is lost; `worker_up` is told of workers that have come
-        up again.
+        `find_again` that of a job whose state is lost; `worker_up` is told of workers that have
+        come up again.
         """
         meters = Meters(self.n_devices, record=False)
         fitted = self.fitted

@@ -1,4 +1,7 @@
-"""The steps that are under way on workers, and those that have ended and are not booked yet."""
+"""This module keeps the steps under way on workers.
+
+It also keeps those that have ended and are not booked yet.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.drive.worker import StepReport
 
 Trained = tuple[tuple[AdapterPoint | None, MicroBatch], ...]
-"""What a step trains and on what."""
+"""What a step trains, and on what."""
 
 
 class Flight(NamedTuple):
-    """A step under way on a worker."""
+    """Holds a step under way on a worker."""
 
     number: int
     began_s: float
     ends_s: float | None
     """When it is predicted to end; None on a real clock."""
     parts: Trained
-    """What it trains, where it is to be held against the profile; else empty."""
+    """What the step trains, where it is to be held against the profile; else empty."""
 
 
 class Flights:
@@ -52,7 +55,10 @@ class Flights:
         self._pool.launch(device_id, entries)
 
     def first(self) -> tuple[int, float] | None:
-        """Return the device whose step is predicted to end first, and when; None on a real clock."""
+        """Return the device whose step is predicted to end first, and when.
+
+        Returns None on a real clock.
+        """
         ends = [(flight.ends_s, flight.number, device) for device, flight in self._under_way.items()]
         known = [(end, number, device) for end, number, device in ends if end is not None]
         if not known:
@@ -61,7 +67,7 @@ class Flights:
         return device_id, ends_s
 
     def heard(self, timeout_s: float) -> bool:
-        """Whether a step has ended that is not booked yet, waiting for one that long."""
+        """Return whether a step has ended that is not booked yet, waiting that long for one."""
         if not self._landed:
             found = self._pool.wait(self._under_way.keys(), max(0.0, timeout_s))
             if found is not None:
@@ -71,7 +77,10 @@ class Flights:
         return bool(self._landed)
 
     def await_first(self) -> None:
-        """Where the clock goes by predictions: hear of the step that ends first, however long it really takes."""
+        """Wait for the step that ends first, where the clock goes by predictions.
+
+        It waits however long the step really takes.
+        """
         first = self.first()
         if first is not None:
             found = self._pool.wait([first[0]], None)
@@ -79,7 +88,10 @@ class Flights:
             self._landed.append(found)
 
     def land(self) -> tuple[int, Flight, StepReport | WorkerDied]:
-        """Take the first of the steps that have ended; on a clock of predictions it is now the predicted end."""
+        """Take the first of the steps that have ended.
+
+        On a clock of predictions it is now the predicted end.
+        """
         device_id, report = self._landed.popleft()
         flight = self._under_way.pop(device_id)
         if flight.ends_s is not None:
@@ -87,7 +99,7 @@ class Flights:
         return device_id, flight, report
 
     def drop(self, device_id: int) -> None:
-        """The worker is dead: nothing is to be heard of its step any more."""
+        """Forget the step of a dead worker: nothing is to be heard of it any more."""
         self._under_way.pop(device_id, None)
         self._landed = deque(item for item in self._landed if item[0] != device_id)
 

@@ -1,4 +1,7 @@
-"""Where the states of a pool's jobs are, and how they get from one device to another."""
+"""This module says where the states of a pool's jobs are.
+
+It also moves them from one device to another.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ from loramux_runtime.train.states import end_of
 
 
 class PoolStates:
-    """Keeps each job's state in one place: on the worker that it runs on, on its way from one, or here.
+    """Keeps each job's state in one place.
 
-    (Here: in its `RemoteTraining`.) When a worker dies, its jobs go on as they were saved last.
+    That is on the worker that the job runs on, on its way from one, or here (in its
+    `RemoteTraining`). When a worker dies, its jobs go on as they were saved last.
     """
 
     def __init__(
@@ -79,7 +83,10 @@ class PoolStates:
         return end_of(state)
 
     def at_rest(self, job_id: str) -> bool:
-        """Whether the state can be saved now; it is fetched for that from a worker that is in no step."""
+        """Return whether the state can be saved now.
+
+        For that it is fetched from a worker that is in no step.
+        """
         if job_id in self._departures:
             return False
         device_id = self._where.get(job_id)
@@ -97,7 +104,10 @@ class PoolStates:
         return True
 
     def leaves_early(self, job_id: str) -> bool:
-        """Whether the job leaves a step under way without waiting: of several devices, if it is on one."""
+        """Return whether the job leaves a step under way without waiting.
+
+        It does if there are several devices and its state is on one of them.
+        """
         return len(self._residents.devices) > 1 and job_id in self._where
 
     def follow(self, job: Job, device: StepDevice[TrainingJob], *, in_step: bool) -> None:
@@ -105,12 +115,13 @@ class PoolStates:
         device_id = self._where.pop(job.job_id)
         if self._remote(job.job_id).whole and not in_step:
             self._pool.tell(device_id, "drop", job.job_id)
-        else:  # behind the step, and before whoever takes its place
+        else:
+            # the call comes behind the step, and before whoever takes the job's place
             ticket = self._pool.request(device_id, "unload", job.job_id)
             self._departures.add(Leaver(job, device_id, ticket))
 
     def on_its_way(self, job_id: str) -> bool:
-        """Whether the state has still to come from a step that the job has left early."""
+        """Return whether the state has still to come from a step that the job has left early."""
         return job_id in self._departures
 
     def lost(self, runs: Iterable[LiveRun[TrainingJob]]) -> None:
@@ -146,7 +157,7 @@ class PoolStates:
         try:
             if not (training.whole or training.diverged):
                 training.take(self._pool.collect(leaver.ticket))
-            # less than it was credited with, where the step ran out of memory
+            # this is less than the job was credited with where the step ran out of memory
             type_index = residents.devices[leaver.device_id].type_index
             residents.credit(job, training.progress_steps, type_index)
         except WorkerDied as error:
@@ -160,7 +171,7 @@ class PoolStates:
         return death
 
     def _died(self, device_id: int, death: WorkerDied) -> None:
-        """A worker is dead that was in no step, or whose step is lost with it."""
+        """Book the death of a worker that was in no step, or whose step is lost with it."""
         if self._restarts.down(device_id):
             return
         self._restarts.died(device_id, str(death), self._times.now_s())
@@ -170,7 +181,7 @@ class PoolStates:
         device.step, device.runs = None, []
 
     def _begin_again(self, job: Job) -> None:
-        """The job's state is gone."""
+        """Have a job whose state is gone go on from its last saved state."""
         training = self._training[job.job_id] = self._find_again(job)
         job.run.training = training
         job.run.advance(0)

@@ -1,4 +1,7 @@
-"""The live scheduler's clock: seconds since its state folder began, over every restart, never backwards."""
+"""This module holds the live scheduler's clock.
+
+It gives seconds since the state folder began, over every restart, and never goes backwards.
+"""
 
 from __future__ import annotations
 
@@ -10,58 +13,61 @@ from loramux_runtime.train.times import PredictedTimes, Times, sleep_until
 
 
 class LiveTimes(Times, Protocol):
-    """A clock that goes on where an earlier process left it, and that can be woken."""
+    """Describes a clock that goes on where an earlier process left it, and that can be woken."""
 
     def go_on_from(self, t_s: float) -> None:
-        """The first reading; called before any other."""
+        """Set the first reading; this is called before any other method."""
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
-        """When a step of another device that began then will have ended; None: that is to be seen."""
+        """Return when a step of another device that began then will have ended.
+
+        Returns None where that is not known in advance.
+        """
 
 
 class MonotonicTimes:
-    """The monotonic clock from a given start: steps of the wall clock change nothing."""
+    """Reads the monotonic clock from a given start: steps of the wall clock change nothing."""
 
     def __init__(self) -> None:
         self._offset_s = -time.monotonic()
 
     def go_on_from(self, t_s: float) -> None:
-        """Continue at `t_s`."""
+        """Continue the clock at `t_s`."""
         self._offset_s = t_s - time.monotonic()
 
     def now_s(self) -> float:
-        """Seconds since the state folder began."""
+        """Return the seconds since the state folder began."""
         return time.monotonic() + self._offset_s
 
     def step_begins(self) -> None:
-        """Nothing to do."""
+        """Do nothing: a real clock needs no mark."""
 
     def step_ends(self, predicted_s: float) -> None:
-        """Time has passed by itself."""
+        """Do nothing: time has passed by itself."""
 
     def wait_until(self, t_s: float, news: News) -> None:
-        """Sleep in short turns."""
+        """Sleep in short turns until that time, or until there is news."""
         sleep_until(t_s, self.now_s, news)
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
-        """Nobody knows."""
+        """Return None: on a real clock the end of a step is not known in advance."""
         return None
 
 
 class PredictedLiveTimes(PredictedTimes):
-    """Every step takes what the cost model says (tests, dry runs)."""
+    """Has every step take what the cost model says (tests, dry runs)."""
 
     def go_on_from(self, t_s: float) -> None:
-        """Continue at `t_s`."""
+        """Continue the clock at `t_s`."""
         self._now_s = t_s
 
     def ends_s(self, began_s: float, predicted_s: float) -> float | None:
-        """As predicted."""
+        """Return the predicted end of the step."""
         return began_s + predicted_s
 
 
 def first_reading(last_s: float | None, last_unix_s: float | None, now_unix_s: float) -> float:
-    """Where the clock goes on: the time between two processes counts, but only forwards.
+    """Return where the clock goes on: the time between two processes counts, but only forwards.
 
     `last_s`, `last_unix_s`: what the state folder's clock and the wall clock said when the last
     process wrote last.

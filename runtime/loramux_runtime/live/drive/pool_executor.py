@@ -1,4 +1,7 @@
-"""The devices of a pool of workers: what the loop decides here is trained there."""
+"""This module runs the devices of a pool of workers.
+
+What the loop decides here is trained there.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,17 @@ from loramux_runtime.train.observer import Observer
 from loramux_runtime.train.times import POLL_S
 
 TIME_SLACK: Final = 1e-12
-"""Relative: steps that are predicted to end closer together than this end at one instant (as in the
-simulator)."""
+"""Relative: steps that are predicted to end closer together than this end at one instant.
+
+The simulator does the same.
+"""
 
 
 class PoolExecutor:
-    """Has a pool's workers carry out steps (contract: `contracts.Devices`). All are of one type."""
+    """Has a pool's workers carry out steps (contract: `contracts.Devices`).
+
+    All workers are of one type.
+    """
 
     def __init__(
         self,
@@ -45,11 +53,11 @@ class PoolExecutor:
         self._recompute = recompute
         self._peaks: dict[int, float] = {}
         self.step_s = 0.0
-        """Spent in fused steps so far, over all devices."""
+        """Seconds spent in fused steps so far, over all devices."""
 
     @property
     def clock_s(self) -> float:
-        """The time right now; the driver's `now_s` is that of the step boundary before it."""
+        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
         return self._times.now_s()
 
     def peak_bytes(self, device_id: int = 0) -> float | None:
@@ -61,7 +69,7 @@ class PoolExecutor:
         return self._times.now_s()
 
     def wait(self, until_s: float, news: News) -> float:
-        """Wait until then or until there is news; return the instant."""
+        """Wait until `until_s` or until there is news; return the instant."""
         self._times.wait_until(until_s, news)
         return self._times.now_s()
 
@@ -90,7 +98,7 @@ class PoolExecutor:
         return None
 
     def another(self, now_s: float) -> bool:
-        """Whether another step has ended by that instant."""
+        """Return whether another step has ended by that instant."""
         if not self._flights:
             return False
         first = self._flights.first()
@@ -99,10 +107,13 @@ class PoolExecutor:
         return first[1] <= now_s * (1.0 + TIME_SLACK)
 
     def land(self, idle: Callable[[], object]) -> tuple[StepDevice[TrainingJob], StepTimes | None]:
-        """Wait for a step to end; bring its jobs up to date, and in the states of those who left it."""
+        """Wait for a step to end and bring its jobs up to date.
+
+        It also takes in the states of those who left the step.
+        """
         self._flights.await_first()
         while not self._flights.heard(POLL_S):
-            idle()  # says that it is alive; what came in has to wait for this step
+            idle()  # this says that the run is alive; what came in has to wait for this step
         device_id, flight, report = self._flights.land()
         device = self._residents.devices[device_id]
         deaths = [report] if isinstance(report, WorkerDied) else []

@@ -1,6 +1,7 @@
-"""A pool whose workers are Ray actors, one per device, on this host or on the nodes of a Ray cluster.
+"""This module holds a pool whose workers are Ray actors, one per device.
 
-Ray reserves whole devices; what memory the jobs on them may use is admitted by the scheduler.
+They are on this host or on the nodes of a Ray cluster. Ray reserves whole devices; what memory the
+jobs on them may use is admitted by the scheduler.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ START_S: Final = 600.0
 
 
 class RayActor:
-    """What runs in an actor's process."""
+    """Runs in an actor's process and passes calls on to its `DeviceWorker`."""
 
     def __init__(self, base: Mapping[str, Any], device: str, threads: int | None, recompute: bool) -> None:
         self._worker = DeviceWorker.open(base, device, threads, recompute=recompute)
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """A method of `DeviceWorker`."""
+        """Call a method of `DeviceWorker` by its name."""
         return getattr(self._worker, name)(*arguments)
 
 
 class RayPool:
-    """`base`: of `jobs_file.BaseConfig`, as JSON. `size` None: a worker for every GPU of the cluster, or one where it
-    has none. `device`: auto, cpu or cuda.
+    """Runs a pool of workers that are Ray actors.
+
+    `base`: of `jobs_file.BaseConfig`, as JSON. `size` None: a worker for every GPU of the cluster,
+    or one where it has none. `device`: auto, cpu or cuda.
 
     Raises HardwareMissingError where there are too few devices, StateError where a worker cannot be
     started.
@@ -59,7 +62,7 @@ class RayPool:
                 f"{self._size} devices ({device}) are asked for; Ray has {gpus} GPUs and {cpus} CPUs"
             )
         self.kind = "cuda" if gpus else "cpu"
-        """Of every device; an actor's process sees its one GPU as cuda:0."""
+        """Kind of every device; an actor's process sees its one GPU as cuda:0."""
         self._arguments = (dict(base), self.kind, threads, recompute)
         # max_restarts 0: an actor that Ray starts again by itself has lost its jobs without anybody
         # knowing
@@ -68,7 +71,7 @@ class RayPool:
         )
         self._actors = [self._actor.remote(*self._arguments) for _ in range(self._size)]
         self._told: list[list[Any]] = [[] for _ in range(self._size)]
-        """Answers that nobody has looked at yet: errors may be among them."""
+        """Answers that nobody has looked at yet; errors may be among them."""
         self._steps: dict[int, Any] = {}
         self._coming: dict[int, Any] = {}
         self.started: list[Whereabouts] = self._all_up()
@@ -85,30 +88,30 @@ class RayPool:
 
     @property
     def size(self) -> int:
-        """Number of workers."""
+        """Number of workers in the pool."""
         return self._size
 
     @property
     def device(self) -> str:
-        """What their devices are."""
+        """What the workers' devices are, for people."""
         names = sorted({about.device for about in self.started})
         nodes = len({about.node for about in self.started})
         return f"{self._size} x {' or '.join(names)} on {nodes} node{'s' if nodes > 1 else ''}"
 
     def tell(self, worker: int, call: str, *arguments: Any) -> None:
-        """Send it, and look at the answer with the next step's."""
+        """Send the call; its answer is looked at with the next step's."""
         self._told[worker].append(self._actors[worker].call.remote(call, *arguments))
 
     def ask(self, worker: int, call: str, *arguments: Any) -> Any:
-        """Wait for the answer."""
+        """Wait for the answer and return it."""
         return self.collect(self.request(worker, call, *arguments))
 
     def request(self, worker: int, call: str, *arguments: Any) -> Any:
-        """Send it."""
+        """Send the call, and return the ticket for its answer."""
         return worker, self._actors[worker].call.remote(call, *arguments)
 
     def collect(self, ticket: Any) -> Any:
-        """Wait for the answer."""
+        """Wait for the answer of a ticket and return it."""
         worker, ref = ticket
         try:
             self._check_told(worker)
@@ -121,7 +124,10 @@ class RayPool:
         self._steps[worker] = self._actors[worker].call.remote("step", list(entries))
 
     def wait(self, workers: Collection[int], timeout_s: float | None) -> tuple[int, StepReport | WorkerDied] | None:
-        """The first to end; of several that have, the first to have been launched."""
+        """Wait for the first step to end.
+
+        Of several that have ended, take the first to have been launched.
+        """
         flying = {ref: worker for worker, ref in self._steps.items() if worker in workers}
         ready, _ = self._ray.wait(list(flying), num_returns=1, timeout=timeout_s)
         if not ready:
@@ -135,13 +141,19 @@ class RayPool:
             return worker, WorkerDied(_cause(error))
 
     def _check_told(self, worker: int) -> None:
-        """Raise what went wrong in what was told; answers come in order, so there is nothing to wait for long."""
+        """Raise what went wrong in what the worker was told.
+
+        Answers come in order, so there is nothing to wait for long.
+        """
         told, self._told[worker] = self._told[worker], []
         if told:
             self._ray.get(told)
 
     def restart(self, worker: int) -> None:
-        """Kill what is left of it and ask Ray for another; on another node, if there is room on none else."""
+        """Kill what is left of the worker and ask Ray for another.
+
+        The new one is on another node if only another node has room.
+        """
         self._ray.kill(self._actors[worker], no_restart=True)
         self._steps.pop(worker, None)
         self._told[worker] = []
@@ -149,7 +161,7 @@ class RayPool:
         self._coming[worker] = self._actors[worker].call.remote("about")
 
     def ready(self, worker: int) -> Whereabouts | None:
-        """Where it is, once it has said so."""
+        """Return where the worker is, once it has said so; else None."""
         ref = self._coming.get(worker)
         if ref is None:
             return self.started[worker]
@@ -164,7 +176,7 @@ class RayPool:
         return self.started[worker]
 
     def close(self) -> None:
-        """End the actors; the cluster is its opener's."""
+        """End the actors; the cluster belongs to whoever opened it."""
         for actor in self._actors:
             self._ray.kill(actor, no_restart=True)
 
@@ -174,7 +186,7 @@ _PROCESS: Final = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
 
 
 def _cause(error: Exception) -> str:
-    """What Ray says of a death in half a page, in a line."""
+    """Reduce the half page that Ray says of a death to one line."""
     text = str(error)
     process, kind = _PROCESS.search(text), _EXIT.search(text)
     if kind is not None:

@@ -1,5 +1,6 @@
-"""A training job whose tensors are on a worker: the scheduler's side of it knows where it is, and its state when last
-fetched.
+"""This module is the scheduler's side of a training job whose tensors are on a worker.
+
+It knows where the job is, and its state when last fetched.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from loramux_traces.errors import StateError
 
 
 class RemoteTraining(TrainingJob):
-    """`base` needs no weights: the values that an adapter begins with are made on the worker.
+    """Stands for a training job that is on a worker.
 
-    What the scheduler asks of a training job (position, row lengths, checkpoints, its adapter's
-    file) it answers itself.
+    `base` needs no weights: the values that an adapter begins with are made on the worker. What the
+    scheduler asks of a training job (position, row lengths, checkpoints, its adapter's file) this
+    object answers itself.
     """
 
     def __init__(self, prepared: PreparedJob, base: BaseModel, log: Callable[[dict[str, Any]], None]) -> None:
@@ -40,18 +42,18 @@ class RemoteTraining(TrainingJob):
         super().__init__(config, adapter, data.train, data.stream, data.eval, log=log)
         self._data = data
         self.untouched = True
-        """Never been on a worker: there is no state but the seed."""
+        """Whether the job has never been on a worker: there is no state but the seed."""
         self.whole = False
-        """Whether the tensors here are those of its position."""
+        """Whether the tensors here are those of the job's position."""
         self._told_p_stop = 0.0
 
     def order(self) -> JobOrder:
-        """The job, to be sent to a worker."""
+        """Return the job in the form that is sent to a worker."""
         state = None if self.untouched else to_arrays(self.state())
         return JobOrder(config=self.config.model_dump(mode="json"), data=self._data, state=state)
 
     def follow(self, report: JobReport) -> None:
-        """A step has run on the worker."""
+        """Take in the report of a step that has run on the worker."""
         self.untouched = self.whole = False
         self.step, self.rows_done, self.tokens = report.step, report.rows_done, report.tokens
         self.stopped, self.diverged = report.stopped, report.diverged
@@ -63,11 +65,11 @@ class RemoteTraining(TrainingJob):
                 self._log(record)
 
     def take(self, state: State) -> None:
-        """The state that the worker has sent. StateError where it is not this job's."""
+        """Take in the state that the worker has sent; StateError where it is not this job's."""
         self.restore(*to_tensors(state))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As of its position. StateError where that has not been fetched."""
+        """Return the state at the job's position; StateError where that has not been fetched."""
         if not self.whole:
             raise StateError(f"the state of {self.config.id} is on its worker")
         return super().state()
@@ -79,12 +81,12 @@ class RemoteTraining(TrainingJob):
         self._told_p_stop = super().p_stop
 
     def rewind(self) -> None:
-        """As the worker has done already."""
+        """Go back to the first row of the step in progress, as the worker has done already."""
         self.untouched = self.whole = False
         self._uncount()
         self.rows_done = 0
 
     @property
     def p_stop(self) -> float:
-        """As the worker last said."""
+        """Probability of an early stop, as the worker last said."""
         return self._told_p_stop

@@ -1,4 +1,7 @@
-"""Marks in the state folder who is about to be trained: it may be the last thing this process does."""
+"""This module marks in the state folder who is about to be trained.
+
+The training may be the last thing that this process does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from loramux_runtime.live.state.marker import Marker
 
 
 class StepMarks:
-    """Writes the marks of steps and of jobs that join, so that the next process knows whom to suspect."""
+    """Writes the marks of steps and of jobs that join.
+
+    By them the next process knows whom to suspect.
+    """
 
     def __init__(self, marker: Marker) -> None:
         self._marker = marker
@@ -23,7 +29,10 @@ class StepMarks:
 
     @contextmanager
     def joining(self, job: Job) -> Iterator[None]:
-        """Mark a job while its state is brought onto the device; then the policy may be asked again."""
+        """Mark a job while its state is brought onto the device.
+
+        After that the mark says that the policy may be asked again.
+        """
         self._marker.set("step", {job.job_id: job.done_steps})
         yield
         self._marker.set("decide")

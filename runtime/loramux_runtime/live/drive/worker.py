@@ -1,4 +1,7 @@
-"""One device of several, where nobody decides anything: it holds jobs and trains them as it is told. No Ray in here."""
+"""This module runs one device of several, and decides nothing.
+
+It holds jobs and trains them as it is told. There is no Ray in here.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +27,23 @@ from loramux_runtime.train.executor import try_step
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 State = tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]
-"""What `TrainingJob.state` gives, its tensors as arrays on the host."""
+"""The result of `TrainingJob.state`, with its tensors as arrays on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOrder:
-    """A job as it is sent to a device."""
+    """Holds a job as it is sent to a device."""
 
     config: Mapping[str, Any]
-    """Of `TrainJob`, as JSON."""
+    """Fields of `TrainJob`, as JSON."""
     data: JobData
     state: State | None
-    """None: from its first step."""
+    """State that the job goes on from; None: it begins at its first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """Where a job is after a step."""
+    """Says where a job is after a step."""
 
     step: int
     rows_done: int
@@ -49,20 +52,20 @@ class JobReport:
     diverged: str
     p_stop: float
     records: Sequence[dict[str, Any]]
-    """What it has learned, a record per optimizer step."""
+    """What the job has learned, as one record per optimizer step."""
     state: State | None
-    """Of a job that has finished: nothing of it can be lost any more."""
+    """State of a job that has finished: nothing of it can be lost any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """How a fused step went."""
+    """Says how a fused step went."""
 
     seconds: float
-    """On the device's own clock."""
+    """Seconds of the step on the device's own clock."""
     out_of_memory: bool
     jobs: Mapping[str, JobReport] = field(default_factory=dict)
-    """Empty where it ran out of memory."""
+    """Report of each job; empty where the step ran out of memory."""
     tokens: int = 0
     dynamic_bytes: float | None = None
     peak_bytes: float | None = None
@@ -70,7 +73,7 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereabouts:
-    """What a worker says of itself."""
+    """Holds what a worker says of itself."""
 
     device: str
     node: str
@@ -78,19 +81,19 @@ class Whereabouts:
 
 
 def to_arrays(state: tuple[Mapping[str, torch.Tensor], dict[str, Any]]) -> State:
-    """A copy on the host: the tensors of a job change with its next step."""
+    """Return a copy on the host, because the tensors of a job change with its next step."""
     tensors, facts = state
     return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}, facts
 
 
 def to_tensors(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """As `TrainingJob.restore` takes it."""
+    """Return the state in the form that `TrainingJob.restore` takes."""
     arrays, facts = state
     return {name: torch.tensor(array) for name, array in arrays.items()}, facts
 
 
 class DeviceWorker:
-    """The jobs on one device. Calls come one at a time, in order."""
+    """Trains the jobs on one device; calls come one at a time, in order."""
 
     def __init__(
         self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE, rss_before: int | None = None
@@ -103,7 +106,10 @@ class DeviceWorker:
 
     @classmethod
     def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
-        """On a base model of its own. `base`: of `jobs_file.BaseConfig`, as JSON."""
+        """Open a worker on a base model of its own.
+
+        `base`: of `jobs_file.BaseConfig`, as JSON.
+        """
         from loramux_runtime.fused.torch_devices import choose_device, set_threads
         from loramux_runtime.jobs.bases import open_base
         from loramux_runtime.jobs.jobs_file import BaseConfig
@@ -113,7 +119,7 @@ class DeviceWorker:
         return cls(model, rss_before=held_beside(model.weight_bytes), **options)
 
     def about(self) -> Whereabouts:
-        """Where it is; answered when it is ready."""
+        """Return where the worker is; it answers when it is ready."""
         return Whereabouts(device=card_name(self.model.base.device), node=socket.gethostname(), pid=os.getpid())
 
     def load(self, order: JobOrder) -> None:
@@ -128,21 +134,21 @@ class DeviceWorker:
         self._jobs[config.id] = training
 
     def state(self, job_id: str) -> State:
-        """A copy of the job's state."""
+        """Return a copy of the job's state."""
         return to_arrays(self._jobs[job_id].state())
 
     def unload(self, job_id: str) -> State:
-        """Hand the job back."""
+        """Hand the job's state back and drop the job."""
         state = self.state(job_id)
         self.drop(job_id)
         return state
 
     def drop(self, job_id: str) -> None:
-        """The job is not needed here any more."""
+        """Drop the job, which is not needed here any more."""
         del self._jobs[job_id], self._records[job_id]
 
     def step(self, entries: Sequence[tuple[str, int]]) -> StepReport:
-        """One fused step of (job, rows of its micro-batch)."""
+        """Run one fused step of (job, rows of its micro-batch)."""
         began = time.monotonic()
         training = [self._jobs[job_id] for job_id, _ in entries]
         parts = [

@@ -1,4 +1,7 @@
-"""Workers that died: how often, how, and whether they are up again."""
+"""This module counts the workers that died.
+
+It knows how often, how, and whether they are up again.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,46 @@ from loramux_traces.errors import HardwareMissingError
 
 RESTARTS: Final = 5
 WINDOW_S: Final = 600.0
-"""A worker is started again so many times in so long; then its device is given up."""
+"""Bounds on restarts: a worker is started again so many times in so long.
+
+Then its device is given up.
+"""
 
 
 class WorkerRestarts:
-    """Starts workers again, within bounds."""
+    """Starts dead workers again, within bounds."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._how: dict[int, str] = {}
-        """Of each worker that is down."""
+        """How each worker that is down died."""
         self._starting: set[int] = set()
         self._deaths: defaultdict[int, deque[float]] = defaultdict(deque)
 
     def down(self, worker: int) -> bool:
-        """Whether it is dead, or not up yet."""
+        """Return whether the worker is dead, or not up yet."""
         return worker in self._how
 
     def how(self, worker: int) -> str:
-        """How it died."""
+        """Return how the worker died."""
         return self._how[worker]
 
     @property
     def expecting(self) -> bool:
-        """Whether one is about to come up."""
+        """Whether a worker is about to come up."""
         return bool(self._starting)
 
     def died(self, worker: int, how: str, now_s: float) -> None:
-        """It has."""
+        """Note that the worker has died, how and when."""
         self._how[worker] = how
         self._starting.discard(worker)
         self._deaths[worker].append(now_s)
 
     def restart(self, worker: int) -> None:
-        """Start a new one in its place, or give its device up. HardwareMissingError where no device is left."""
+        """Start a new worker in the place of a dead one, or give its device up.
+
+        HardwareMissingError where no device is left.
+        """
         deaths = self._deaths[worker]
         while deaths and deaths[-1] - deaths[0] > WINDOW_S:
             deaths.popleft()
@@ -57,7 +66,7 @@ class WorkerRestarts:
             )
 
     def up(self, now_s: float) -> list[tuple[int, str]]:
-        """Workers that have come up since the last look, and where they are."""
+        """Return the workers that have come up since the last look, and where they are."""
         found = []
         for worker in sorted(self._starting):
             try:

@@ -1,4 +1,7 @@
-"""Keeps the loop informed of a pool's devices: one that is down has no memory, one that is up has all of it again."""
+"""This module keeps the loop informed of a pool's devices.
+
+A device that is down has no memory, one that is up has all of it again.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ class Workforce:
     def __init__(self, restarts: WorkerRestarts, times: LiveTimes, up: Callable[[int, str], None]) -> None:
         self._restarts, self._times, self._up = restarts, times, up
         self._capacity: dict[int, float] = {}
-        """Of devices that are down."""
+        """Memory capacity of each device that is down."""
         self.loop: Scheduler
-        """Set by whoever has made the loop."""
+        """The loop; whoever has made it sets this."""
 
     @property
     def expecting(self) -> bool:
@@ -28,7 +31,7 @@ class Workforce:
         return self._restarts.expecting
 
     def gone(self, device_id: int) -> str:
-        """Take the device's memory out of the loop's; returns how its worker died."""
+        """Take the device's memory away from the loop; return how its worker died."""
         capacity = self.loop.cluster.fleet[device_id].capacity
         self._capacity[device_id] = self._capacity.get(device_id) or capacity
         self.loop.set_capacity(device_id, 0.0)
@@ -39,7 +42,7 @@ class Workforce:
         self._restarts.restart(device_id)
 
     def look(self) -> bool:
-        """Whether a worker has come up; the loop has its memory again."""
+        """Return whether a worker has come up; the loop has its memory again."""
         found = self._restarts.up(self._times.now_s())
         for device_id, where in found:
             self.loop.set_capacity(device_id, self._capacity.pop(device_id))

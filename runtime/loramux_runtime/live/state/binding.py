@@ -1,4 +1,7 @@
-"""What a state folder is bound to (base model, weights, policy files, profile), and what it says of itself."""
+"""This module holds what a state folder is bound to, and what it says of itself.
+
+It is bound to a base model, weights, policy files and a profile.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ def _bound(store: Store, wanted: BaseConfig | None) -> BaseConfig:
             raise UsageError("--base is needed the first time: a model folder, a shape, or a jobs.yaml")
         return BaseConfig.model_validate(known)
     document = plain(wanted.model_dump(mode="json"))
-    if known is None or store.fact("starts") is None:  # no scheduler has come up on it yet
+    if known is None or store.fact("starts") is None:
+        # no scheduler has come up on it yet
         store.set_facts(base=document)
     elif document != known:
         name = store.fact("base_model") or known.get("shape") or known.get("path") or "a model of its own"
@@ -47,7 +51,7 @@ def _bound(store: Store, wanted: BaseConfig | None) -> BaseConfig:
 def _check_weights(store: Store, base: BaseConfig) -> None:
     """Refuse a folder that has come to hold another model since the first jobs began."""
     if base.path is None or not (base.path / "config.json").is_file():
-        # the loader says what is wrong with it
+        # the loader says what is wrong with such a folder
         return
     found, known = fingerprint(base.path), store.fact("base_sha256")
     if known is not None and known != found and store.fact("starts") is not None:
@@ -60,8 +64,8 @@ def last_policy(store: Store, wanted: str | None, files: Sequence[Path] | None, 
     """Return the policy to go by: the wanted one, else the folder's last, else aspen.
 
     `again`: the process is started again after a crash, and goes by what the last one acknowledged,
-    not by what it was started with. UsageError where that policy came from a file that is not given:
-    a file is code, and so never run unasked.
+    not by what it was started with. UsageError where that policy came from a file that is not
+    given: a file is code, and so never run unasked.
     """
     last = store.fact("policy_text")
     if wanted is not None and not (last and again):
@@ -107,7 +111,10 @@ def manifest(settings: LiveSettings, store: Store, profile: DeviceProfile) -> di
 
 
 def _submitted(store: Store) -> dict[str, Any]:
-    """Jobs that came by `submit`: what they are says which, so that other queues' are not taken for the same."""
+    """Describe the jobs that came by `submit`.
+
+    The digest of what they are tells them from other queues' jobs.
+    """
     jobs = store.jobs()
     digest = hashlib.sha256("".join(job["config"] for job in jobs).encode()).hexdigest()
     return {"name": "submitted", "sha256": digest, "provenance": "", "jobs": len(jobs)}

@@ -1,7 +1,8 @@
-"""What the loop does to jobs, written into the state folder: their rows, the event log, what they learned.
+"""This module writes into the state folder what the loop does to jobs.
 
-Kept in memory between step boundaries and committed in one transaction: at once where a job changed
-its state, else once a second.
+That is their rows, the event log, and what they learned. It is kept in memory between step
+boundaries and committed in one transaction: at once where a job changed its state, else once a
+second.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 RETURN: Final = "return"
-"""A job that has begun arrives again (`Event.ARRIVE` in the log of a scheduler that knew it
-before).
+"""Name of the event by which a job that has begun arrives again.
+
+It is `Event.ARRIVE` in the log of a scheduler that knew the job before.
 """
 GONE: Final[Fields] = {"expected_finish_s": None, "tokens_per_s": None}
-"""Of a job that is on no device."""
+"""Columns of a job that is on no device."""
 
 
 class Book:
-    """Listener of the decide-apply loop (`scheduler.Listener`) that keeps the store true."""
+    """Listens to the decide-apply loop (`scheduler.Listener`) and keeps the store true."""
 
     def __init__(self, store: Store, now_s: Callable[[], float], faults: FaultPlan = NONE) -> None:
         self._store = store
@@ -36,15 +38,15 @@ class Book:
         self._samples: list[tuple[float, int, float, int, int]] = []
         self._attained_s: dict[str, float] = {}
         self.urgent = False
-        """A job has changed its state since the last commit."""
+        """Whether a job has changed its state since the last commit."""
         self.committed_s = float("-inf")
         self.counts = {Event.OOM: 0, Event.PAUSE: 0, Event.LOST: 0}
-        """Events of this process."""
+        """Events of this process, counted."""
 
     # -- what happens
 
     def hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        """One event of the loop."""
+        """Note one event of the loop."""
         now_s = self._now_s()
         if event in self.counts:
             self.counts[event] += 1
@@ -75,7 +77,7 @@ class Book:
 
     @staticmethod
     def figures(job: Job) -> Fields:
-        """Columns that follow from the loop's record of a job."""
+        """Return the columns that follow from the loop's record of a job."""
         return {
             "progress_steps": job.done_steps,
             "attained_s": job.attained_s,
@@ -90,8 +92,10 @@ class Book:
         values["solo_s"] = job.true_steps * cost.accumulation * cost.solo_step_s
 
     def end_apart(self, job_id: str, state: str, reason: str, *, event: str = "") -> None:
-        """A job ends that the loop does not have: unschedulable, with data that cannot be used, or held. `event`: the
-        state's name in small letters where nothing is said.
+        """End a job that the loop does not have.
+
+        It is unschedulable, with data that cannot be used, or held. `event`: the state's name in
+        small letters where nothing is said.
         """
         now_s = self._now_s()
         self.set(job_id, state=state, reason=reason, why="", finish_s=now_s, **GONE)
@@ -99,13 +103,13 @@ class Book:
         self.urgent = True
 
     def hold_apart(self, job_id: str, reason: str) -> None:
-        """A job that the loop does not have, and that has begun, waits for its user."""
+        """Hold a job that has begun and that the loop does not have; it waits for its user."""
         self.set(job_id, state=HELD, reason=reason, why=reason, **GONE)
         self._events.append({"t_s": self._now_s(), "event": Event.HOLD, "job_id": job_id, "detail": reason})
         self.urgent = True
 
     def unfinish(self, job: Job, reason: str) -> None:
-        """A job that has just finished is not done after all."""
+        """Hold a job that has just finished and is not done after all."""
         event = {"event": Event.FINISH, "job_id": job.job_id}
         last = max(i for i, row in enumerate(self._events) if event.items() <= row.items())
         self._events[last] |= {"event": Event.HOLD, "detail": reason}
@@ -113,35 +117,36 @@ class Book:
         self.set(job.job_id, **held, **GONE)
 
     def note(self, row: Fields) -> None:
-        """One row of the event log that is no event of the loop."""
+        """Note one row of the event log that is no event of the loop."""
         self._events.append(row)
 
     def record(self, job_id: str, row: Fields) -> None:
-        """One training record."""
+        """Note one training record of a job."""
         self._records.append((job_id, row))
         self.set(job_id, step=row["step"], loss=row["loss"], tokens=row["tokens"], total_steps=row["total_steps"])
 
     def sample(self, device_id: int, memory_bytes: float, residents: int, waiting: int) -> None:
-        """Memory and residents of a device from now on, and jobs that wait."""
+        """Note the memory and residents of a device from now on, and the jobs that wait."""
         self._samples.append((self._now_s(), device_id, memory_bytes, residents, waiting))
 
     def set(self, job_id: str, **values: Any) -> None:
-        """Columns of a job from the next commit on."""
+        """Set columns of a job from the next commit on."""
         self._rows.setdefault(job_id, {}).update(values)
 
     def attained_s(self, job_id: str) -> float:
-        """Service that a job has received, as last heard."""
+        """Return the service that a job has received, as last heard."""
         return self._attained_s.get(job_id, 0.0)
 
     def forget(self, job_id: str) -> None:
-        """The job has ended, and that is committed."""
+        """Forget a job that has ended, where that is committed."""
         self._attained_s.pop(job_id, None)
 
     # -- committing
 
     def flush(self, also: Callable[[], None] | None = None, **facts: Any) -> None:
-        """Commit everything, with these facts of the scheduler and what `also` writes. Where that fails nothing is
-        forgotten.
+        """Commit everything, with these facts of the scheduler and what `also` writes.
+
+        Where that fails nothing is forgotten.
         """
         store = self._store
         self._faults.reach("commit", stage="before")
@@ -160,6 +165,7 @@ class Book:
         self._records.clear()
         self._events.clear()
         self._samples.clear()
-        if facts:  # else the scheduler's own figures are still to come
+        if facts:
+            # else the scheduler's own figures are still to come
             self.urgent = False
             self.committed_s = float(facts.get("now_s", self._now_s()))

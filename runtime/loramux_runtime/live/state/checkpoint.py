@@ -1,4 +1,4 @@
-"""Durable checkpoints of training jobs.
+"""This module keeps durable checkpoints of training jobs.
 
 FOLDER/JOB/STEP-ROWS/ holds one. A name of that form always means a checkpoint that is whole on the
 disk: it is written and synced under a temporary name, then renamed, then its parent is synced; one
@@ -28,24 +28,27 @@ _LOG: Final = logging.getLogger(__name__)
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _NAME: Final = re.compile(r"(\d{10,})-(\d{6,})")
 _TEMPORARY, _ASIDE, _GONE = ".tmp", ".old", ".gone"
-"""Ends of hidden names: being written; valid, replaced by another at the same position; being
+"""Ends of hidden names, in this order.
+
+One is being written; one is valid, but replaced by another at the same position; one is being
 deleted.
 """
 _HEADER_BYTES: Final = 1 << 20
 _COPIES: Final = 5
-"""Tensors as large as the parameters in a checkpoint: those, the gradient, two moments; and one to
-spare.
+"""Tensors as large as the parameters in a checkpoint, and one to spare.
+
+They are the parameters, the gradient and two moments.
 """
 
 Position = tuple[int, int]
-"""(optimizer steps, rows of the one in progress)."""
+"""The optimizer steps, and the rows of the one in progress."""
 
 
 class CheckpointStore:
-    """Checkpoints by job. One process at a time may write to a folder (the scheduler's lock sees to that).
+    """Keeps checkpoints by job.
 
-    `keep`: newest checkpoints kept for each job. `warn` is told of each checkpoint that is passed
-    over.
+    One process at a time may write to a folder (the scheduler's lock sees to that). `keep`: newest
+    checkpoints kept for each job. `warn` is told of each checkpoint that is passed over.
     """
 
     def __init__(
@@ -61,12 +64,12 @@ class CheckpointStore:
         self._folder, self._keep, self._faults, self._warn = folder, keep, faults, warn
 
     def save(self, job_id: str, training: TrainingJob, extra: dict[str, Any]) -> Path:
-        """Write a checkpoint and return its folder when it is safely on the disk; older ones beyond `keep` go.
+        """Write a checkpoint and return its folder when it is safely on the disk.
 
-        So do those of a later position: the job has left that future (its step was rewound, or they
-        were not valid). `extra`: JSON facts, given back by `load`; ValueError where they hold NaN.
-        Raises StateError where it cannot be written: the others stay as they were and no temporary
-        is left.
+        Older ones beyond `keep` go. So do those of a later position: the job has left that future
+        (its step was rewound, or they were not valid). `extra`: JSON facts, given back by `load`;
+        ValueError where they hold NaN. Raises StateError where it cannot be written: the others
+        stay as they were and no temporary is left.
         """
         parent = self._job_folder(job_id)
         tensors, facts = training.state()
@@ -98,12 +101,12 @@ class CheckpointStore:
         return final
 
     def load(self, job_id: str, training: TrainingJob) -> dict[str, Any] | None:
-        """Restore the newest valid checkpoint into `training`: its `extra`, and its `step` and `rows_done`.
+        """Restore the newest valid checkpoint into `training`; return its facts.
 
-        None where there is none. One that is corrupt, half-written or of another job is passed over
-        with a warning that says where and why; StateError, with `training` as it was, where there
-        are some and none is valid (`UnreadableError` where the disk did not give one of them).
-        Writes nothing.
+        They are its `extra`, and its `step` and `rows_done`; None where there is no checkpoint. One
+        that is corrupt, half-written or of another job is passed over with a warning that says
+        where and why; StateError, with `training` as it was, where there are some and none is valid
+        (`UnreadableError` where the disk did not give one of them). Writes nothing.
         """
         parent = self._job_folder(job_id)
         problems = []
@@ -123,7 +126,10 @@ class CheckpointStore:
         return None
 
     def unreadable(self, job_id: str) -> str | None:
-        """Why none of a job's checkpoints can be opened, where it has some and that is so. (Nothing is hashed.)"""
+        """Return why none of a job's checkpoints can be opened.
+
+        Returns None where the job has none, or where one can be opened. Nothing is hashed.
+        """
         problem = None
         try:
             for path in _checkpoints(self._job_folder(job_id)).values():
@@ -135,7 +141,7 @@ class CheckpointStore:
         return problem
 
     def remove(self, job_id: str) -> None:
-        """Delete a job's checkpoints: all, or, where that fails (StateError), none."""
+        """Delete a job's checkpoints: all of them, or none where that fails (StateError)."""
         parent = self._job_folder(job_id)
         try:
             if parent.exists():
@@ -144,7 +150,10 @@ class CheckpointStore:
             raise StateError(f"{parent}: cannot be removed ({error.strerror})") from error
 
     def sweep(self) -> None:
-        """Delete what a killed process left half-written or half-deleted. Raises StateError where that fails."""
+        """Delete what a killed process left half-written or half-deleted.
+
+        Raises StateError where that fails.
+        """
         try:
             if not self._folder.is_dir():
                 return
@@ -159,7 +168,7 @@ class CheckpointStore:
             raise StateError(f"{self._folder}: cannot be swept ({error.strerror})") from error
 
     def job_ids(self) -> list[str]:
-        """Jobs that have a folder here, with or without a checkpoint in it."""
+        """Return the jobs that have a folder here, with or without a checkpoint in it."""
         if not self._folder.is_dir():
             return []
         return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and _JOB_ID.fullmatch(p.name))
@@ -179,7 +188,10 @@ class CheckpointStore:
             sync(self._folder)
 
     def _prune(self, parent: Path, saved: Position, reach: Callable[[str], None]) -> None:
-        """A new checkpoint is safe: what cannot be deleted now costs only space, and will be tried again."""
+        """Delete checkpoints that a new, safe one makes needless.
+
+        What cannot be deleted now costs only space, and will be tried again.
+        """
         try:
             found = sorted(_checkpoints(parent), reverse=True)
             later = [position for position in found if position > saved]
@@ -216,7 +228,10 @@ def _hidden(path: Path, end: str) -> Path:
 
 
 def _checkpoints(parent: Path) -> dict[Position, Path]:
-    """What bears the name of a checkpoint, by position; or stood aside for one that never came."""
+    """Return what bears the name of a checkpoint, by position.
+
+    A checkpoint that stood aside for one that never came counts, too.
+    """
     found: dict[Position, Path] = {}
     try:
         # hidden names first: the final one wins
@@ -234,7 +249,7 @@ def _checkpoints(parent: Path) -> dict[Position, Path]:
 
 
 def _settle(parent: Path) -> None:
-    """Undo what was not finished. Raises OSError."""
+    """Undo what was not finished; raises OSError."""
     for path in sorted(parent.iterdir()):
         match = re.fullmatch(rf"\.({_NAME.pattern})(\.tmp|\.old|\.gone)", path.name)
         if match is None:
@@ -247,13 +262,16 @@ def _settle(parent: Path) -> None:
 
 
 def _tidy(parent: Path) -> None:
-    # the error that counts is on its way; the next save or sweep settles it
+    # the error that counts is on its way; the next save or sweep settles what is left
     with contextlib.suppress(OSError):
         _settle(parent)
 
 
 def _delete(path: Path) -> None:
-    """Under a hidden name first: a kill in between never leaves half a checkpoint that looks like a whole one."""
+    """Delete a checkpoint, under a hidden name first.
+
+    So a kill in between never leaves half a checkpoint that looks like a whole one.
+    """
     gone = _hidden(path, _GONE)
     _erase(gone)
     path.rename(gone)

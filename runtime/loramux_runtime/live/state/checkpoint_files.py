@@ -1,8 +1,8 @@
-"""The files of one checkpoint: tensors, facts, and a manifest of their SHA-256.
+"""This module reads and writes the files of one checkpoint.
 
-safetensors does not notice a flipped bit, so that every file is hashed; what is read is hashed
-first and used from memory, so that nothing can change in between. No symlink is followed, nothing
-is unpickled.
+They are tensors, facts, and a manifest of their SHA-256. safetensors does not notice a flipped bit,
+so that every file is hashed; what is read is hashed first and used from memory, so that nothing can
+change in between. No symlink is followed, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from loramux_traces.filesafe import sync
 
 
 class UnreadableError(StateError):
-    """The disk does not give it now (EIO, EACCES, ESTALE, ...): that says nothing against what is on it."""
+    """Means that the disk does not give a file now (EIO, EACCES, ESTALE, ...).
+
+    That says nothing against what is on the disk.
+    """
 
 
 SCHEMA: Final = 1
@@ -45,7 +48,7 @@ def write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any],
     """
     text = _json(state)
     folder.mkdir()
-    # no copy on the CPU
+    # this makes no copy on the CPU
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(host, folder / TENSORS)
     reach("tensors")
@@ -60,16 +63,17 @@ def write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any],
 
 
 def read_files(folder: Path, most_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a checkpoint whose every file has the size and hash that its manifest says.
+    """Read the tensors and the state of a checkpoint.
 
-    `most_bytes`: of the tensors' file. Raises StateError that says what is wrong, without the
-    folder's name.
+    Every file has the size and hash that the manifest says. `most_bytes`: of the tensors' file.
+    Raises StateError that says what is wrong, without the folder's name.
     """
     if not stat.S_ISDIR(_about(folder).st_mode):
         raise StateError("is no folder (symlinks are not followed)")
     data = _read(folder / MANIFEST, _MAX_MANIFEST_BYTES)
     manifest = _parsed(MANIFEST, data)
-    if _json(manifest) != data:  # nothing hashes it, so that it has to be as we write it
+    if _json(manifest) != data:
+        # nothing hashes the manifest, so that it has to be as we write it
         raise StateError(f"{MANIFEST} is not as it was written")
     if manifest.get("schema_version") != SCHEMA:
         raise StateError(f"{MANIFEST} has schema_version {manifest.get('schema_version')!r}, not {SCHEMA}")
@@ -85,7 +89,7 @@ def read_files(folder: Path, most_bytes: int) -> tuple[dict[str, Tensor], dict[s
 
 
 def cannot_be_opened(folder: Path) -> str | None:
-    """Why the files of a checkpoint cannot be opened now, where they are there."""
+    """Return why the files of a checkpoint cannot be opened now, where they are there."""
     for name in (MANIFEST, STATE, TENSORS):
         try:
             with (folder / name).open("rb") as file:

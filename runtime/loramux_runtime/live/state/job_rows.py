@@ -1,15 +1,18 @@
-"""What the rows of a state folder hold, and the states that a job of it goes through."""
+"""This module describes what the rows of a state folder hold.
+
+It also names the states that a job of it goes through.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final, TypedDict
 
 QUEUED: Final = "QUEUED"
-"""Acknowledged; no scheduler has looked at it yet."""
+"""The job is acknowledged; no scheduler has looked at it yet."""
 WAITING: Final = "WAITING"
 RUNNING: Final = "RUNNING"
 HELD: Final = "HELD"
-"""Paused by a user until `resume`."""
+"""The job is paused by a user until `resume`."""
 DRAINING: Final = "the scheduler is draining"
 """Why a job that has not begun waits for the next scheduler."""
 OPEN: Final = (QUEUED, WAITING, RUNNING, HELD)
@@ -20,31 +23,34 @@ Fields = dict[str, Any]
 
 
 class JobRow(TypedDict):
-    """One row of the table `jobs`. Times are on the scheduler's clock unless they say `unix`."""
+    """Describes one row of the table `jobs`.
+
+    Times are on the scheduler's clock unless they say `unix`.
+    """
 
     seq: int
-    """In order of submission."""
+    """Number of the job in order of submission."""
     job_id: str
     config: str
     """The job's configuration (`jobs_file.TrainJob`), as JSON."""
     folder: str
-    """Where its relative paths start."""
+    """Folder in which the job's relative paths start."""
     submitted_unix_s: float
     delay_s: float
     submit_s: float | None
-    """None until a scheduler has looked at it."""
+    """Time of submission; None until a scheduler has looked at the job."""
     state: str
     reason: str
     why: str
-    """Why it waits, for `status`."""
+    """Why the job waits, for `status`."""
     method: str
     priority: int
     user: str
     group: str
     micro_batch: int | None
-    """Rows at a time that it began with: another number would be other bits."""
+    """Rows at a time that the job began with: another number would be other bits."""
     drawn_by: int | None
-    """Micro-batch size by which its synthetic rows are drawn."""
+    """Micro-batch size by which the job's synthetic rows are drawn."""
     data_sha256: str | None
     step: int
     total_steps: int | None
@@ -66,12 +72,12 @@ class JobRow(TypedDict):
     oom_events: int
     crashes: int
     crashed_at: float | None
-    """Optimizer steps that it had done when its process died."""
+    """Optimizer steps that the job had done when its process died."""
     ran: int
 
 
 class CommandRow(TypedDict):
-    """One row of the table `commands`."""
+    """Describes one row of the table `commands`."""
 
     seq: int
     verb: str

@@ -1,7 +1,8 @@
-"""A few bytes that say what the scheduler is doing right now; they outlive a killed process and tell whom to suspect.
+"""This module writes a few bytes that say what the scheduler is doing right now.
 
-Written before every fused step and decision (5 us: no sync, the kernel keeps it when the process
-dies), read by the supervisor and by the next process.
+They outlive a killed process and tell whom to suspect. They are written before every fused step and
+decision (5 us: no sync, the kernel keeps them when the process dies), and read by the supervisor
+and by the next process.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _PHASES: Final = ("idle", "decide", "step", "save", "stopped")
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What a process was doing when it was last heard of."""
+    """Says what a process was doing when it was last heard of."""
 
     phase: Phase
     since_s: float
-    """On the machine's monotonic clock."""
+    """Start of the phase on the machine's monotonic clock."""
     jobs: Mapping[str, float] = field(default_factory=dict)
-    """Of a step: its jobs, with the optimizer steps they had done (with fractions)."""
+    """Jobs of a step, with the optimizer steps that they had done (with fractions)."""
 
 
 class Marker:
@@ -37,18 +38,18 @@ class Marker:
         self._descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def set(self, phase: Phase, jobs: Mapping[str, float] | None = None) -> None:
-        """From now on the process is doing this."""
+        """Note what the process is doing from now on."""
         text = json.dumps([phase, time.monotonic(), jobs or {}]).encode() + b"\n"
         # the rest of a longer text before stays behind the newline
         os.pwrite(self._descriptor, text, 0)
 
     def close(self) -> None:
-        """Leave it as it is."""
+        """Close the marker's file, and leave its text as it is."""
         os.close(self._descriptor)
 
 
 def read_marker(folder: Path) -> Doing | None:
-    """What the last process was doing; None where there was none or nothing can be read."""
+    """Return what the last process was doing; None where there was none or it cannot be read."""
     try:
         first = (folder / MARKER).read_bytes().split(b"\n", 1)[0]
         phase, since_s, jobs = json.loads(first)

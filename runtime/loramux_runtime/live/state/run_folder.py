@@ -1,4 +1,7 @@
-"""A scheduler's state folder as a run folder: what `plot`, `compare` and `validate` read."""
+"""This module makes a run folder of a scheduler's state folder.
+
+`plot`, `compare` and `validate` read it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from loramux_traces.runfolder import write_run
 
 
 def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write jobs.csv, events.jsonl, summary.json, timeline.json.gz and manifest.json; returns the summary."""
+    """Write the files of a run folder; return the summary.
+
+    They are jobs.csv, events.jsonl, summary.json, timeline.json.gz and manifest.json.
+    """
     jobs = job_table(store.jobs(), store.fact("base_model", ""))
     events = list(store.events())
     timeline = empty_timeline()
@@ -47,7 +53,7 @@ def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job_table(rows: Iterable[JobRow], base_model: str) -> pd.DataFrame:
-    """The rows of jobs.csv (`results.JOB_COLUMNS`)."""
+    """Return the rows of jobs.csv (`results.JOB_COLUMNS`)."""
     found = [_result(row, base_model) for row in rows]
     return pd.DataFrame(found, columns=list(JOB_COLUMNS))
 
@@ -87,8 +93,10 @@ def _result(row: JobRow, base_model: str) -> dict[str, Any]:
 
 
 def segments(events: Iterable[Fields], end_s: float) -> dict[str, list[Any]]:
-    """`segments` of the timeline from the event log; a stay that a killed process left open ends where the next began
-    (at most), one that is still open at `end_s`.
+    """Return the `segments` of the timeline from the event log.
+
+    A stay that a killed process left open ends where the next process began (at most), one that is
+    still open ends at `end_s`.
     """
     columns: dict[str, list[Any]] = {"job_id": [], "device_id": [], "start_s": [], "end_s": []}
     open_: dict[str, tuple[float, list[int]]] = {}
@@ -114,7 +122,7 @@ def segments(events: Iterable[Fields], end_s: float) -> dict[str, list[Any]]:
 
 
 def _stats(store: Store, timeline: Mapping[str, Any], capacity: float) -> RunStats:
-    """Totals: of all processes that have worked on the folder."""
+    """Return the totals of all processes that have worked on the folder."""
     samples = timeline["samples"]
     devices = len(timeline["devices"])
     ends: dict[int, float] = {}

@@ -1,4 +1,7 @@
-"""When checkpoints are written: every so often, never so often that they cost more than a fiftieth of the time."""
+"""This module decides when checkpoints are written.
+
+They are written every so often, but never so often that they cost more than a fiftieth of the time.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from loramux_runtime.live.state.checkpoint_files import UnreadableError
 from loramux_traces.errors import StateError
 
 MOST_SHARE: Final = 0.02
-"""Of the time."""
+"""Largest share of the time that checkpoints may take."""
 
 
 class Saving:
-    """Checkpoints of the jobs in memory, running or paused."""
+    """Writes checkpoints of the jobs in memory, running or paused."""
 
     def __init__(
         self,
@@ -34,20 +37,22 @@ class Saving:
         self._training = training
         self._every_s = every_s
         self._at_rest = at_rest
-        """Whether a job's state can be saved now; else after the step that it is in."""
+        """Returns whether a job's state can be saved now; else after the step that it is in."""
         self._attained_s = attained_s
-        """Service that a job has received up to its position."""
+        """Returns the service that a job has received up to its position."""
         self._left: set[str] | None = None
         """Jobs that the round under way has still to save."""
         self._saved: dict[str, tuple[int, int]] = {}
-        """Position (step, rows of the next) of each job's last checkpoint."""
+        """Position of each job's last checkpoint: its step, and the rows done of the next one."""
         self._next_s: float | None = None
         self._cost_s = 0.0
-        """What the last round took."""
+        """Seconds that the last round took."""
 
     def tidy(self, needed: Collection[str], warn: Callable[[str], None]) -> None:
-        """Delete what a killed process has left: half-written files, and checkpoints of jobs that have ended. What
-        cannot be deleted costs only space; the next start tries again.
+        """Delete what a killed process has left.
+
+        That is half-written files, and checkpoints of jobs that have ended. What cannot be deleted
+        costs only space; the next start tries again.
         """
         try:
             self.checkpoints.sweep()
@@ -58,7 +63,7 @@ class Saving:
                 self.forget(job_id, warn)
 
     def forget(self, job_id: str, warn: Callable[[str], None]) -> None:
-        """The job has ended."""
+        """Delete the checkpoints of a job that has ended."""
         self._saved.pop(job_id, None)
         try:
             self.checkpoints.remove(job_id)
@@ -66,12 +71,14 @@ class Saving:
             warn(str(error))
 
     def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
-        """Bring a job to its newest valid checkpoint, if it has one. With none valid it begins again: the same steps
-        give the same bits.
+        """Bring a job to its newest valid checkpoint, if it has one.
+
+        With none valid it begins again: the same steps give the same bits.
         """
         try:
             found = self.checkpoints.load(job.job_id, training)
-        except UnreadableError:  # to begin again would throw away what is there
+        except UnreadableError:
+            # to begin again would throw away what is there
             raise
         except StateError as error:
             warn(f"{error}; {job.job_id} begins again at its first step")
@@ -85,14 +92,15 @@ class Saving:
         job.done_steps = training.progress_steps
 
     def due(self, now_s: float) -> bool:
-        """Whether a round of checkpoints is due."""
+        """Return whether a round of checkpoints is due."""
         if self._next_s is None:
             self._next_s = now_s + self._every_s
         return now_s >= self._next_s
 
     def save_due(self, now_s: float) -> list[tuple[str, str]]:
-        """Save every job that has moved on; of several devices those that are in no step, the others at a later
-        boundary. Returns those that could not be, and why.
+        """Save every job that has moved on; return those that could not be saved, and why.
+
+        Of several devices those jobs are saved that are in no step, the others at a later boundary.
         """
         began = time.monotonic()
         if self._left is None:
@@ -108,7 +116,10 @@ class Saving:
         return failed
 
     def save_all(self) -> list[tuple[str, str]]:
-        """The same, whether or not it is due (of a device that is in a step: as last saved)."""
+        """Save every job that has moved on, whether or not that is due.
+
+        Jobs of a device that is in a step stay as they were last saved.
+        """
         return self._save({job_id for job_id in self._training if self._to_save(job_id) and self._at_rest(job_id)})
 
     def _to_save(self, job_id: str) -> bool:
@@ -131,13 +142,13 @@ class Saving:
         return failed
 
     def save_now(self, job_id: str) -> None:
-        """A job that is about to rest, if it is in memory. StateError where it cannot be written."""
+        """Save a job that is about to rest, if it is in memory; StateError where that cannot be."""
         training = self._training.get(job_id)
         if training is not None:
             self._book.flush()
             self.save(job_id, training)
 
     def save(self, job_id: str, training: TrainingJob) -> None:
-        """One job's checkpoint. StateError where it cannot be written."""
+        """Write one job's checkpoint; StateError where it cannot be written."""
         self.checkpoints.save(job_id, training, {"attained_s": self._attained_s(job_id)})
         self._saved[job_id] = (training.step, training.rows_done)

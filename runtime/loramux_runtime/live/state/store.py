@@ -1,9 +1,10 @@
-"""The state folder's database: the queue, what became of each job, what users ask for.
+"""This module is the state folder's database.
 
-Commands and scheduler meet in it, without a socket. SQLite, WAL, synchronous=FULL: what a commit
-has acknowledged survives a kill of the process and of the machine. One scheduler writes at a time
-(the folder's lock sees to that); commands write rows of their own and never wait for it. No torch
-in here: `loramux status` reads it in a tenth of a second.
+It holds the queue, what became of each job, and what users ask for. Commands and scheduler meet in
+it, without a socket. SQLite, WAL, synchronous=FULL: what a commit has acknowledged survives a kill
+of the process and of the machine. One scheduler writes at a time (the folder's lock sees to that);
+commands write rows of their own and never wait for it. No torch in here: `loramux status` reads it
+in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ PROFILE: Final = "profile.json"
 OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, LOCK)
 """Files that a scheduler leaves in its folder before it has come up."""
 WAL_S: Final = 10.0
-"""SQLite waits for nobody when it turns to WAL: whoever makes the same folder at the same moment is
-waited for here.
+"""Seconds to wait for a process that makes the same folder at the same moment.
+
+SQLite waits for nobody when it turns to WAL.
 """
 SCHEMA_VERSION: Final = 1
 
@@ -97,7 +99,10 @@ CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
 
 
 def discard(folder: Path) -> None:
-    """Remove a database without jobs that no scheduler has run on, and the folder if nothing else is in it."""
+    """Remove a database without jobs that no scheduler has run on.
+
+    The folder goes too, if nothing else is in it.
+    """
     with owned(folder):
         store = Store(folder)
         retired = store.retire()
@@ -111,8 +116,10 @@ def discard(folder: Path) -> None:
 
 
 def _looked_at(path: Path) -> sqlite3.Connection:
-    """A database in a folder that cannot be written. SQLite needs the -shm file of one in use; without one nobody
-    writes, and the file is all there is.
+    """Open a database in a folder that cannot be written.
+
+    SQLite needs the -shm file of one in use; without one nobody writes, and the file is all there
+    is.
     """
     mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
     uri = f"file:{quote(str(path.absolute()))}?{mode}"
@@ -132,10 +139,10 @@ def _to_wal(db: sqlite3.Connection) -> None:
 
 
 class Store:
-    """The database of one state folder. Every method that writes has committed when it returns, but those that say
-    otherwise.
+    """Holds the database of one state folder.
 
-    Raises StateError where the database cannot be read or written, or is not of this version.
+    Every method that writes has committed when it returns, but those that say otherwise. Raises
+    StateError where the database cannot be read or written, or is not of this version.
     """
 
     def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
@@ -164,7 +171,8 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:  # OperationalError (full disk, read-only) among them
+        except sqlite3.DatabaseError as error:
+            # OperationalError (full disk, read-only) is among these
             raise StateError(f"{self.folder / DATABASE}: {error}") from error
 
     def _make(self) -> None:
@@ -177,8 +185,10 @@ class Store:
                 self._put_fact("schema_version", SCHEMA_VERSION)
 
     def retire(self) -> bool:
-        """Make the database useless, unless it holds a job or a scheduler has run on it: whoever has it open and waits
-        to submit is refused, and acknowledged nothing that would be lost with the file.
+        """Make the database useless, unless it holds a job or a scheduler has run on it.
+
+        Whoever has it open and waits to submit is refused, and acknowledged nothing that would be
+        lost with the file. Returns whether the database is useless now.
         """
         with self.transaction():
             used = self.jobs() or self.fact("starts") is not None
@@ -187,12 +197,14 @@ class Store:
         return not used
 
     def close(self) -> None:
-        """Close the database."""
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is written inside is committed together, or not at all. (Inside another one: a part of it.)"""
+        """Commit all that is written inside together, or not at all.
+
+        Inside another transaction, this one is a part of that.
+        """
         if self._db.in_transaction:
             yield
             return
@@ -208,25 +220,27 @@ class Store:
 
     @property
     def version(self) -> int:
-        """Changes when another process has committed something (cheap: no file is read)."""
+        """Number that changes when another process has committed something.
+
+        To ask for it is cheap: no file is read.
+        """
         with self._errors():
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     # -- facts of the scheduler
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """A fact by name: any JSON value."""
+        """Return a fact by name; it is any JSON value."""
         with self._errors():
             row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row["value"])
 
     def facts(self) -> dict[str, Any]:
-        """All facts by name."""
+        """Return all facts by name."""
         with self._errors():
             return {row["name"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM facts")}
 
     def set_facts(self, **facts: Any) -> None:
-        """Set facts by name."""
         with self.transaction():
             for name, value in facts.items():
                 self._put_fact(name, value)
@@ -237,10 +251,11 @@ class Store:
     # -- jobs
 
     def submit(self, jobs: Sequence[tuple[Mapping[str, Any], Path, float]], *, at_s: bool = False) -> None:
-        """Put jobs into the queue, all or none: (configuration as JSON, folder of relative paths, delay in seconds).
+        """Put jobs into the queue, all or none.
 
-        `at_s`: the third is the time of submission on the scheduler's own clock. UsageError where
-        an id is taken.
+        Each is (configuration as JSON, folder of relative paths, delay in seconds). `at_s`: the
+        third is the time of submission on the scheduler's own clock. UsageError where an id is
+        taken.
         """
         now = time.time()
         with self.transaction():
@@ -265,7 +280,7 @@ class Store:
                     raise UsageError(f"job {config['id']}: there is a job of that name already") from error
 
     def jobs(self, *states: str) -> list[JobRow]:
-        """Jobs in these states (none given: all), in order of submission."""
+        """Return the jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         with self._errors():
             return [
@@ -273,13 +288,13 @@ class Store:
             ]
 
     def count(self, *states: str, by_s: float) -> int:
-        """How many jobs that were submitted by then are in these states."""
+        """Count the jobs in these states that were submitted by then."""
         text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))}) AND submit_s <= ?"
         with self._errors():
             return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
     def jobs_after(self, seq: int) -> list[JobRow]:
-        """Jobs submitted after the one of this number."""
+        """Return the jobs submitted after the one of this number."""
         with self._errors():
             return [
                 cast(JobRow, dict(row))
@@ -287,9 +302,9 @@ class Store:
             ]
 
     def job(self, job_id: str) -> JobRow:
-        """One job. UsageError where there is none."""
+        """Return one job; UsageError where there is none."""
         row = None
-        # others are no ids, and bytes that are no text cannot even be asked for
+        # other texts are no ids, and bytes that are no text cannot even be asked for
         if job_id.isascii():
             with self._errors():
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
@@ -306,7 +321,10 @@ class Store:
     # -- what jobs have learned
 
     def add_records(self, records: Iterable[tuple[str, Fields]]) -> None:
-        """Training records: (job, record with its `step`). A step that is there already is replaced (by its equal)."""
+        """Add training records: (job, record with its `step`).
+
+        A step that is there already is replaced (by its equal).
+        """
         rows = [(job_id, record["step"], json_text(record)) for job_id, record in records]
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO training VALUES (?, ?, ?)", rows)
@@ -317,7 +335,7 @@ class Store:
             self._db.execute("DELETE FROM training WHERE job_id = ? AND step > ?", (job_id, after_step))
 
     def records(self, job_id: str, after_step: int = 0) -> list[Fields]:
-        """Training records of a job in order of their steps."""
+        """Return the training records of a job in order of their steps."""
         text = "SELECT record FROM training WHERE job_id = ? AND step > ? ORDER BY step"
         with self._errors():
             return [json.loads(row["record"]) for row in self._db.execute(text, (job_id, after_step))]
@@ -325,27 +343,30 @@ class Store:
     # -- the event log
 
     def add_events(self, rows: Iterable[Fields]) -> None:
-        """Append to the event log."""
+        """Append rows to the event log."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO events (t_s, row) VALUES (?, ?)", [(row["t_s"], json_text(row)) for row in rows]
             )
 
     def events(self) -> Iterator[Fields]:
-        """The event log in the order in which things happened."""
+        """Yield the event log in the order in which things happened."""
         with self._errors():
             for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
                 yield json.loads(row["row"])
 
     def add_samples(self, rows: Iterable[tuple[float, int, float, int, int]]) -> None:
-        """Append (time, device, memory in bytes, residents, waiting jobs), each true from then on."""
+        """Append samples, each true from then on.
+
+        They are (time, device, memory in bytes, residents, waiting jobs).
+        """
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO samples (t_s, device_id, memory_bytes, residents, waiting) VALUES (?, ?, ?, ?, ?)", rows
             )
 
     def samples(self) -> list[tuple[float, int, float, int, int]]:
-        """All samples, in order."""
+        """Return all samples, in order."""
         names = "t_s, device_id, memory_bytes, residents, waiting"
         with self._errors():
             return [tuple(row) for row in self._db.execute(f"SELECT {names} FROM samples ORDER BY seq")]
@@ -353,7 +374,7 @@ class Store:
     # -- commands
 
     def command(self, verb: str, job_id: str = "", argument: str = "") -> int:
-        """Ask the scheduler for something; returns the command's number."""
+        """Ask the scheduler for something; return the command's number."""
         with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO commands (verb, job_id, argument, issued_unix_s) VALUES (?, ?, ?, ?)",
@@ -362,13 +383,13 @@ class Store:
             return int(cursor.lastrowid or 0)
 
     def open_commands(self) -> list[CommandRow]:
-        """Commands that have not been carried out, oldest first."""
+        """Return the commands that have not been carried out, oldest first."""
         with self._errors():
             found = self._db.execute("SELECT * FROM commands WHERE done_unix_s IS NULL ORDER BY seq")
             return [cast(CommandRow, dict(row)) for row in found]
 
     def answer(self, number: int, answer: str = "", *, refused: str = "") -> None:
-        """A command has been carried out, or (and why) it could not."""
+        """Answer a command that has been carried out, or say why it could not be."""
         with self.transaction():
             self._db.execute(
                 "UPDATE commands SET done_unix_s = ?, answer = ?, refused = ? WHERE seq = ?",
@@ -376,7 +397,7 @@ class Store:
             )
 
     def answered(self, number: int) -> CommandRow | None:
-        """A command once it has been carried out or refused, else None."""
+        """Return a command once it has been carried out or refused, else None."""
         with self._errors():
             row = self._db.execute("SELECT * FROM commands WHERE seq = ?", (number,)).fetchone()
         return None if row is None or row["done_unix_s"] is None else cast(CommandRow, dict(row))

@@ -1,5 +1,6 @@
-"""Whether another process takes memory of our device, or gives it back: what this one may use in all, and the capacity
-that admission should go by.
+"""This module sees whether another process takes memory of our device, or gives it back.
+
+It says what this process may use in all, and the capacity that admission should go by.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import torch
 SLACK_BYTES: Final = 256 * 2**20
 STABLE_S: Final = 10.0
 _NO_LIMIT: Final = 1 << 60
-"""cgroup v1 writes "no limit" as a number above it."""
+"""Limit from which on there is none: cgroup v1 writes "no limit" as a number above it."""
 
 
 class MemoryWatch(Protocol):
-    """Where the figure comes from."""
+    """Describes where the figure of available memory comes from."""
 
     def available_bytes(self) -> float | None:
-        """What this process may use of the device in all: what it uses already, and what is free. None: not known."""
+        """Return what this process may use of the device in all.
+
+        That is what it uses already, and what is free. None: not known.
+        """
         ...
 
 
 class FakeWatch:
-    """What it is told to say, for tests: `watch.bytes` may be set at any time."""
+    """Says what it is told to say, for tests: `watch.bytes` may be set at any time."""
 
     def __init__(self, available_bytes: float | None) -> None:
         self.bytes = available_bytes
@@ -37,15 +41,16 @@ class FakeWatch:
 
 
 class CudaWatch:
-    """A CUDA device: free + reserved + context.
+    """Watches a CUDA device: free + reserved + context.
 
     - free: what the driver gives out (`torch.cuda.mem_get_info`), to whoever asks first.
-    - reserved: all that torch's caching allocator has from the driver. Its cached blocks hold no tensor, but they are
-      ours: the next step is served from them, and no other process can have them. Counted by tensors only, every cache
-      that grows would look like another process.
-    - context: what the profile says that context and libraries of one process take, since admission counts it as used.
-      What it takes in truth cannot be told from other processes through torch; where it is more than the profile says,
-      the difference is rightly missing here, for no prediction has it.
+    - reserved: all that torch's caching allocator has from the driver. Its cached blocks hold no
+      tensor, but they are ours: the next step is served from them, and no other process can have
+      them. Counted by tensors only, every cache that grows would look like another process.
+    - context: what the profile says that context and libraries of one process take, since admission
+      counts it as used. What it takes in truth cannot be told from other processes through torch;
+      where it is more than the profile says, the difference is rightly missing here, for no
+      prediction has it.
 
     So what is missing from the device's total is what other processes hold.
     """
@@ -54,32 +59,37 @@ class CudaWatch:
         self._device, self._context_bytes = device, context_bytes
 
     def available_bytes(self) -> float | None:
-        """As in MemoryWatch; None where the driver gives no answer."""
+        """Return the same as MemoryWatch; None where the driver gives no answer."""
         try:
             free, _ = torch.cuda.mem_get_info(self._device)
-        except RuntimeError:  # a lost device: its next step says so better
+        except RuntimeError:
+            # a lost device: its next step says so better
             return None
         return float(free + torch.cuda.memory_reserved(self._device)) + self._context_bytes
 
 
 class HostWatch:
-    """The memory of a Linux machine: what the kernel could give out, and our own; where a control group (a container, a
-    systemd slice, a batch system) sets a limit, no more than that leaves.
+    """Watches the memory of a Linux machine: what the kernel could give out, and our own.
 
-    - What the kernel could give out: MemAvailable, and the pages that lie free in its per-CPU lists, which MemAvailable
-      lacks. Since Linux 6.7 such a list may grow to an eighth of the memory: 300 MB that were freed stayed there for
-      seconds (seen on 6.18), and memory that we free ourselves would look like another's.
-    - Our own: resident less shared of /proc/self/statm, that is pages of no file (file pages that nobody needs are in
-      MemAvailable already). What the C library keeps of freed memory is resident, so ours.
-    - A group's use counts the file cache; what of it has not been used lately (inactive_file) is taken for free, as
-      Kubernetes does.
+    Where a control group (a container, a systemd slice, a batch system) sets a limit, the figure is
+    at most what that leaves.
+
+    - What the kernel could give out: MemAvailable, and the pages that lie free in its per-CPU
+      lists, which MemAvailable lacks. Since Linux 6.7 such a list may grow to an eighth of the
+      memory: 300 MB that were freed stayed there for seconds (seen on 6.18), and memory that we
+      free ourselves would look like another's.
+    - Our own: resident less shared of /proc/self/statm, that is pages of no file (file pages that
+      nobody needs are in MemAvailable already). What the C library keeps of freed memory is
+      resident, so ours.
+    - A group's use counts the file cache; what of it has not been used lately (inactive_file) is
+      taken for free, as Kubernetes does.
     """
 
     def __init__(self, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._proc, self._cgroup = proc, cgroup
 
     def available_bytes(self) -> float | None:
-        """As in MemoryWatch; None where there is no /proc."""
+        """Return the same as MemoryWatch; None where there is no /proc."""
         try:
             own = self._own_bytes()
             free = self._free_bytes()
@@ -99,7 +109,10 @@ class HostWatch:
         raise LookupError("no MemAvailable: a kernel before 3.14")
 
     def _listed_bytes(self) -> int:
-        """Free pages in the per-CPU lists of every zone; 0 where that is hidden from us."""
+        """Return the free pages in the per-CPU lists of every zone, in bytes.
+
+        It is 0 where that is hidden from us.
+        """
         try:
             lines = (self._proc / "zoneinfo").read_text().splitlines()
         except OSError:
@@ -108,8 +121,9 @@ class HostWatch:
         return sum(int(count[1]) for count in counts) * os.sysconf("SC_PAGE_SIZE")
 
     def _group_bytes(self) -> Iterator[int]:
-        """What is left below the limit of our control group, and of each one above it; nothing where none has a
-        limit.
+        """Yield what is left below the limit of our control group, and of each one above it.
+
+        It yields nothing where none has a limit.
         """
         try:
             lines = (self._proc / "self" / "cgroup").read_text().splitlines()
@@ -136,7 +150,8 @@ class HostWatch:
                     continue
                 used = int((folder / usage).read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # the root has no limit; a container may not show the groups above it
+            except (OSError, ValueError):
+                # the root has no limit; a container may not show the groups above it
                 continue
             yield int(most) - used + min(used, int(stat.get(reclaimable, 0)))
 
@@ -161,17 +176,19 @@ class CapacityGuard:
         stable_s: float = STABLE_S,
     ) -> None:
         self.capacity_bytes = float(capacity_bytes)
-        """What may be used now."""
+        """Bytes that may be used now."""
         self._watch, self._most = watch, float(capacity_bytes)
         self._every_s, self._slack, self._stable_s = every_s, float(slack_bytes), stable_s
         self._next_s = -math.inf
         self._low = math.inf
-        """The least there was since `_since_s`, all that time more than now."""
+        """The least that could be used since `_since_s`; all that time it was more than now."""
         self._since_s: float | None = None
 
     def poll(self, now_s: float) -> float | None:
-        """The new capacity in bytes where it has changed, else None. `now_s` is of a monotonic clock; the watch is
-        asked at most every `every_s` seconds, so that this may be called at every step.
+        """Return the new capacity in bytes where it has changed, else None.
+
+        `now_s` is of a monotonic clock; the watch is asked at most every `every_s` seconds, so that
+        this may be called at every step.
         """
         if now_s < self._next_s:
             return None
@@ -193,7 +210,7 @@ class CapacityGuard:
 
     def _change(self, capacity_bytes: float) -> float | None:
         self._since_s = None
-        if capacity_bytes == self.capacity_bytes:  # 0 already
+        if capacity_bytes == self.capacity_bytes:  # it is 0 already
             return None
         self.capacity_bytes = capacity_bytes
         return capacity_bytes

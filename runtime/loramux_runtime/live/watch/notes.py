@@ -1,4 +1,7 @@
-"""What `loramux status` shows: figures of running jobs, and why the others wait. Once a second, not once a step."""
+"""This module notes what `loramux status` shows, once a second and not once a step.
+
+It shows the figures of running jobs, and why the others wait.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ from loramux_runtime.live.state.store import Store
 
 TOTALS: Final = ("steps", "tokens", "computed_tokens", "decisions")
 RATE_S: Final = 10.0
-"""Span that the tokens per second are of."""
+"""Span in seconds over which the tokens per second are counted."""
 EXPLAINED: Final = 100
-"""Jobs at the head of the queue that are told why they wait; those behind are told their place."""
+"""Jobs at the head of the queue that are told why they wait.
+
+Those behind are told their place.
+"""
 
 
 class StatusNotes:
@@ -36,27 +42,28 @@ class StatusNotes:
     ) -> None:
         self._book, self._loop, self._drive, self._driver = book, loop, drive, driver
         self._n_waiting = n_waiting
-        """Jobs that have come and are on no device."""
+        """Returns the number of jobs that have come and are on no device."""
         self.stale = False
         """Whether memory or residents have changed since the last sample."""
         self._tokens: dict[str, tuple[float, int]] = {}
         """(time, tokens) of each resident at the last look."""
         self._peaks: dict[str, float] = {}
-        """Of the device, while the job was on it."""
+        """Most bytes of the device while the job was on it, by job."""
         self._bounds: dict[str, float] = {}
-        """What was predicted at most, likewise."""
+        """Most bytes that were predicted for the device while the job was on it, by job."""
         self._before = {name: store.fact(f"all_{name}", 0) for name in TOTALS}
         """Totals of the processes before this one."""
         self._rate: tuple[float, float] | None = None
-        """(time, tokens) a while ago."""
+        """(time, tokens) at the start of the span of the rate."""
         self._tokens_per_s = 0.0
 
     def note(self, now_s: float) -> None:
-        """Figures of every job in memory."""
+        """Note the figures of every job in memory."""
         self.note_memory()
         driver, book, cluster = self._driver, self._book, self._loop.cluster
         for job_id, job in cluster.running.items():
-            if job.run is None:  # its state could not be brought, and the process ends of that
+            if job.run is None:
+                # its state could not be brought, and the process ends because of that
                 continue
             training = job.run.training
             driver.sync(job)
@@ -100,7 +107,10 @@ class StatusNotes:
             view.close()
 
     def note_memory(self) -> None:
-        """A device's peak since the last look, and its bound, are those of everybody who was there."""
+        """Note the peak and the bound of each device for every job on it.
+
+        A device's peak since the last look, and its bound, are those of everybody who was there.
+        """
         for device in self._drive.residents.devices:
             device_id = device.fused.device_id
             bound = self._loop.cluster.fleet[device_id].used
@@ -111,7 +121,7 @@ class StatusNotes:
                     self._peaks[job_id] = max(peak, self._peaks.get(job_id, 0.0))
 
     def forget(self, job_id: str) -> None:
-        """The job has ended."""
+        """Forget the figures of a job that has ended."""
         for figures in (self._tokens, self._peaks, self._bounds):
             figures.pop(job_id, None)
 

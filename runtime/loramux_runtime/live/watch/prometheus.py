@@ -1,13 +1,14 @@
-"""A scheduler's status as a Prometheus text file (exposition format 0.0.4), for node_exporter's textfile collector.
+"""This module writes a scheduler's status as a Prometheus text file.
 
-No socket: `write_prometheus("/var/lib/node_exporter/loramux.prom", status)` and node_exporter's
+The file has the exposition format 0.0.4 and is for node_exporter's textfile collector. There is no
+socket: `write_prometheus("/var/lib/node_exporter/loramux.prom", status)` and node_exporter's
 `--collector.textfile.directory` do the rest. No sample carries a time, for that collector refuses a
 file with one.
 
 Cardinality is bounded. A job has series of its own while it is in the system and for `ENDED_FOR_S`
 after its end, so that a scrape sees its last values; of ended jobs only the latest `MOST_ENDED`, of
 live ones `MOST_LIVE` (those on the device first, then by submission). `loramux_jobs` counts every
-job whatever, `loramux_jobs_without_series` those left out. The label is `job_id`, since `job` is
+job in any case, `loramux_jobs_without_series` those left out. The label is `job_id`, since `job` is
 what Prometheus calls the target it scrapes.
 
 A value that is not known (None, or not finite) has no sample, never NaN. What may go back to a
@@ -37,18 +38,21 @@ ENDED: Final = (
     "FAILED_CRASHED",
 )
 ENDED_FOR_S: Final = 900.0
-"""How long an ended job keeps its series: longer than any usual scrape interval."""
+"""Seconds that an ended job keeps its series: longer than any usual scrape interval."""
 MOST_ENDED: Final = 100
 MOST_LIVE: Final = 1000
 MOST_LABEL: Final = 200
-"""Characters of a label's value."""
+"""Most characters of a label's value."""
 
 Value = float | int | bool | None
 Labels = Mapping[str, str]
 
 
 class Family(NamedTuple):
-    """A family with one sample per status, or per job: its name, what it says, and where its value is."""
+    """Describes a family with one sample per status, or per job.
+
+    It has a name, what it says, and where its value is.
+    """
 
     name: str
     help: str
@@ -104,14 +108,19 @@ JOB_TIMES: Final = (
 
 
 def write_prometheus(path: Path, status: Mapping[str, Any]) -> None:
-    """Write `prometheus_text(status)` to `path`, atomically: the collector never reads half a file (its temporary name
-    ends in .tmp, and the collector reads *.prom only). Raises StateError when it cannot be written.
+    """Write `prometheus_text(status)` to `path`, atomically.
+
+    The collector never reads half a file: the file's temporary name ends in .tmp, and the collector
+    reads *.prom only. Raises StateError when it cannot be written.
     """
     write_text(path, prometheus_text(status))
 
 
 def prometheus_text(status: Mapping[str, Any]) -> str:
-    """A status (see the live scheduler) in Prometheus' text format: UTF-8, HELP and TYPE before each family."""
+    """Return a status (see the live scheduler) in Prometheus' text format.
+
+    It is UTF-8, with HELP and TYPE before each family.
+    """
     jobs: list[Mapping[str, Any]] = list(status["jobs"])
     shown = _with_series(jobs, float(status["now_s"]))
     ids: list[Labels] = [{"job_id": str(job["job_id"])} for job in shown]
@@ -154,7 +163,7 @@ def _with_series(jobs: list[Mapping[str, Any]], now_s: float) -> list[Mapping[st
 
 
 def _ended_s(job: Mapping[str, Any]) -> float:
-    """When it ended; for a job turned away, when it came."""
+    """Return when the job ended; for a job turned away, when it came."""
     at_s = job.get("finish_s")
     return float(job.get("submit_s") or 0.0) if at_s is None else float(at_s)
 
@@ -175,7 +184,7 @@ def _later_than(began_unix_s: float) -> Callable[[Value], Value]:
 
 
 def _family(family: Family, samples: Iterable[tuple[Labels, Value]]) -> Iterator[str]:
-    """The lines of one family; none where no sample has a value."""
+    """Yield the lines of one family; none where no sample has a value."""
     known = [(labels, value) for labels, value in samples if value is not None and math.isfinite(value)]
     if not known:
         return
@@ -188,8 +197,10 @@ def _family(family: Family, samples: Iterable[tuple[Labels, Value]]) -> Iterator
 
 
 def escape_label(text: str) -> str:
-    """A label's value as the format wants it: backslash, quote and newline escaped; what cannot be printed (or is no
-    UTF-8) shown as Python's escape, and cut to `MOST_LABEL` characters.
+    """Return a label's value as the format wants it.
+
+    Backslash, quote and newline are escaped. What cannot be printed (or is no UTF-8) is shown as
+    Python's escape, and the text is cut to `MOST_LABEL` characters.
     """
     text = "\n".join(printable(line) for line in text[:MOST_LABEL].split("\n"))
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,4 +1,7 @@
-"""The status of a scheduler as one plain object, read from its state folder whether or not it runs."""
+"""This module gives the status of a scheduler as one plain object.
+
+It is read from the state folder whether or not the scheduler runs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
 
 MOST_FAILURES: Final = 3
-"""Failed jobs that people are told the reasons of."""
+"""Most failed jobs whose reasons people are told."""
 _COLUMNS: Final = (
     "job_id", "state", "method", "priority", "user", "step", "total_steps", "loss", "tokens", "tokens_per_s",
     "predicted_bytes", "peak_bytes", "submit_s", "start_s", "finish_s", "expected_finish_s", "preemptions",
@@ -37,7 +40,9 @@ _FACTS: Final[dict[str, Any]] = {
 
 
 def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
-    """JSON types only, never NaN. Times in seconds since the state folder began; bytes are of the device.
+    """Return the status in JSON types only, never NaN.
+
+    Times are in seconds since the state folder began; bytes are of the device.
 
     `ended`: asked for by a scheduler that has ended, and only holds the folder still.
     """
@@ -47,7 +52,8 @@ def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
     facts = {name: known.get(name, default) for name, default in _FACTS.items()}
     now_s = known.get("now_s", 0.0)
     updated = known.get("now_unix_s", 0.0)
-    if updated:  # the clock of the state folder goes on, whether or not anybody is there
+    if updated:
+        # the clock of the state folder goes on, whether or not anybody is there
         now_s += max(0.0, time.time() - updated)
     if pid is None:
         facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None, "memory_predicted_bytes": 0.0}

@@ -1,8 +1,8 @@
-"""Training curves for TensorBoard: one run a job, its scalars by optimizer step. Needs the extra `tensorboard`.
+"""This module writes training curves for TensorBoard, one run a job, its scalars by optimizer step.
 
-The records and their checksums are tensorboard's own, without a thread per job and without torch:
-one write per row, so that a killed scheduler leaves at most a torn last record, which TensorBoard
-passes over.
+It needs the extra `tensorboard`. The records and their checksums are tensorboard's own, without a
+thread per job and without torch: one write per row, so that a killed scheduler leaves at most a
+torn last record, which TensorBoard passes over.
 
 A scheduler that starts again goes on from a checkpoint, so steps come twice. The file of the new
 process begins with a session start at the first step it writes (what SummaryWriter calls
@@ -27,18 +27,18 @@ from loramux_traces.errors import UsageError
 
 JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MOST_OPEN: Final = 64
-"""Files held open; the one not written to for longest is closed."""
+"""Most files held open; the one not written to for longest is closed."""
 RETRY_S: Final = 60.0
-"""After a write failed (a full disk), how long rows are dropped before the next try."""
+"""Seconds for which rows are dropped after a write failed (a full disk), before the next try."""
 _STAMP: Final = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 _NOT_SCALARS: Final = ("t_s", "job_id", "step", "total_steps")
 
 
 class TensorBoardLog:
-    """Writes training records below `folder`, a subfolder a job. A curve is never worth a run: where a file cannot be
-    written, rows are dropped and `problem` says why.
+    """Writes training records below `folder`, a subfolder a job.
 
-    Raises UsageError where tensorboard is not installed.
+    A curve is never worth a run: where a file cannot be written, rows are dropped and `problem`
+    says why. Raises UsageError where tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, *, clock_s: Callable[[], float] = time.time) -> None:
@@ -57,8 +57,10 @@ class TensorBoardLog:
         self._silent_until_s = -math.inf
 
     def record(self, job_id: str, row: Mapping[str, Any]) -> None:
-        """Write the scalars of one training record: `eval_x` as eval/x (where it has changed: a record repeats the
-        latest evaluation), every other number as train/x. None and what is not finite is left out.
+        """Write the scalars of one training record.
+
+        `eval_x` is written as eval/x (where it has changed: a record repeats the latest
+        evaluation), every other number as train/x. None and what is not finite is left out.
 
         A job's file is closed with its last step. Raises ValueError for a job id that is no name of
         a folder.
@@ -86,7 +88,7 @@ class TensorBoardLog:
             self.finish(job_id)
 
     def finish(self, job_id: str) -> None:
-        """The job has ended or left the device: close its file. A later row opens another."""
+        """Close the file of a job that has ended or left the device; a later row opens another."""
         file = self._open.pop(job_id, None)
         if file is not None:
             file.close()
@@ -112,7 +114,10 @@ class TensorBoardLog:
 
 
 class _JobFile:
-    """An event file of one job, after (by name, which is the order they are read in) all that are there already."""
+    """Holds an event file of one job, which comes after all that are there already.
+
+    The order is by name: TensorBoard reads them in that order.
+    """
 
     def __init__(self, folder: Path, writer: Any, now_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +127,8 @@ class _JobFile:
         self.follows = bool(stamps)
         """Whether another file of the job is there."""
         self.step: float = -1
-        """The last step written."""
-        # a clock set back does not turn the order round
+        """Last step written to the file."""
+        # a clock that was set back does not change the order of the files
         stamp = max([int(now_s), *(stamp + 1 for stamp in stamps)])
         name = f"events.out.tfevents.{stamp:010d}.loramux.{os.getpid()}"
         self._raw: IO[bytes] = open(folder / name, "xb")  # noqa: SIM115 - closed in close()
@@ -131,7 +136,7 @@ class _JobFile:
         self._evaluated: dict[str, float] = {}
 
     def scalars(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Tag -> value of a record."""
+        """Return the tags and values of a record."""
         found: dict[str, float] = {}
         evaluated: dict[str, float] = {}
         for key, value in row.items():
@@ -147,10 +152,11 @@ class _JobFile:
         return found
 
     def write(self, event: Any) -> None:
-        """One record, with the kernel when this returns. Raises OSError."""
+        """Write one record; the kernel has it when this returns. Raises OSError."""
         self._records.write(event.SerializeToString())
         self._raw.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the rest of a record that could not be written
+        with contextlib.suppress(OSError):
+            # this drops the rest of a record that could not be written
             self._raw.close()

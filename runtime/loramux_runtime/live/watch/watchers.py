@@ -1,4 +1,7 @@
-"""What looks on while a live scheduler runs: Prometheus, TensorBoard, and the memory that other processes leave."""
+"""This module starts what looks on while a live scheduler runs.
+
+That is Prometheus, TensorBoard, and the memory that other processes leave.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from loramux_runtime.live.watch.tensorboard import TensorBoardLog
 from loramux_traces.errors import StateError
 
 EVERY_S = 5.0
-"""Between two Prometheus files: their text takes up to 35 ms for 1,000 jobs."""
+"""Seconds between two Prometheus files: their text takes up to 35 ms for 1,000 jobs."""
 
 
 @dataclass(frozen=True)
 class Watchers:
-    """Calls of a scheduler (`LiveService`)."""
+    """Holds what a scheduler (`LiveService`) calls."""
 
     on_flush: tuple[Callable[[], None], ...] = ()
     on_record: Callable[[str, Mapping[str, Any]], None] | None = None
@@ -36,7 +39,7 @@ class Watchers:
 def watched(
     store: Store, prometheus: Path | None, tensorboard: Path | None, warn: Callable[[str], None]
 ) -> Iterator[Watchers]:
-    """Start the watchers that are asked for. UsageError where one of them is not installed.
+    """Start the watchers that are asked for; UsageError where one of them is not installed.
 
     `warn` is told when they cannot write.
     """
@@ -70,7 +73,10 @@ def _tensorboard(
 def _prometheus(
     store: Store, path: Path | None, warn: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[], None], ...]]:
-    """Every few seconds; and when the scheduler ends, that nobody is there any more."""
+    """Write the file every few seconds, and once more when the scheduler ends.
+
+    The last file says that nobody is there any more.
+    """
     if path is None:
         yield ()
         return
@@ -83,7 +89,8 @@ def _prometheus(
         last[0] = time.monotonic()
         try:
             write_prometheus(path, read_status(store, ended=ended))
-        except StateError as error:  # a full disk must not end the training
+        except StateError as error:
+            # a full disk must not end the training
             warn(str(error))
 
     try:
@@ -93,7 +100,7 @@ def _prometheus(
 
 
 def memory_guard(device: torch.device, profile: DeviceProfile) -> CapacityGuard:
-    """Notices what other processes take of the device's memory."""
+    """Make a guard that notices what other processes take of the device's memory."""
 
     context = float(profile.parameters["context_bytes"].value)
     watch = CudaWatch(device, context_bytes=context) if device.type == "cuda" else HostWatch()
