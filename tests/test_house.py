@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,6 +122,120 @@ def test_a_wheel_carries_the_data() -> None:
         "profiles/data": "loramux_profiles/data",
         "traces/data": "loramux_traces/data",
     }
+
+
+@pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling is not installed")
+def test_a_wheel_runs_by_itself(tmp_path: Path) -> None:
+    """Built of the checkout, unpacked elsewhere: `simulate` without arguments finds sample and profiles."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert list(tmp_path.glob("*.tar.gz"))
+    unpacked = tmp_path / "unpacked"
+    zipfile.ZipFile(wheel).extractall(unpacked)
+    code = (
+        "import loramux, loramux_traces, sys; from loramux_cli.main import simulate_main;"
+        f"assert all(m.__file__.startswith({str(unpacked)!r}) for m in (loramux, loramux_traces));"
+        "simulate_main(['--policy', 'fifo', '--json'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    (run,) = json.loads(ran.stdout)["runs"]
+    assert run["jobs"] == 1000
+
+
+def test_the_library_needs_no_torch_and_is_a_command() -> None:
+    code = (
+        "import sys, loramux\n"
+        "for name in loramux.__all__: assert getattr(loramux, name) is not None\n"
+        "assert sorted(loramux.HOME) == sorted(loramux.__all__) == sorted(set(loramux.__all__))\n"
+        "from loramux import simulate, Policy, read_trace, register\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "loramux", "policies"], capture_output=True, text=True)
+    assert done.returncode == 0 and "aspen" in done.stdout
+
+
+# -- the plan: no circles, small rooms
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the packages, by name."""
+    roots = [path.parent for path in ROOT.glob("*/loramux*/__init__.py")]
+    return {
+        ".".join((root.name, *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): file
+        for root in roots
+        for file in sorted(root.rglob("*.py"))
+    }
+
+
+def imported(file: Path, known: dict[str, Path]) -> set[str]:
+    """Return the modules that a file imports anywhere, under TYPE_CHECKING and in functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in known else node.module)
+    return found & known.keys()
+
+
+def circles(edges: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Return the sets of modules that reach each other (Kosaraju: two depth-first walks)."""
+
+    def walk(start: str, arrows: dict[str, set[str]], seen: set[str]) -> list[str]:
+        order, stack = [], [(start, iter(sorted(arrows.get(start, ()))))]
+        seen.add(start)
+        while stack:
+            name, others = stack[-1]
+            following = next((other for other in others if other not in seen), None)
+            if following is None:
+                order.append(name)
+                stack.pop()
+            else:
+                seen.add(following)
+                stack.append((following, iter(sorted(arrows.get(following, ())))))
+        return order
+
+    seen: set[str] = set()
+    finished = [name for start in edges if start not in seen for name in walk(start, edges, seen)]
+    back: dict[str, set[str]] = {}
+    for name, others in edges.items():
+        for other in others:
+            back.setdefault(other, set()).add(name)
+    seen = set()
+    for start in reversed(finished):
+        if start not in seen:
+            together = walk(start, back, seen)
+            if len(together) > 1:
+                yield sorted(together)
+
+
+def test_circles_are_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "e2"}, "e2": {"e"}}
+    assert sorted(circles(edges)) == [["b", "c"], ["e", "e2"]]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    assert len(known) > 300
+    edges = {name: imported(file, known) - {name} for name, file in known.items()}
+    assert list(circles(edges)) == []
+
+
+def test_modules_are_small_and_large_classes_say_why() -> None:
+    for file in modules().values():
+        text = file.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.end_lineno and node.end_lineno - node.lineno >= 300:
+                assert "Over 300 lines" in (ast.get_docstring(node) or ""), f"{file}: {node.name}"
 
 
 def test_licence_is_the_whole_text() -> None:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
+from loramux_runtime.live.state.schema import SCHEMA, SCHEMA_VERSION
 from loramux_traces.errors import StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
@@ -33,68 +34,6 @@ WAL_S: Final = 10.0
 """Seconds to wait for a process that makes the same folder at the same moment.
 
 SQLite waits for nobody when it turns to WAL.
-"""
-SCHEMA_VERSION: Final = 1
-
-_SCHEMA: Final = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE jobs (
-    seq INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL UNIQUE,
-    config TEXT NOT NULL,
-    folder TEXT NOT NULL,
-    submitted_unix_s REAL NOT NULL,
-    delay_s REAL NOT NULL DEFAULT 0,
-    submit_s REAL,
-    state TEXT NOT NULL DEFAULT 'QUEUED',
-    reason TEXT NOT NULL DEFAULT '',
-    why TEXT NOT NULL DEFAULT '',
-    method TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    user TEXT NOT NULL,
-    "group" TEXT NOT NULL,
-    micro_batch INTEGER,
-    drawn_by INTEGER,
-    data_sha256 TEXT,
-    step INTEGER NOT NULL DEFAULT 0,
-    total_steps INTEGER,
-    progress_steps REAL NOT NULL DEFAULT 0,
-    loss REAL,
-    tokens INTEGER NOT NULL DEFAULT 0,
-    tokens_per_s REAL,
-    predicted_bytes REAL,
-    peak_bytes REAL,
-    start_s REAL,
-    finish_s REAL,
-    stopped_s REAL,
-    paused_s REAL NOT NULL DEFAULT 0,
-    expected_finish_s REAL,
-    attained_s REAL NOT NULL DEFAULT 0,
-    solo_s REAL,
-    devices TEXT NOT NULL DEFAULT '',
-    preemptions INTEGER NOT NULL DEFAULT 0,
-    oom_events INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
-    crashed_at REAL,
-    ran INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX jobs_by_state ON jobs (state);
-CREATE TABLE training (job_id TEXT NOT NULL, step INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (job_id, step))
-    WITHOUT ROWID;
-CREATE TABLE events (seq INTEGER PRIMARY KEY, t_s REAL NOT NULL, row TEXT NOT NULL);
-CREATE TABLE samples (seq INTEGER PRIMARY KEY, t_s REAL, device_id INTEGER, memory_bytes REAL, residents INTEGER,
-    waiting INTEGER);
-CREATE TABLE commands (
-    seq INTEGER PRIMARY KEY,
-    verb TEXT NOT NULL,
-    job_id TEXT NOT NULL DEFAULT '',
-    argument TEXT NOT NULL DEFAULT '',
-    issued_unix_s REAL NOT NULL,
-    done_unix_s REAL,
-    refused TEXT NOT NULL DEFAULT '',
-    answer TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
 """
 
 
@@ -179,7 +118,7 @@ class Store:
         with self.transaction():
             tables = {row["name"] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "facts" not in tables:
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     if statement.strip():
                         self._db.execute(statement)
                 self._put_fact("schema_version", SCHEMA_VERSION)
