@@ -158,18 +158,11 @@ def set_bytes(jobs: Sequence[JobCost], fusion: Fusion, copies: Copies, margin: f
     return total + (1 + margin) * max(_dynamic(group, fusion) for group in groups.values())
 
 
-def _job_dynamic(job: JobCost) -> float:
-    return job.token_bytes * job.tokens_q + job.square_bytes * job.squares_q + job.row_bytes * job.rows
-
-
 def _dynamic(group: Sequence[JobCost], fusion: Fusion) -> float:
     base = group[0].base
-    if base.planned is not None:
-        return base.planned.admitted(group)
-    constant = base.dynamic_bytes
     if fusion == "packed":
-        return constant + sum(_job_dynamic(job) for job in group)
+        return base.dynamic_of(group)
     length = max(round_up(job.length_q) for job in group)
-    return constant + sum(
+    return base.dynamic_bytes + sum(
         job.rows * (job.token_bytes * length + job.square_bytes * length * length + job.row_bytes) for job in group
     )

@@ -20,6 +20,7 @@ arXiv 2312.02515 section 4 and arXiv 2510.00206.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +63,12 @@ class BaseCost:
     """
     planned: PlannedMemory | None = None
     """Dynamic bytes of sets and steps by the allocation plan; None: by the linear constants."""
+
+    def dynamic_of(self, costs: Sequence[JobCost]) -> float:
+        """Return the expected dynamic bytes of these jobs in one packed step (as admitted)."""
+        if self.planned is not None:
+            return self.planned.admitted(costs)
+        return self.dynamic_bytes + sum([cost.dynamic_q for cost in costs])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,18 +22,13 @@ class Group:
     They fuse, so their activations add up.
     """
 
-    __slots__ = ("base", "by_row", "by_square", "by_token", "costs", "dynamic", "jobs", "longest")
+    __slots__ = ("base", "by_row", "by_square", "by_token", "dynamic", "jobs", "longest")
 
     def __init__(self, base: BaseCost) -> None:
         self.base = base
         self.jobs = 0
         self.dynamic = 0.0
-        """Packed: the sum of the jobs' own dynamic bytes.
-
-        Where the base is planned, it is what the allocation plan says of all of them.
-        """
-        self.costs: tuple[JobCost, ...] = ()
-        """The costs of the jobs, kept only where the base is planned."""
+        """Packed: the sum of the jobs' own dynamic bytes."""
         self.by_token = 0.0
         """Padded: the sum of rows * token_bytes.
 
@@ -45,7 +40,7 @@ class Group:
         self.longest = 0
 
     def copy(self) -> Group:
-        twin = Group.__new__(Group)
+        twin = type(self).__new__(type(self))
         twin.base, twin.jobs, twin.dynamic = self.base, self.jobs, self.dynamic
         twin.by_token, twin.by_square, twin.by_row, twin.longest = (
             self.by_token,
@@ -53,26 +48,15 @@ class Group:
             self.by_row,
             self.longest,
         )
-        twin.costs = self.costs
         return twin
 
     def with_one(self, cost: JobCost) -> float:
-        """Return the planned dynamic bytes with one job more."""
-        assert self.base.planned is not None
-        return self.base.planned.admitted((*self.costs, cost))
+        """Return the dynamic bytes, the base's own among them, with one job more."""
+        return cost.alone_q + self.dynamic
 
     def change(self, cost: JobCost, sign: int) -> None:
         """Count a job's dynamic bytes in (sign 1) or out (sign -1)."""
-        planned = self.base.planned
-        if planned is None:
-            self.dynamic += sign * cost.dynamic_q
-            return
-        if sign > 0:
-            self.costs = (*self.costs, cost)
-        else:
-            at = self.costs.index(cost)
-            self.costs = (*self.costs[:at], *self.costs[at + 1 :])
-        self.dynamic = planned.admitted(self.costs)
+        self.dynamic += sign * cost.dynamic_q
 
     def add_padded(self, cost: JobCost, sign: int) -> None:
         """Count a job's parts of the padded sums in (sign 1) or out (sign -1)."""
@@ -83,6 +67,35 @@ class Group:
     def padded_bytes(self, longest: int, token: float, square: float, row: float) -> float:
         length = -(-longest // ROUNDING) * ROUNDING
         return self.base.dynamic_bytes + length * (token + length * square) + row
+
+
+class PlannedGroup(Group):
+    """A group whose activations do not add up: the allocation plan is asked about all of it."""
+
+    __slots__ = ("costs",)
+
+    def __init__(self, base: BaseCost) -> None:
+        super().__init__(base)
+        self.costs: tuple[JobCost, ...] = ()
+
+    def copy(self) -> PlannedGroup:
+        twin = super().copy()
+        assert isinstance(twin, PlannedGroup)
+        twin.costs = self.costs
+        return twin
+
+    def with_one(self, cost: JobCost) -> float:
+        """Return the planned dynamic bytes with one job more."""
+        return self.base.dynamic_of((*self.costs, cost))
+
+    def change(self, cost: JobCost, sign: int) -> None:
+        """Count a job in (sign 1) or out (sign -1), and ask the plan anew."""
+        if sign > 0:
+            self.costs = (*self.costs, cost)
+        else:
+            at = self.costs.index(cost)
+            self.costs = (*self.costs[:at], *self.costs[at + 1 :])
+        self.dynamic = self.base.dynamic_of(self.costs)
 
 
 class Ledger:
@@ -222,12 +235,8 @@ class Ledger:
         group = self.groups.get(base.key)
         if self.padded:
             own = self._padded_with(group, cost)
-        elif group is None:
-            own = cost.alone_q
-        elif base.planned is not None:
-            own = group.with_one(cost)
         else:
-            own = cost.alone_q + group.dynamic
+            own = cost.alone_q if group is None else group.with_one(cost)
         if group is None:
             static += base.weights_bytes
         return static + (self.dynamic if self.dynamic > own else own) * scale
@@ -263,13 +272,11 @@ class Ledger:
             if not self.padded and not self.separate:
                 context = self.context if self.context > base.context_bytes else base.context_bytes
                 static = self.own + self.weights + own + context
-                need = cost.alone_q
                 if group is None:
                     static += base.weights_bytes
-                elif base.planned is not None:
-                    need = group.with_one(cost)
+                    need = cost.alone_q
                 else:
-                    need += group.dynamic
+                    need = group.with_one(cost)
                 if self.dynamic > need:
                     need = self.dynamic
                 return static + need * (self.scale + self.raised if self.jobs else self.scale) <= self.capacity
@@ -286,7 +293,8 @@ class Ledger:
             base = cost.base
             group = self.groups.get(base.key)
             if group is None:
-                group = self.groups[base.key] = Group(base)
+                group = PlannedGroup(base) if base.planned else Group(base)
+                self.groups[base.key] = group
                 self.weights += base.weights_bytes
             group.jobs += 1
             group.change(cost, 1)
