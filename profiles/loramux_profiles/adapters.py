@@ -1,7 +1,7 @@
 """This module says what an adapter adds to its base model.
 
-It adds parameters, FLOPs and saved activations per token, and kernels per step. Formulas: the
-project's notes adapters.md and aspen.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562, DynMoLE
+It adds parameters, FLOPs and saved activations per token, and kernels per step. Derived in
+profiles/README.md (MixLoRA arXiv 2404.15159, MoLA 2402.08562, DynMoLE
 2504.00661).
 """
 
@@ -19,7 +19,7 @@ PLUGIN: Final = ("mola", "loramoe", "dynmole")
 DYNMOLE_FIRST: Final = 7.3 / 8
 """Share of the experts that are active at initialisation.
 
-It is read for E = 8 in the project's notes.
+About 7.3 of 8 experts, in runs of a CPU prototype.
 """
 SHARPENING: Final = 0.25
 """Share of the training after which the surplus of active experts has fallen to 1/e (assumed)."""
@@ -66,8 +66,8 @@ def active_experts(method: str, experts: int, top_k: int, progress: float | None
     1].
 
     DynMoLE begins near 7.3/8 of its experts and falls exponentially toward keep_top_k as the router
-    sharpens; None gives the mean over a run. Both ends are read in the project's notes, and the
-    speed is assumed.
+    sharpens; None gives the mean over a run. Both ends were seen in runs of a CPU
+    prototype; the speed is assumed.
     """
     if method in ("mixlora", "mola"):
         return float(min(top_k, experts))

@@ -26,7 +26,7 @@ A sum of these stays finite.
 STRATA: Final = 512
 """Strata per job in rate fidelity.
 
-The worst error of a step's mean is then 0.6% (measured by the project's notes).
+The worst error of a step's mean is then 0.6% (measured when the method was chosen).
 """
 ORDERS: Final = 251
 """Distinct orders of strata; prime, so that neighbouring seeds do not share one.

@@ -1,7 +1,8 @@
 """The memory model says what a base and a job add to a device.
 
-It also gives the bytes of a set of jobs (slow reference). Source: aspen.md of the project's notes
-(analytic prior for an eager Hugging Face Llama in bf16), after arXiv 2312.02515 section 4. Values
+It also gives the bytes of a set of jobs (slow reference). Derived in
+profiles/README.md (a prior for an eager Hugging Face Llama in bf16), after arXiv 2312.02515
+section 4. Values
 are expected values; `bounds` says by how much to exceed them.
 """
 

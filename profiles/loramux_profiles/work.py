@@ -14,8 +14,8 @@ and removes jobs in O(1):
 
 with T_i the tokens computed for job i in the step (padded: rows * longest row of the step rounded
 up to 8; packed: the sum of its lengths, the step's total rounded up to 8) and Q_i the sum of
-squared row lengths (padded: rows * padded length^2). Source: aspen.md of the project's notes, after
-arXiv 2312.02515 section 4 and arXiv 2510.00206.
+squared row lengths (padded: rows * padded length^2). Derived in
+profiles/README.md, after arXiv 2312.02515 section 4 and arXiv 2510.00206.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.grid import Chooser, Limits, draw
 from loramux_runtime.profiler.journal import Journal, journal_path, read_journal, rows_of
 from loramux_runtime.profiler.measure import Measured, Timed, measure_block, peak, side_by_side
-from loramux_runtime.profiler.session import Progress, Session
+from loramux_runtime.profiler.session import Session, SessionReport
 from loramux_runtime.profiler.step import PointStep
 from loramux_runtime.profiler.tracker import StorageTracker
 from loramux_runtime.profiler.transfers import measure_transfers
@@ -255,7 +255,7 @@ def test_a_session_goes_on_past_steps_without_memory(model: FusedModel, session:
     totals = [peak(model, point, None)["total"] for point in points(8)]
     run = session(most=8)
     run.limit_bytes = float(sorted(totals)[4])
-    told: list[Progress] = []
+    told: list[SessionReport] = []
     run.tell = told.append
     assert run.run(600) == "enough points"
     assert [one.censored for one in run.found] == [total > run.limit_bytes for total in totals]
@@ -270,9 +270,9 @@ class Killed(BaseException):
 
 def test_a_run_that_is_broken_off_loses_nothing(session: Make) -> None:
     run = session(most=10)
-    seen: list[Progress] = []
+    seen: list[SessionReport] = []
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: SessionReport) -> None:
         seen.append(progress)
         if len(seen) == 10:  # the eight peaks of the first block and two of its steps' times
             raise Killed
