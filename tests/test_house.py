@@ -238,6 +238,15 @@ def test_modules_are_small_and_large_classes_say_why() -> None:
                 assert "Over 300 lines" in (ast.get_docstring(node) or ""), f"{file}: {node.name}"
 
 
+def test_docstrings_say_something() -> None:
+    """(ruff holds their form: one full sentence of at most 100 columns, then the rest.)"""
+    for file in modules().values():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                assert text is None or len(text.split()) >= 5, f"{file}: {text!r}"
+
+
 def test_licence_is_the_whole_text() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Version 2.0, January 2004" in text
