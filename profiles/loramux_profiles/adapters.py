@@ -126,7 +126,7 @@ def adapter_cost(
         router = experts * shape.hidden
         per_token = _pairs(attention, rank) + active * _pairs(ffn, rank) + router
         # Each further slot keeps gate, up, their activation and their product (4f); the weighted
-        # sum of the slots keeps f more: 5f at k = 2, the figure of aspen.md.
+        # sum of the slots keeps f more: 5f at k = 2, the figure of profiles/README.md.
         extra = 2.0 * shape.ffn * (4 * (active - 1) + 1)
         return AdapterCost(
             params=layers * (_pairs(attention, rank) + experts * _pairs(ffn, rank) + router),
@@ -158,9 +158,9 @@ def _input_bytes(shape: ModelShape, targets: tuple[Linear, ...]) -> float:
 
     The result is 0 or negative.
 
-    These are the inputs of linears that only an adapter's backward pass needs. aspen.md's formula
-    counts LoRA on every linear, but a frozen linear without an adapter does not keep its input. The
-    output projection's input is kept by attention anyway.
+    These are the inputs of linears that only an adapter's backward pass needs. The formula of
+    profiles/README.md counts LoRA on every linear, but a frozen linear without an adapter does not
+    keep its input. The output projection's input is kept by attention anyway.
     """
     names = {t.name for t in targets}
     unused = 0.0

@@ -58,8 +58,8 @@ def layer_bytes(shape: ModelShape, adapter: AdapterCost, *, dropout: bool = Fals
     """Return the bytes of activations that one layer keeps per token in bf16.
 
     They are 16d + 2(d + 2kv) + 8f + 4H + 8 and the adapter's own. With the 14r of LoRA on seven
-    linears this is aspen.md's formula; stored dropout adds 3 bytes per input of an adapted linear
-    (mask and 16-bit copy), 3(6d + f) in all.
+    linears this is the formula of profiles/README.md; stored dropout adds 3 bytes per input of an
+    adapted linear (mask and 16-bit copy), 3(6d + f) in all.
     """
     d, f = shape.hidden, shape.ffn
     frozen = 16 * d + 2 * (shape.q_dim + 2 * shape.kv_dim) + 8 * f + 4 * shape.heads + 8

@@ -5,7 +5,7 @@ says how good they are before anything is measured. It has three kinds of rows: 
 `fit` (used to choose a constant, so that its error says little) and `context` (another system or
 unknown settings: no claim). Sources: arXiv 2312.02515 (ASPEN; figures digitised, about 1%), arXiv
 2404.15159 (MixLoRA), arXiv 2510.00206 (LoRAFusion), and the project's own measurements on a
-fake-tensor tracker (runtime.md of its notes).
+fake-tensor tracker.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ It has seconds per token, per squared length, per step and per launch:
     t = max(c0 + c1 * kernels, rho * 4P * T / (eta_g * F) + attention / (eta_a * F) + bytes / BW)
         + c2 * sum N
 
-(aspen.md) with P the matmul parameters without the embedding, F the peak rate, N the trainable
-parameters, and rho = 1.5 with full recompute.
+(profiles/README.md) with P the matmul parameters without the embedding, F the peak rate, N the
+trainable parameters, and rho = 1.5 with full recompute.
 """
 
 from __future__ import annotations

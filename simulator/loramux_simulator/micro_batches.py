@@ -17,7 +17,7 @@ from loramux_profiles.work import JobCost
 from loramux_traces.arrays import Floats, Ints
 
 PREDICTION_POINTS: Final = 20
-"""Loss points before early-stop prediction says anything (aspen.md)."""
+"""Loss points before early-stop prediction says anything (as in mLoRA)."""
 
 
 def _epoch_micro(job: Job, cost: JobCost) -> int:

@@ -1,6 +1,6 @@
 """This module chooses who is in the next fused step of one device under the `aspen` rule.
 
-It follows aspen.md, after arXiv 2312.02515 section 4.2. All functions are pure functions of the
+It follows arXiv 2312.02515 section 4.2. All functions are pure functions of the
 device view. Orders are total: time waited (starved jobs only), priority descending, p_stop
 descending, arrival, id.
 """

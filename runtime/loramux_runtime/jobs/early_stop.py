@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 POINTS: Final = 20
-"""Losses that are needed before a prediction says anything (aspen.md)."""
+"""Losses that are needed before a prediction says anything (as in mLoRA)."""
 PREDICT_EVERY: Final = 20
 """Losses from one prediction to the next."""
 FITTED: Final = 500
