@@ -21,6 +21,11 @@ TRAINS_WITH = ("torch", "transformers", "safetensors")
 """Packages that the training runtime needs."""
 
 
+def shipped_for(card: str) -> str | None:
+    """Return the name of the profile that ships for a card, if one does."""
+    return next((profile for part, profile in CARDS if part in card), None)
+
+
 def need_torch() -> None:
     """Raise UsageError where the training runtime is not installed."""
     from importlib.util import find_spec
@@ -45,7 +50,7 @@ def profile_name(device: Any, name: str | None, card: str | None = None) -> str:
     if device.type != "cuda":
         return "cpu"
     card = card or card_name(device)
-    shipped = next((profile for part, profile in CARDS if part in card), None)
+    shipped = shipped_for(card)
     if shipped is None:
         raise UsageError(f"no profile ships for {card!r}: give one with --device-profile")
     return shipped

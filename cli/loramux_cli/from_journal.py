@@ -54,10 +54,10 @@ def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
 
 def profile_name(card: str) -> str:
     """Return the device profile that ships for a card; UsageError where none does."""
-    from loramux_cli.device_choice import CARDS
+    from loramux_cli.device_choice import shipped_for
     from loramux_traces.errors import UsageError
 
-    name = next((profile for part, profile in CARDS if part in card), None)
+    name = shipped_for(card)
     if name is None:
         raise UsageError(f"no device profile ships for {card!r}: name one with --device-name")
     return name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from loramux_policies.loop.meters import Meters
-from loramux_policies.stepping.contracts import News, OneDevice, StepDevice, StepTimes
+from loramux_policies.stepping.contracts import OneDevice, StepDevice, StepTimes
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.views import FusedStep
 from loramux_runtime.fused.memory_meter import MemoryMeter, is_out_of_memory
@@ -18,7 +18,7 @@ from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.train.accounts import count_step
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.observer import Observer
-from loramux_runtime.train.times import RealTimes, Times
+from loramux_runtime.train.times import DeviceClock, RealTimes, Times
 
 OnStep = Callable[[FusedStep, float, float], None]
 """Called after a fused step with the step, its measured and its predicted seconds."""
@@ -40,7 +40,7 @@ def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> lis
     return None
 
 
-class Executor(OneDevice[TrainingJob]):
+class Executor(OneDevice[TrainingJob], DeviceClock):
     """Trains on the device of the base model, in the caller's thread."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Executor(OneDevice[TrainingJob]):
     ) -> None:
         self.model = model
         self._meters = meters
-        self._times = times or RealTimes()
+        super().__init__(times or RealTimes())
         self._faults = faults
         self._before_step, self._on_step = before_step, on_step
         self.memory = MemoryMeter(model.base.device, rss_before)
@@ -70,23 +70,9 @@ class Executor(OneDevice[TrainingJob]):
         self._ended: tuple[StepDevice[TrainingJob], StepTimes]
         """The step that has been trained, until the driver asks for it."""
 
-    @property
-    def clock_s(self) -> float:
-        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
-        return self._times.now_s()
-
     def peak_bytes(self, device_id: int = 0) -> float | None:
         """Return the most bytes that the device has held; None where that is not known."""
         return self.memory.peak_bytes()
-
-    def begin(self) -> float:
-        """Return the first reading of the clock."""
-        return self._times.now_s()
-
-    def wait(self, until_s: float, news: News) -> float:
-        """Wait until `until_s` or until there is news; return the instant."""
-        self._times.wait_until(until_s, news)
-        return self._times.now_s()
 
     def launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
         """Train the step; it is over when this returns."""

@@ -39,6 +39,27 @@ class Times(Protocol):
         """Wait until that time (infinity: for ever), or until `news` tells that it should end."""
 
 
+class DeviceClock:
+    """The part of `contracts.Devices` that is the clock of the run."""
+
+    def __init__(self, times: Times) -> None:
+        self._times = times
+
+    @property
+    def clock_s(self) -> float:
+        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
+        return self._times.now_s()
+
+    def begin(self) -> float:
+        """Return the first reading of the clock."""
+        return self._times.now_s()
+
+    def wait(self, until_s: float, news: News) -> float:
+        """Wait until `until_s` or until there is news; return the instant."""
+        self._times.wait_until(until_s, news)
+        return self._times.now_s()
+
+
 class RealTimes:
     """Reads the monotonic clock, on which steps of the wall clock change nothing.
 

@@ -20,7 +20,7 @@ from loramux_runtime.live.drive.worker import StepReport
 from loramux_runtime.live.drive.worker_restarts import WorkerRestarts
 from loramux_runtime.train.accounts import count_step
 from loramux_runtime.train.observer import Observer
-from loramux_runtime.train.times import POLL_S
+from loramux_runtime.train.times import POLL_S, DeviceClock
 
 TIME_SLACK: Final = 1e-12
 """Relative: steps that are predicted to end closer together than this end at one instant.
@@ -29,7 +29,7 @@ The simulator does the same.
 """
 
 
-class PoolExecutor:
+class PoolExecutor(DeviceClock):
     """Has a pool's workers carry out steps (contract: `contracts.Devices`).
 
     All workers are of one type.
@@ -47,31 +47,18 @@ class PoolExecutor:
         observers: Sequence[Observer] | None = None,
         recompute: bool = False,
     ) -> None:
+        super().__init__(times)
         self._residents, self._states, self._flights = residents, states, flights
-        self._restarts, self._times, self._meters = restarts, times, meters
+        self._restarts, self._meters = restarts, meters
         self._observers = observers
         self._recompute = recompute
         self._peaks: dict[int, float] = {}
         self.step_s = 0.0
         """Seconds spent in fused steps so far, over all devices."""
 
-    @property
-    def clock_s(self) -> float:
-        """Seconds right now; the driver's `now_s` is that of the step boundary before it."""
-        return self._times.now_s()
-
     def peak_bytes(self, device_id: int = 0) -> float | None:
         """Return the most bytes that the device has held; None where that is not known."""
         return self._peaks.get(device_id)
-
-    def begin(self) -> float:
-        """Return the first reading of the clock."""
-        return self._times.now_s()
-
-    def wait(self, until_s: float, news: News) -> float:
-        """Wait until `until_s` or until there is news; return the instant."""
-        self._times.wait_until(until_s, news)
-        return self._times.now_s()
 
     def launch(self, device: StepDevice[TrainingJob], predicted_s: float) -> None:
         """Have the worker begin the step."""
