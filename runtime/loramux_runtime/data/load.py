@@ -1,6 +1,6 @@
 """This module leads from a job's data settings to its rows.
 
-`load_data` is the one call that admission makes.
+`load_data` is the one call that the preparation of a job makes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from loramux_traces.job import JobSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedJob:
-    """An admitted job is one that the base model can train."""
+    """A prepared job is one whose rows are read and whose adapter fits the base model."""
 
     config: TrainJob
     data: JobData
