@@ -149,12 +149,12 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
     prepare_folder(given.state, resume=True)
     with owned(given.state):
         # before torch is imported: whoever submits is told that a scheduler is there
+        store = Store(given.state, create=True)
         from loramux_cli import running
         from loramux_runtime.jobs.bases import parse_base
         from loramux_runtime.live.process import Surroundings, run_scheduler
         from loramux_runtime.live.state.binding import bind_base, last_policy
 
-        store = Store(given.state, create=True)
         base = bind_base(store, None if given.base is None else parse_base(given.base, given.dtype))
         policy = last_policy(store, given.policy, given.policy_file, again=RESTARTED in os.environ)
         running.load_policies([policy], given.policy_file)

@@ -1,7 +1,4 @@
-"""Simulate at rate fidelity: rates are constant between events.
-
-This is the SimPy backend for large traces.
-"""
+"""Simulate at rate fidelity, for large traces: rates are constant between events."""
 
 from __future__ import annotations
 
@@ -28,8 +25,8 @@ clock).
 class RateEngine:
     """A backend of the decide-apply loop (contract: `loop.backend.Backend`).
 
-    Over 300 lines: it is that contract's ten methods and the timers behind them, all on one state
-    that a million jobs go through; parts of their own would cost a call per event.
+    Over 300 lines: it is that contract and the timers behind it, on one state that a million jobs
+    go through; parts of their own would cost a call per event.
     """
 
     def __init__(
@@ -344,7 +341,10 @@ class RateEngine:
             self._dirty[device.device_id] = True
         else:
             self._dirty.setdefault(device.device_id, False)
-        self._after_event()
+        if loop.due:  # `_after_event`, without the call: a million of them
+            self._clock.request_decision()
+        else:
+            self._flush()
 
     def _after_event(self) -> None:
         if self._loop.due:

@@ -16,7 +16,7 @@ import pandas as pd
 from loramux_policies import Policy
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.asking import OnPlan
-from loramux_policies.loop.events import Event
+from loramux_policies.loop.events import ARRIVE, FAIL, FINISH, REJECT, Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
@@ -269,12 +269,12 @@ class SimulatedRun:
         return actual + ledger.capacity - room if actual > room else 0.0
 
     def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
-        if event == Event.ARRIVE:
+        if event == ARRIVE:
             self.meters.queue(self.engine.now_s, self.loop.cluster.n_waiting)
             if self.recorder.events is None:
                 return
         self.recorder.hear(event, job, devices, detail)
-        if self.progress is not None and event in (Event.FINISH, Event.FAIL, Event.REJECT):
+        if self.progress is not None and event in (FINISH, FAIL, REJECT):
             self.ended += 1
             if self.ended % 256 == 0:
                 self.progress(self.ended, len(self.specs))

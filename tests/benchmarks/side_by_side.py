@@ -1,7 +1,7 @@
 """One benchmark on two checkouts in alternating turns, so that both meet the same machine.
 
-    python tests/benchmarks/side_by_side.py OLD --turns 5 -- bench_simulator.py policies --jobs 8000
-    python tests/benchmarks/side_by_side.py OLD --unit "ms step" -- bench_live.py overhead
+    python tests/benchmarks/side_by_side.py --turns 5 OLD bench_simulator.py policies --jobs 8000
+    python tests/benchmarks/side_by_side.py --unit "ms =" OLD bench_live.py overhead
 
 OLD is the folder of the other checkout. Each turn runs the benchmark of that name in each checkout;
 of every line that it prints, the first number before UNIT counts. Printed are the medians, their
@@ -55,13 +55,12 @@ def main() -> None:
     parser.add_argument("--unit", default="jobs/CPU-s")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    command = [word for word in given.command if word != "--"]
     sides = {"old": given.old.resolve(), "new": ROOT}
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: {side: [] for side in sides})
     for number in range(given.turns):
         # who goes first alternates too: a machine that warms up or slows down favours nobody
         for side in sorted(sides, reverse=bool(number % 2)):
-            for label, value in turn(sides[side], command, given.unit).items():
+            for label, value in turn(sides[side], given.command, given.unit).items():
                 values[label][side].append(value)
     for label, both in values.items():
         old, new = statistics.median(both["old"]), statistics.median(both["new"])

@@ -79,8 +79,8 @@ class PlannedGroup(Group):
         self.costs: tuple[JobCost, ...] = ()
 
     def copy(self) -> PlannedGroup:
-        twin = super().copy()
-        assert isinstance(twin, PlannedGroup)
+        twin = PlannedGroup(self.base)  # the plan is of packed steps: no padded sums
+        twin.jobs, twin.dynamic, twin.longest = self.jobs, self.dynamic, self.longest
         twin.costs = self.costs
         return twin
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from loramux_policies.loop.events import BEGINS, FINAL_STATE, LEAVES, Event
+from loramux_policies.loop.events import ARRIVE, BEGINS, FINAL_STATE, FINISH, LEAVES, Event
 from loramux_policies.loop.job import Job
 from loramux_traces.job import JobSpec
 from loramux_traces.results import JOB_COLUMNS, UNFINISHED
@@ -65,7 +65,6 @@ class Recorder:
         """Record one event of the loop (`Scheduler`'s listener)."""
         now_s = self._now_s()
         index = job.index
-        code = _CODES.get(event)
         if event in BEGINS:
             if self._segments:
                 self._open[index] = now_s
@@ -73,17 +72,19 @@ class Recorder:
                 self._devices[index] = self._device_names[devices]
             except KeyError:
                 self._devices[index] = self._device_names[devices] = "+".join(map(str, devices))
-        elif event in LEAVES and index in self._open:
-            start_s = self._open.pop(index)
-            for device in devices:
-                self._seg_job.append(index)
-                self._seg_device.append(device)
-                self._seg_start.append(start_s)
-                self._seg_end.append(now_s)
-        if code is not None:
-            self._end(job, code, now_s, devices)
-            if event != Event.FINISH:
-                self._reasons[index] = detail
+        elif event != ARRIVE:
+            if index in self._open and event in LEAVES:
+                start_s = self._open.pop(index)
+                for device in devices:
+                    self._seg_job.append(index)
+                    self._seg_device.append(device)
+                    self._seg_start.append(start_s)
+                    self._seg_end.append(now_s)
+            code = _CODES.get(event)
+            if code is not None:
+                self._end(job, code, now_s, devices)
+                if event != FINISH:
+                    self._reasons[index] = detail
         if self.events is not None:
             row: dict[str, Any] = {"t_s": now_s, "event": event, "job_id": job.job_id}
             if devices:

@@ -13,7 +13,7 @@ from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.loop.asking import OnPlan, ask
 from loramux_policies.loop.backend import Backend
 from loramux_policies.loop.cluster import Cluster
-from loramux_policies.loop.events import Event
+from loramux_policies.loop.events import ARRIVE, FAIL, FINISH, LOST, OOM, PAUSE, REJECT, RESUME, START, Event
 from loramux_policies.loop.job import DONE, RUNNING, WAITING, Job
 from loramux_policies.loop.ledger import SEAT_SLACK, Ledger
 from loramux_policies.loop.live_view import LiveView
@@ -100,7 +100,7 @@ class Scheduler:
         finally:
             # The job has arrived even where the policy's order fails on it, because another policy
             # may take over
-            self._tell(Event.ARRIVE, job, (), "")
+            self._tell(ARRIVE, job, (), "")
             self._arrived.append(job.job_id)
         if self._barrier is None or job.key < self._barrier:
             self._due = True
@@ -111,20 +111,21 @@ class Scheduler:
 
         The backend has brought it up to date.
         """
+        cluster, fleet = self.cluster, self.cluster.fleet
         devices, share = job.devices, job.share
         for device in devices:
-            ledger = self.cluster.fleet[device]
+            ledger = fleet[device]
             if ledger.raised > 0.0:  # before it leaves: the totals made then use the new bound
                 ledger.raised = max(0.0, ledger.raised - OOM_RAISE * OOM_RATE)
-            self.cluster.fleet.remove(job, device, share)
-        self.cluster.leave(job)
+            fleet.remove(job, device, share)
+        cluster.leave(job)
         job.state = DONE
-        del self.cluster.active[job.job_id]
+        del cluster.active[job.job_id]
         self._finished.append(job.job_id)
         self._freed.extend(devices)
         self._due = True
-        self._tell(Event.FINISH, job, devices, "")
-        if self.cluster.apart:
+        self._tell(FINISH, job, devices, "")
+        if cluster.apart:
             self._join_again(job.job_id)
 
     def evict(self, job: Job, detail: str) -> None:
@@ -144,9 +145,9 @@ class Scheduler:
         job.oom_events += 1
         job.oom_alone += not beside
         self._due = True
-        self._tell(Event.OOM, job, devices, detail)
+        self._tell(OOM, job, devices, detail)
         if job.oom_alone > OOM_RETRIES:
-            self.drop(job, Event.FAIL, f"out of memory {job.oom_events} times: {detail}")
+            self.drop(job, FAIL, f"out of memory {job.oom_events} times: {detail}")
             return
         self._paused.append(job.job_id)
         if beside and (job.oom_events - job.oom_alone) % (OOM_RETRIES + 1) == 0:
@@ -259,16 +260,16 @@ class Scheduler:
         What the job has learned since it was last saved is gone too (the backend has set its
         figures back).
         """
-        self._push_out(job, detail, event=Event.LOST)
+        self._push_out(job, detail, event=LOST)
 
-    def _push_out(self, job: Job, detail: str, event: Event = Event.PAUSE) -> None:
+    def _push_out(self, job: Job, detail: str, event: Event = PAUSE) -> None:
         """Take a resident off its devices and let it wait again.
 
         This is neither the job's fault nor a decision of the policy.
         """
         self.backend.stop(job)
         devices = self._leave(job)
-        job.preemptions += event == Event.PAUSE
+        job.preemptions += event == PAUSE
         self._tell(event, job, devices, detail)
         self._paused.append(job.job_id)
         self._due = True
@@ -325,12 +326,12 @@ class Scheduler:
                 job.first_start_s = self.backend.now_s
             self.cluster.run(job, devices, share)
             self.backend.start(job, devices, share)
-            self._tell(Event.RESUME if again else Event.START, job, devices, "")
+            self._tell(RESUME if again else START, job, devices, "")
         elif isinstance(action, Pause):
             self.backend.stop(job)
             devices = self.cluster.leave(job)
             job.preemptions += 1
-            self._tell(Event.PAUSE, job, devices, "")
+            self._tell(PAUSE, job, devices, "")
             self._enqueue(job)
         elif isinstance(action, Share):
             job.share = action.share
@@ -339,7 +340,7 @@ class Scheduler:
             assert isinstance(action, Reject)
             self.cluster.queue.remove(job)
             detail = f"{action.reason} (needs {action.need_bytes:.0f} bytes, {action.have_bytes:.0f} available)"
-            self.drop(job, Event.REJECT, detail)
+            self.drop(job, REJECT, detail)
             self._due = False
 
     def _set_barrier(self, view: LiveView, plan: DeltaPlan) -> bool:

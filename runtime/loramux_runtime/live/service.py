@@ -124,7 +124,9 @@ class LiveService:
             worker_up=lambda device_id, where: self.host.worker_up(device_id, where),
         )
         residents, states = self.drive.residents, self.drive.states
-        self.driver = StepDriver(residents, self.drive.devices, states, note=self.engine.note)
+        # a recorded stream is of one device, whose jobs never leave in mid-step
+        note = self.engine.note if pool is None else None
+        self.driver = StepDriver(residents, self.drive.devices, states, note=note)
         preparation = Preparation(base, tokenizer_path, recompute=settings.recompute)
         n_devices = self.engine.n_devices
         self.roster = Roster(preparation, self.drive.make, cost, n_devices, self.book)

@@ -102,6 +102,8 @@ class Store:
             self._db.execute("PRAGMA busy_timeout=30000")
             if create:
                 self._make()
+            else:
+                self._wait_until_made()
             found = self.fact("schema_version")
         if found != SCHEMA_VERSION:
             raise StateError(f"{path}: schema_version is {found!r}, this loramux reads {SCHEMA_VERSION}")
@@ -114,10 +116,21 @@ class Store:
             # OperationalError (full disk, read-only) is among these
             raise StateError(f"{self.folder / DATABASE}: {error}") from error
 
+    def _tables(self) -> set[str]:
+        found = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {row["name"] for row in found}
+
+    def _wait_until_made(self) -> None:
+        """Wait for a process that is making the folder at this moment (its tables come at once)."""
+        until = time.monotonic() + WAL_S
+        while "facts" not in self._tables():
+            if time.monotonic() > until:
+                raise StateError(f"{self.folder}: no scheduler's state is here, its database is empty")
+            time.sleep(0.02)
+
     def _make(self) -> None:
         with self.transaction():
-            tables = {row["name"] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "facts" not in tables:
+            if "facts" not in self._tables():
                 for statement in SCHEMA.split(";"):
                     if statement.strip():
                         self._db.execute(statement)
