@@ -125,6 +125,11 @@ def curves(store: Store) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def first(whole: dict[str, Any], n: int) -> dict[str, Any]:
+    """Curves of the first `n` jobs: those that `jobs(folder, n)` makes, which others beside them do not change."""
+    return {job_id: whole[job_id] for job_id in sorted(whole)[:n]}
+
+
 def kill_plan(point: str, stage: str | None, count: int) -> FaultPlan:
     """SIGKILL at the count-th time that a point (and stage) is reached."""
     left = [count]

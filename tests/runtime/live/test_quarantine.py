@@ -16,8 +16,8 @@ from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
+from .asking import answers, states
 from .serving import Eager, curves, jobs, play, service, submit
-from .test_commands import answers, states
 
 
 def dying_with(job_id: str) -> FaultPlan:
