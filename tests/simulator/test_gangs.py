@@ -11,8 +11,8 @@ from loramux_policies.views import ClusterView, Plan
 from loramux_simulator import simulate
 from loramux_traces.errors import UsageError
 
+from ..policies.test_purity import compare
 from .scripted import Scripted, events, turnaround
-from .test_purity import compare
 from .workloads import GIB, job, sized, trace_of
 
 
