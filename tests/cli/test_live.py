@@ -14,21 +14,22 @@ from typing import Any
 
 import pytest
 
+from ..tiny_model import CONFIG
 from .conftest import Cli
 
 pytest.importorskip("torch")
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 STARTED: list[subprocess.Popen[str]] = []
-JOBS = """
-base:
-  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           num_key_value_heads: 1, vocab_size: 280}
+JOBS = (
+    f"base: {json.dumps({'config': CONFIG})}"
+    + """
 defaults: {data: {path: rows.jsonl}, batch_size: 4}
 jobs:
   - {id: short, steps: 5}
   - {id: long, method: mixlora, adapter: {rank: 4, num_experts: 4}, steps: 100000, priority: 2}
 """
+)
 
 
 def loramux(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

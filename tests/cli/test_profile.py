@@ -15,18 +15,10 @@ import pytest
 from loramux_profiles.records import read_record, write_record
 
 from ..profiles.measured import document, record
+from ..tiny_model import config as config_of
 from .conftest import Cli
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 80,
-}
+CONFIG = config_of(head_dim=16, vocab_size=80)
 SMALL = ("--max-length", "6", "--max-tokens", "30", "--device", "cpu")
 
 

@@ -16,19 +16,10 @@ import yaml
 
 from loramux_traces.runfolder import read_run
 
+from ..tiny_model import CONFIG
 from .conftest import Cli
 
-BASE = {
-    "config": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 280,
-    }
-}
+BASE = {"config": CONFIG}
 
 
 def write(folder: Path, jobs: list[dict[str, Any]] | None = None, **top: Any) -> Path:

@@ -24,6 +24,7 @@ from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.run import open_base
 from loramux_traces.locking import owned
 
+# a copy of tests/tiny_model.py: this file is run by its path, too, and cannot import a neighbour of its folder
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
