@@ -17,12 +17,12 @@ from loramux_traces.locking import LOCK, owned
 from .conftest import Cli, write_trace
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from loramux_traces.locking import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -30,7 +30,7 @@ with owned(Path(sys.argv[1])):
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds tmp_path / "out"."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process

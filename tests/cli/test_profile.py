@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from loramux_profiles.records import read_record, write_record
 
 from ..profiles.measured import document, record
 from ..tiny_model import config as config_of
+from ..waiting import communicated, size_of, until
 from .conftest import Cli
 
 CONFIG = config_of(head_dim=16, vocab_size=80)
@@ -42,11 +42,9 @@ def started(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_lines(path: Path, n: int) -> None:
-    end = time.monotonic() + 100
-    while not path.exists() or path.read_bytes().count(b"\n") < n:
-        assert time.monotonic() < end, f"{path} did not grow"
-        time.sleep(0.02)
+def wait_for_lines(process: subprocess.Popen[str], path: Path, n: int) -> None:
+    """Until the journal has so many lines."""
+    until(lambda: path.exists() and path.read_bytes().count(b"\n") >= n, process=process, progress=size_of(path))
 
 
 @pytest.mark.slow  # test_profiler breaks one off within this process; the command line's resume is below
@@ -54,7 +52,7 @@ def test_a_killed_run_goes_on_and_its_record_is_whole(config: Path, tmp_path: Pa
     out = tmp_path / "tiny.json"
     journal = tmp_path / "tiny.json.partial.jsonl"
     with started(config, out, "--points", "500") as process:
-        wait_for_lines(journal, 12)
+        wait_for_lines(process, journal, 12)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     before = journal.read_bytes()
@@ -64,7 +62,7 @@ def test_a_killed_run_goes_on_and_its_record_is_whole(config: Path, tmp_path: Pa
     assert refused.code == 6
     assert "--resume" in refused.err
     with started(config, out, "--resume", "--points", "10") as process:
-        stdout, stderr = process.communicate(timeout=100)
+        stdout, stderr = communicated(process)
     assert process.returncode == 0, stderr
     assert "10 steps, 10 timed" in stdout
     assert not journal.exists()
@@ -86,9 +84,9 @@ def test_a_killed_run_goes_on_and_its_record_is_whole(config: Path, tmp_path: Pa
 def test_an_interrupt_writes_what_there_is(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.json"
     with started(config, out, "--points", "500") as process:
-        wait_for_lines(tmp_path / "tiny.json.partial.jsonl", 60)
+        wait_for_lines(process, tmp_path / "tiny.json.partial.jsonl", 60)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=100)
+        _, stderr = communicated(process)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     found = read_record(out)
@@ -96,7 +94,7 @@ def test_an_interrupt_writes_what_there_is(config: Path, tmp_path: Path) -> None
     assert found.transfers is None
     assert (tmp_path / "tiny.json.partial.jsonl").exists()
     with started(config, out, "--resume", "--points", "1") as process:
-        _, stderr = process.communicate(timeout=100)
+        _, stderr = communicated(process)
     assert process.returncode == 0, stderr
     again = read_record(out)
     assert [p.step for p in again.points] == [p.step for p in found.points]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ..waiting import run_process
 from .bits_run import SPECS, Job, differences, run, same
 from .matrix import fused
 
@@ -28,7 +28,7 @@ def _in_a_process(*arguments: int) -> str:
     command = [sys.executable, "-m", "tests.runtime.bits_run", *map(str, arguments)]
     # threads that spin on a busy machine take minutes
     passive = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3000, cwd=ROOT, env=passive)
+    done = run_process(command, cwd=ROOT, env=passive)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from ..waiting import run_process
 from . import closed_forms as forms
 from . import references as ref
 
@@ -103,14 +103,7 @@ def loramux(*args: str | Path) -> str:
 def loramux_process(*args: str | Path) -> str:
     """The same in a process of its own, as a user runs it."""
     start = "import sys; from loramux_cli.main import main; sys.argv[0] = 'loramux'; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", start, *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+    done = run_process([sys.executable, "-c", start, *map(str, args)], env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, (args, done.returncode, done.stderr[-2000:])
     return done.stdout
 

@@ -10,6 +10,8 @@ import torch
 
 from loramux_runtime.live.watch.memory_watch import CudaWatch
 
+from ...waiting import finished
+
 pytestmark = pytest.mark.gpu
 
 TAKER = """
@@ -35,7 +37,9 @@ def test_another_process_is_seen_and_our_cache_is_not() -> None:
         assert it.stdin is not None and it.stdout is not None
         assert it.stdout.readline() == "done\n"
         with_theirs = watch.available_bytes()
-        it.communicate("\n", timeout=60)
+        it.stdin.write("\n")
+        it.stdin.flush()
+        finished(it)
     after = watch.available_bytes()
     assert before and with_ours and cached and with_theirs and after
     near = 64 * 2**20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from gpu.points import load_points, shrunk
 from gpu.profile import TINY_POINTS
 from gpu.store import Store
 from loramux_profiles.records import read_record
+
+from ...waiting import run_process
 
 BLOCKED = """
 import sys
@@ -45,7 +46,7 @@ def command(out: Path) -> list[str]:
 
 
 def suite(out: Path) -> list[dict[str, object]]:
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=240, env=ONE_THREAD)
+    done = run_process(command(out), env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
@@ -66,7 +67,7 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
     journal.write_bytes(whole[: len(whole) * 3 // 4])
     kept = (tmp_path / "results.jsonl").read_text().splitlines()
     (tmp_path / "results.jsonl").write_text("\n".join(kept[:-1]) + "\n" + kept[-1][:20] + "\n")
-    again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=240, env=ONE_THREAD)
+    again = run_process(command(tmp_path), env=ONE_THREAD)
     assert again.returncode == 0, again.stderr
     found = Store(tmp_path / "results.jsonl").rows
     assert [row["key"] for row in found] == [*keys[:-1], f"environment {len(keys) - 1}", keys[-1]]
@@ -74,7 +75,7 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
     # brought back, the journal is a profile
     out = tmp_path / "tiny.json"
     arguments = ["profile", "--from-journal", str(journal), "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "loramux_cli.main", *arguments], capture_output=True, text=True)
+    done = run_process([sys.executable, "-m", "loramux_cli.main", *arguments])
     assert done.returncode == 0, done.stderr
     record = read_record(out)
     assert [p.point for p in record.points] == [shrunk(point) for point in load_points()[:TINY_POINTS]]
@@ -85,7 +86,5 @@ def test_it_measures_goes_on_and_says_what_on(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
 def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gpu", "/nonexistent"], capture_output=True, text=True, timeout=120, env=ONE_THREAD
-    )
+    done = run_process([sys.executable, "-m", "gpu", "/nonexistent"], env=ONE_THREAD)
     assert done.returncode == 5 and "needs a CUDA device" in done.stderr
