@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +17,7 @@ from loramux_policies.stepping.replay import replay
 from loramux_policies.stepping.stream import Stream, decisions
 from loramux_runtime.train.faults import FaultPlan, recorded_faults
 from loramux_runtime.train.run import TrainRun
-from loramux_runtime.train.times import RealTimes, RecordedTimes
+from loramux_runtime.train.times import RealTimes, sleep_until, RecordedTimes
 from loramux_traces.errors import StateError
 
 from .tiny import job, make_run, play, profile, write_rows
@@ -65,8 +64,21 @@ def poison(held: list[TrainRun]) -> Callable[..., None]:
     return act
 
 
+class FromFirstStep(RealTimes):
+    """The real clock from the first step on: however long a busy machine takes to get there, that is at 0."""
+
+    _begun = False
+
+    def now_s(self) -> float:
+        return super().now_s() if self._begun else 0.0
+
+    def step_begins(self) -> None:
+        self._begun = True
+
+
 def record(jobs: list[dict[str, Any]], policy: str) -> tuple[TrainRun, Events]:
     """A run on the real clock with a slow first step, one out-of-memory and one divergence."""
+    times = FromFirstStep()
     held: list[TrainRun] = []
     diverge, steps = poison(held), iter(range(10**6))
 
@@ -74,11 +86,11 @@ def record(jobs: list[dict[str, Any]], policy: str) -> tuple[TrainRun, Events]:
         diverge(point, facts)
         number = next(steps)
         if number == 0:
-            time.sleep(1.2 * LATE_S)
+            sleep_until(1.2 * LATE_S, times.now_s, lambda: False)
         if number == OOM_STEP:
             raise torch.OutOfMemoryError("injected")
 
-    run = make_run(jobs, policy, times=RealTimes(), faults=FaultPlan(step=faults), max_resident=SEATS, record=True)
+    run = make_run(jobs, policy, times=times, faults=FaultPlan(step=faults), max_resident=SEATS, record=True)
     held.append(run)
     return run, json.loads(json.dumps(run.play().events))  # as events.jsonl gives it back
 

@@ -47,7 +47,7 @@ def test_a_policy_that_hangs_is_killed_and_replaced(tmp_path: Path, whole: dict[
     order = {"state": str(tmp_path / "state"), "sleepy": True}
     said: list[str] = []
     command = [sys.executable, serving.__file__, json.dumps(order)]
-    assert supervise(command, tmp_path / "state", hang_s=3.0, say=said.append, poll_s=0.0005) == 0
+    assert supervise(command, tmp_path / "state", hang_s=3.0, say=said.append, poll_s=0.005) == 0
     assert "no sign of life for 3 s (the policy was deciding)" in said[0] and len(said) == 2
     assert curves(store) == first(whole, 3)
     assert all(row["crashes"] == 0 for row in store.jobs())
