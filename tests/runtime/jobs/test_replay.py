@@ -17,7 +17,7 @@ from loramux_policies.stepping.replay import replay
 from loramux_policies.stepping.stream import Stream, decisions
 from loramux_runtime.train.faults import FaultPlan, recorded_faults
 from loramux_runtime.train.run import TrainRun
-from loramux_runtime.train.times import RealTimes, sleep_until, RecordedTimes
+from loramux_runtime.train.times import RealTimes, RecordedTimes, sleep_until
 from loramux_traces.errors import StateError
 
 from .tiny import job, make_run, play, profile, write_rows
