@@ -415,7 +415,7 @@ def loss_run(law: str, jobs: int, seed: int, traces: Folder, out: Path) -> None:
 
 
 def test_kaufman_roberts(traces: Folder, tmp_path: Path) -> None:
-    loss_run("exp", 60_000, 1, traces, tmp_path / "out")
+    loss_run("exp", 25_000, 1, traces, tmp_path / "out")
 
 
 @pytest.mark.slow

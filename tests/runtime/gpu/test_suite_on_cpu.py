@@ -27,8 +27,12 @@ class Without(PathFinder):  # absent, not forbidden: transformers asks whether S
             return None
         return super().find_spec(name, path, target)
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
-from gpu.__main__ import main
-main()
+import gpu.__main__ as suite
+suite.timed = lambda *given, **options: timed(*given, repeats=2, warmup=0)  # what it finds is not looked at
+from gpu.timing import timed
+import gc
+gc.freeze()  # before each peak garbage is collected: not all that is imported
+suite.main()
 """
 
 
