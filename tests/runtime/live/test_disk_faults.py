@@ -158,7 +158,8 @@ def test_a_checkpoint_that_cannot_be_deleted_stops_nobody(tmp_path: Path, monkey
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_delete", delete)
-        play(store, "exclusive", warn=said.append)
+        # a checkpoint after every step: there must be one to delete, however fast the job is
+        play(store, "exclusive", warn=said.append, checkpoint_s=0.0)
         play(store, "exclusive", warn=said.append)
     assert set(states(store).values()) == {"COMPLETED"} and "cannot be removed" in said[0]
     play(store, "exclusive")
