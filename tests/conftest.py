@@ -1,4 +1,7 @@
-"""One thread in every process of the tests: two beside other work spin for each other, and a step of 30 ms took 3 s."""
+"""One thread in every process of the tests.
+
+Two beside other work spin for each other, and a step of 30 ms took 3 s.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: measuring a peak collects garbage first, and need not look at all of torch."""
+    """What is imported by now stays.
+
+    Measuring a peak collects garbage first, and need not look at all of torch.
+    """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,7 @@
-"""Waits end with what they wait for; a process that sleeps, spins or has ended is told from one that is slow."""
+"""Waits end with what they wait for.
+
+A process that sleeps, spins or has ended is told from one that is slow.
+"""
 
 from __future__ import annotations
 

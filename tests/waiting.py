@@ -1,4 +1,6 @@
-"""Waiting for a process or a file as long as something moves: a busy machine is slow, and that is no failure.
+"""Waiting for a process or a file as long as something moves.
+
+A busy machine is slow, and that is no failure.
 
 Nothing here looks at how long something takes. A wait ends without success only when nothing has
 moved for `QUIET_S`, or when a process has used more processor time than any of these ever needs.
@@ -26,7 +28,10 @@ Progress = Callable[[], object]
 
 
 def cpu_s(pid: int) -> float | None:
-    """Processor time of a process and its descendants, the ended ones included; None where it cannot be seen."""
+    """Processor time of a process and its descendants, the ended ones included.
+
+    None where it cannot be seen.
+    """
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -54,7 +59,10 @@ class Quiet(AssertionError):
 
 
 class _Watch:
-    """Raises when nothing has moved for long: neither what `progress` gives nor a process's processor time."""
+    """Raises when nothing has moved for long.
+
+    That is neither what `progress` gives nor a process's processor time.
+    """
 
     def __init__(self, what: str, process: subprocess.Popen[Any] | None, progress: Progress | None) -> None:
         self._what, self._process, self._progress = what, process, progress
@@ -85,7 +93,10 @@ def until(
     progress: Progress | None = None,
     poll_s: float = POLL_S,
 ) -> Any:
-    """Return what `predicate` gives once that is true; an end of the process before that is a failure."""
+    """Return what `predicate` gives once that is true.
+
+    An end of the process before that is a failure.
+    """
     watch = _Watch("what is waited for does not come", process, progress)
     while True:
         ended = process is not None and process.poll() is not None
@@ -103,7 +114,10 @@ def worked(process: subprocess.Popen[Any], seconds: float) -> None:
 
 
 def finished(process: subprocess.Popen[Any], *, progress: Progress | None = None) -> int:
-    """Wait for the end of a process and return its exit code; one that hangs is killed, and that is a failure."""
+    """Wait for the end of a process and return its exit code.
+
+    One that hangs is killed, and that is a failure.
+    """
     watch = _Watch(f"{process.args!r} does not end", process, progress)
     try:
         while process.poll() is None:
@@ -132,7 +146,10 @@ def communicated(process: subprocess.Popen[str], *, progress: Progress | None = 
 def run_process(
     command: Sequence[str], *, text_in: str | None = None, progress: Progress | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` that captures what is printed; a process that hangs is killed, and that is a failure."""
+    """`subprocess.run` that captures what is printed.
+
+    A process that hangs is killed, and that is a failure.
+    """
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     with tempfile.TemporaryFile("w+") as given:
         if text_in is not None:

@@ -1,4 +1,7 @@
-"""Every chart: three files, equal bytes, no global state, every density, awkward names; timeline and commands."""
+"""Every chart: three files, equal bytes, no global state, every density, awkward names.
+
+Timeline and commands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How long the command line takes to answer; CPU seconds of a fresh process, so that other load does not count."""
+"""How long the command line takes to answer.
+
+CPU seconds of a fresh process, so that other load does not count.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`loramux estimate` and `loramux recommend` from the command line: what they print, how they end."""
+"""`loramux estimate` and `loramux recommend` from the command line.
+
+What they print, how they end.
+"""
 
 from __future__ import annotations
 

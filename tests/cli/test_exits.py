@@ -156,7 +156,7 @@ def test_names_in_tables_are_text_not_markup(cli: Cli, trace: Path, tmp_path: Pa
 
 
 # --- policies
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_from_a_file_and_from_a_module(
@@ -294,7 +294,7 @@ def test_what_fits_nowhere_is_said_with_the_row(cli: Cli, tmp_path: Path) -> Non
 
 
 # --- 6: folders
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_is_not_overwritten(cli: Cli, trace: Path, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_strangers_file_beside_a_run_survives_force(cli: Cli, trace: Path, tmp
 
 
 # --- signals and pipes
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def command(*arguments: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""The live scheduler as users have it: commands in one shell, the scheduler in another, signals, exit codes."""
+"""The live scheduler as users have it.
+
+Commands in one shell, the scheduler in another, signals, exit codes.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def status(cwd: Path) -> dict[str, Any]:
 
 
 def wait_for(process: subprocess.Popen[str], cwd: Path, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """The status once a scheduler runs and `what` holds of its jobs by name; it goes on as long as there is progress."""
+    """The status once a scheduler runs and `what` holds of its jobs by name.
+
+    It goes on as long as there is progress.
+    """
     latest: list[dict[str, Any]] = []
 
     def found() -> dict[str, Any] | None:

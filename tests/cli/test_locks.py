@@ -74,7 +74,10 @@ def test_a_folder_is_given_back(tmp_path: Path) -> None:
 def test_a_usage_error_leaves_no_folder(
     cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    """The last one is found out only when the first run is made: all its jobs are submitted at once."""
+    """The last one is found out only when the first run is made.
+
+    All its jobs are submitted at once.
+    """
     monkeypatch.chdir(tmp_path)
     write_trace(tmp_path / "burst.csv", tuple(f"j{i},0,smollm2-135m,lora,4,64,10,0" for i in range(3)))
     own = () if "--trace" in arguments else ("--trace", trace)

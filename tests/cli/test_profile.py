@@ -1,4 +1,7 @@
-"""`loramux profile` and `loramux fit` from the command line: what they leave, what they refuse, how they end."""
+"""`loramux profile` and `loramux fit` from the command line.
+
+What they leave, what they refuse, how they end.
+"""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_a_retired_folder_can_be_used_again(folder: Path, cli: Cli) -> None:
 
 
 def test_whoever_makes_a_folder_at_the_same_moment_is_waited_for(tmp_path: Path) -> None:
-    """(One in five was told that the database is locked.)"""
+    """(One in five was told that the database is locked.)."""
     problems: list[BaseException] = []
 
     def make(state: Path, barrier: threading.Barrier) -> None:

@@ -1,4 +1,7 @@
-"""`loramux simulate`: what it prints, what it writes, and that nothing but the trace and the seed decides it."""
+"""`loramux simulate`.
+
+What it prints, what it writes, and that nothing but the trace and the seed decides it.
+"""
 
 from __future__ import annotations
 
@@ -330,7 +333,10 @@ def test_malformed_files(cli: Cli, place: Path, examples: int) -> None:
 
 
 def test_a_measured_profile_as_the_device(cli: Cli, tmp_path: Path) -> None:
-    """By the name of one that ships, for its own model; other models only when that is asked for."""
+    """By the name of one that ships, for its own model.
+
+    Other models only when that is asked for.
+    """
     trace = tmp_path / "jobs.csv"
     trace.write_text(
         "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps,dtype\n"

@@ -133,7 +133,10 @@ def test_a_resumed_sweep_may_ask_for_more(cli: Cli, trace: Path, tmp_path: Path)
 
 
 def test_rows_of_an_edited_policy_are_not_mixed(cli: Cli, trace: Path, tmp_path: Path) -> None:
-    """Resuming after an edit of the policy file would put two policies under one name; others may still be added."""
+    """Resuming after an edit of the policy file would put two policies under one name.
+
+    Others may still be added.
+    """
     file, out = tmp_path / "mine.py", tmp_path / "s"
     code = "from loramux_policies import create\n\n\nclass Mine(type(create('fifo'))):\n    pass\n"
     file.write_text(code)
@@ -266,7 +269,10 @@ def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> No
 
 
 def test_the_first_row_is_saved_at_once(cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after SAVE_EVERY_S: a sweep that is killed without a chance to clean up has lost as little as may be."""
+    """Not after SAVE_EVERY_S.
+
+    A sweep that is killed without a chance to clean up has lost as little as may be.
+    """
     saved: list[int] = []
     write = sweeps.write_results
     monkeypatch.setattr(sweeps, "write_results", lambda path, rows: (saved.append(len(rows)), write(path, rows)))

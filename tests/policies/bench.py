@@ -1,4 +1,7 @@
-"""Job classes and devices of two types, priced by the cost model: what ledgers and fused devices are tested on."""
+"""Job classes and devices of two types, priced by the cost model.
+
+What ledgers and fused devices are tested on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ TYPES = ("l4", "a100-40g")
 
 
 class Bench:
-    """Job classes and devices of two types under one way of fusing and copying; costs are built once."""
+    """Job classes and devices of two types under one way of fusing and copying.
+
+    Costs are built once.
+    """
 
     def __init__(self, fusion: Any, copies: Any) -> None:
         self.fusion, self.copies = fusion, copies

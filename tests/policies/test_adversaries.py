@@ -1,5 +1,6 @@
-"""Policies that misbehave end the run with a PolicyError that has their name: never a hang, a traceback or a wrong
-result.
+"""Policies that misbehave end the run with a PolicyError that has their name.
+
+Never a hang, a traceback or a wrong result.
 """
 
 from __future__ import annotations

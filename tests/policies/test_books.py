@@ -1,5 +1,6 @@
-"""What is kept up step by step equals what a slow reference computes from scratch: ledgers, the fleet's index,
-expected steps.
+"""What is kept up step by step equals what a slow reference computes from scratch.
+
+Ledgers, the fleet's index, expected steps.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def test_ledgers_add_up_to_the_cost_model(mode: tuple[str, str], type_index: int
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
-    """Candidates, under every rule, are the devices that a look at each of them finds, on the fleet and on forks of
-    forks.
+    """Candidates, under every rule, are the devices that a look at each of them finds.
+
+    That holds on the fleet and on forks of forks.
     """
     bench = bench_of(*mode)
     rules = ("best-fit", "worst-fit", "first-fit", "least-loaded")
@@ -125,8 +127,9 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_the_expected_step_is_the_mean_of_drawn_steps(fusion: Any) -> None:
-    """For sets of one to six jobs: seconds and tokens, over 4,000 draws of all lengths, within four standard errors
-    and 0.6%.
+    """For sets of one to six jobs.
+
+    Seconds and tokens, over 4,000 draws of all lengths, within four standard errors and 0.6%.
     """
     bench = bench_of(fusion, "shared")
     model = bench.models[1]
@@ -147,7 +150,10 @@ def test_the_expected_step_is_the_mean_of_drawn_steps(fusion: Any) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_a_simulated_step_costs_what_the_cost_model_says(fusion: Any) -> None:
-    """Step fidelity's own arithmetic, against the reference, at real lengths; halved micro-batches too."""
+    """Step fidelity's own arithmetic, against the reference, at real lengths.
+
+    Halved micro-batches too.
+    """
     bench = bench_of(fusion, "shared")
     model = bench.models[1]
     rng = np.random.default_rng(5)

@@ -1,4 +1,6 @@
-"""Every policy gives the same answer on the frozen snapshot as on the live view, at every decision of random runs.
+"""Every policy gives the same answer on the frozen snapshot as on the live view.
+
+At every decision of random runs.
 
 And looking on changes nothing: an observer that reads the whole queue leaves the run as it is.
 """

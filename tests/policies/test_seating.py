@@ -1,4 +1,7 @@
-"""Shares below one seat: who is in which fused step, and what speed lies between whole numbers of seats."""
+"""Shares below one seat.
+
+Who is in which fused step, and what speed lies between whole numbers of seats.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from loramux_policies.stepping.shares import phi_at, seating
 @given(st.lists(st.sampled_from([1.0, 0.5, 0.25, 1 / 3, 2 / 3, 0.1, 0.9, 1e-3]), min_size=1, max_size=9))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_everybody_gets_the_share_it_has(shares: list[float]) -> None:
-    """In the weights exactly, in any stretch of steps nearly; and no step is empty or off by a whole job."""
+    """In the weights exactly, in any stretch of steps nearly.
+
+    No step is empty or off by a whole job.
+    """
     seats = seating(shares)
     total = sum(shares)
     assert sum(seats.weights()) == pytest.approx(1.0)

@@ -1,4 +1,7 @@
-"""Bit-equality on CPU in fp32 (invariant 4): fused, alone, in other orders, paused, joined late; 1 and 2 threads."""
+"""Bit-equality on CPU in fp32 (invariant 4): fused, alone, in other orders, paused, joined late.
+
+1 and 2 threads.
+"""
 
 from __future__ import annotations
 

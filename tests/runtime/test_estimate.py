@@ -1,4 +1,7 @@
-"""Estimates without the device: equal to the tracked peak of the real step, kept on disk, by either reader of jobs."""
+"""Estimates without the device.
+
+Equal to the tracked peak of the real step, kept on disk, by either reader of jobs.
+"""
 
 from __future__ import annotations
 

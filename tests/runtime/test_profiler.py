@@ -1,4 +1,7 @@
-"""The profiler: which steps it chooses, what it makes of a step without memory, what a kill leaves."""
+"""The profiler: which steps it chooses, and what a kill leaves.
+
+What it makes of a step without memory.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def points(n: int, *, seed: int = 0, limits: Limits = LIMITS) -> list[StepPoint]
 
 @pytest.fixture
 def open_journal(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
-    """Opens the journal of one record; what it opened before is closed, as by the end of a process."""
+    """Opens the journal of one record.
+
+    What it opened before is closed, as by the end of a process.
+    """
     with ExitStack() as stack:
 
         def make(identity: dict[str, Any] = IDENTITY, **options: bool) -> Journal:
@@ -196,7 +202,10 @@ def test_active_experts_of_a_dynmole_job_are_recorded(model: FusedModel) -> None
 
 
 def test_the_memory_of_a_dynmole_step_does_not_follow_its_active_experts(model: FusedModel) -> None:
-    """Its experts are computed densely: 2 of 8 active take the bytes of 8 of 8, and the models hold them constant."""
+    """Its experts are computed densely.
+
+    2 of 8 active take the bytes of 8 of 8, and the models hold them constant.
+    """
     adapter = AdapterPoint(method="dynmole", rank=4, experts=8, top_k=2)
     step = PointStep(model, StepPoint(jobs=(JobPoint(adapter=adapter, lengths=(30, 20), labels=20),)))
     (slab,) = [one.slab for one in step.adapters]

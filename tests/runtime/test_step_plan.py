@@ -1,4 +1,4 @@
-"""The allocation plan against the tracked storages of the real fused step, and of the same on fake tensors."""
+"""The allocation plan against the tracked storages of the real and of the fake step."""
 
 from __future__ import annotations
 
@@ -160,7 +160,10 @@ def test_the_tracker_does_not_count_what_was_there_before() -> None:
     ],
 )
 def test_every_family_is_planned(family: str, low: float, high: float) -> None:
-    """Norms of queries and keys, norms after the blocks and fused projections keep what llama does not."""
+    """Norms and fused projections keep what llama does not.
+
+    Norms of queries and keys, and norms after the blocks.
+    """
     from transformers import AutoConfig
 
     from loramux_profiles.hf_config import shape_from_dict

@@ -1,4 +1,7 @@
-"""Corners of the engines, each with a hand-computed answer: predictions, warm-up, ties, tiny jobs."""
+"""Corners of the engines, each with a hand-computed answer.
+
+Predictions, warm-up, ties, tiny jobs.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,10 @@ def test_warmup_leaves_out_the_first_jobs() -> None:
 @FIDELITIES
 @pytest.mark.parametrize("policy", ["fifo", "srtf"])
 def test_devices_count_from_the_end_of_the_warm_up(policy: str, fidelity: str) -> None:
-    """Half idle from 600 s on; what warm-up jobs do there counts, and what was done before does not."""
+    """Half idle from 600 s on.
+
+    What warm-up jobs do there counts, and what was done before does not.
+    """
     trace = sized([100.0] * 5 + [40.0] * 5, [0.0] * 5 + [600.0 + 80.0 * i for i in range(5)], seq_len=300.0)
     options: dict[str, Any] = {"devices": "1xl4", "max_resident": 1, "ideal": True, "fidelity": fidelity}
     whole, later = (simulate(trace, policy, warmup=warmup, **options).summary for warmup in (0.0, 0.5))

@@ -1,4 +1,7 @@
-"""The rows of a job as the step engine draws them: each once, over pauses too; and what a raised bound is worth."""
+"""The rows of a job as the step engine draws them: each once, over pauses too.
+
+And what a raised bound is worth.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def test_micro_batches_cover_every_row_once() -> None:
 
 
 def test_a_pause_keeps_the_data_cursor() -> None:
-    """Resumed after any number of rows, in the middle of a micro-batch too, a job goes on with the next row."""
+    """A job that is resumed after any number of rows goes on with the next row.
+
+    In the middle of a micro-batch, too.
+    """
     bench = bench_of("packed", "shared")
     one = next(j for j in bench.fitting(1) if j.cost_on(1).rows == 8)
     cost = one.cost_on(1)
@@ -62,7 +68,10 @@ def test_a_pause_keeps_the_data_cursor() -> None:
 
 
 def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every event `used` is what the residents need by the device's present bound, out-of-memory or not."""
+    """After every event `used` is what the residents need by the device's present bound.
+
+    Out-of-memory or not.
+    """
     monkeypatch.setattr(api, "QUANTILE_99", 0.15)
     seen = {"oom": 0, "finish": 0}
 
@@ -74,7 +83,10 @@ def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.Monke
             seen["oom"] += ledger.raised > 0.0 and len(ledger.jobs) > 1
 
     class Patient(Policy):
-        """Starts nobody at the event itself, so that nothing but the event can have brought the totals up to date."""
+        """Starts nobody at the event itself.
+
+        So nothing but the event can have brought the totals up to date.
+        """
 
         def place(self, view: ClusterView) -> Plan:
             plan = view.plan()

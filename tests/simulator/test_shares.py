@@ -1,4 +1,7 @@
-"""Shares below one seat mean the same on every pace and in both fidelities (contract: `Plan.start`)."""
+"""Shares below one seat mean the same on every pace and in both fidelities.
+
+The contract is that of `Plan.start`.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ def test_two_halves_of_a_seat_take_turns(policy: type[Policy], options: dict[str
 
 @PACES
 def test_shares_are_proportions(policy: type[Policy], options: dict[str, Any]) -> None:
-    """3 : 1 on one seat: the first ends at 100, when the other has a quarter of that; alone it goes at full speed."""
+    """3 : 1 on one seat: the first ends at 100, when the other has a quarter of that.
+
+    Alone it goes at full speed.
+    """
     assert shared((75.0, 0.75), (100.0, 0.25), policy=policy, **options) == pytest.approx([100.0, 175.0], rel=0.02)
 
 
@@ -84,7 +90,10 @@ def test_no_device_idles_for_a_share(policy: type[Policy], options: dict[str, An
 @FIDELITIES
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_tied_jobs_beside_a_whole_seat(fidelity: str, fusion: str) -> None:
-    """The tied ones are each in half of the steps of the whole one: it has had 2,000 when each has had 1,000."""
+    """The tied ones are each in half of the steps of the whole one.
+
+    It has had 2,000 when each has had 1,000.
+    """
     steps = {"whole": 4000.0, "a-half": 1000.0, "b-half": 1000.0}
     columns = {"base_model": "tinyllama-1.1b", "seq_len": 400.0}
     trace = trace_of(

@@ -1,4 +1,7 @@
-"""A simulation in which nobody gets anywhere ends with a PolicyError; one that is only slow does not."""
+"""A simulation in which nobody gets anywhere ends with a PolicyError.
+
+One that is only slow does not.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,10 @@ def test_pausing_and_starting_for_ever(fidelity: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("fidelity", ["rate", "step"])
 def test_pauses_that_give_no_service(fidelity: str) -> None:
-    """Time passes and jobs start all the time, but loading takes longer than they are left alone; found out soon."""
+    """Time passes and jobs start all the time, but loading takes longer than they are left alone.
+
+    Found out soon.
+    """
 
     class Villain(Policy):
         def place(self, view: ClusterView) -> Plan:

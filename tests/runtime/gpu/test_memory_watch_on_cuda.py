@@ -1,4 +1,7 @@
-"""Another process that takes memory of the GPU is seen; the cache of our own allocator is not taken for one."""
+"""Another process that takes memory of the GPU is seen.
+
+The cache of our own allocator is not taken for one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The GPU suite's script itself, tried on the CPU: with torch, transformers and numpy only, resumable; its profile."""
+"""The GPU suite's script itself, tried on the CPU, and its profile.
+
+With torch, transformers and numpy only; it is resumable.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Parity: the stream of a run on the real clock gives the same decisions from torch and from the loop without torch."""
+"""Parity: a recorded stream gives the same decisions from torch and without it.
+
+The run was on the real clock.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ Events = list[dict[str, Any]]
 
 
 def workload(data: Path, seed: int) -> list[dict[str, Any]]:
-    """Ten jobs in half a second; `late` comes in the middle of the first step, `picky` stops early."""
+    """Ten jobs in half a second.
+
+    `late` comes in the middle of the first step, `picky` stops early.
+    """
     rng = random.Random(seed)
     jobs = [
         job(
@@ -53,7 +59,10 @@ def workload(data: Path, seed: int) -> list[dict[str, Any]]:
 
 
 def poison(held: list[TrainRun]) -> Callable[..., None]:
-    """Job j1 diverges from its second step on; a property of the job, so it does so in the torch replay by itself."""
+    """Job j1 diverges from its second step on.
+
+    A property of the job, so it does so in the torch replay by itself.
+    """
 
     def act(point: str, facts: dict[str, Any]) -> None:
         training = held[0]._training.get("j1")
@@ -65,7 +74,10 @@ def poison(held: list[TrainRun]) -> Callable[..., None]:
 
 
 class FromFirstStep(RealTimes):
-    """The real clock from the first step on: however long a busy machine takes to get there, that is at 0."""
+    """The real clock from the first step on.
+
+    However long a busy machine takes to get there, that is at 0.
+    """
 
     _begun = False
 
@@ -96,7 +108,10 @@ def record(jobs: list[dict[str, Any]], policy: str) -> tuple[TrainRun, Events]:
 
 
 def by_torch(events: Events, jobs: list[dict[str, Any]], policy: str) -> Events:
-    """The recorded run again: every step is trained, only the clock and the out-of-memory are the recorded ones."""
+    """The recorded run again.
+
+    Every step is trained, only the clock and the out-of-memory are the recorded ones.
+    """
     stream = Stream.of(events, {one["id"]: one["batch_size"] for one in jobs})
     held: list[TrainRun] = []
     faults = recorded_faults(stream, FaultPlan(step=poison(held)))

@@ -1,4 +1,7 @@
-"""What a test asks of a scheduler while it runs, from another connection, and reads off its queue."""
+"""What a test asks of a running scheduler and reads off its queue.
+
+It asks from another connection.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Policies that fail in every way and at every time: the scheduler names them and the jobs end as if nothing were."""
+"""Policies that fail in every way and at every time.
+
+The scheduler names them and the jobs end as if nothing were.
+"""
 
 from __future__ import annotations
 

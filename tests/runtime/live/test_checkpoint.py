@@ -1,4 +1,7 @@
-"""Whatever happens to the files, a job goes on from the newest checkpoint that is valid, or says why it cannot."""
+"""A job goes on from the newest checkpoint that is valid, or says why it cannot.
+
+That holds whatever happens to the files.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_future_that_was_left_is_deleted(tmp_path: Path) -> None:
-    """A job that went back (out of memory, or the newest was not valid) must not find its old self in front of it."""
+    """A job that went back must not find its old self in front of it.
+
+    It ran out of memory, or the newest was not valid.
+    """
     _, older, newer = two(tmp_path)
     (newer / "state.json").write_text("")
     back = Trained()
@@ -332,7 +338,10 @@ def test_a_folder_that_is_read_only() -> None:
 
 
 def test_killed_at_any_stage(tmp_path: Path) -> None:
-    """By SIGKILL, in a new save and in one that replaces; `keep` is 1, so that older ones are deleted too."""
+    """By SIGKILL, in a new save and in one that replaces.
+
+    `keep` is 1, so that older ones are deleted too.
+    """
     runs = [*(f"{stage}+new" for stage in STAGES), *(f"{s}+again" for s in ("synced", "aside", "renamed", "pruned"))]
     done = run_process([sys.executable, "-m", "tests.runtime.live.ckpt", str(tmp_path), *runs], cwd=ROOT)
     assert done.returncode == 0, done.stderr

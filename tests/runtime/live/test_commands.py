@@ -78,7 +78,10 @@ def test_drain_begins_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 
 def test_another_policy_at_a_step_boundary(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """From a policy that keeps the device to one job to one that fuses, and back: seats are given up."""
+    """From a policy that keeps the device to one job to one that fuses, and back.
+
+    Seats are given up.
+    """
     store = submit(tmp_path / "state", jobs(tmp_path, 4))
     asks: dict[int, Ask] = {
         3: lambda other: other.command("policy", "", "fifo"),

@@ -97,7 +97,10 @@ def test_a_job_is_not_done_before_its_adapter_is_written(tmp_path: Path, whole: 
 
 
 def test_checkpoints_that_cannot_be_read_now_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the disk, or files of another user after a restore: not a job that begins again."""
+    """An error of the disk, or files of another user after a restore.
+
+    Not a job that begins again.
+    """
     found = jobs(tmp_path, 1, steps=12)
     whole = submit(tmp_path / "whole", found)
     play(whole, "fifo")

@@ -1,4 +1,7 @@
-"""Out of memory, not a number, bad data, jobs that never fit: each costs one job, the others end bit-equal."""
+"""Out of memory, not a number, bad data, jobs that never fit.
+
+Each costs one job, the others end bit-equal.
+"""
 
 from __future__ import annotations
 

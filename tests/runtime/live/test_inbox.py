@@ -1,4 +1,7 @@
-"""How jobs come into the queue of a running scheduler: by name, in order, once, and at their time."""
+"""How jobs come into the queue of a running scheduler.
+
+By name, in order, once, and at their time.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ def test_a_job_that_comes_twice_is_there_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_many_jobs_are_read_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(Three thousand took 11 s, one fsync each.)"""
+    """(Three thousand took 11 s, one fsync each.)."""
     store = submit(tmp_path / "state", [])
     inbox = LiveInbox(store, due=lambda row: None, obey=lambda row: None, lasting=lambda: False)
     submit(tmp_path / "state", jobs(tmp_path, 30)).close()

@@ -1,4 +1,7 @@
-"""Several devices, in this process: where jobs go, what they learn there, and what the death of a worker costs."""
+"""Several devices, in this process.
+
+Where jobs go, what they learn there, and what the death of a worker costs.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +159,10 @@ def test_jobs_go_on_from_their_last_checkpoint(
     "at", [*[[9, 30, 31]], *(pytest.param(x, marks=pytest.mark.slow) for x in [[], [20], [12, 24, 36, 48]])]
 )
 def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None:
-    """Their state follows them to another device, or is lost on the way; arrivals pause somebody all the time."""
+    """Their state follows them to another device, or is lost on the way.
+
+    Arrivals pause somebody all the time.
+    """
     found = jobs(tmp_path, 16)
     for i, job in enumerate(found):
         job["priority"] = i

@@ -1,4 +1,7 @@
-"""A replay on the real runtime, on a clock that goes by predictions, against its simulation: what is left is not noise."""
+"""A replay on the real runtime, on a clock that goes by predictions, against its simulation.
+
+What is left is not noise.
+"""
 
 from __future__ import annotations
 

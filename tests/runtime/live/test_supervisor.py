@@ -71,7 +71,7 @@ def test_no_end_of_restarts_is_an_end(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_signal_between_two_processes_is_heard(tmp_path: Path) -> None:
-    """(Found by the soak: the next process was started, and ran for ever.)"""
+    """(Found by the soak: the next process was started, and ran for ever.)."""
     command = [sys.executable, "-c", "import os; os.abort()"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         say = lambda text, number=number: os.kill(os.getpid(), number)

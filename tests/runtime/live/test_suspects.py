@@ -1,4 +1,7 @@
-"""Jobs that kill or hang the process: found out, isolated, ended; the others end as if they had been alone."""
+"""Jobs that kill or hang the process: found out, isolated, ended.
+
+The others end as if they had been alone.
+"""
 
 from __future__ import annotations
 
