@@ -1,4 +1,4 @@
-"""The house: simulation never imports torch, versions are pinned, what the house files say of each other is true."""
+"""The house: no torch in simulation, pinned versions, no circles, and files that agree."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from .waiting import communicated, run_process
 
 ROOT = Path(__file__).parents[1]
 BLOCKER = """
@@ -39,12 +41,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def loramux_without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`loramux` in a process where torch and transformers cannot be imported."""
-    return subprocess.run([sys.executable, "-c", BLOCKER, *arguments], capture_output=True, text=True, timeout=120)
+    return run_process([sys.executable, "-c", BLOCKER, *arguments])
 
 
 def test_the_blocker_blocks() -> None:
     code = BLOCKER.replace("from loramux_cli.main import main", "main = lambda: __import__('torch')")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_process([sys.executable, "-c", code])
     assert "torch was imported" in done.stderr
 
 
@@ -126,9 +128,9 @@ def test_a_wheel_carries_the_data() -> None:
 
 @pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling is not installed")
 def test_a_wheel_runs_by_itself(tmp_path: Path) -> None:
-    """Built of the checkout, unpacked elsewhere: `simulate` without arguments finds sample and profiles."""
+    """Built of the checkout and unpacked elsewhere, `simulate` finds sample and profiles."""
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    done = run_process(build, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert list(tmp_path.glob("*.tar.gz"))
@@ -140,7 +142,7 @@ def test_a_wheel_runs_by_itself(tmp_path: Path) -> None:
         "simulate_main(['--policy', 'fifo', '--json'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    ran = run_process([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr
     (run,) = json.loads(ran.stdout)["runs"]
     assert run["jobs"] == 1000
@@ -154,9 +156,9 @@ def test_the_library_needs_no_torch_and_is_a_command() -> None:
         "from loramux import simulate, Policy, read_trace, register\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_process([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-m", "loramux", "policies"], capture_output=True, text=True)
+    done = run_process([sys.executable, "-m", "loramux", "policies"])
     assert done.returncode == 0 and "aspen" in done.stdout
 
 
@@ -239,7 +241,7 @@ def test_modules_are_small_and_large_classes_say_why() -> None:
 
 
 def test_docstrings_say_something() -> None:
-    """(ruff holds their form: one full sentence of at most 100 columns, then the rest.)"""
+    """ruff holds their form: one full sentence of at most 100 columns, then the rest."""
     for file in modules().values():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -258,7 +260,7 @@ def test_licence_is_the_whole_text() -> None:
 )
 @pytest.mark.parametrize("after_s", [0.6, 1.0, 1.6])
 def test_signals_end_it_with_their_code(number: int, code: int, word: str, after_s: float) -> None:
-    """At whatever moment: running, or importing (in numpy's initialisation a signal turns into an ImportError)."""
+    """A signal may come at any moment: running, or importing (in numpy's it is an ImportError)."""
     start = "from loramux_cli.main import main; print(flush=True); main()"
     policies = [
         word for name in ("aspen", "srtf", "sjf", "las", "ps", "fifo", "exclusive") for word in ("--policy", name)
@@ -271,5 +273,5 @@ def test_signals_end_it_with_their_code(number: int, code: int, word: str, after
         process.stdout.readline()
         time.sleep(after_s)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = communicated(process)
     assert (process.returncode, errors) == (code, f"loramux: {word}\n")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from .waiting import finished, run_process
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("traces", "profiles", "policies", "simulator", "runtime", "analysis", "cli")
 READMES = {"root": ROOT / "README.md"} | {name: ROOT / name / "README.md" for name in PACKAGES}
 PAGES = {**READMES, "contributing": ROOT / "CONTRIBUTING.md"}
 ENTRY = {"loramux": "main", "simulate": "simulate_main"}
-PATIENCE_S = 1800.0
-"""No command takes a minute alone: thirty times that is a hang on any machine."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -37,9 +37,7 @@ def commands(page: Path) -> list[list[str]]:
 def run(args: list[str], folder: Path) -> str:
     """Return the output of a command that must succeed and say something."""
     cache = {"MPLBACKEND": "Agg", "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        args, cwd=folder, env={**os.environ, **cache}, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    done = run_process(args, cwd=folder, env={**os.environ, **cache})
     assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
     assert (done.stdout + done.stderr).strip(), f"{args} printed nothing"
     return done.stdout
@@ -80,7 +78,7 @@ def test_commands_run_in_order(name: str, tmp_path: Path) -> None:
         for command, *arguments in shown:
             start = [sys.executable, "-c", f"from loramux_cli.main import {ENTRY.get(command)} as main; main()"]
             if command == "wait":
-                assert background.pop().wait(PATIENCE_S) == 0
+                assert finished(background.pop()) == 0
             elif arguments[-1] == "&":
                 with (tmp_path / "background").open("w") as said:
                     background.append(
@@ -101,7 +99,7 @@ def test_commands_run_in_order(name: str, tmp_path: Path) -> None:
     finally:
         for process in background:  # a command has failed: the scheduler must not go on for ever
             process.terminate()
-            process.wait(PATIENCE_S)
+            finished(process)
 
 
 def links() -> list[tuple[str, str]]:

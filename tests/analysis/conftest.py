@@ -1,4 +1,7 @@
-"""Synthetic runs: a small honest queue (arrivals, waiting, seats on devices, memory) that fills the result schema."""
+"""Synthetic runs: a small honest queue that fills the result schema.
+
+It has arrivals, waiting, seats on devices, and memory.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ METHODS = ("lora", "mixlora", "mola", "dynmole")
 def simulate(
     policy: str, seed: int, *, jobs: int = 300, devices: int = 4, seats: int = 3, load: float = 0.9, slow: float = 1.0
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
-    """Non-preemptive FIFO or SJF (by `policy`) on devices x seats servers; same seed, same trace. -> jobs, summary,
-    timeline.
+    """Simulate non-preemptive FIFO or SJF (by `policy`); same seed, same trace.
+
+    On devices x seats servers. Returns jobs, summary and timeline.
 
     `slow` stretches every service time by a random factor around it, as a real run differs from a
     simulated one.
@@ -146,7 +150,10 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture(scope="session")
 def make_run() -> MakeRun:
-    """make_run(folder, policy, seed, kind=..., **simulate options) -> the run, written and read back."""
+    """Writes a run and reads it back: make_run(folder, policy, seed, kind=..., **options).
+
+    The options are those of `simulate`.
+    """
 
     def make(folder: Path, policy: str = "fifo", seed: int = 0, kind: str = "simulated", **options: Any) -> Run:
         jobs, summary, timeline = simulate(policy, seed, **options)

@@ -1,4 +1,7 @@
-"""ASPEN's evaluation: the order on mixed lengths comes out of the model, the tables add up, JSON has no NaN."""
+"""ASPEN's evaluation.
+
+The order on mixed lengths comes out of the model, the tables add up, JSON has no NaN.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ def test_order_on_mixed_lengths_comes_out(bench: Bench, seed: int) -> None:
 
 
 def test_fusing_shuffled_rows_never_pads_less_than_sequential(bench: Bench) -> None:
-    """Why the published M3 must have sorted: a fused micro-batch is padded at least to its own longest row."""
+    """Why the published M3 must have sorted.
+
+    A fused micro-batch is padded at least to its own longest row.
+    """
     alone = bench.run(SCALED, "exclusive", "shuffled").summary["padding_fraction"]
     for policy in ("aspen-minpad:k=4,residents=8", "aspen-fifo:k=4,residents=4", "aspen:k=4,residents=8"):
         assert bench.run(SCALED, policy, "shuffled").summary["padding_fraction"] > alone

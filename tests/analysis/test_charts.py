@@ -1,4 +1,7 @@
-"""Every chart: three files, equal bytes, no global state, every density, awkward names; timeline and commands."""
+"""Every chart: three files, equal bytes, no global state, every density, awkward names.
+
+Timeline and commands.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,13 @@ def _check(paths: list[Path]) -> set[str]:
     return names
 
 
-def test_all_charts_of_a_set_twice_the_same(run_set: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def report(run_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The report of a set, and its charts."""
+    return write_report(load([run_set]), tmp_path_factory.mktemp("report"))
+
+
+def test_all_charts_of_a_set_twice_the_same(run_set: Path, report: list[Path], tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     told: list[str] = []
     first = draw_charts(load([run_set]), tmp_path / "a", tell=told.append)
@@ -61,9 +70,8 @@ def test_all_charts_of_a_set_twice_the_same(run_set: Path, tmp_path: Path) -> No
     }
     assert _check(first) == names
     assert [line.split(":")[0] for line in told if "left out" in line] == ["load", "real"]
-    second = draw_charts(load([run_set]), tmp_path / "b")
-    for a, b in zip(first, second, strict=True):
-        assert a.read_bytes() == b.read_bytes(), a.name
+    for a, b in zip(first, report[1:], strict=True):
+        assert a.name == b.name and a.read_bytes() == b.read_bytes(), a.name
     assert dict(mpl.rcParams) == before
 
 
@@ -159,9 +167,9 @@ def test_chrome_trace(big_run: Run) -> None:
     assert max(e["args"]["used"] for e in trace["traceEvents"] if e.get("name") == "memory (GiB)") <= 80
 
 
-def test_report(run_set: Path, tmp_path: Path) -> None:
-    report, *charts = write_report(load([run_set]), tmp_path / "r")
-    text = report.read_text()
+def test_report(report: list[Path]) -> None:
+    written, *charts = report
+    text = written.read_text()
     assert "| policy |" in text
     assert "Little" in text
     assert "![over_time](plots/over_time.png)" in text

@@ -1,4 +1,7 @@
-"""Metrics, intervals, agreement and step functions against values worked out by hand or by brute force."""
+"""Metrics, intervals, agreement and step functions against values worked out by hand.
+
+Or by brute force.
+"""
 
 from __future__ import annotations
 
@@ -82,14 +85,20 @@ def test_intervals_at_their_edges() -> None:
 
 
 def test_intervals_cover() -> None:
-    """95% intervals over 8 seeds hold the true mean in 90% to 99% of 300 trials (plain percentiles: about 88%)."""
+    """95% intervals over 8 seeds hold the true mean in 90% to 99% of 300 trials.
+
+    Plain percentiles: about 88%.
+    """
     rng = np.random.default_rng(1)
     found = [over_seeds(rng.normal(10, 2, 8)) for _ in range(300)]
     assert 0.90 <= np.mean([i.low <= 10 <= i.high for i in found]) <= 0.99
 
 
 def test_block_intervals_cover_dependent_jobs() -> None:
-    """An AR(1) series with correlation 0.8, like waiting in a queue: single-job draws would cover about 50%."""
+    """An AR(1) series with correlation 0.8, like waiting in a queue.
+
+    Single-job draws would cover about 50%.
+    """
     rng = np.random.default_rng(2)
     hits = 0
     for _ in range(100):

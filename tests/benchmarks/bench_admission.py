@@ -1,6 +1,9 @@
-"""Job sets packed by the memory bound against a hard limit: does a step ever exceed it, and how much of it is used?
+"""Job sets packed by the memory bound against a hard limit.
 
-    python tests/benchmarks/bench_admission.py PROFILE [--sets 1000] [--out analysis/results/profile-cpu]
+Does a step ever exceed it, and how much of it is used?
+
+    python tests/benchmarks/bench_admission.py PROFILE [--sets 1000]
+        [--out analysis/results/profile-cpu]
 
 Each set draws up to 16 random jobs with their next micro-batches, and a limit between the need of
 its smallest job and 1.2 times that of all. Jobs are let in one by one, in order, as long as the

@@ -1,4 +1,6 @@
-"""The live scheduler on real training: replays under many policies, and what its decisions and books cost.
+"""The live scheduler on real training.
+
+Replays under many policies, and what its decisions and books cost.
 
     python tests/benchmarks/bench_live.py replay --jobs 12 --out replays12 --profile mine.json
     loramux validate --real replays12 --out agreement12
@@ -33,7 +35,7 @@ MEMORY = "150MiB"
 
 
 def replay(given: argparse.Namespace) -> None:
-    """Every policy `--repeats` times, interleaved, so that a machine that changes its speed changes it for all."""
+    """Every policy `--repeats` times, interleaved: a machine that slows down does so for all."""
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     trace = out / f"mixed{given.jobs}.csv"

@@ -1,6 +1,9 @@
-"""Peak memory of a fused step against as many separate runs, by tracking live storages; run by hand, no GPU needed.
+"""Peak memory of a fused step against as many separate runs, by tracking live storages.
 
-    python tests/benchmarks/bench_memory.py [--shape llama-7b] [--layers N] [--out analysis/results/memory-fake]
+Run by hand, no GPU needed.
+
+    python tests/benchmarks/bench_memory.py [--shape llama-7b] [--layers N]
+        [--out analysis/results/memory-fake]
 
 The step really runs, on fake tensors (shapes and storages without data), so that a 7B model fits
 anywhere, as it would on a CUDA device: bf16, one product for all jobs. Counted: frozen weights,

@@ -1,6 +1,9 @@
-"""Predictions of a measured profile against steps that it never saw; run by hand, no GPU needed.
+"""Predictions of a measured profile against steps that it never saw.
 
-    python tests/benchmarks/bench_profile.py PROFILE [--points 300] [--out analysis/results/profile-cpu] [--resume]
+Run by hand, no GPU needed.
+
+    python tests/benchmarks/bench_profile.py PROFILE [--points 300]
+        [--out analysis/results/profile-cpu] [--resume]
 
 Draws random fused steps (mixed methods, ranks, lengths, 1 to 8 jobs, recompute on and off, shares
 of labels) by a rule of its own, measures each one's dynamic bytes and the median of 5 interleaved
@@ -205,7 +208,7 @@ def by_step(record: ProfileRecord, found: Sequence[Measured]) -> pd.DataFrame:
 
 
 def online(record: ProfileRecord, points: Sequence[StepPoint], actual: Floats) -> dict[str, float]:
-    """Errors of our step times where each block's are corrected by what the steps of earlier blocks took."""
+    """Errors of our step times, each block's corrected by what earlier blocks took."""
     ratio = LogRatio()
     model = time_model(record)
     predicted = np.asarray([model.seconds(point) for point in points])

@@ -1,6 +1,9 @@
-"""Speed of the fused step beside its peers, in real tokens (never pads) per CPU-second, one thread; run by hand.
+"""Speed of the fused step beside its peers, in real tokens (never pads) per CPU-second, one thread.
 
-    python tests/benchmarks/bench_runtime.py [peft|moe-peft|methods|profile ...] [--repeats N] [--json FILE]
+Run by hand.
+
+    python tests/benchmarks/bench_runtime.py [peft|moe-peft|methods|profile ...]
+        [--repeats N] [--json FILE]
 
 `peft`: 8 LoRA jobs of mixed lengths against PEFT, job after job. `moe-peft`: 4 MixLoRA jobs against
 moe-peft 2.0.2, run in its own environment (--moe-peft PYTHON; peer_moe_peft.py says how to make
@@ -82,7 +85,10 @@ def describe(rows: Rows) -> str:
 
 
 def bench_peft(repeats: int) -> Iterator[Lines]:
-    """8 mixed LoRA jobs, ranks 8 and 16; labels on answers only (the default of instruction data) and everywhere."""
+    """8 mixed LoRA jobs, ranks 8 and 16.
+
+    Labels on answers only (the default of instruction data) and everywhere.
+    """
     base = build()
     state = {name: value.clone() for name, value in base.hf.state_dict().items()}
     rows = mixed_rows(EIGHT_JOBS)

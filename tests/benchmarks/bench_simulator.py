@@ -1,4 +1,6 @@
-"""Speed of the simulator in jobs (or fused steps) per CPU-second of one core; run by hand, never as a unit test.
+"""Speed of the simulator in jobs (or fused steps) per CPU-second of one core.
+
+Run by hand, never as a unit test.
 
     python tests/benchmarks/bench_simulator.py [policies|growth|million|steps] [--jobs N]
 
@@ -39,7 +41,10 @@ def calibrate() -> float:
 
 
 def one_class(jobs: int, rho: float = 1.3) -> Trace:
-    """Poisson arrivals, exponential sizes, one class of jobs; at load 1.3 a quarter of the jobs wait in the end."""
+    """Poisson arrivals, exponential sizes, one class of jobs.
+
+    At load 1.3 a quarter of the jobs wait in the end.
+    """
     return generate("poisson", jobs=jobs, seed=1, rho=rho, servers=64, mean_s=1000.0)
 
 
@@ -93,7 +98,9 @@ def growth(jobs: int) -> None:
 
 
 def million(jobs: int) -> None:
-    """The engine alone: timeline and event log off; load 1.02, so that the queue stays at some ten thousand.
+    """The engine alone: timeline and event log off.
+
+    Load 1.02, so that the queue stays at some ten thousand.
 
     The trace is made by another process and read from a file, so that the peak memory is that of
     trace and engine.

@@ -1,4 +1,7 @@
-"""Traces for replays of a minute or two on a CPU: mixed methods, lengths and priorities on llama-tiny."""
+"""Traces for replays of a minute or two on a CPU.
+
+Mixed methods, lengths and priorities on llama-tiny.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ of large memory.
 
 
 def mixed_trace(jobs: int, *, seed: int, gap_s: float, work: float) -> Trace:
-    """`jobs` jobs with exponential gaps of `gap_s` in the mean; `work` scales their steps (bounded Pareto, 1 to 8)."""
+    """`jobs` jobs with exponential gaps of `gap_s` in the mean.
+
+    `work` scales their steps (bounded Pareto, 1 to 8).
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     submit_s = np.concatenate([[0.0], np.cumsum(rng.exponential(gap_s, jobs - 1))])
     size = np.minimum(8.0, (1.0 - rng.random(jobs)) ** (-1.0 / 1.1))

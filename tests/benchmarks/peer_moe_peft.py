@@ -1,4 +1,6 @@
-"""moe-peft 2.0.2 on the same MixLoRA jobs; run by bench_runtime.py in the peer's own environment.
+"""moe-peft 2.0.2 on the same MixLoRA jobs.
+
+Run by bench_runtime.py in the peer's own environment.
 
     MOE_PEFT_EXECUTOR_TYPE=CPU python peer_moe_peft.py WORK.json
 
@@ -8,7 +10,8 @@ numbers and their rows.
 
 Set up (once):
     python -m venv VENV
-    VENV/bin/pip install torch==2.13.0 "numpy<3" "huggingface-hub<1" "tokenizers>=0.20,<0.21" safetensors pyyaml regex requests tqdm psutil packaging
+    VENV/bin/pip install torch==2.13.0 "numpy<3" "huggingface-hub<1" "tokenizers>=0.20,<0.21"
+        safetensors pyyaml regex requests tqdm psutil packaging
     VENV/bin/pip install --no-deps moe-peft==2.0.2 transformers==4.46.3 peft==0.11.1 accelerate
 """
 

@@ -1,4 +1,7 @@
-"""PEFT on the same jobs: one model, an adapter per job, jobs one after the other (PEFT trains one adapter at a time)."""
+"""PEFT on the same jobs.
+
+One model, an adapter per job, jobs one after the other (PEFT trains one adapter at a time).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where the time of a fused step goes: by phase (timers) and by kind of operation (torch.profiler)."""
+"""Where the time of a fused step goes.
+
+By phase (timers) and by kind of operation (torch.profiler).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The work that bench_runtime.py times: a small llama, jobs with rows of seeded lengths, and interleaved timing."""
+"""The work that bench_runtime.py times.
+
+A small llama, jobs with rows of seeded lengths, and interleaved timing.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def build(**changes: Any) -> BaseModel:
 
 
 def mixed_rows(typical: Sequence[int], batch: int = 4, spread: float = 0.4, seed: int = 0) -> Rows:
-    """Rows of each job between (1 - spread) and (1 + spread) times its typical length, uniformly."""
+    """Rows between (1 - spread) and (1 + spread) times the job's typical length, uniformly."""
     rng = np.random.default_rng(seed)
     lengths = [rng.integers(round(n * (1 - spread)), round(n * (1 + spread)) + 1, batch) for n in typical]
     return [[rng.integers(3, SHAPE["vocab_size"], int(n)) for n in job] for job in lengths]
@@ -134,7 +137,9 @@ def timed(step: Callable[[], object]) -> Callable[[], float]:
 
 
 def interleave(runners: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """CPU-seconds of each runner's step, `repeats` times in turn (order reversed every other time), after a warm-up.
+    """CPU-seconds of each runner's step, `repeats` times in turn, after a warm-up.
+
+    The order is reversed every other time.
 
     The machine is shared: only what was measured in turn is compared.
     """
@@ -167,7 +172,10 @@ class Figure:
 
 
 def figures(times: Mapping[str, Sequence[float]], reference: str, tokens: int, *, cost: bool = False) -> list[Figure]:
-    """Medians and quartiles; ratios are of measurements of the same turn. `cost`: own over reference's seconds."""
+    """Medians and quartiles; ratios are of measurements of the same turn.
+
+    `cost`: own over reference's seconds.
+    """
     lines = []
     for name, own in times.items():
         ratios = [(a / b if cost else b / a) for a, b in zip(own, times[reference], strict=True)]

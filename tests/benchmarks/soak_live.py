@@ -1,4 +1,6 @@
-"""A live scheduler under random arrivals, cancels, pauses, policy changes and kills, for as long as it is told to.
+"""A live scheduler under random arrivals, cancels, pauses, policy changes and kills.
+
+It runs for as long as it is told to.
 
     python tests/benchmarks/soak_live.py --minutes 30 --out analysis/results/live-cpu/soak.json
 

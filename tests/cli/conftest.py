@@ -43,7 +43,10 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """`cli("simulate", ...)`: run the command in this process; stdout and stderr as file descriptors see them."""
+    """`cli("simulate", ...)`: run the command in this process.
+
+    Stdout and stderr as file descriptors see them.
+    """
     import signal
 
     registry.names()

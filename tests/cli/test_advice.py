@@ -1,4 +1,7 @@
-"""`loramux estimate` and `loramux recommend` from the command line: what they print, how they end."""
+"""`loramux estimate` and `loramux recommend` from the command line.
+
+What they print, how they end.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ..tiny_model import config as config_of
 from .conftest import Cli, write_trace
 
 HEADER = "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps"
 ROWS = ("a,0,llama-7b,lora,4,200,10", "b,5,llama-7b,mixlora,2,150,10")
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 300,
-}
+CONFIG = config_of(head_dim=16, vocab_size=300)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from ..waiting import communicated, run_process, worked
 from .conftest import HEADER, ROWS, Cli, write_trace
 from .test_simulate import FAST, files_of, timeless
 
@@ -156,7 +156,7 @@ def test_names_in_tables_are_text_not_markup(cli: Cli, trace: Path, tmp_path: Pa
 
 
 # --- policies
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_from_a_file_and_from_a_module(
@@ -294,7 +294,7 @@ def test_what_fits_nowhere_is_said_with_the_row(cli: Cli, tmp_path: Path) -> Non
 
 
 # --- 6: folders
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_is_not_overwritten(cli: Cli, trace: Path, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_strangers_file_beside_a_run_survives_force(cli: Cli, trace: Path, tmp
 
 
 # --- signals and pipes
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def command(*arguments: str) -> list[str]:
@@ -353,9 +353,9 @@ def long_run(tmp_path: Path) -> list[str]:
 )
 def test_signals(tmp_path: Path, number: signal.Signals, code: int, word: str) -> None:
     with subprocess.Popen(long_run(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(3.0)
+        worked(process, 2.0)  # imports take less
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = communicated(process)
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
@@ -365,10 +365,7 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int, word: str) -
 def test_a_closed_pipe_is_no_traceback(trace: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        command("simulate", "--trace", str(trace), "--policy", "fifo", *FAST, "--json"),
-        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60,
-    )  # fmt: skip
+    done = run_process(command("simulate", "--trace", str(trace), "--policy", "fifo", *FAST, "--json"), stdout=writing)
     os.close(writing)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -380,8 +377,7 @@ def test_a_trace_from_stdin_and_the_installed_commands(trace: Path) -> None:
     outputs = []
     for words in (["loramux", "simulate"], ["simulate"]):
         script = Path(sys.executable).parent / words[0]
-        done = subprocess.run([str(script), *words[1:], *arguments], input=trace.read_text(), capture_output=True, text=True,
-                              timeout=60)  # fmt: skip
+        done = run_process([str(script), *words[1:], *arguments], text_in=trace.read_text())
         assert done.returncode == 0, done.stderr
         outputs.append(timeless(json.loads(done.stdout)))
     assert outputs[0] == outputs[1]

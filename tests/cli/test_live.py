@@ -1,4 +1,7 @@
-"""The live scheduler as users have it: commands in one shell, the scheduler in another, signals, exit codes."""
+"""The live scheduler as users have it.
+
+Commands in one shell, the scheduler in another, signals, exit codes.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,37 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Cli
-
 pytest.importorskip("torch")
+
+from loramux_runtime.live.state.store import DATABASE, Store
+from loramux_runtime.live.watch.status import read_status
+from loramux_traces.errors import StateError
+
+from ..tiny_model import CONFIG
+from ..waiting import finished, run_process, until
+from .conftest import Cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 STARTED: list[subprocess.Popen[str]] = []
-JOBS = """
-base:
-  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-           num_key_value_heads: 1, vocab_size: 280}
+JOBS = (
+    f"base: {json.dumps({'config': CONFIG})}"
+    + """
 defaults: {data: {path: rows.jsonl}, batch_size: 4}
 jobs:
   - {id: short, steps: 5}
   - {id: long, method: mixlora, adapter: {rank: 4, num_experts: 4}, steps: 100000, priority: 2}
 """
+)
 
 
 def loramux(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "loramux_cli.main", *arguments],
-        cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=120,
-    )  # fmt: skip
+    return run_process([sys.executable, "-m", "loramux_cli.main", *arguments], cwd=cwd, env=ENVIRONMENT)
 
 
 def start(*arguments: str, cwd: Path, said: str = "said") -> subprocess.Popen[str]:
@@ -50,22 +55,35 @@ def start(*arguments: str, cwd: Path, said: str = "said") -> subprocess.Popen[st
 
 
 def status(cwd: Path) -> dict[str, Any]:
-    ran = loramux("status", "--state", "state", "--json", cwd=cwd)
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
+    """What `loramux status` reads, read by this process."""
+    store = Store(cwd / "state")
+    try:
+        return read_status(store)
+    finally:
+        store.close()
 
 
-def wait_for(cwd: Path, what: Any, timeout_s: float = 90.0) -> dict[str, Any]:
-    """The status once `what` holds of its jobs by name."""
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if (cwd / "state" / "queue.sqlite3").exists():
-            found = status(cwd)
-            if what({job["job_id"]: job for job in found["jobs"]}):
-                return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {timeout_s} s: {status(cwd)}")
+def wait_for(process: subprocess.Popen[str], cwd: Path, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The status once a scheduler runs and `what` holds of its jobs by name.
+
+    It goes on as long as there is progress.
+    """
+    latest: list[dict[str, Any]] = []
+
+    def found() -> dict[str, Any] | None:
+        if not (cwd / "state" / DATABASE).exists():
+            return None
+        try:
+            latest[:] = [status(cwd)]
+        except StateError as error:
+            assert "no such table" in str(error) and not latest  # it is just being made
+            return None
+        jobs = {job["job_id"]: job | {"step": job["step"] or 0} for job in latest[0]["jobs"]}
+        return latest[0] if latest[0]["running"] and what(jobs) else None
+
+    progress = lambda: [(one["steps"], one["restarts"], one["pid"], one["jobs"]) for one in latest]
+    given: dict[str, Any] = until(found, process=process, progress=progress, poll_s=0.1)
+    return given
 
 
 @pytest.fixture
@@ -79,71 +97,75 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         process = STARTED.pop()
         if process.poll() is None:
             process.terminate()
-            process.wait(60)
+            finished(process)
 
 
-def test_a_day_in_the_life(folder: Path) -> None:
-    assert loramux("status", "--state", "state", cwd=folder).returncode == 6
+WAIT = ("--state", "state", "--wait", "600")
+
+
+def test_a_day_in_the_life(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert cli("status", "--state", "state").code == 6
     first = start("--base", "jobs.yaml", "--policy", "fifo", "--checkpoint-every", "1", cwd=folder)
-    wait_for(folder, lambda jobs: True)
+    wait_for(first, folder, lambda jobs: True)
     sent = loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
     assert sent.stdout == "submitted short, long\n", sent.stderr
-    found = wait_for(folder, lambda jobs: jobs["short"]["state"] == "COMPLETED" and jobs["long"]["step"] > 20)
+    found = wait_for(first, folder, lambda jobs: jobs["short"]["state"] == "COMPLETED" and jobs["long"]["step"] > 20)
     assert found["running"] and found["policy"] == "fifo"
     assert (folder / "state" / "adapters" / "short" / "adapter_model.safetensors").is_file()
+    told = json.loads(loramux("status", "--state", "state", "--json", cwd=folder).stdout)
+    assert told["running"] and told["pid"] == found["pid"] and told["jobs"][1]["step"] >= found["jobs"][1]["step"]
 
-    second = start("--base", "jobs.yaml", "--no-supervise", cwd=folder, said="second")
-    assert second.wait(60) == 6
-    assert f"process {found['pid']} is writing" in (folder / "second").read_text()
+    second = cli("run", "--state", "state", "--base", "jobs.yaml", "--no-supervise")
+    assert second.code == 6 and f"process {found['pid']} is writing" in second.err
 
-    shown = loramux("logs", "short", "--state", "state", cwd=folder).stdout.splitlines()
+    shown = cli("logs", "short", "--state", "state").out.splitlines()
     assert len(shown) == 5 and "step 5/5" in shown[-1] and "loss" in shown[-1]
-    out = loramux("export", "short", "--state", "state", "--out", "adapter", cwd=folder)
-    assert out.returncode == 0 and (folder / "adapter" / "adapter_config.json").is_file()
-    now = loramux("export", "long", "--state", "state", "--out", "now", cwd=folder)
-    assert now.returncode == 0 and (folder / "now" / "adapter_config.json").is_file(), now.stderr
-    assert loramux("pause", "long", "--state", "state", cwd=folder).stdout == "long is paused\n"
+    out = cli("export", "short", "--out", "adapter", *WAIT)
+    assert out.code == 0 and (folder / "adapter" / "adapter_config.json").is_file()
+    now = cli("export", "long", "--out", "now", *WAIT)
+    assert now.code == 0 and (folder / "now" / "adapter_config.json").is_file(), now.err
+    assert cli("pause", "long", *WAIT).out == "long is paused\n"
     assert status(folder)["jobs"][1]["state"] == "HELD"
-    assert loramux("resume", "long", "--state", "state", cwd=folder).stdout == "long goes on\n"
-    assert loramux("cancel", "nobody", "--state", "state", cwd=folder).returncode == 2
+    assert cli("resume", "long", *WAIT).out == "long goes on\n"
+    assert cli("cancel", "nobody", *WAIT).code == 2
 
     at = status(folder)["jobs"][1]["step"]
     first.send_signal(signal.SIGTERM)
-    assert first.wait(60) == 143
+    assert finished(first) == 143
     stopped = status(folder)
     assert not stopped["running"] and stopped["jobs"][1]["why"] == "no scheduler is running"
     assert stopped["jobs"][1]["step"] >= at
     assert json.loads((folder / "state" / "summary.json").read_text())["completed"] == 1
 
     third = start(cwd=folder)  # base and policy are known
-    went_on = wait_for(folder, lambda jobs: jobs["long"]["step"] > stopped["jobs"][1]["step"])
+    went_on = wait_for(third, folder, lambda jobs: jobs["long"]["step"] > stopped["jobs"][1]["step"])
     assert went_on["policy"] == "fifo" and went_on["restarts"] == 0
-    steps = [
-        json.loads(line)["step"]
-        for line in loramux("logs", "long", "--state", "state", "--json", cwd=folder).stdout.splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in cli("logs", "long", "--state", "state", "--json").out.splitlines()]
     assert steps == list(range(1, len(steps) + 1))
-    assert loramux("cancel", "long", "--state", "state", cwd=folder).stdout == "long is cancelled\n"
-    assert loramux("drain", "--state", "state", cwd=folder).returncode == 0
-    assert third.wait(60) == 0
-    plot = loramux("plot", "state", cwd=folder)
-    assert plot.returncode == 0, plot.stderr
+    assert cli("cancel", "long", *WAIT).out == "long is cancelled\n"
+    assert cli("drain", *WAIT).code == 0
+    assert finished(third) == 0
+    plot = cli("plot", "state")
+    assert plot.code == 0, plot.err
 
 
-def test_a_killed_process_is_started_again_and_ctrl_c_ends_it(folder: Path) -> None:
+def test_a_killed_process_is_started_again_and_ctrl_c_ends_it(
+    folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     process = start("--base", "jobs.yaml", "--checkpoint-every", "0.2", cwd=folder)
-    wait_for(folder, lambda jobs: True)
+    wait_for(process, folder, lambda jobs: True)
     # two jobs, one name
-    loramux("submit", "jobs.yaml", "--state", "state", "--id", "only", cwd=folder)
-    loramux("submit", "jobs.yaml", "--state", "state", cwd=folder)
-    before = wait_for(folder, lambda jobs: jobs and jobs["long"]["step"] > 10)
+    assert cli("submit", "jobs.yaml", "--state", "state", "--id", "only").code == 2
+    assert cli("submit", "jobs.yaml", "--state", "state").code == 0
+    before = wait_for(process, folder, lambda jobs: jobs and jobs["long"]["step"] > 10)
     os.kill(before["pid"], signal.SIGKILL)
-    wait_for(folder, lambda jobs: status(folder)["restarts"] == 1)
-    again = status(folder)
+    again = wait_for(process, folder, lambda jobs: status(folder)["restarts"] == 1)
     assert again["pid"] != before["pid"]
-    wait_for(folder, lambda jobs: jobs["long"]["step"] > again["jobs"][1]["step"] + 5)
+    wait_for(process, folder, lambda jobs: jobs["long"]["step"] > again["jobs"][1]["step"] + 5)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert finished(process) == 130
     assert "killed by signal 9; starting it again" in (folder / "said").read_text()
 
 

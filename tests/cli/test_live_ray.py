@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ pytest.importorskip("torch")
 from loramux_runtime.live.settings import EngineChoice
 from loramux_traces.errors import UsageError
 
-from .test_live import folder, loramux, start, wait_for
+from ..waiting import finished, until
+from .test_live import folder, loramux, start, status, wait_for
 
 __all__ = ["folder"]
 WITHOUT: dict[str, Any] = {"devices": None, "address": None, "device": "auto", "threads": None}
@@ -56,20 +56,19 @@ def test_a_run_on_actors_is_stopped_and_goes_on_without_them(folder: Path) -> No
     assert loramux("submit", "--state", "state", "jobs.yaml", cwd=folder).returncode == 0
     options = ("--engine", "ray", "--devices", "2", "--threads", "1", "--checkpoint-every", "0.2", "--device", "cpu")
     running = start(*options, cwd=folder)
-    wait_for(folder, lambda jobs: jobs["short"]["state"] == "COMPLETED" and (jobs["long"]["step"] or 0) > 50)
+    wait_for(running, folder, lambda jobs: jobs["short"]["state"] == "COMPLETED" and jobs["long"]["step"] > 50)
     during = set(Path("/tmp").glob("loramux-ray-*")) - before
     running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 143
+    assert finished(running) == 143
     assert len(during) == 1 and not set(Path("/tmp").glob("loramux-ray-*")) & during
-    time.sleep(1.0)
-    assert not [name for name in _command_lines() if str(next(iter(during))) in name]
+    until(lambda: not [name for name in _command_lines() if str(next(iter(during))) in name])
     said = (folder / "said").read_text()
     assert "2 x cpu on 1 node" in said and "Traceback" not in said
-    left_at = wait_for(folder, lambda jobs: True)["jobs"][1]["step"]
+    left_at = status(folder)["jobs"][1]["step"]
     running = start(cwd=folder)
-    wait_for(folder, lambda jobs: (jobs["long"]["step"] or 0) > left_at + 20)
+    wait_for(running, folder, lambda jobs: jobs["long"]["step"] > left_at + 20)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 143
+    assert finished(running) == 143
 
 
 def _command_lines() -> list[str]:

@@ -17,12 +17,12 @@ from loramux_traces.locking import LOCK, owned
 from .conftest import Cli, write_trace
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from loramux_traces.locking import owned
 with owned(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
@@ -30,7 +30,7 @@ with owned(Path(sys.argv[1])):
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds tmp_path / "out"."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
@@ -74,7 +74,10 @@ def test_a_folder_is_given_back(tmp_path: Path) -> None:
 def test_a_usage_error_leaves_no_folder(
     cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    """The last one is found out only when the first run is made: all its jobs are submitted at once."""
+    """The last one is found out only when the first run is made.
+
+    All its jobs are submitted at once.
+    """
     monkeypatch.chdir(tmp_path)
     write_trace(tmp_path / "burst.csv", tuple(f"j{i},0,smollm2-135m,lora,4,64,10,0" for i in range(3)))
     own = () if "--trace" in arguments else ("--trace", trace)

@@ -17,6 +17,7 @@ from loramux_runtime.live.watch.watchers import watched
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
+from ..tiny_model import CONFIG
 from .conftest import Cli
 
 JOB = "id: a\ndata: {path: rows.jsonl}\nsteps: 3\nbatch_size: 2\n"
@@ -134,10 +135,7 @@ def test_a_first_start_that_fails_binds_nothing(folder: Path, cli: Cli) -> None:
     cli("submit", "job.yaml", "--state", "state")
     for wrong in (("--base", "llama-7b", "--policy", "nix"), ("--base", "job.yaml")):
         assert cli("run", "--state", "state", "--no-supervise", *wrong).code == 2
-    (folder / "base.yaml").write_text(
-        "base:\n  config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,\n"
-        "           num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 280}\n"
-    )
+    (folder / "base.yaml").write_text(json.dumps({"base": {"config": CONFIG}}))
     right = ("--base", "base.yaml", "--policy", "fifo", "--exit-when-idle", "--no-supervise")
     ran = cli("run", "--state", "state", *right)
     assert ran.code == 0 and "ended: 1 COMPLETED" in ran.err, ran.err
@@ -162,7 +160,7 @@ def test_a_retired_folder_can_be_used_again(folder: Path, cli: Cli) -> None:
 
 
 def test_whoever_makes_a_folder_at_the_same_moment_is_waited_for(tmp_path: Path) -> None:
-    """(One in five was told that the database is locked.)"""
+    """(One in five was told that the database is locked.)."""
     problems: list[BaseException] = []
 
     def make(state: Path, barrier: threading.Barrier) -> None:

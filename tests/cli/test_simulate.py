@@ -1,4 +1,7 @@
-"""`loramux simulate`: what it prints, what it writes, and that nothing but the trace and the seed decides it."""
+"""`loramux simulate`.
+
+What it prints, what it writes, and that nothing but the trace and the seed decides it.
+"""
 
 from __future__ import annotations
 
@@ -303,30 +306,37 @@ def place(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-@settings(
-    max_examples=200, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(
-    malformed(),
-    st.sampled_from(["jobs.csv", "jobs.csv", "jobs.csv", "jobs.json", "jobs.jsonl", "jobs.yaml", "jobs.csv.gz"]),
-)
-def test_two_hundred_malformed_files(cli: Cli, place: Path, raw: bytes, name: str) -> None:
-    path = place / name
-    path.write_bytes(raw)
-    ran = cli("simulate", "--trace", path, "--policy", "fifo", "--devices", "1xl4", "--json", "--quiet")
-    assert ran.code in (0, 2, 4), ran.err
-    assert "internal error" not in ran.err
-    assert all(c.isprintable() or c == "\n" for c in ran.err)
-    if ran.code == 2:
-        assert ran.out == ""
-        assert name in ran.err or "base model" in ran.err or "unknown" in ran.err
-    else:
-        assert json.loads(ran.out)["runs"]
+NAMES = st.sampled_from(["jobs.csv", "jobs.csv", "jobs.csv", "jobs.json", "jobs.jsonl", "jobs.yaml", "jobs.csv.gz"])
+
+
+@pytest.mark.parametrize("examples", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_malformed_files(cli: Cli, place: Path, examples: int) -> None:
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )  # fmt: skip
+    @given(malformed(), NAMES)
+    def refused_or_run(raw: bytes, name: str) -> None:
+        path = place / name
+        path.write_bytes(raw)
+        ran = cli("simulate", "--trace", path, "--policy", "fifo", "--devices", "1xl4", "--json", "--quiet")
+        assert ran.code in (0, 2, 4), ran.err
+        assert "internal error" not in ran.err
+        assert all(c.isprintable() or c == "\n" for c in ran.err)
+        if ran.code == 2:
+            assert ran.out == ""
+            assert name in ran.err or "base model" in ran.err or "unknown" in ran.err
+        else:
+            assert json.loads(ran.out)["runs"]
+
+    refused_or_run()
 
 
 def test_a_measured_profile_as_the_device(cli: Cli, tmp_path: Path) -> None:
-    """By the name of one that ships, for its own model; other models only when that is asked for."""
+    """By the name of one that ships, for its own model.
+
+    Other models only when that is asked for.
+    """
     trace = tmp_path / "jobs.csv"
     trace.write_text(
         "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps,dtype\n"

@@ -17,6 +17,7 @@ from loramux_cli.main import main
 from loramux_cli.status_view import clock, show, table, watch
 
 from ..runtime.live.status import every_state, job, status
+from ..waiting import communicated
 
 GIB = 2.0**30
 UNIX_S = 1_700_000_002.0
@@ -213,7 +214,7 @@ def test_ctrl_c_ends_it_with_130_and_without_torch() -> None:
         assert process.stdout is not None
         seen = [process.stdout.readline() for _ in range(30)]  # the second print has begun
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = communicated(process)
     assert sum("pid 4242" in line for line in seen) >= 1
     assert (process.returncode, errors) == (130, "loramux: interrupted\n")
     assert rest.endswith("False\n")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from loramux_simulator import sweep as sweeps
 
+from ..waiting import communicated, until
 from .conftest import Cli, write_trace
 
 GRID = ("--policy", "fifo", "--policy", "aspen:k=2", "--policy", "srtf", "--load", "0.5", "--load", "0.9", "--seeds", "2",
@@ -133,7 +133,10 @@ def test_a_resumed_sweep_may_ask_for_more(cli: Cli, trace: Path, tmp_path: Path)
 
 
 def test_rows_of_an_edited_policy_are_not_mixed(cli: Cli, trace: Path, tmp_path: Path) -> None:
-    """Resuming after an edit of the policy file would put two policies under one name; others may still be added."""
+    """Resuming after an edit of the policy file would put two policies under one name.
+
+    Others may still be added.
+    """
     file, out = tmp_path / "mine.py", tmp_path / "s"
     code = "from loramux_policies import create\n\n\nclass Mine(type(create('fifo'))):\n    pass\n"
     file.write_text(code)
@@ -248,15 +251,14 @@ def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> No
         [sys.executable, "-m", "loramux_cli.main", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": "ignore"},
     ) as process:  # fmt: skip
-        # so that a sweep that hangs does not hang the tests as well
-        hung = time.monotonic() + 600.0
-        waiting = tmp_path / f"run-{3 + int(workers)}"  # every worker stands still
-        while not (waiting.exists() and (tmp_path / "s" / "results.csv").exists()):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < hung, "the sweep hangs"
-            time.sleep(0.02)
+        still = tmp_path / f"run-{3 + int(workers)}"  # every worker stands still
+        until(
+            lambda: still.exists() and (tmp_path / "s" / "results.csv").exists(),
+            process=process,
+            progress=lambda: sorted(path.name for path in tmp_path.glob("run-*")),
+        )
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate()
+        _, err = communicated(process)
     assert process.returncode == 143, err
     assert "Traceback" not in err
     assert 0 < len(table(tmp_path / "s")) <= 4
@@ -267,7 +269,10 @@ def test_a_killed_sweep_is_resumed(cli: Cli, tmp_path: Path, workers: str) -> No
 
 
 def test_the_first_row_is_saved_at_once(cli: Cli, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after SAVE_EVERY_S: a sweep that is killed without a chance to clean up has lost as little as may be."""
+    """Not after SAVE_EVERY_S.
+
+    A sweep that is killed without a chance to clean up has lost as little as may be.
+    """
     saved: list[int] = []
     write = sweeps.write_results
     monkeypatch.setattr(sweeps, "write_results", lambda path, rows: (saved.append(len(rows)), write(path, rows)))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,11 @@ import yaml
 
 from loramux_traces.runfolder import read_run
 
+from ..tiny_model import CONFIG
+from ..waiting import cpu_s, finished, worked
 from .conftest import Cli
 
-BASE = {
-    "config": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 280,
-    }
-}
+BASE = {"config": CONFIG}
 
 
 def write(folder: Path, jobs: list[dict[str, Any]] | None = None, **top: Any) -> Path:
@@ -188,9 +179,9 @@ def test_a_signal_ends_the_run_at_a_step_and_keeps_its_results(tmp_path: Path) -
         for line in started.stderr:
             if line.startswith(b"training"):
                 break
-        time.sleep(0.5)
+        worked(started, (cpu_s(started.pid) or 0.0) + 0.3)  # it has begun to train: a step takes a tenth of that
         started.send_signal(signal.SIGTERM)
-        assert started.wait(timeout=60) == 143
+        assert finished(started) == 143
     run = read_run(out)
     assert list(run.jobs["final_state"]) == ["UNFINISHED"]
     assert (out / "training.jsonl").read_text().count("\n") > 0

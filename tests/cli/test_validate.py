@@ -35,7 +35,10 @@ def write_jobs(path: Path, jobs: int = 10) -> Path:
 
 
 def real_run(folder: Path, policy: str, *, repeat: int = 0, slow: float = 1.0, jobs: int = 10, **about: Any) -> Path:
-    """What a real run leaves, of a machine that takes `slow` times as long and follows the model in all else."""
+    """What a real run leaves, of a machine that takes `slow` times as long.
+
+    It follows the model in all else.
+    """
     folder.mkdir(parents=True)
     trace = read_checked(write_jobs(folder / TRACE, jobs))
     shutil.copy(RECORD, folder / PROFILE)

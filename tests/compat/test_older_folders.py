@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from ..waiting import run_process
 
 DATA = Path(__file__).parent / "data"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
@@ -25,7 +26,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def loramux(*arguments: str, cwd: Path) -> str:
-    ran = subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, env=ONE_THREAD)
+    ran = run_process([*COMMAND, *arguments], cwd=cwd, env=ONE_THREAD)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -81,7 +82,7 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 
 def test_a_state_folder_goes_on_from_its_checkpoints_to_the_same_adapters(old: Path) -> None:
-    """(On the processor that it was written on to the same bits; others may differ in the last.)"""
+    """On the processor that it was written on the bits are the same; others may differ a little."""
     pytest.importorskip("torch")
     before = {
         job["job_id"]: job for job in json.loads(loramux("status", "--state", "state", "--json", cwd=old))["jobs"]

@@ -1,4 +1,7 @@
-"""A device driver of thirty lines and a device view made of numbers: rules are tested without the simulator."""
+"""A device driver of thirty lines and a device view made of numbers.
+
+Rules are tested without the simulator.
+"""
 
 from __future__ import annotations
 
@@ -114,8 +117,9 @@ def free(seats: float) -> float:
 
 
 class FakeBackend:
-    """Residents of a device share the rate phi(seats in use) by their shares; a gang goes at its slowest device's
-    pace.
+    """Residents of a device share the rate phi(seats in use) by their shares.
+
+    A gang goes at its slowest device's pace.
     """
 
     def __init__(self, phi: Phi = shared) -> None:

@@ -48,7 +48,10 @@ def test_shares(by: str, users: str, needs: list[float], capacity: float, seats:
 
 @pytest.mark.parametrize(("by", "had"), [("user", 1 / 2), ("job", 1 / 3)])
 def test_rounds_make_it_come_true(by: str, had: float) -> None:
-    """One seat, a user with two jobs and a user with one: the latter's is done when it has had its share."""
+    """One seat, a user with two jobs and a user with one.
+
+    The latter's is done when it has had its share.
+    """
     names = (("u0", "U"), ("u1", "U"), ("v", "V"))
     trace = build_trace(
         "users",

@@ -100,7 +100,10 @@ def test_books_are_the_plan_of_the_set(device: DeviceProfile) -> None:
 
 
 def test_a_set_needs_less_than_its_jobs_one_by_one(device: DeviceProfile) -> None:
-    """Temporaries of one job's kernels are gone when the next one's are made: the reason to ask about sets."""
+    """Temporaries of one job's kernels are gone when the next one's are made.
+
+    The reason to ask about sets.
+    """
     model = CostModel(device)
     rng = random.Random(1)
     costs = [job(i, model, rng).cost_on(0) for i in range(6)]

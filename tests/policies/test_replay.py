@@ -1,4 +1,7 @@
-"""The recorded stream alone: what it must hold, and a replay that leaves it. No device, no torch, no SimPy."""
+"""The recorded stream alone: what it must hold, and a replay that leaves it.
+
+No device, no torch, no SimPy.
+"""
 
 from __future__ import annotations
 

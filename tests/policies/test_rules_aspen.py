@@ -1,4 +1,7 @@
-"""The per-step rules: aspen's guarantees as properties, MinPad as released, balanced bins, halving."""
+"""The per-step rules.
+
+Aspen's guarantees as properties, MinPad as released, balanced bins, halving.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def residents(rng: random.Random, n: int, *, classes: int = 1, rows: int = 4) ->
 
 
 def advance(ready: list[Ready], step: FusedStep, rng: random.Random, longest: int = 600) -> None:
-    """Next micro-batches for who ran (the rest of a halved one), one more step of waiting for the others."""
+    """Next micro-batches for who ran, one more step of waiting for the others.
+
+    The next of a halved one is its rest.
+    """
     ran = {entry.job_id: entry.rows for entry in step.entries}
     for job in ready:
         rows = ran.get(job.job_id)
@@ -157,7 +163,10 @@ def test_predicted_stops_reorder() -> None:
 
 
 def test_minpad_as_released() -> None:
-    """Sorted descending, window of k with the strictly least sum(L_max - L_i), ties to the longest window."""
+    """Sorted descending, the window of k with the strictly least sum(L_max - L_i).
+
+    Ties go to the longest window.
+    """
     lengths = [500, 100, 104, 480, 300, 96, 484]
     ready = [Ready(f"j{i}", (length,), submit_s=float(i)) for i, length in enumerate(lengths)]
     step = create("aspen-minpad:k=3").fuse(FakeDevice(ready))

@@ -98,7 +98,10 @@ def test_ageing_lifts_the_old_past_later_arrivals() -> None:
 
 
 def backfill(second: Job, name: str = "easy") -> FakeBackend:
-    """One device of 8 GiB: a holds 5 for 10 s, the head wants 6, then the job that may be backfilled."""
+    """One device of 8 GiB.
+
+    A holds 5 for 10 s, the head wants 6, then the job that may be backfilled.
+    """
     return play(create(name), [job("a", 0, 10, 5), job("head", 1, 10, 6), second], gib=8.0, phi=free)
 
 
@@ -219,7 +222,10 @@ def test_max_min_shares() -> None:
 
 @pytest.mark.parametrize("name", ["max-min:round_s=5", "finish-time-fairness:lease_s=5"])
 def test_rounds_share_the_seat(name: str) -> None:
-    """Everybody has run long before the first come, first served order would have reached them; gangs are left alone."""
+    """Everybody has run long before the first come, first served order would have reached them.
+
+    Gangs are left alone.
+    """
     jobs = [job(f"j{i}", 0, 100) for i in range(4)]
     played = play(create(name), jobs, seats=1.0)
     assert max(starts(played).values()) <= 20 and played.pauses

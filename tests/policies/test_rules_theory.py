@@ -1,4 +1,7 @@
-"""Rules against independent references, job by job: one seat and several, exact sharing, processor sharing."""
+"""Rules against independent references, job by job.
+
+One seat and several, exact sharing, processor sharing.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def test_processor_sharing() -> None:
 
 
 def levels(arrival: Array, size: Array, seats: int) -> Array:
-    """Foreground-background on several seats as a fluid: groups of equal attained service, the lowest on whole seats."""
+    """Foreground-background on several seats as a fluid.
+
+    Groups of equal attained service, the lowest on whole seats.
+    """
     n = len(size)
     had, done = np.zeros(n), np.full(n, np.nan)
     now, upcoming = 0.0, 0
@@ -121,7 +127,10 @@ def test_sliced_las_is_close_to_exact_on_several_devices() -> None:
 
 @pytest.mark.parametrize(("policy", "other"), [("las", "gittins:law=weibull,shape=0.4,median_s=0.5")])
 def test_gittins_is_las_where_the_hazard_falls(policy: str, other: str) -> None:
-    """For a falling hazard rate the Gittins index is least attained service; the grid of ages costs a little."""
+    """For a falling hazard rate the Gittins index is least attained service.
+
+    The grid of ages costs a little.
+    """
     jobs, arrival, size = trace(1500, "hyperexponential", 0.8, seed=8)
     exact = turnaround(play(create(policy), jobs, seats=1.0).finished_s, arrival).mean()
     jobs, arrival, size = trace(1500, "hyperexponential", 0.8, seed=8)
@@ -131,7 +140,10 @@ def test_gittins_is_las_where_the_hazard_falls(policy: str, other: str) -> None:
 
 
 def test_memory_limited_exact_las_serves_everybody() -> None:
-    """Equals that memory keeps apart take turns instead of sharing; nobody starves and nothing loops for ever."""
+    """Equals that memory keeps apart take turns instead of sharing.
+
+    Nobody starves and nothing loops for ever.
+    """
     jobs = [job(f"j{i}", 0.0, 4.0, gib=6.0 if i == 2 else 2.0) for i in range(5)]
     played = play(create("las"), jobs, gib=9.0, seats=1.0)
     assert len(played.finished_s) == 5 and max(played.finished_s.values()) == pytest.approx(20.0, rel=0.2)

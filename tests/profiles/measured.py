@@ -44,12 +44,18 @@ def truth() -> TimeModel:
 
 
 def walk(point: StepPoint) -> float:
-    """Stands in for the structural walk: bytes that grow with tokens and jobs, and step at a maximum over jobs."""
+    """Stands in for the structural walk.
+
+    Bytes that grow with tokens and jobs, and step at a maximum over jobs.
+    """
     return 4e3 * point.tokens + 1e4 * len(point.jobs) + 3e3 * max(job.tokens for job in point.jobs)
 
 
 def document(n: int = 120, *, seed: int = 0, noise: float = 0.0, spread: float = 0.0, **changes: Any) -> dict[str, Any]:
-    """A record's content: times by `truth`, bytes 1.1 times the walk and 5,000; lognormal noise on both."""
+    """A record's content: times by `truth`, bytes 1.1 times the walk and 5,000.
+
+    Lognormal noise on both.
+    """
     rng = np.random.default_rng(seed)
     model = truth()
     rows: list[dict[str, Any]] = []

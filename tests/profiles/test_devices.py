@@ -1,4 +1,7 @@
-"""Device profiles and speed-up curves: what ships is whole, and every malformed file names the bad key."""
+"""Device profiles and speed-up curves.
+
+What ships is whole, and every malformed file names the bad key.
+"""
 
 from __future__ import annotations
 

@@ -85,7 +85,10 @@ def test_memory_scale_and_offset_are_recovered() -> None:
 
 
 def test_the_bound_is_exceeded_as_rarely_as_it_says() -> None:
-    """150 fits of 120 steps each against 20 further ones: at most 1% above (and the bound is not just huge)."""
+    """150 fits of 120 steps each against 20 further ones.
+
+    At most 1% above (and the bound is not just huge).
+    """
     above = total = 0
     margins = []
     for seed in range(30):

@@ -1,4 +1,7 @@
-"""Length distributions: the mean asked for, and quantiles, sums, strata, grid and draws that all agree."""
+"""Length distributions.
+
+The mean asked for, and quantiles, sums, strata, grid and draws that all agree.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The online refit: it finds a shifted truth, keeps the bound's promise while it moves, and is not led astray."""
+"""The online refit finds a shifted truth and keeps the bound's promise while it moves.
+
+It is not led astray.
+"""
 
 from __future__ import annotations
 

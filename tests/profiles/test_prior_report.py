@@ -1,4 +1,7 @@
-"""The prior against published figures: the errors we reach, stated, and no worse. Run with -s to see the table."""
+"""The prior against published figures: the errors we reach, stated, and no worse.
+
+Run with -s to see the table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Expected fused steps: the mean of real steps, packed and padded, at and around the launch floor."""
+"""Expected fused steps.
+
+The mean of real steps, packed and padded, at and around the launch floor.
+"""
 
 from __future__ import annotations
 

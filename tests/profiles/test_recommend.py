@@ -1,4 +1,7 @@
-"""`recommend`: its largest micro-batch and most jobs against every possibility, and what it says at the edges."""
+"""`recommend` against every possibility: its largest micro-batch and most jobs.
+
+What it says at the edges.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The root finder gives scipy's answers to the last digit: tables of lengths, and with them results, depend on it."""
+"""The root finder gives scipy's answers to the last digit.
+
+Tables of lengths, and with them results, depend on it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Shapes: parameter counts as the checkpoints have them, Hugging Face configurations, and data found in a wheel too."""
+"""Shapes: parameter counts as the checkpoints have them, Hugging Face configurations.
+
+The data are found in a wheel too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The profiles that ship: whole, small enough to review, in the right place, and as good as they say."""
+"""The profiles that ship.
+
+Whole, small enough to review, in the right place, and as good as they say.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The time model: it falls apart by job, and its counts are right where they can be counted by hand."""
+"""The time model falls apart by job.
+
+Its counts are right where they can be counted by hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The exactness contract on CPU in fp32: a job's bits do not depend on its peers, their order, or on being paused.
+"""The exactness contract on CPU in fp32.
+
+A job's bits do not depend on its peers, their order, or on being paused.
 
 Run as `python -m tests.runtime.bits_run THREADS HIDDEN FFN STEPS` for another number of threads.
 """
@@ -23,7 +25,10 @@ Lengths = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Spec:
-    """What one job trains: a case, its dropout, the lengths of its rows by step, tokens that are not learned."""
+    """What one job trains.
+
+    A case, its dropout, the lengths of its rows by step, tokens that are not learned.
+    """
 
     name: str
     dropout: float

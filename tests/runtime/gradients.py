@@ -1,4 +1,4 @@
-"""gradcheck of a job's loss with respect to the tensors of its slab, through the product's own step."""
+"""gradcheck of a job's loss with respect to its slab's tensors, through the product's step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from loramux_runtime.fused.packing import Part
 
 
 class _Step(torch.autograd.Function):
-    """The job's loss as a function of its tensors: copies them into the slab and runs the product's step."""
+    """The job's loss as a function of its tensors.
+
+    Copies them into the slab and runs the product's step.
+    """
 
     @staticmethod
     def forward(ctx: Any, model: FusedModel, jobs: list[Part], job: int, *tensors: Tensor) -> Tensor:

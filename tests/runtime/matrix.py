@@ -1,4 +1,7 @@
-"""The methods every test of the runtime runs over, tiny bases, and micro-batches. A new method adds its lines here."""
+"""The methods every test of the runtime runs over, tiny bases, and micro-batches.
+
+A new method adds its lines here.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,10 @@ def build(family: str, dtype: Any = "fp32", **changes: Any) -> BaseModel:
 
 
 def wide_norms(hf: Any) -> None:
-    """transformers computes norms in float32 whatever the model's dtype; in float64 models that noise is too much."""
+    """transformers computes norms in float32 whatever the model's dtype.
+
+    In float64 models that noise is too much.
+    """
     for module in hf.modules():
         if hasattr(module, "variance_epsilon"):
             module.forward = MethodType(_rms_norm, module)

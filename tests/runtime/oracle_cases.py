@@ -1,4 +1,7 @@
-"""The oracle's cases: every *.json with its safetensors in the folder that LORAMUX_ORACLE_DIR names."""
+"""The oracle's cases.
+
+Every *.json with its safetensors in the folder that LORAMUX_ORACLE_DIR names.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ class OracleCase:
 
 
 def _base_of(path: Path, document: dict[str, Any]) -> Path:
-    """The base model of a case: what its JSON names, else the nearest folder `base`, else the only or best `base*`."""
+    """The base model of a case.
+
+    What its JSON names, else the nearest folder `base`, else the only or best `base*`.
+    """
     folders = [path.parent, *(p for p in path.parents[1:] if p == FOLDER or FOLDER in p.parents)]
     for key in ("base", "base_dir", "base_model", "base_model_name_or_path"):
         named = document.get(key)

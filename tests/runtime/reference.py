@@ -1,4 +1,6 @@
-"""Every method written out densely on Hugging Face's own eager model: one row at a time, autograd, no fusion.
+"""Every method written out densely on Hugging Face's own eager model.
+
+One row at a time, autograd, no fusion.
 
 Masks are the product's (`kernels.dropout`), everything else is the formulas of the papers, expert
 by expert.
@@ -26,7 +28,10 @@ FFN = ("gate_proj", "up_proj", "down_proj")
 
 
 def plain_model(base: BaseModel) -> Any:
-    """The base as transformers makes it: eager attention, in float64 (where eager goes through float32) SDPA."""
+    """The base as transformers makes it.
+
+    Eager attention, in float64 (where eager goes through float32) SDPA.
+    """
     config = copy.deepcopy(base.hf.config)
     auto: Any = AutoModelForCausalLM
     wide = base.dtype == torch.float64
@@ -52,7 +57,7 @@ class Reference:
         }
         self.model = plain_model(base)
         self.routed: dict[tuple[int, str], list[Tensor]] = {}
-        """(layer, linear or "") -> for each row the probabilities, then the weights, of its tokens."""
+        """By (layer, linear or ""), for each row: the probabilities, then the weights of tokens."""
         for index, layer in enumerate(self.model.model.layers):
             for block in ("self_attn", "mlp"):
                 for name, linear in list(getattr(layer, block).named_children()):

@@ -1,4 +1,7 @@
-"""adapter_config.json: every field round-trips; PEFT's, the oracle's and the authors' files are read; errors name keys."""
+"""adapter_config.json: every field round-trips.
+
+PEFT's, the oracle's and the authors' files are read; errors name keys.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Adapter files: bits round-trip, loading is strict, writing is whole or absent, nothing is followed or overwritten."""
+"""Adapter files: bits round-trip, loading is strict, writing is whole or absent.
+
+Nothing is followed or overwritten.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loading a base: what is wrong with a folder is said, weights are never made up, nothing of it runs."""
+"""Loading a base: what is wrong with a folder is said, and nothing of it runs.
+
+Weights are never made up.
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,10 @@ def test_the_same_key_gives_the_same_mask_and_limits_are_nested() -> None:
 
 
 def test_a_jobs_masks_do_not_depend_on_the_packing() -> None:
-    """Losses of a step with strong dropout: the same bits alone, behind others, and with rows in another order."""
+    """Losses of a step with strong dropout.
+
+    The same bits alone, behind others, and with rows in another order.
+    """
     model = fused()
     adapter = shaken(model, "mixlora", dropout=0.6)
     micro = batch((9, 4), 2, step=1)
@@ -109,7 +112,10 @@ def test_another_key_gives_another_loss(key: str) -> None:
 
 
 def test_dropout_changes_training_and_nothing_at_p_0() -> None:
-    """A peer that drops shares the GEMMs of one that does not: the latter's bits are those without any dropout."""
+    """A peer that drops shares the GEMMs of one that does not.
+
+    The latter's bits are those without any dropout.
+    """
     model = fused()
     still = Part(adapter=shaken(model, "lora", dropout=0.0, job="still"), batch=batch((9,), 2))
     (alone,) = model.step([still])

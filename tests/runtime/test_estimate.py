@@ -1,4 +1,7 @@
-"""Estimates without the device: equal to the tracked peak of the real step, kept on disk, by either reader of jobs."""
+"""Estimates without the device.
+
+Equal to the tracked peak of the real step, kept on disk, by either reader of jobs.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,9 @@ from loramux_runtime.profiler.step import Peak, measure_peak
 from loramux_runtime.profiler.subjects import RUNTIME_DEFAULTS, Base, read_subjects
 from loramux_traces.errors import InvalidInputError, UsageError
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "vocab_size": 300,
-}
+from ..tiny_model import config
+
+CONFIG = config(head_dim=16, vocab_size=300)
 SHAPE = ModelShape(name="tiny", hidden=32, ffn=64, layers=2, heads=2, kv_heads=1, head_dim=16, vocab=300)
 BASE = Base(label="tiny", shape=SHAPE, config=CONFIG)
 POINT = StepPoint(jobs=(JobPoint(adapter=AdapterPoint(method="lora", rank=8), lengths=(30, 20), labels=40),))

@@ -1,4 +1,7 @@
-"""Every family of base models: a fresh adapter is the plain Hugging Face model, and every method trains."""
+"""Every family of base models.
+
+A fresh adapter is the plain Hugging Face model, and every method trains.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ def test_fresh_adapters_are_the_plain_model(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_trains(family: str) -> None:
-    """Every tensor that is not one expert's gets a gradient, and a step down the gradient lowers the loss."""
+    """Every tensor that is not one expert's gets a gradient.
+
+    A step down the gradient lowers the loss.
+    """
     model = FusedModel(_base(family))
     jobs = _jobs(model, fresh=False)
     before = model.step(jobs)

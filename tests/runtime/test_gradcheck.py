@@ -1,4 +1,6 @@
-"""gradcheck of every method in float64 with dropout, through the whole model and its kernels (invariant 5).
+"""gradcheck of every method in float64 with dropout (invariant 5).
+
+Through the whole model and its kernels.
 
 Fast mode: a random direction for each tensor of the slab. DoRA's norm is a constant to the gradient
 by definition (section 4.3 of its paper), so it is held fixed.

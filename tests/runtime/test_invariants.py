@@ -1,4 +1,7 @@
-"""Invariants 1 to 3 and 7 of the adapter methods, and their numeric examples. (4: test_bits; 5, 6: test_reference.)"""
+"""Invariants 1 to 3 and 7 of the adapter methods, and their numeric examples.
+
+Invariant 4 is in test_bits, 5 and 6 are in test_reference.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def _results(model: FusedModel, adapter: Adapter) -> tuple[float, list[Tensor], 
 
 
 def _same_values(target: Adapter, source: Adapter, rename: Any) -> None:
-    """Copy parameters of one adapter into another of the same shapes; `rename` maps names, None leaves one alone."""
+    """Copy parameters of one adapter into another of the same shapes.
+
+    `rename` maps names, None leaves one alone.
+    """
     values, views = source.slab.named_parts(), target.slab.named_parts()
     for name, value in values.items():
         new = rename(name)

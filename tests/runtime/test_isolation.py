@@ -1,4 +1,7 @@
-"""A job gone wrong leaves the others' bits alone: NaN or infinite weights, in whatever tensor, in every method."""
+"""A job gone wrong leaves the others' bits alone.
+
+NaN or infinite weights, in whatever tensor, in every method.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,10 @@ def test_one_gemm_for_all_jobs_changes_only_rounding() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_accumulated_window_is_one_batch(name: str) -> None:
-    """Masks stay, cross entropies add up to the window's mean; only auxiliary losses depend on the split."""
+    """Masks stay, cross entropies add up to the window's mean.
+
+    Only auxiliary losses depend on the split.
+    """
     model = fused("fp64")
     adapter = shaken(model, name, dropout=0.3)
     config = adapter.config

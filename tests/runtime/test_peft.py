@@ -90,7 +90,10 @@ def test_gradients_are_pefts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_loss_curve_is_pefts(name: str, tmp_path: Path) -> None:
-    """20 steps of AdamW, same rows, from a fresh adapter, no clipping: 1e-6 relative at every step."""
+    """20 steps of AdamW, same rows, from a fresh adapter, no clipping.
+
+    1e-6 relative at every step.
+    """
     model = fused()
     adapter = model.new_adapter("j", *case(name))
     peft = in_peft(model, adapter, tmp_path / "a")

@@ -1,4 +1,7 @@
-"""The fused step against the methods written out densely, in float64, with dropout (invariants 5 and 6)."""
+"""The fused step against the methods written out densely, in float64.
+
+With dropout (invariants 5 and 6).
+"""
 
 from __future__ import annotations
 

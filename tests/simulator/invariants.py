@@ -80,7 +80,10 @@ def work_is_done(case: Case, result: RunResult, policy: Any) -> None:
 
 
 def littles_law(result: RunResult) -> None:
-    """Integral of the number in the system = sum of the times in it: on each device, and in the queue."""
+    """Integral of the number in the system = sum of the times in it.
+
+    On each device, and in the queue.
+    """
     timeline = result.timeline
     segments, samples, queue = timeline["segments"], timeline["samples"], timeline["queue"]
     stays: dict[int, float] = defaultdict(float)

@@ -43,8 +43,9 @@ class Scripted(Policy):
 
 
 class Restless(Scripted):
-    """Pauses every resident and starts it again at one instant: whenever it is asked, and every `every_s` until
-    `until_s`.
+    """Pauses every resident and starts it again at one instant.
+
+    Whenever it is asked, and every `every_s` until `until_s`.
     """
 
     name = "restless"

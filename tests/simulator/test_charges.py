@@ -13,7 +13,10 @@ from .workloads import GIB, job, sized, trace_of
 
 
 def test_loading_by_hand() -> None:
-    """The base once while it stays, each adapter when it first starts; another base pushes out one that nobody uses."""
+    """The base once while it stays, each adapter when it first starts.
+
+    Another base pushes out one that nobody uses.
+    """
     bases = ("llama-7b", "llama-7b", "tinyllama-1.1b", "llama-7b")
     trace = trace_of(*(job(f"j{i}", 1000.0 * i, duration_s=50.0, base_model=b) for i, b in enumerate(bases)))
     costs = costs_of(trace)
@@ -25,7 +28,10 @@ def test_loading_by_hand() -> None:
 
 
 def test_both_fidelities_charge_pauses_the_same() -> None:
-    """Copies of a state are shorter than a step here; made while a step was under way they cost nothing in steps."""
+    """Copies of a state are shorter than a step here.
+
+    Made while a step was under way they cost nothing in steps.
+    """
 
     trace = sized([60.0], base_model="llama-7b", rank=64, batch_size=8, seq_len=512.0)
     cost = costs_of(trace)[0]
@@ -45,7 +51,7 @@ def test_mem_bytes_charges_no_base() -> None:
 
 
 def test_pausing_by_hand() -> None:
-    """srtf on one seat: the long job is copied out, the short one loaded, and the long one copied back in."""
+    """srtf on one seat: the long job is copied out and back in, the short one loaded."""
     trace = sized([1000.0, 10.0], [0.0, 100.0], base_model="llama-7b", rank=64)
     long, short = costs_of(trace)
     result = turnaround(simulate(trace, "srtf", devices="1xa100-80g", max_resident=1))
@@ -73,7 +79,10 @@ def test_tokens_are_not_counted_while_a_process_loads() -> None:
 
 @FIDELITIES
 def test_each_stay_runs_out_once_at_most(fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several checks of one stay may be under way when it ends; those that come late must not evict the next stay."""
+    """Several checks of one stay may be under way when it ends.
+
+    Those that come late must not evict the next stay.
+    """
     monkeypatch.setattr(run_module, "QUANTILE_99", 0.2)
     jobs = [
         job(
@@ -126,7 +135,10 @@ def test_the_newest_of_the_step_is_evicted_not_a_bystander(monkeypatch: pytest.M
 @pytest.mark.parametrize("policy", ["aspen:k=3", "aspen-minpad:k=2,residents=8", "fifo", "lorafusion:k=2"])
 @pytest.mark.parametrize("fusion", ["padded", "packed"])
 def test_mem_bytes_beside_modelled_jobs(policy: str, fusion: str) -> None:
-    """Rows of a job with mem_bytes pad the others as well: what `fits` promises, the check of the step must keep."""
+    """Rows of a job with mem_bytes pad the others as well.
+
+    What `fits` promises, the check of the step must keep.
+    """
     jobs = [
         job(f"m{i}", 0.0, base_model="tinyllama-1.1b", seq_len=300.0, batch_size=4, total_steps=60.0) for i in range(5)
     ]

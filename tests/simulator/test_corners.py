@@ -1,4 +1,7 @@
-"""Corners of the engines, each with a hand-computed answer: predictions, warm-up, ties, tiny jobs."""
+"""Corners of the engines, each with a hand-computed answer.
+
+Predictions, warm-up, ties, tiny jobs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from loramux_policies import create
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.views import ClusterView, Plan
@@ -15,7 +17,6 @@ from loramux_profiles.devices import load_device
 from loramux_simulator import simulate
 
 from .scripted import FIDELITIES, Scripted, events, turnaround
-from .test_purity import compare
 from .workloads import job, sized, trace_of
 
 
@@ -102,7 +103,10 @@ def test_warmup_leaves_out_the_first_jobs() -> None:
 @FIDELITIES
 @pytest.mark.parametrize("policy", ["fifo", "srtf"])
 def test_devices_count_from_the_end_of_the_warm_up(policy: str, fidelity: str) -> None:
-    """Half idle from 600 s on; what warm-up jobs do there counts, and what was done before does not."""
+    """Half idle from 600 s on.
+
+    What warm-up jobs do there counts, and what was done before does not.
+    """
     trace = sized([100.0] * 5 + [40.0] * 5, [0.0] * 5 + [600.0 + 80.0 * i for i in range(5)], seq_len=300.0)
     options: dict[str, Any] = {"devices": "1xl4", "max_resident": 1, "ideal": True, "fidelity": fidelity}
     whole, later = (simulate(trace, policy, warmup=warmup, **options).summary for warmup in (0.0, 0.5))
@@ -179,17 +183,6 @@ def test_las_with_two_seats_and_three_jobs() -> None:
     """Three tied jobs on two seats each get 2/3; with phi = 2 for two seats all end at 15."""
     result = simulate(sized([10.0] * 3), "las", devices="1xl4", ideal=True, max_resident=2, speedup_curve="free")
     assert turnaround(result) == pytest.approx({"j0": 15.0, "j1": 15.0, "j2": 15.0})
-
-
-def test_snapshot_and_facade_agree_on_mixed_devices() -> None:
-    trace = trace_of(
-        *(
-            job(n, t, total_steps=s, base_model="llama-7b")
-            for n, t, s in (("a", 0.0, 1e3), ("b", 1.0, 800.0), ("c", 10.0, 400.0))
-        )
-    )
-    policy = create("srtf")
-    simulate(trace, policy, devices="1xa100-80g,1xl4", max_resident=1, on_plan=compare(policy))
 
 
 def test_the_default_fuse_halves_what_does_not_fit() -> None:

@@ -16,8 +16,9 @@ DRAWS = range(10)
 
 
 def many_short_steps(bases: tuple[str, ...] = ("tinyllama-1.1b",), jobs: int = 12) -> Trace:
-    """Jobs of 100 to 300 optimizer steps with several methods, lengths and batch sizes; all fit a device with room to
-    spare.
+    """Jobs of 100 to 300 optimizer steps with several methods, lengths and batch sizes.
+
+    All fit a device with room to spare.
     """
     rng = np.random.default_rng(5)
     arrivals = np.cumsum(rng.exponential(5.0, jobs))
@@ -40,8 +41,9 @@ def many_short_steps(bases: tuple[str, ...] = ("tinyllama-1.1b",), jobs: int = 1
 
 
 def means(trace: Trace, policy: str, **options: Any) -> tuple[float, float, float]:
-    """Mean turnaround in rate fidelity, in step fidelity, and the standard error of the latter; rate never draws
-    lengths.
+    """Mean turnaround in rate fidelity, in step fidelity, and the standard error of the latter.
+
+    Rate never draws lengths.
     """
     chosen = {"devices": "1xa100-40g", "timeline": False} | options
     rate = simulate(trace, policy, **chosen)
@@ -107,7 +109,10 @@ def test_separate_processes_within_two_percent(options: dict[str, Any], fusion: 
 
 
 def test_a_loading_process_holds_up_nobody() -> None:
-    """Each job by itself: the first would lose the second's loading (4.5 s) if that stalled the device."""
+    """Each job by itself.
+
+    The first would lose the second's loading (4.5 s) if that stalled the device.
+    """
     trace = trace_of(
         job("a", duration_s=40.0, base_model="llama-2-7b", seq_len=60.0),
         job("b", 30.0, duration_s=40.0, base_model="llama-2-7b", seq_len=200.0),
@@ -140,12 +145,14 @@ def test_one_job_alone_takes_its_solo_time(fusion: str) -> None:
     assert step["service_s"][0] == pytest.approx(step["solo_time"][0], rel=1e-9)
 
 
-# --- jobs near a device's capacity -----------------------------------------------------------------------------------
+# --- jobs near a device's capacity --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_a_job_near_capacity_ends_in_both(fusion: str) -> None:
-    """Its longest rows would not fit the device: they are truncated to what it was admitted with, not tried for ever.
+    """Its longest rows would not fit the device.
+
+    They are truncated to what it was admitted with, not tried for ever.
 
     Seed 2 draws a row of 5,500 tokens and more, of which the device holds 5,300.
     """
@@ -158,7 +165,10 @@ def test_a_job_near_capacity_ends_in_both(fusion: str) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_any_row_fits_beside_other_residents(fusion: str) -> None:
-    """Another base and other adapters on the device leave less than the empty device has; admission counted them."""
+    """Another base and other adapters on the device leave less than the empty device has.
+
+    Admission counted them.
+    """
     trace = trace_of(
         job("j0", base_model="tinyllama-1.1b", method="mixlora", seq_len=1000.0, total_steps=600.0),
         job("b", base_model="smollm2-135m", seq_len=60.0, total_steps=9000.0),
@@ -171,7 +181,10 @@ def test_any_row_fits_beside_other_residents(fusion: str) -> None:
 
 
 def test_processes_share_time_not_steps() -> None:
-    """One's steps are four times as long as the other's; the device gives each half of its time, not every other step."""
+    """One's steps are four times as long as the other's.
+
+    The device gives each half of its time, not every other step.
+    """
     trace = trace_of(
         job("a", duration_s=60.0, seq_len=60.0),
         job("b", duration_s=60.0, base_model="tinyllama-1.1b", seq_len=900.0),

@@ -11,8 +11,8 @@ from loramux_policies.views import ClusterView, Plan
 from loramux_simulator import simulate
 from loramux_traces.errors import UsageError
 
+from ..policies.test_purity import compare
 from .scripted import Scripted, events, turnaround
-from .test_purity import compare
 from .workloads import GIB, job, sized, trace_of
 
 
@@ -27,7 +27,10 @@ def test_a_gang_alone_takes_its_solo_time(policy: str, curve: str | None) -> Non
 
 
 def test_a_gang_goes_at_the_pace_of_its_slowest_device() -> None:
-    """phi = 1: beside another job on one of its devices it goes at half speed, until that is done."""
+    """phi = 1: beside another job on one of its devices it goes at half speed.
+
+    Until that one is done.
+    """
     trace = trace_of(job("a", 0.0, duration_s=40.0), job("b-gang", 10.0, duration_s=100.0, num_gpus=2))
     result = simulate(trace, "ps", devices="2xl4", ideal=True, speedup_curve="none")
     # a alone till 10, both at half speed till a's other 30 seconds are done at 70, then the gang's
@@ -79,7 +82,10 @@ def test_a_gang_of_processes_loads_once() -> None:
     ("policy", "options"), [("ps", {"speedup_curve": "none"}), ("fifo", {}), ("separate", {"ideal": False})]
 )
 def test_tokens_of_a_gang_count_once_per_device(policy: str, options: dict[str, Any]) -> None:
-    """In `tokens_done` as in the rate of the run, and not those it did not do while a companion was slower."""
+    """In `tokens_done` as in the rate of the run.
+
+    Those are left out that it did not do while a companion was slower.
+    """
     trace = trace_of(
         job("a", 0.0, duration_s=40.0, seq_len=300.0), job("b-gang", 10.0, duration_s=100.0, num_gpus=2), job("c", 5.0)
     )

@@ -1,4 +1,7 @@
-"""Properties of random runs: conservation, Little's law, memory, bounds, for every policy, device and fidelity."""
+"""Properties of random runs.
+
+Conservation, Little's law, memory, bounds, for every policy, device and fidelity.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,10 @@ def busy(**options: Any) -> Case:
 @pytest.mark.parametrize("fidelity", ["rate", "step"])
 @pytest.mark.parametrize("name", ["fifo", "aspen", "srtf", "ps", "exclusive", "separate", "las"])
 def test_out_of_memory_loses_no_job(name: str, fidelity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A memory model that errs five times as much as its bound allows for: every law holds all the same."""
+    """A memory model that errs five times as much as its bound allows for.
+
+    Every law holds all the same.
+    """
     monkeypatch.setattr(run_module, "QUANTILE_99", run_module.QUANTILE_99 / 5)
     rng = Random(7)
     jobs = [
@@ -115,7 +121,7 @@ def test_ideal_never_runs_out() -> None:
 @given(cases(fidelity="rate", ideal=True, prediction_error=0.0), st.sampled_from(["none", "linear:0.3,2.5", "free"]),
        st.sampled_from(names()))  # fmt: skip
 def test_nobody_is_faster_than_alone(case: Case, curve: str, name: str) -> None:
-    """With phi(n) <= n nobody's turnaround is below its time alone on the fastest device of the cluster."""
+    """With phi(n) <= n nobody is faster than alone on the fastest device of the cluster."""
     assert all(load_curve(curve).phi(n) <= n for n in range(1, 20))
     policy = create(name)
     result = case.play(policy, speedup_curve=curve)
@@ -131,7 +137,10 @@ def test_nobody_is_faster_than_alone(case: Case, curve: str, name: str) -> None:
 @QUICK
 @given(cases(), st.sampled_from(names()), st.randoms(use_true_random=False))
 def test_neither_order_nor_repetition_matters(case: Case, name: str, random: Random) -> None:
-    """Rows in any order, and a second run in one process, give the same table, summary, events and timeline."""
+    """Rows in any order, and a second run in one process, give the same results.
+
+    Table, summary, events and timeline.
+    """
     jobs = list(case.trace.jobs)
     random.shuffle(jobs)
     runs = [case.play(name), Case(build_trace("test", jobs), case.devices, case.options).play(name)]
@@ -146,8 +155,9 @@ def test_neither_order_nor_repetition_matters(case: Case, name: str, random: Ran
 @QUICK
 @given(cases(), st.sampled_from(names()))
 def test_looking_on_changes_nothing(case: Case, name: str) -> None:
-    """An observer that reads the whole queue and every plan leaves the run, and even its number of decisions, as it
-    is.
+    """An observer that reads the whole queue and every plan changes nothing of the run.
+
+    Not even its number of decisions.
     """
 
     def look(view: Any, plan: Any) -> None:

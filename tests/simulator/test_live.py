@@ -15,7 +15,7 @@ BASE = "tinyllama-1.1b"
 
 
 def run(policy: str = "sjf", **options: Any) -> RunResult:
-    """One job; in the middle of its first step a long one and then a short one come, for the one other seat."""
+    """One job; in mid-step a long one and then a short one come for the one other seat."""
     first = job("a", 0.0, base_model=BASE, seq_len=800.0, batch_size=16, total_steps=40.0)
     long = job("b", 0.001, base_model=BASE, seq_len=100.0, total_steps=400.0)
     short = job("c", 0.002, base_model=BASE, seq_len=100.0, total_steps=2.0)

@@ -1,4 +1,7 @@
-"""Watches for a level of service, and jobs that are paused or moved in the middle of a step, by hand."""
+"""Watches for a level of service; jobs that are paused or moved in mid-step.
+
+All by hand.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from loramux_simulator import clock, simulate
 from .scripted import Scripted, Windowed, events, turnaround
 from .workloads import job, sized, trace_of
 
-# --- watches -----------------------------------------------------------------------------------------------------------
+# --- watches ------------------------------------------------------------------------------------
 
 
 def first_seen_at(policy: type[Scripted], level_s: float, submits: list[float], **options: Any) -> float:
-    """Service of j0 when its policy, which asked once for a review at that level, is first asked at or past it."""
+    """Service of j0 when its policy is first asked at or past a level.
+
+    It asked once for a review there.
+    """
     seen: list[float] = []
 
     def watch(view: ClusterView, plan: Plan) -> None:
@@ -53,7 +59,10 @@ def test_a_watch_for_what_is_reached_already_is_answered_at_once(policy: type[Sc
 
 
 def test_a_watch_on_a_gang_survives_changes_of_speed() -> None:
-    """It was a time, reckoned at the speed of the moment: beside a newcomer the review came too early, and only then."""
+    """It was a time, reckoned at the speed of the moment.
+
+    Beside a newcomer the review came too early, and only then.
+    """
     seen: list[float] = []
 
     def watch(view: ClusterView, plan: Plan) -> None:
@@ -67,13 +76,16 @@ def test_a_watch_on_a_gang_survives_changes_of_speed() -> None:
     assert seen[0] == pytest.approx(30.0, rel=1e-6)
 
 
-# --- pausing in the last step ------------------------------------------------------------------------------------------
+# --- pausing in the last step -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ideal", [True, False])
 @pytest.mark.parametrize("steps", [1.0, 5.0])
 def test_a_job_paused_in_its_last_step_has_done_it(steps: float, ideal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step runs to its end on the device: whoever is paused in it every time must not start it anew every time."""
+    """The step runs to its end on the device.
+
+    Whoever is paused in it every time must not start it anew every time.
+    """
     monkeypatch.setattr(clock, "MOST_FRUITLESS", 3_000)
 
     class Nagging(Policy):
@@ -120,7 +132,7 @@ def test_a_last_step_ends_when_it_ends_though_its_job_was_paused() -> None:
 
 
 def test_moving_from_device_to_device_gains_nothing() -> None:
-    """A job that is paused in a step and moved goes on there once the step has ended, not beside it."""
+    """A job that is paused in a step and moved goes on there when the step ends, not beside it."""
 
     class Mover(Policy):
         def place(self, view: ClusterView) -> Plan:

@@ -1,5 +1,6 @@
-"""Toy instances solved by brute force: shortest first is optimal where theory says so, and no policy beats the
-optimum.
+"""Toy instances solved by brute force.
+
+Shortest first is optimal where theory says so, and no policy beats the optimum.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def best_order(sizes: list[float], submits: list[float]) -> float:
 
 
 def best_preemptive(sizes: list[int], submits: list[int]) -> float:
-    """Least mean turnaround of one machine that may switch at every whole second, by exhaustive search."""
+    """Least mean turnaround of one machine that may switch at every whole second.
+
+    Found by exhaustive search.
+    """
 
     @cache
     def least(now: int, left: tuple[int, ...]) -> float:
@@ -72,7 +76,10 @@ def test_shortest_first_is_the_best_order_of_eight(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_nobody_beats_the_best_order_of_eight(seed: int) -> None:
-    """All arrive at once: with one seat no order, interrupted or not, can be better than shortest first."""
+    """All arrive at once.
+
+    With one seat no order, interrupted or not, can be better than shortest first.
+    """
     rng = np.random.default_rng(10 + seed)
     sizes = [float(s) for s in rng.exponential(200.0, 8) + 0.1]
     best = best_order(sizes, [0.0] * 8)

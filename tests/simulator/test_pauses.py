@@ -25,7 +25,10 @@ def test_a_review_of_a_gang() -> None:
 
 
 def test_a_review_survives_changes_of_speed() -> None:
-    """Rolled-out rates change with every newcomer; what was watched for still comes, and at the right service."""
+    """Rolled-out rates change with every newcomer.
+
+    What was watched for still comes, and at the right service.
+    """
     seen: list[float] = []
 
     def watch(view: ClusterView, plan: Plan) -> None:
@@ -63,7 +66,7 @@ def test_reviews_in_step_fidelity_come_at_the_next_step() -> None:
 
 @FIDELITIES
 def test_a_pause_and_start_at_one_instant_loses_nothing(fidelity: str) -> None:
-    """--ideal: switching is free, and the step that is under way is credited to the job that leaves."""
+    """--ideal: switching is free, and the step under way is credited to the job that leaves."""
 
     def swap(view: ClusterView, plan: Plan) -> None:
         for resident in view.residents(0):
@@ -81,7 +84,10 @@ def test_a_pause_and_start_at_one_instant_loses_nothing(fidelity: str) -> None:
 
 
 def test_a_step_under_way_counts_for_the_paused() -> None:
-    """Pausing in the middle of every step must not stop the clock of the work (it did: each pause lost its step)."""
+    """Pausing in the middle of every step must not stop the clock of the work.
+
+    It did: each pause lost its step.
+    """
 
     trace = trace_of(job("j0", total_steps=50.0))
     result = simulate(trace, Restless(0.01, 2.0), devices="1xl4", ideal=True, fidelity="step")

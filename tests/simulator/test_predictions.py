@@ -50,7 +50,7 @@ def test_ready_jobs_show_the_contract_and_nothing_else() -> None:
 
 
 def ends(seed: int = 0, **options: Any) -> dict[str, set[float]]:
-    """Where a policy would put each job's end if it turned `p_stop` around, relative to the true end."""
+    """Where a policy that turns `p_stop` around puts each job's end, relative to the true end."""
     found: dict[str, set[float]] = defaultdict(set)
     done: dict[str, int] = defaultdict(int)
 
@@ -67,7 +67,10 @@ def ends(seed: int = 0, **options: Any) -> dict[str, set[float]]:
 
 @pytest.mark.parametrize("options", [{}, {"ideal": True}, {"prediction_error": 0.4}], ids=str)
 def test_no_policy_can_tell_where_a_job_stops(options: dict[str, Any]) -> None:
-    """One blurred point per job and seed, off the truth by as much as documented, stopping early or not."""
+    """One blurred point per job and seed, off the truth by as much as documented.
+
+    Stopping early or not.
+    """
     errors = []
     for seed in range(4):
         for job_id, points in ends(seed, **options).items():

@@ -73,7 +73,7 @@ class Case:
         return found
 
     def solo_s(self, policy: Any) -> dict[str, tuple[float, float]]:
-        """Least and most seconds that each job's true steps take alone on a device of this cluster."""
+        """Least and most seconds that each job's true steps take alone on a device of this case."""
         models = [self._model(name, policy) for name in dict.fromkeys(self.devices_used())]
         steps = self.true_steps(policy)
         found = {}

@@ -1,4 +1,6 @@
-"""Mean response times of textbook queues, by numeric integration over the size law. Independent of loramux.
+"""Mean response times of textbook queues, by numeric integration over the size law.
+
+Independent of loramux.
 
 Notation: load rho = lambda E[S]; part(x) = int_0^x t f dt; part2(x) = int_0^x t^2 f dt; tail(x) =
 P(S > x).
@@ -117,7 +119,10 @@ def deterministic(mean: float = 1.0) -> SizeLaw:
 
 
 def _grid(law: SizeLaw, panels: int = 300, order: int = 12) -> tuple[Array, Array]:
-    """Nodes x and weights w with int_0^upper g dx ~ sum w g(x): Gauss-Legendre on log-spaced panels."""
+    """Nodes x and weights w with int_0^upper g dx ~ sum w g(x).
+
+    Gauss-Legendre on log-spaced panels.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(order)
     ends = np.concatenate([[0.0], np.geomspace(*law.edges, panels)])
     parts = [((a + b) / 2 + (b - a) / 2 * nodes, (b - a) / 2 * weights) for a, b in pairwise(ends)]
@@ -144,7 +149,10 @@ def ps(law: SizeLaw, rho: float) -> float:
 
 
 def srpt(law: SizeLaw, rho: float) -> float:
-    """Schrage-Miller, with the mean residence as int tail(t)/(1-rho(t)) dt. Equal sizes: first come first served."""
+    """Schrage-Miller, with the mean residence as int tail(t)/(1-rho(t)) dt.
+
+    Equal sizes: first come first served.
+    """
     if law.density is None:
         return fcfs(law, rho)
     lam = rho / law.mean
@@ -175,7 +183,10 @@ def sjf(law: SizeLaw, rho: float) -> float:
 
 
 def las(law: SizeLaw, rho: float) -> float:
-    """Least attained service; int_0^x tail = E[min(S,x)] and int_0^x t tail = E[min(S,x)^2]/2. Holds for atoms too."""
+    """Least attained service; int_0^x tail = E[min(S,x)] and int_0^x t tail = E[min(S,x)^2]/2.
+
+    Holds for atoms too.
+    """
     lam = rho / law.mean
 
     def response(x: Array) -> Array:
@@ -196,7 +207,10 @@ def mmc(mean: float, rho: float, servers: int) -> float:
 
 
 def co_running(mean: float, arrival_rate: float, curve: Callable[[int], float]) -> float:
-    """n jobs share curve(n) equally: pi_n ~ (lambda E[S])^n / prod curve(i), for ANY size law; then Little."""
+    """n jobs share curve(n) equally: pi_n ~ (lambda E[S])^n / prod curve(i), for ANY size law.
+
+    Then Little.
+    """
     weight, total, jobs = 1.0, 1.0, 0.0
     for n in range(1, 100_000):
         weight *= arrival_rate * mean / curve(n)
@@ -208,7 +222,10 @@ def co_running(mean: float, arrival_rate: float, curve: Callable[[int], float]) 
 
 
 def kaufman_roberts(capacity: int, classes: Sequence[tuple[float, int]]) -> tuple[list[float], float]:
-    """Each class's blocking, and the memory utilisation, for classes (offered load a, size b) on `capacity` units."""
+    """Each class's blocking, and the memory utilisation.
+
+    Classes of offered load a and size b are on `capacity` units.
+    """
     q = [1.0]
     for j in range(1, capacity + 1):
         q.append(sum(a * b * q[j - b] for a, b in classes if b <= j) / j)

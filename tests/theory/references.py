@@ -24,7 +24,10 @@ def _floats(values: Input) -> list[float]:
 
 
 def lindley(arrival_s: Input, size_s: Input) -> Array:
-    """First come first served on one server: a job's wait is what is left of the wait and the size before it."""
+    """First come first served on one server.
+
+    A job's wait is what is left of the wait and the size before it.
+    """
     arrival, size = _floats(arrival_s), _floats(size_s)
     out = np.empty(len(arrival))
     wait = 0.0
@@ -36,7 +39,10 @@ def lindley(arrival_s: Input, size_s: Input) -> Array:
 
 
 def fcfs(arrival_s: Input, size_s: Input, servers: int = 1) -> Array:
-    """First come first served on c servers (Kiefer-Wolfowitz): each job takes the server that is free first."""
+    """First come first served on c servers (Kiefer-Wolfowitz).
+
+    Each job takes the server that is free first.
+    """
     arrival, size = _floats(arrival_s), _floats(size_s)
     out = np.empty(len(arrival))
     free = [0.0] * servers
@@ -48,7 +54,10 @@ def fcfs(arrival_s: Input, size_s: Input, servers: int = 1) -> Array:
 
 
 def sjf(arrival_s: Input, size_s: Input, servers: int = 1) -> Array:
-    """Non-preemptive shortest job first on c servers: whenever a server is free, the shortest job that waits starts."""
+    """Non-preemptive shortest job first on c servers.
+
+    Whenever a server is free, the shortest job that waits starts.
+    """
     arrival, size = _floats(arrival_s), _floats(size_s)
     n = len(arrival)
     out = np.empty(n)
@@ -94,7 +103,10 @@ def psjf(arrival_s: Input, size_s: Input) -> Array:
 
 
 def srpt(arrival_s: Input, size_s: Input, servers: int = 1) -> Array:
-    """Shortest remaining processing time: at every moment the c jobs with the least left run, free to change server."""
+    """Shortest remaining processing time.
+
+    At every moment the c jobs with the least left run, free to change server.
+    """
     arrival, size = _floats(arrival_s), _floats(size_s)
     n = len(arrival)
     out = np.empty(n)
@@ -163,7 +175,9 @@ def linear_curve(slope: float, cap: float) -> Curve:
 
 
 def las(arrival_s: Input, size_s: Input) -> Array:
-    """Least attained service (foreground-background), exact: all jobs of the lowest attained level share equally.
+    """Least attained service (foreground-background), exact.
+
+    All jobs of the lowest attained level share equally.
 
     Jobs of one level form a group. A stack holds the groups, the lowest level on top; the top group
     rises until one of its jobs ends, it reaches the group below and joins it, or a new job arrives

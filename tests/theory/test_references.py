@@ -1,4 +1,7 @@
-"""The oracles themselves: references against hand cases, an exact O(n^2) machine in fractions, and the closed forms."""
+"""The oracles themselves.
+
+References against hand cases, an exact O(n^2) machine in fractions, and the closed forms.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def poisson(rng: np.random.Generator, rate: float, n: int) -> Array:
     return np.cumsum(rng.exponential(1 / rate, n))
 
 
-# --- closed forms ----------------------------------------------------------------------------------------------------
+# --- closed forms -------------------------------------------------------------------------------
 
 PUBLISHED = {  # in the order fcfs, ps, srpt, psjf, sjf, las
     ("hyperexp", 0.8): (14.000, 5.000, 2.185, 2.413, 5.058, 3.731),
@@ -58,7 +61,10 @@ def test_closed_forms_give_the_published_numbers(law: str, rho: float) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.01, 3600.0])
 @pytest.mark.parametrize("law", LAWS)
 def test_size_laws_are_consistent(law: str, scale: float) -> None:
-    """The moments, the partial moments, the tail and the density describe one law; responses scale with the mean."""
+    """The moments, the partial moments, the tail and the density describe one law.
+
+    Responses scale with the mean.
+    """
     make = {"exp": forms.exponential, "lognormal": forms.lognormal, "uniform": forms.uniform}.get(law)
     shape = make(scale) if make else LAWS[law]
     far, x = np.array([shape.edges[1]]), np.array([0.3, 1.0, 2.5]) * shape.mean
@@ -104,7 +110,7 @@ def test_kaufman_roberts() -> None:
     assert erlang_b == pytest.approx([0.2])
 
 
-# --- references by hand ----------------------------------------------------------------------------------------------
+# --- references by hand -------------------------------------------------------------------------
 
 HAND: list[tuple[str, Callable[..., Array], list[float], list[float], list[float]]] = [
     ("fcfs", ref.fcfs, [0, 1, 2], [3, 1, 0.5], [3, 3, 2.5]),
@@ -152,14 +158,17 @@ def test_loss_by_hand() -> None:
     ]  # the third fits; the fourth comes just as the first leaves
 
 
-# --- references against one slow, exact machine ----------------------------------------------------------------------
+# --- references against one slow, exact machine -------------------------------------------------
 
 Job = tuple[Fraction, int, Fraction, Fraction]  # arrival, index, size, attained
 Rates = Callable[[list[Job]], dict[int, Fraction]]
 
 
 def exact(arrival: Array, size: Array, rates: Rates) -> list[float]:
-    """Turnarounds of any rate rule, in fractions: step to the next arrival, completion or meeting of two levels."""
+    """Turnarounds of any rate rule, in fractions.
+
+    Step to the next arrival, completion or meeting of two levels.
+    """
     arrivals, sizes = [Fraction(a) for a in arrival], [Fraction(s) for s in size]
     attained = [Fraction(0)] * len(sizes)
     done: dict[int, Fraction] = {}
@@ -251,7 +260,10 @@ def test_las_batches_share_a_level() -> None:
 
 
 def test_srpt_is_optimal_on_one_machine() -> None:
-    """No order of a batch beats it, and every other discipline is at least as slow on random streams."""
+    """No order of a batch beats it.
+
+    Every other discipline is at least as slow on random streams.
+    """
     size = [3.0, 1.0, 2.5, 0.5, 4.0]
     best = min(np.mean(np.cumsum(order)) for order in permutations(size))
     assert ref.srpt([0.0] * 5, size).mean() == pytest.approx(best)
@@ -264,7 +276,10 @@ def test_srpt_is_optimal_on_one_machine() -> None:
 
 @pytest.mark.parametrize("name", ONE_SERVER)
 def test_work_is_conserved(name: str) -> None:
-    """One work-conserving server: the busy periods, so the last finish in each, are the same under every discipline."""
+    """One work-conserving server.
+
+    The busy periods, so the last finish in each, are the same under every discipline.
+    """
     rng = np.random.default_rng(11)
     arrival, size = poisson(rng, 0.8, 20_000), rng.exponential(1, 20_000)
     finish = arrival + ONE_SERVER[name][0](arrival, size)
@@ -274,7 +289,7 @@ def test_work_is_conserved(name: str) -> None:
     assert ends == pytest.approx([done[b - 1] for b in [*idle, len(arrival)]], rel=1e-9)
 
 
-# --- references against closed forms ---------------------------------------------------------------------------------
+# --- references against closed forms ------------------------------------------------------------
 
 
 def within_standard_errors(means: list[float], expected: float, count: float = 4.0) -> None:

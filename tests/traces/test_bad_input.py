@@ -1,4 +1,7 @@
-"""Bad files: each with the file, line, column, value and what is allowed; never anything but InvalidInputError."""
+"""Bad files: each with the file, line, column, value and what is allowed.
+
+Never anything but InvalidInputError.
+"""
 
 from __future__ import annotations
 

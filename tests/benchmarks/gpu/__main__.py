@@ -62,7 +62,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def ceilings(store: Store, device: torch.device, *, tiny: bool) -> None:
-    """What the same card reaches in the same run: GEMM rate at the step's shapes, memory bandwidth."""
+    """Measure what the card reaches in this run: GEMMs of the step's shapes, memory bandwidth."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shapes = (
         [(64, 64, 64)] if tiny else [(8192, 8192, 8192), (6144, 4096, 14336), (6144, 4096, 4096), (1024, 4096, 4096)]

@@ -1,4 +1,7 @@
-"""A live replay of one trace under fifo and aspen: `loramux validate` simulates it afterwards, on any machine."""
+"""A live replay of one trace under fifo and aspen.
+
+`loramux validate` simulates it afterwards, on any machine.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def trace(*, tiny: bool) -> str:
 
 
 def live(store: Store, out: Path, device: str, left: Callable[[], float], *, tiny: bool) -> None:
-    """Replay the trace under each policy that has not been; the run folders stay under `out`/live."""
+    """Replay the trace under each policy that is left; the run folders stay under `out`/live."""
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         store.add("live", error=f"needs {', '.join(missing)}")

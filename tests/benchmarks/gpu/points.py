@@ -1,4 +1,6 @@
-"""The fused steps that the suite profiles, `points.jsonl`: drawn once where SciPy is, read where only torch is.
+"""The fused steps that the suite profiles are in `points.jsonl`.
+
+They are drawn once where SciPy is, and read where only torch is.
 
 `python -m gpu.points` writes the file again.
 """
@@ -26,8 +28,9 @@ above 80 GB.
 
 
 def drawn_points() -> list[StepPoint]:
-    """The steps: space-filling and random (`profiler.grid.draw`), so that any prefix of them covers everything and is
-    exchangeable with what comes after it. Needs SciPy.
+    """Draw the steps, space-filling and random (`profiler.grid.draw`). Needs SciPy.
+
+    Any prefix of them covers everything and is exchangeable with what comes after it.
     """
     from loramux_runtime.profiler.grid import Limits, draw
 

@@ -1,5 +1,6 @@
-"""The part `profile`: fused steps of the usual models, measured into journals that `loramux profile --from-journal`
-turns into records where pydantic and SciPy are.
+"""The part `profile` measures fused steps of the usual models into journals.
+
+`loramux profile --from-journal` turns them into records where pydantic and SciPy are.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class _Run:
         return True
 
     def _give_up(self, block: Sequence[Measured], error: str) -> list[StepPoint]:
-        """Never try again what failed: the step whose peak was missing, or else all that lack times."""
+        """Never try again what failed: the step without a peak, or else all that lack times."""
         guilty = [one.point for one in block if not one.memory][:1]
         guilty = guilty or [block[i].point for i in unfinished(block, self._repeats)]
         for point in guilty:
@@ -134,7 +135,7 @@ class _Run:
         return f"profile {self._name} failed {point}"
 
     def _transfers(self, model: FusedModel, journal: Journal, after: int) -> bool:
-        """Measure the transfers once there are `after` timed steps, and time; whether they are done with."""
+        """Measure the transfers once `after` steps are timed; say whether they are done with."""
         key = f"profile {self._name} failed transfers"
         if "transfers" in journal.notes or self._store.has(key):
             return True

@@ -1,4 +1,4 @@
-"""Results as lines of JSON, appended at once, so that a suite that was cut goes on where it stopped."""
+"""Results as lines of JSON, appended at once: a suite that was cut goes on where it stopped."""
 
 from __future__ import annotations
 

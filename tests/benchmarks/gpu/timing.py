@@ -20,7 +20,7 @@ def clear(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], object], device: torch.device, *, repeats: int = 5, warmup: int = 2) -> dict[str, Any]:
-    """Seconds of `work` by device events (CPU: by the monotonic clock): median, all samples, and peak memory."""
+    """Time `work` by device events (CPU: the monotonic clock): median, all samples, peak memory."""
     for _ in range(warmup):
         work()
     seconds: list[float] = []

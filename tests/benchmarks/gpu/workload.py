@@ -103,7 +103,7 @@ class Fused:
 
 
 class PeftSequential:
-    """The same jobs as PEFT users run them: one adapter after the other, rows padded to the longest of the batch."""
+    """The same jobs as PEFT users run them: one after the other, rows padded to the longest."""
 
     def __init__(self, case: Case, device: torch.device, *, tiny: bool) -> None:
         import transformers

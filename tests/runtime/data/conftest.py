@@ -65,7 +65,10 @@ def chatml(chat_folder: Callable[[], Path]) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def merging(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A BPE without pre-tokenizer that merges ": " and "b" into ":b", across any boundary put between them."""
+    """A BPE that merges ": " and "b" into ":b", across any boundary put between them.
+
+    It has no pre-tokenizer.
+    """
     folder = tmp_path_factory.mktemp("bpe")
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     vocab = {c: i for i, c in enumerate([*characters, ":b", ":ba"])}

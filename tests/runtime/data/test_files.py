@@ -1,4 +1,7 @@
-"""Files that a stranger hands us: read in every form, or refused with every bad row and never a traceback."""
+"""Files that a stranger hands us.
+
+Read in every form, or refused with every bad row and never a traceback.
+"""
 
 from __future__ import annotations
 

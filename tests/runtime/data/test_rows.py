@@ -223,7 +223,9 @@ PIECE = st.text(alphabet="ab \n\té🙂x.", max_size=12)
 def test_of_a_byte_level_bpe_every_token_with_a_byte_of_the_answer_is_learned(
     byte_bpe: Callable[[bool], Tokenizer], prompt: str, answer: str, trimmed: bool
 ) -> None:
-    """The oracle counts bytes: a byte-level token has a character for each, whatever its offsets say (GPT-2's leave out
+    """The oracle counts bytes.
+
+    A byte-level token has a character for each, whatever its offsets say (GPT-2's leave out
     blanks).
     """
     tokenizer = byte_bpe(trimmed)

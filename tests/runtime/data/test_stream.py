@@ -1,4 +1,7 @@
-"""The order of samples: every row once an epoch, by (seed, epoch) alone; and the lengths a scheduler needs."""
+"""The order of samples: every row once an epoch, by (seed, epoch) alone.
+
+And the lengths that a scheduler needs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""On a CUDA device: the fused step agrees with the CPU reference, synchronises with the host once, trains in bf16."""
+"""On a CUDA device the fused step agrees with the CPU reference and trains in bf16.
+
+It synchronises with the host once.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def test_bf16_trains(method: str) -> None:
 
 
 def test_the_step_waits_for_the_device_only_at_its_end() -> None:
-    """Forward and backward launch without a single synchronisation; reading the losses is the first."""
+    """Forward and backward launch without a single synchronisation.
+
+    Reading the losses is the first.
+    """
     model = FusedModel(base("cuda", "bf16"))
     made = parts(model, METHODS)
     model.step(made)

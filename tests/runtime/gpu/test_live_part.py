@@ -1,4 +1,7 @@
-"""The GPU suite's live replay, as far as a CPU goes: its trace, and what it says where packages are missing."""
+"""The GPU suite's live replay, as far as a CPU goes.
+
+Its trace, and what it says where packages are missing.
+"""
 
 from __future__ import annotations
 

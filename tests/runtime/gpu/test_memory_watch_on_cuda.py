@@ -1,4 +1,7 @@
-"""Another process that takes memory of the GPU is seen; the cache of our own allocator is not taken for one."""
+"""Another process that takes memory of the GPU is seen.
+
+The cache of our own allocator is not taken for one.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import pytest
 import torch
 
 from loramux_runtime.live.watch.memory_watch import CudaWatch
+
+from ...waiting import finished
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +40,9 @@ def test_another_process_is_seen_and_our_cache_is_not() -> None:
         assert it.stdin is not None and it.stdout is not None
         assert it.stdout.readline() == "done\n"
         with_theirs = watch.available_bytes()
-        it.communicate("\n", timeout=60)
+        it.stdin.write("\n")
+        it.stdin.flush()
+        finished(it)
     after = watch.available_bytes()
     assert before and with_ours and cached and with_theirs and after
     near = 64 * 2**20

@@ -1,4 +1,7 @@
-"""Forward and backward of a fused step never wait for the device (written without one at hand: run it first on a GPU)."""
+"""Forward and backward of a fused step never wait for the device.
+
+Written without one at hand: run it first on a GPU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The torch backend under the decide-apply loop: same decisions as simulated, faults stay with their job."""
+"""The torch backend under the decide-apply loop.
+
+Same decisions as simulated, faults stay with their job.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,10 @@ def test_a_diverging_job_fails_alone(tmp_path: Path) -> None:
     "policy", ["fifo", "sjf", "priority", "srtf", "aspen", "aspen-priority", "aspen-fifo:k=2", "best-fit"]
 )
 def test_simulated_and_real_decisions_agree(tmp_path: Path, policy: str) -> None:
-    """Rows of one length and steps that take what the model says: the simulator's step fidelity must decide the same."""
+    """Rows of one length and steps that take what the model says.
+
+    The simulator's step fidelity must decide the same.
+    """
     fast = {"disk_bandwidth": 1e14, "host_bandwidth": 1e14, "join_s": 0.0, "memory_margin": 0.0}
     device = profile(**fast)
     data = write_rows(tmp_path, length=30)

@@ -13,7 +13,7 @@ from loramux_runtime.train.times import PredictedTimes, RealTimes, Times
 @pytest.mark.parametrize("times", [RealTimes(), MonotonicTimes()])
 @pytest.mark.parametrize("until_s", [1e9, inf])
 def test_news_ends_a_wait_on_a_real_clock(times: Times, until_s: float) -> None:
-    """(A run that waited for its next job slept until then, whatever signal came.)"""
+    """A run that waited for its next job slept until then once, whatever signal came."""
     answers = iter([False, False, True])
     times.wait_until(until_s, lambda: next(answers))
     assert next(answers, None) is None and times.now_s() < 1e9

@@ -33,7 +33,7 @@ def slab() -> Slab:
 
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_a_split_step_is_the_same_step(tmp_path: Path, split: int) -> None:
-    """Dropout masks go by sample and the loss by the window's labels, so only rounding may differ."""
+    """Dropout goes by sample and the loss by the window's labels: only rounding may differ."""
     data = write_rows(tmp_path)
     whole = make_run([job("a", data, adapter={"dropout": 0.2})])
     parts = make_run([job("a", data, adapter={"dropout": 0.2}, micro_batch_size=split)])
@@ -157,7 +157,10 @@ def test_held_out_rows_are_scored_before_and_after(tmp_path: Path) -> None:
 
 
 def test_an_early_stop_prediction_does_not_depend_on_when_it_is_asked_for(tmp_path: Path) -> None:
-    """A replayed run must be told what the recorded one was, and so must a policy that looks late."""
+    """A replayed run must be told what the recorded one was.
+
+    So must a policy that looks late.
+    """
     stops = {"every_steps": 1, "patience": 2}
     run = make_run([job("a", write_rows(tmp_path), data_options={"eval_rows": 4}, evaluation=stops)])
     early, late = (TrainingJob.new(run.model, run._configs["a"], run.data["a"]) for _ in range(2))

@@ -15,15 +15,7 @@ from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.run import TrainResult, TrainRun
 from loramux_runtime.train.times import PredictedTimes, Times
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 280,
-}
+from ...tiny_model import CONFIG
 
 
 def write_rows(folder: Path, name: str = "rows.jsonl", n: int = 24, length: int | None = None) -> Path:

@@ -1,4 +1,7 @@
-"""Jobs that are trained by hand, saved, and built anew. Run as a module: train and be killed by a fault."""
+"""Jobs that are trained by hand, saved, and built anew.
+
+Run as a module: train and be killed by a fault.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,10 @@ def litter(folder: Path) -> list[str]:
 
 
 def die_in_a_save(folder: Path, stage: str, again: bool) -> None:
-    """Save after 4 fused steps, train one more (`again`: none), and be killed at a stage of the next save."""
+    """Save after 4 fused steps, train one more, and be killed at a stage of the next save.
+
+    `again`: no further step.
+    """
     trained = Trained()
     trained.fused_steps(4)
     store(folder).save("a", trained.job, {"n": 1})

@@ -99,8 +99,10 @@ def same(store: Store, one_device: Bits) -> None:
 
 
 def check_decisions(pool: WorkerPool, policy: str, folder: Path, n: int) -> None:
-    """Rows of one length and steps that take what the model says: as in the simulator, the same happens to the same
-    jobs on the same devices in the same order and at the same time.
+    """Rows of one length and steps that take what the model says.
+
+    As in the simulator, the same happens to the same jobs on the same devices in the same order and
+    at the same time.
     """
     fast = {"disk_bandwidth": 1e14, "host_bandwidth": 1e14, "join_s": 0.0, "memory_margin": 0.0}
     known = load_device("cpu")

@@ -24,6 +24,8 @@ from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.locking import owned
 
+# a copy of tests/tiny_model.py: this file is run by its path, too, and cannot import a neighbour
+# of its folder
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -54,7 +56,10 @@ def write_rows(folder: Path, n: int = 24) -> Path:
 
 
 def jobs(folder: Path, n: int, *, steps: int = 6, **fields: Any) -> list[dict[str, Any]]:
-    """`n` jobs of all methods, priorities and lengths; every second with two micro-batches a step."""
+    """`n` jobs of all methods, priorities and lengths.
+
+    Every second with two micro-batches a step.
+    """
     data = write_rows(folder)
     return [
         {
@@ -125,6 +130,14 @@ def curves(store: Store) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def first(whole: dict[str, Any], n: int) -> dict[str, Any]:
+    """Curves of the first `n` jobs.
+
+    Those that `jobs(folder, n)` makes, which others beside them do not change.
+    """
+    return {job_id: whole[job_id] for job_id in sorted(whole)[:n]}
+
+
 def kill_plan(point: str, stage: str | None, count: int) -> FaultPlan:
     """SIGKILL at the count-th time that a point (and stage) is reached."""
     left = [count]
@@ -192,7 +205,10 @@ def _serve(order: dict[str, Any]) -> int:
 
 
 def _zygote() -> None:
-    """Reads orders, a line each, forks a scheduler for each (torch is loaded once), and says how it ended."""
+    """Forks a scheduler for each order, a line each, and says how it ended.
+
+    Torch is loaded once.
+    """
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,7 @@
-"""Policies that fail in every way and at every time: the scheduler names them and the jobs end as if nothing were."""
+"""Policies that fail in every way and at every time.
+
+The scheduler names them and the jobs end as if nothing were.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ from typing import Any
 
 import pytest
 
-from loramux_policies import Policy
+from loramux_policies import Policy, register
 from loramux_policies.errors import PolicyError
+from loramux_policies.registry import _known
 from loramux_policies.views import ClusterView, DeviceView, Entry, FusedStep, JobView, Order, Plan
 from loramux_runtime.live import policy_guard
+from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.store import Store
 from loramux_traces.errors import StateError, UsageError
 
-from .serving import curves, jobs, play, submit
+from .asking import Ask, answers, at_steps, states
+from .serving import curves, first, jobs, play, submit
 
 Place = Callable[[ClusterView], Any]
 Fuse = Callable[[DeviceView], Any]
@@ -243,12 +250,12 @@ def test_most_of_them_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The cases above are no test if nothing is ever found wrong."""
     monkeypatch.setattr(policy_guard, "STALL_S", 0.2)
     noticed = 0
-    for number, (place, fuse, after) in enumerate(list(CASES.values())[::9]):
+    for number, (place, fuse, after) in enumerate(list(CASES.values())[::15]):
         KEPT.clear()
         store = submit(tmp_path / f"state{number}", jobs(tmp_path, 3, steps=2))
         play(store, Bad(place, fuse, after))
         noticed += any(event["event"] == "policy-error" for event in store.events())
-    assert noticed >= len(list(CASES.values())[::9]) - 1
+    assert noticed >= len(list(CASES.values())[::15]) - 1
 
 
 def test_exit_instead_of_fallback(tmp_path: Path) -> None:
@@ -258,3 +265,69 @@ def test_exit_instead_of_fallback(tmp_path: Path) -> None:
     # and nothing is lost: the next scheduler ends what this one began
     assert play(store, "fifo").failed == 0
     assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
+
+
+def test_a_policy_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """Killed while it decided: the next process goes on under fifo."""
+    store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=2))
+    marker = Marker(tmp_path / "state")
+    marker.set("decide")
+    marker.close()
+    store.set_facts(hung_in_decide=True)
+    play(store, "aspen")
+    assert any("killed while it decided" in event.get("detail", "") for event in store.events())
+    assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
+    store = Store(tmp_path / "state")
+    assert store.fact("hung_in_decide") is False
+
+
+def test_a_hang_ends_the_scheduler_where_that_is_asked_for(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=2))
+    marker = Marker(store.folder)
+    marker.set("decide")
+    marker.close()
+    store.set_facts(hung_in_decide=True)
+    with pytest.raises(PolicyError, match="killed while it decided"):
+        play(store, "aspen", on_policy_error="exit")
+    play(store, "aspen", on_policy_error="exit")  # the next one is not told of it again
+    assert states(store) == {"job00": "COMPLETED"}
+
+
+def test_a_second_ask_is_the_policys(tmp_path: Path) -> None:
+    """A policy that hangs when it is asked again in the same decision is not a job that hangs."""
+    store = submit(tmp_path / "state", jobs(tmp_path, 3, steps=2))
+    phases = []
+
+    class Second(Policy):
+        name = "second"
+
+        def place(self, view: ClusterView) -> Plan:
+            doing = read_marker(store.folder)
+            assert doing is not None
+            phases.append((len(list(view.residents(0))), doing.phase))
+            plan = view.plan()
+            for job in view.waiting(1):
+                plan.start_first(job.job_id)
+            return plan
+
+    play(store, Second())
+    assert (1, "decide") in phases and {phase for _, phase in phases} == {"decide"}
+
+
+def test_a_policy_that_was_refused_is_not_in_charge(tmp_path: Path, whole: dict[str, Any]) -> None:
+    def broken(job: JobView) -> tuple[Any, ...]:
+        raise ZeroDivisionError("order")
+
+    class Broken(Policy):
+        order = Order(key=broken)
+
+    register("broken-order")(Broken)
+    try:
+        store = submit(tmp_path / "state", jobs(tmp_path, 3))
+        asks: dict[int, Ask] = {3: lambda other: other.command("policy", "", "broken-order")}
+        play(store, "exclusive", faults=at_steps(store.folder, asks))
+    finally:
+        del _known["broken-order"]
+    assert "exclusive stays" in answers(store)[0][1]
+    assert curves(store) == first(whole, 3)
+    assert not any(event["event"] in ("policy", "policy-error") for event in store.events())

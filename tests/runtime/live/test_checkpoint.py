@@ -1,4 +1,7 @@
-"""Whatever happens to the files, a job goes on from the newest checkpoint that is valid, or says why it cannot."""
+"""A job goes on from the newest checkpoint that is valid, or says why it cannot.
+
+That holds whatever happens to the files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import pytest
 
 from loramux_traces.errors import StateError, UsageError
 
+from ...waiting import run_process
 from .ckpt import STAGES, Trained, assert_same, everything, failing, litter, store
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
@@ -71,7 +74,10 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_future_that_was_left_is_deleted(tmp_path: Path) -> None:
-    """A job that went back (out of memory, or the newest was not valid) must not find its old self in front of it."""
+    """A job that went back must not find its old self in front of it.
+
+    It ran out of memory, or the newest was not valid.
+    """
     _, older, newer = two(tmp_path)
     (newer / "state.json").write_text("")
     back = Trained()
@@ -332,35 +338,32 @@ def test_a_folder_that_is_read_only() -> None:
 
 
 def test_killed_at_any_stage(tmp_path: Path) -> None:
-    """By SIGKILL, in a new save and in one that replaces; `keep` is 1, so that older ones are deleted too."""
+    """By SIGKILL, in a new save and in one that replaces.
+
+    `keep` is 1, so that older ones are deleted too.
+    """
     runs = [*(f"{stage}+new" for stage in STAGES), *(f"{s}+again" for s in ("synced", "aside", "renamed", "pruned"))]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.runtime.live.ckpt", str(tmp_path), *runs],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-    )
+    done = run_process([sys.executable, "-m", "tests.runtime.live.ckpt", str(tmp_path), *runs], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     whole = Trained()
     whole.fused_steps()
-    for run in runs:
-        folder, warnings, got = tmp_path / run, list[str](), Trained()
-        stage, kind = run.split("+")
+    for name in runs:
+        folder, warnings, got = tmp_path / name, list[str](), Trained()
+        stage, kind = name.split("+")
         found = store(folder, warnings).load("a", got.job)
         renamed = stage in ("renamed", "pruned")
         position = {"step": 1, "rows_done": 4 if renamed and kind == "new" else 2}
-        assert found == {"n": 2 if renamed else 1, **position} and not warnings, run
+        assert found == {"n": 2 if renamed else 1, **position} and not warnings, name
         at = got.job.step
         store(folder).sweep()
         again = Trained()
-        assert store(folder).load("a", again.job) == found and not litter(folder), run
+        assert store(folder).load("a", again.job) == found and not litter(folder), name
         assert_same(again, got)
         got.fused_steps()
-        assert got.records == whole.records[at:], run
+        assert got.records == whole.records[at:], name
         assert_same(got, whole)
         store(folder, keep=1).save("a", got.job, {})
-        assert len(list((folder / "a").iterdir())) == 1, run
+        assert len(list((folder / "a").iterdir())) == 1, name
 
 
 def test_killed_while_deleting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loramux_policies import Policy, register
+from loramux_policies.registry import _known
+from loramux_policies.views import ClusterView, JobView, Order, Plan
 from loramux_runtime.jobs.adapter_files import read_adapter_config
 from loramux_runtime.live.state.store import Store
-from loramux_runtime.live.supervisor import supervise  # noqa: F401  (imports without torch)
 from loramux_runtime.live.watch.status import read_status
-from loramux_runtime.train.faults import FaultPlan
-from loramux_traces.errors import StateError, UsageError
+from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
-from .serving import curves, jobs, play, service, submit
-
-Ask = Callable[[Store], object]
-
-
-def at_steps(state: Path, asks: dict[int, Ask]) -> FaultPlan:
-    """Calls with a connection of its own before the n-th fused step."""
-    done = [0]
-
-    def fault(_: str, facts: dict[str, object]) -> None:
-        done[0] += 1
-        if done[0] in asks:
-            other = Store(state)
-            asks[done[0]](other)
-            other.close()
-
-    return FaultPlan(step=fault)
-
-
-def states(store: Store) -> dict[str, str]:
-    return {row["job_id"]: row["state"] for row in store.jobs()}
-
-
-def answers(store: Store) -> list[tuple[str, str]]:
-    rows = [store.answered(number) for number in range(1, 10)]
-    return [(row["answer"], row["refused"]) for row in rows if row is not None]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("whole")
-    store = submit(folder / "state", jobs(folder, 4))
-    play(store, "fifo")
-    return curves(store)
+from .asking import Ask, answers, at_steps, states
+from .serving import Eager, curves, first, jobs, play, service, submit
 
 
 def test_cancel(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -77,7 +46,7 @@ def test_pause_and_resume_change_no_bits(tmp_path: Path, whole: dict[str, Any]) 
     }
     play(store, "fifo", faults=at_steps(store.folder, asks))
     assert set(states(store).values()) == {"COMPLETED"}
-    assert curves(store) == whole
+    assert curves(store) == first(whole, 4)
     assert answers(store) == [
         ("job01 is paused", ""),
         ("", "job01 is paused already"),
@@ -96,7 +65,7 @@ def test_a_paused_job_outlives_the_scheduler(tmp_path: Path, whole: dict[str, An
     store.command("resume", "job03")
     play(store, "fifo")
     assert states(store)["job03"] == "COMPLETED"
-    assert curves(store) == whole
+    assert curves(store) == first(whole, 4)
 
 
 def test_drain_begins_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -105,11 +74,14 @@ def test_drain_begins_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
     play(store, "fifo", max_resident=2.0, exit_when_idle=False, faults=at_steps(store.folder, asks))
     assert sorted(states(store).values()) == ["COMPLETED", "COMPLETED", "QUEUED", "QUEUED"]
     play(store, "fifo")
-    assert curves(store) == whole
+    assert curves(store) == first(whole, 4)
 
 
 def test_another_policy_at_a_step_boundary(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """From a policy that keeps the device to one job to one that fuses, and back: seats are given up."""
+    """From a policy that keeps the device to one job to one that fuses, and back.
+
+    Seats are given up.
+    """
     store = submit(tmp_path / "state", jobs(tmp_path, 4))
     asks: dict[int, Ask] = {
         3: lambda other: other.command("policy", "", "fifo"),
@@ -117,7 +89,7 @@ def test_another_policy_at_a_step_boundary(tmp_path: Path, whole: dict[str, Any]
         7: lambda other: other.command("policy", "", "no-such-policy"),
     }
     play(store, "exclusive", faults=at_steps(store.folder, asks))
-    assert curves(store) == whole
+    assert curves(store) == first(whole, 4)
     assert "no policy is called" in answers(store)[2][1]
     events = list(store.events())
     running: set[str] = set()
@@ -145,24 +117,6 @@ def test_export_of_a_running_job(tmp_path: Path) -> None:
     assert read_adapter_config(store.folder / "adapters" / "job01")[0] == "mixlora"
 
 
-def test_jobs_that_come_later(tmp_path: Path, whole: dict[str, Any]) -> None:
-    found = jobs(tmp_path, 4)
-    store = submit(tmp_path / "state", found[:2])
-    asks: dict[int, Ask] = {3: lambda other: submit(tmp_path / "state", found[2:])}
-    play(store, "fifo", faults=at_steps(store.folder, asks))
-    assert curves(store) == whole
-    times = {row["job_id"]: row for row in store.jobs()}
-    assert times["job02"]["submit_s"] == times["job03"]["submit_s"] > times["job00"]["submit_s"]
-
-
-def test_a_name_is_taken_once(tmp_path: Path) -> None:
-    found = jobs(tmp_path, 2)
-    store = submit(tmp_path / "state", found[:1])
-    with pytest.raises(UsageError, match="job00: there is a job of that name already"):
-        submit(tmp_path / "state", found[::-1])
-    assert [row["job_id"] for row in store.jobs()] == ["job00"]  # all or none
-
-
 def test_two_schedulers(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 1))
     with owned(store.folder), pytest.raises(StateError, match=r"process \d+ is writing"):
@@ -186,3 +140,90 @@ def test_status_says_why_a_job_waits(tmp_path: Path) -> None:
     assert first["expected_finish_s"] > status["now_s"] - 60
     after = read_status(store)
     assert not after["running"] and {job["state"] for job in after["jobs"]} == {"COMPLETED"}
+
+
+def test_a_cancelled_device_is_empty_and_its_job_has_an_end(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 2), at_s=[0.0, 1.0])
+    seen: list[dict[str, Any]] = []
+    asks: dict[int, Ask] = {
+        3: lambda other: other.command("cancel", "job00"),
+        4: lambda other: seen.append(read_status(other)),
+    }
+    play(store, "fifo", faults=at_steps(store.folder, asks), flush_s=100.0)
+    assert seen[0]["resident"] == 1 and seen[0]["jobs"][0]["state"] == "CANCELLED"
+    store = submit(tmp_path / "held", jobs(tmp_path, 1))
+    play(store, "fifo", faults=at_steps(store.folder, {3: lambda other: other.command("pause", "job00")}))
+    store.command("cancel", "job00")
+    play(store, "fifo")
+    row = store.job("job00")
+    assert row["state"] == "CANCELLED" and row["finish_s"] is not None and row["expected_finish_s"] is None
+    assert [event["event"] for event in store.events() if event.get("job_id") == "job00"][-1] == "cancel"
+
+
+def test_commands_behind_one_that_ends_a_policy_are_carried_out(tmp_path: Path) -> None:
+    broken = [False]
+
+    def key(job: JobView) -> tuple[Any, ...]:
+        if broken[0]:
+            raise ZeroDivisionError("order")
+        return (job.submit_s,)
+
+    def worse(job: JobView) -> tuple[Any, ...]:
+        raise ZeroDivisionError("order")
+
+    class Turns(Eager):
+        name = "turns"
+        order = Order(key=key)
+
+    class Worse(Policy):
+        order = Order(key=worse)
+
+        def place(self, view: ClusterView) -> Plan:
+            return view.plan()
+
+    def ask(other: Store) -> None:
+        broken[0] = True
+        other.command("policy", "", "worse-order")
+        other.command("pause", "job01")
+
+    register("worse-order")(Worse)
+    try:
+        store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=30))
+        play(store, Turns(), faults=at_steps(store.folder, {4: ask}))
+    finally:
+        del _known["worse-order"]
+    assert states(store) == {"job00": "COMPLETED", "job01": "HELD"} and not store.open_commands()
+
+
+def test_what_was_rejected_is_looked_at_again_when_it_is_mended(tmp_path: Path) -> None:
+    found = jobs(tmp_path, 2, steps=2)
+    found[1]["data"] = {"path": str(tmp_path / "later.jsonl")}
+    store = submit(tmp_path / "state", found)
+    play(store, "fifo")
+    assert states(store) == {"job00": "COMPLETED", "job01": "REJECTED"}
+    shutil.copy(tmp_path / "rows.jsonl", tmp_path / "later.jsonl")
+    store.command("resume", "job01")
+    store.command("resume", "job00")
+    play(store, "fifo")
+    assert states(store)["job01"] == "COMPLETED"
+    assert [refused for _, refused in answers(store)] == ["", "job00 has ended already: COMPLETED"]
+
+
+def test_counts_and_times_agree_when_jobs_are_paused(tmp_path: Path) -> None:
+    """Little's law: a job that its user has paused is waiting in both."""
+    from loramux_analysis.metrics import littles_law
+    from loramux_runtime.live.state.run_folder import write_results
+    from loramux_traces.runfolder import read_run
+
+    store = submit(tmp_path / "state", jobs(tmp_path, 4, steps=12))
+    asks = {
+        2: lambda other: other.command("pause", "job02"),
+        4: lambda other: other.command("pause", "job00"),
+        16: lambda other: other.command("resume", "job00"),
+        20: lambda other: other.command("resume", "job02"),
+    }
+    play(store, "exclusive", faults=at_steps(store.folder, asks))
+    assert set(states(store).values()) == {"COMPLETED"}
+    write_results(store, {"policy": "exclusive"})
+    queue, devices = littles_law(read_run(store.folder))
+    assert queue.gap < 0.05 and devices.gap < 0.05, (queue, devices)

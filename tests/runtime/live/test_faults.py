@@ -1,8 +1,10 @@
-"""Out of memory, not a number, bad data, jobs that never fit: each costs one job, the others end bit-equal."""
+"""Out of memory, not a number, bad data, jobs that never fit.
+
+Each costs one job, the others end bit-equal.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,8 @@ from loramux_runtime.live.service import LiveService
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
 
+from .asking import states, stop_after
 from .serving import curves, jobs, play, service, submit
-
-
-def states(store: Any) -> dict[str, str]:
-    return {row["job_id"]: row["state"] for row in store.jobs()}
 
 
 def out_of_memory(when: Any) -> FaultPlan:
@@ -30,14 +29,6 @@ def out_of_memory(when: Any) -> FaultPlan:
             raise torch.OutOfMemoryError("injected")
 
     return FaultPlan(step=fault)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("whole")
-    store = submit(folder / "state", jobs(folder, 5))
-    assert play(store, "fifo").failed == 0
-    return curves(store)
 
 
 def test_out_of_memory_evicts_the_newest_and_changes_no_bits(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -152,76 +143,13 @@ def test_a_token_beyond_the_vocabulary_is_rejected(tmp_path: Path) -> None:
 
 def test_data_that_changed_is_noticed(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=4))
-    done = [0]
-
-    def stop(_: str, facts: dict[str, object]) -> None:
-        done[0] += 1
-        if done[0] == 3:
-            scheduler.driver.request_stop()
-
-    with owned(store.folder):
-        scheduler = service(store, "fifo", faults=FaultPlan(step=stop))
-        scheduler.play()
+    stop_after(store, 3)
     assert states(store) == {"job00": "RUNNING"} or states(store) == {"job00": "WAITING"}
     rows = [json.dumps({"text": f"other {i}"}) + "\n" for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     assert play(store, "fifo").failed == 1
     assert states(store) == {"job00": "FAILED_DATA"}
     assert "data file has changed" in store.job("job00")["reason"]
-
-
-def test_a_full_disk_pauses_a_job_and_keeps_what_there_was(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """The disk takes the checkpoints of every job but one."""
-    full = [False]
-
-    def no_space(_: str, facts: dict[str, object]) -> None:
-        if facts["job_id"] == "job01" and facts["stage"] == "state" and full[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def from_then_on(_: str, facts: dict[str, object]) -> None:
-        training = box[0].training.get("job01")
-        full[0] = training is not None and training.step >= 3
-
-    box: list[LiveService] = []
-    said: list[str] = []
-    store = submit(tmp_path / "state", jobs(tmp_path, 5))
-    with owned(store.folder):
-        faults = FaultPlan(checkpoint=no_space, step=from_then_on)
-        box.append(service(store, "fifo", faults=faults, warn=said.append, checkpoint_s=0.0))
-        assert box[0].play().failed == 0
-    assert states(store) == {**dict.fromkeys(whole, "COMPLETED"), "job01": "HELD"}
-    assert "cannot be written (No space left on device)" in store.job("job01")["reason"]
-    assert any("job01 is paused" in text for text in said)
-    kept = sorted((store.folder / "checkpoints" / "job01").iterdir())
-    assert kept and not any(path.name.startswith(".") for path in kept)
-    store.command("resume", "job01")
-    assert play(store, "fifo").failed == 0
-    assert curves(store) == whole
-
-
-def test_a_corrupt_checkpoint_is_passed_over(tmp_path: Path, whole: dict[str, Any]) -> None:
-    def stop(_: str, facts: dict[str, object]) -> None:
-        done[0] += 1
-        if done[0] == 8:
-            scheduler.driver.request_stop()
-
-    done = [0]
-    store = submit(tmp_path / "state", jobs(tmp_path, 5))
-    with owned(store.folder):
-        scheduler = service(store, "fifo", faults=FaultPlan(step=stop), checkpoint_s=0.0)
-        scheduler.play()
-    newest = sorted((store.folder / "checkpoints" / "job03").iterdir())[-1]
-    tensors = newest / "tensors.safetensors"
-    content = bytearray(tensors.read_bytes())
-    content[len(content) // 2] ^= 1
-    tensors.write_bytes(bytes(content))
-    # all of them: from the first step
-    for path in (store.folder / "checkpoints" / "job01").rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:-7])
-    said: list[str] = []
-    assert play(store, "fifo", warn=said.append).failed == 0
-    assert any(str(newest) in text for text in said) and any("begins again at its first step" in text for text in said)
-    assert curves(store) == whole
 
 
 def test_a_process_that_takes_memory_is_respected(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -246,3 +174,57 @@ def test_a_process_that_takes_memory_is_respected(tmp_path: Path, whole: dict[st
     assert small and max(small) < max(n for _, n in seen)
     events = [event["event"] for event in store.events()]
     assert events.count("capacity") == 2 and "pause" in events
+
+
+def test_data_may_change_until_a_job_begins(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=3))
+    with owned(store.folder):
+        scheduler = service(store, "exclusive", faults=FaultPlan(step=lambda *_: scheduler.driver.request_stop()))
+        scheduler.play()
+    assert store.job("job01")["start_s"] is None and store.job("job01")["data_sha256"]
+    rows = [{"text": f"other rows {i}"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    play(store, "exclusive")
+    assert states(store) == {"job00": "FAILED_DATA", "job01": "COMPLETED"}
+
+
+def test_a_job_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=6))
+    steps = [0]
+
+    def out_of_memory(_: str, facts: dict[str, object]) -> None:
+        if "job00" in facts["job_ids"]:  # type: ignore[operator]
+            steps[0] += 1
+            if steps[0] > 3:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: injected")
+
+    with owned(store.folder):
+        scheduler = service(store, "exclusive", faults=FaultPlan(step=out_of_memory))
+        scheduler.play()
+    assert states(store) == {"job00": "FAILED_OOM", "job01": "COMPLETED"}
+    held = (scheduler.training, scheduler.roster._prepared, scheduler.book._attained_s, scheduler.notes._bounds)
+    assert not any(held) and not list((store.folder / "checkpoints").glob("*/*"))
+
+
+def test_out_of_memory_in_an_evaluation_scores_fewer_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loramux_runtime.fused.model import FusedModel
+
+    found = jobs(tmp_path, 1, steps=3)
+    whole = submit(tmp_path / "whole", found)
+    play(whole, "fifo")
+    real, sizes = FusedModel.score, []
+
+    def score(self: FusedModel, adapter: Any, batch: Any) -> Any:
+        sizes.append(len(batch.tokens))
+        if len(batch.tokens) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return real(self, adapter, batch)
+
+    monkeypatch.setattr(FusedModel, "score", score)
+    store = submit(tmp_path / "state", found)
+    play(store, "fifo")
+    assert max(sizes) == 4 and states(store) == {"job00": "COMPLETED"}
+    last, expected = (run["job00"][-1]["eval_loss"] for run in (curves(store), curves(whole)))
+    assert last == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,7 @@
-"""SIGKILL at seeded points of a ten-job run: nothing is lost, nothing runs twice, every curve is bit-equal."""
+"""SIGKILL at seeded points of a ten-job run.
+
+Nothing is lost, nothing runs twice, every curve is bit-equal.
+"""
 
 from __future__ import annotations
 

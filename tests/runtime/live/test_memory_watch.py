@@ -1,4 +1,7 @@
-"""Another process that takes or frees memory of the device: seen, and turned into a capacity that does not flutter."""
+"""Another process that takes or frees memory of the device.
+
+Seen, and turned into a capacity that does not flutter.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,10 @@ ZONES = """Node 0, zone      DMA
 
 
 def machine(folder: Path, *, cgroup: str, groups: dict[str, str]) -> HostWatch:
-    """A machine with 10 GiB available, and 7 pages in its lists, where we hold 100 pages of no file."""
+    """A machine with 10 GiB available, and 7 pages in its lists.
+
+    We hold 100 pages of no file there.
+    """
     (folder / "proc" / "self").mkdir(parents=True)
     (folder / "proc" / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {10 * 2**20} kB\n")
     (folder / "proc" / "self" / "statm").write_text("900 150 50 5 0 60 0\n")
@@ -215,7 +221,7 @@ def moved(watch: HostWatch, change: Callable[[], object]) -> float:
 
 @linux
 def test_a_child_that_takes_memory_is_seen_and_our_own_use_is_not() -> None:
-    """Other programs of this machine come and go, so each change has several tries to be seen alone."""
+    """Each change has several tries to be seen alone: other programs come and go."""
     watch = HostWatch()
     with subprocess.Popen(
         [sys.executable, "-c", TAKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

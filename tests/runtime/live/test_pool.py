@@ -1,8 +1,10 @@
-"""Several devices, in this process: where jobs go, what they learn there, and what the death of a worker costs."""
+"""Several devices, in this process.
+
+Where jobs go, what they learn there, and what the death of a worker costs.
+"""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loramux_runtime.live.drive.live_times import PredictedLiveTimes
+from loramux_runtime.live.drive.live_times import MonotonicTimes, PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerDied
 from loramux_runtime.live.drive.worker_restarts import RESTARTS, WorkerRestarts
 from loramux_runtime.live.state.run_folder import write_results
@@ -67,24 +69,22 @@ def test_decisions_are_the_simulators(policy: str, tmp_path: Path) -> None:
 
 
 class Slow(InProcessPool):
-    """Steps of device 1 are not heard of for a while."""
+    """A step of device 1 is not heard of before it has been asked for so many times."""
 
-    held_s = 0.3
+    held = 20
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._since: dict[int, float] = {}
+        self._left = 0
 
     def launch(self, worker: int, entries: Sequence[tuple[str, int]]) -> None:
         super().launch(worker, entries)
-        self._since[worker] = time.monotonic()
+        if worker == 1:
+            self._left = self.held
 
     def wait(self, workers: Any, timeout_s: float | None) -> Any:
-        late = {1} if time.monotonic() - self._since.get(1, 0.0) < self.held_s else set()
-        found = super().wait([worker for worker in workers if worker not in late], timeout_s)
-        if found is None:
-            time.sleep(0.01)
-        return found
+        self._left -= 1
+        return super().wait([worker for worker in workers if worker != 1 or self._left < 0], timeout_s)
 
 
 def test_a_device_does_not_wait_for_another(tmp_path: Path, one_device: Bits) -> None:
@@ -159,7 +159,10 @@ def test_jobs_go_on_from_their_last_checkpoint(
     "at", [*[[9, 30, 31]], *(pytest.param(x, marks=pytest.mark.slow) for x in [[], [20], [12, 24, 36, 48]])]
 )
 def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None:
-    """Their state follows them to another device, or is lost on the way; arrivals pause somebody all the time."""
+    """Their state follows them to another device, or is lost on the way.
+
+    Arrivals pause somebody all the time.
+    """
     found = jobs(tmp_path, 16)
     for i, job in enumerate(found):
         job["priority"] = i
@@ -222,13 +225,25 @@ def test_a_job_that_kills_its_worker_ends_up_alone_and_fails(tmp_path: Path, one
     assert not mine.pop("job02") and theirs.pop("job02") and mine == theirs
 
 
+class Counting(MonotonicTimes):
+    """Every look at the clock takes a millisecond: how busy the machine is makes no difference."""
+
+    _now_s = 0.0
+
+    def go_on_from(self, t_s: float) -> None:
+        self._now_s = t_s
+
+    def now_s(self) -> float:
+        self._now_s += 1e-3
+        return self._now_s
+
+
 def test_a_worker_that_does_not_answer_is_taken_for_dead(tmp_path: Path, one_device: Bits) -> None:
     class Hanging(InProcessPool):
         hung = False
 
         def wait(self, workers: Any, timeout_s: float | None) -> Any:
             if self.hung and 1 in workers and self.restarts == 0:
-                time.sleep(0.01)
                 return super().wait([worker for worker in workers if worker != 1], timeout_s)
             return super().wait(workers, timeout_s)
 
@@ -238,7 +253,7 @@ def test_a_worker_that_does_not_answer_is_taken_for_dead(tmp_path: Path, one_dev
 
     pool = Hanging(2, in_process(1)._make)
     store = submit(tmp_path / "state", jobs(tmp_path, 8))
-    play(store, pool, "fifo", max_resident=2, hang_s=0.5)
+    play(store, pool, "fifo", max_resident=2, hang_s=0.5, times=Counting())
     same(store, one_device)
     assert [row["detail"] for row in events(store, "worker-died")] == ["no answer for 0.5 s"]
     assert pool.restarts == 1

@@ -1,4 +1,7 @@
-"""The Prometheus text of a status, read back by a strict parser of the format and held against promtool's rules."""
+"""The Prometheus text of a status, read back by a strict parser of the format.
+
+It is held against promtool's rules.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Sample(NamedTuple):
 
 
 def parsed(text: str) -> dict[str, list[Sample]]:
-    """Families of an exposition; AssertionError for whatever the format or promtool's `check metrics` refuses."""
+    """Families of an exposition.
+
+    AssertionError for whatever the format or promtool's `check metrics` refuses.
+    """
     assert text.endswith("\n") and "\r" not in text
     families: dict[str, list[Sample]] = {}
     kinds: dict[str, str] = {}

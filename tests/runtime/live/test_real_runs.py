@@ -1,4 +1,7 @@
-"""A replay on the real runtime, on a clock that goes by predictions, against its simulation: what is left is not noise."""
+"""A replay on the real runtime, on a clock that goes by predictions, against its simulation.
+
+What is left is not noise.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def replayed(folder: Path, policy: str) -> Run:
     return read_run(folder)
 
 
-@pytest.mark.parametrize("policy", ["fifo", "sjf", "priority", "aspen-minpad", "aspen"])
+@pytest.mark.parametrize(
+    "policy",
+    ["fifo", "priority", "aspen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sjf", "aspen-minpad"))],
+)
 def test_the_simulation_of_a_noiseless_replay_is_exact(policy: str, tmp_path: Path) -> None:
     """Apart from loads and pauses, for which the clock of these real runs stands still."""
     real = replayed(tmp_path / "real", policy)

@@ -18,7 +18,9 @@ from loramux_traces.locking import owned
 from .serving import jobs, service, submit
 
 
-@pytest.mark.parametrize("policy", ["fifo", "aspen", "srtf", "las"])
+@pytest.mark.parametrize(
+    "policy", ["aspen", "las", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fifo", "srtf"))]
+)
 def test_decisions_are_taken_again(policy: str, tmp_path: Path) -> None:
     """On the real clock, with arrivals in mid-step and one step that runs out of memory."""
     store = submit(tmp_path / "state", jobs(tmp_path, 8), at_s=[0.0, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])

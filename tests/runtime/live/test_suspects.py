@@ -1,22 +1,20 @@
-"""Jobs that kill or hang the process: found out, isolated, ended; the others end as if they had been alone."""
+"""Jobs that kill or hang the process: found out, isolated, ended.
+
+The others end as if they had been alone.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loramux_runtime.live import supervisor
-from loramux_runtime.live.state.marker import Marker, read_marker
-from loramux_runtime.live.state.store import Store
-from loramux_runtime.live.supervisor import supervise
+from loramux_runtime.live.state.marker import Marker
+from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.train.faults import FaultPlan
 
-from . import serving
+from .asking import states
 from .serving import curves, jobs, play, submit
 from .zygote import Zygote
 
@@ -26,8 +24,12 @@ def test_a_job_that_kills_the_process_is_isolated_and_fails(tmp_path: Path, zygo
     store = submit(tmp_path / "state", found)
     codes = [zygote.serve(tmp_path / "state", poison="job02") for _ in range(4)]
     assert codes == [-9, -9, -9, 0]  # together, together, alone, and then no more
-    states = {row["job_id"]: row["state"] for row in store.jobs()}
-    assert states == {"job00": "COMPLETED", "job01": "COMPLETED", "job02": "FAILED_CRASHED", "job03": "COMPLETED"}
+    assert states(store) == {
+        "job00": "COMPLETED",
+        "job01": "COMPLETED",
+        "job02": "FAILED_CRASHED",
+        "job03": "COMPLETED",
+    }
     assert "3 times in its step 1" in store.job("job02")["reason"]
     whole = submit(tmp_path / "whole", [job for job in found if job["id"] != "job02"])
     play(whole)
@@ -42,72 +44,55 @@ def test_kills_that_come_anywhere_make_no_suspect(tmp_path: Path, zygote: Zygote
     assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
 
 
-@pytest.mark.slow
-def test_a_supervisor_starts_it_again(tmp_path: Path) -> None:
+def test_an_error_in_a_step_is_a_death_of_its_jobs(tmp_path: Path, whole: dict[str, Any]) -> None:
+    def fail(_: str, facts: dict[str, object]) -> None:
+        if "job01" in facts["job_ids"]:  # type: ignore[operator]
+            raise ValueError("a fault of ours")
+
     store = submit(tmp_path / "state", jobs(tmp_path, 3))
-    order = {"state": str(tmp_path / "state"), "poison": "job01"}
-    said: list[str] = []
-    command = [sys.executable, serving.__file__, json.dumps(order)]
-    assert supervise(command, tmp_path / "state", hang_s=60.0, say=said.append, poll_s=0.05) == 0
-    assert [text for text in said if "killed by signal 9; starting it again" in text] == said and len(said) == 3
-    assert [row["state"] for row in store.jobs()] == ["COMPLETED", "FAILED_CRASHED", "COMPLETED"]
+    for _ in range(3):
+        with pytest.raises(ValueError, match="a fault of ours"):
+            play(store, "fifo", faults=FaultPlan(step=fail))
+    assert play(store, "fifo", faults=FaultPlan(step=fail)).failed == 1
+    assert states(store) == {"job00": "COMPLETED", "job01": "FAILED_CRASHED", "job02": "COMPLETED"}
+    assert {k: v for k, v in curves(store).items() if k != "job01"} == {k: whole[k] for k in ("job00", "job02")}
 
 
-@pytest.mark.slow
-def test_a_hung_step_is_ended(tmp_path: Path) -> None:
-    store = submit(tmp_path / "state", jobs(tmp_path, 2))
-    order = {"state": str(tmp_path / "state"), "hang": "job00"}
-    said: list[str] = []
-    command = [sys.executable, serving.__file__, json.dumps(order)]
-    assert supervise(command, tmp_path / "state", hang_s=2.0, say=said.append, poll_s=0.05) == 0
-    assert sum("no sign of life for 2 s (in a step of" in text for text in said) == 3
-    assert [row["state"] for row in store.jobs()] == ["FAILED_CRASHED", "COMPLETED"]
+def dying(count: int) -> FaultPlan:
+    """The process ends in its count-th step."""
+    left = [count]
+
+    def fault(_: str, facts: dict[str, object]) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise ValueError("a fault of ours")
+
+    return FaultPlan(step=fault)
 
 
-def test_no_end_of_restarts_is_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "RESTARTS", 2)
-    said: list[str] = []
-    command = [sys.executable, "-c", "import os; os.abort()"]
-    assert supervise(command, tmp_path, hang_s=60.0, say=said.append, poll_s=0.02) == 1
-    assert "giving up" in said[-1] and len(said) == 3
+def test_a_death_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many starts end before they have begun."""
+    store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=8))
+    with pytest.raises(ValueError, match="a fault of ours"):
+        play(store, "fifo", faults=dying(4))
+
+    def killed(*_: object) -> None:
+        raise ValueError("no further than here")
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Saving, "tidy", killed)
+            with pytest.raises(ValueError, match="no further"):
+                play(store, "fifo")
+        assert store.job("job00")["crashes"] == 1
+    assert play(store, "fifo").failed == 0
 
 
-def test_a_signal_between_two_processes_is_heard(tmp_path: Path) -> None:
-    """(Found by the soak: the next process was started, and ran for ever.)"""
-    command = [sys.executable, "-c", "import os; os.abort()"]
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        say = lambda text, number=number: os.kill(os.getpid(), number)
-        assert supervise(command, tmp_path, hang_s=60.0, say=say, poll_s=0.02) == code
-
-
-def test_exit_codes_that_are_meant_are_passed_on(tmp_path: Path) -> None:
-    for code in (0, 2, 3, 4, 5, 6, 130, 143):
-        command = [sys.executable, "-c", f"raise SystemExit({code})"]
-        assert supervise(command, tmp_path, hang_s=60.0, say=print, poll_s=0.02) == code
-
-
-def test_the_marker_survives_and_longer_texts_leave_nothing(tmp_path: Path) -> None:
-    assert read_marker(tmp_path) is None
-    marker = Marker(tmp_path)
-    marker.set("step", {f"job{i}": i + 0.5 for i in range(50)})
-    marker.set("step", {"a": 2.0})
-    before = time.monotonic()
-    doing = read_marker(tmp_path)
-    assert doing is not None and doing.phase == "step" and doing.jobs == {"a": 2.0} and doing.since_s <= before
+def test_a_job_that_has_ended_is_not_blamed(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=2))
+    play(store, "fifo")
+    marker = Marker(store.folder)
+    marker.set("step", {"job00": 1.0})
     marker.close()
-    (tmp_path / "doing").write_bytes(b'["step", nonsense')
-    assert read_marker(tmp_path) is None
-
-
-def test_a_policy_that_hangs_is_replaced(tmp_path: Path) -> None:
-    """Killed while it decided: the next process goes on under fifo."""
-    store = submit(tmp_path / "state", jobs(tmp_path, 2, steps=2))
-    marker = Marker(tmp_path / "state")
-    marker.set("decide")
-    marker.close()
-    store.set_facts(hung_in_decide=True)
-    play(store, "aspen")
-    assert any("killed while it decided" in event.get("detail", "") for event in store.events())
-    assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
-    store = Store(tmp_path / "state")
-    assert store.fact("hung_in_decide") is False
+    play(store, "fifo")
+    assert store.job("job00")["crashes"] == 0 and states(store) == {"job00": "COMPLETED"}

@@ -1,4 +1,7 @@
-"""A job built anew from its state goes on bit-equal, from any fused step; another job's state is refused."""
+"""A job built anew from its state goes on bit-equal, from any fused step.
+
+Another job's state is refused.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ def resumed(trained: Trained, folder: Path, **made: Any) -> Trained:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_goes_on_bit_equal(name: str, optimizer: str, tmp_path: Path) -> None:
-    """Three fused steps of 2, 2 and 1 rows make one optimizer step: after 7 of them one is in progress."""
+    """Three fused steps of 2, 2 and 1 rows make one optimizer step.
+
+    After 7 of them one is in progress.
+    """
     first = Trained(name, optimizer)
     first.fused_steps(7)
     assert first.job.rows_done == 2 and first.job.step == 2
@@ -57,7 +63,10 @@ def test_every_fused_step_is_a_place_to_stop(tmp_path: Path) -> None:
 
 
 def test_evaluation_patience_and_prediction_go_on(tmp_path: Path) -> None:
-    """Nothing is learned, so that patience ends it after its fourth evaluation; p_stop needs 20 losses."""
+    """Nothing is learned, so that patience ends it after its fourth evaluation.
+
+    P_stop needs 20 losses.
+    """
     fields: dict[str, Any] = {
         "steps": 90,
         "optimizer": {"name": "sgd", "lr": 1e-12},

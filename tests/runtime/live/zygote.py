@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ...waiting import communicated
 from . import serving
 
 
@@ -29,4 +30,4 @@ class Zygote:
 
     def close(self) -> None:
         """End it."""
-        self._process.communicate(timeout=60)
+        communicated(self._process)

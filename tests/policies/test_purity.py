@@ -1,4 +1,6 @@
-"""Every policy gives the same answer on the frozen snapshot as on the live view, at every decision of random runs.
+"""Every policy gives the same answer on the frozen snapshot as on the live view.
+
+At every decision of random runs.
 
 And looking on changes nothing: an observer that reads the whole queue leaves the run as it is.
 """
@@ -13,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from loramux_policies import Policy, create, names
 from loramux_policies.loop.live_view import LiveView
 from loramux_policies.loop.plan import DeltaPlan
+from loramux_simulator import simulate
 
-from .workloads import Case, cases
+from ..simulator.workloads import Case, cases, job, trace_of
 
 ALL = names()
 
@@ -46,3 +49,14 @@ def test_snapshot_and_facade_agree(name: str) -> None:
         case.play(policy, on_plan=compare(policy))
 
     agree()
+
+
+def test_snapshot_and_facade_agree_on_mixed_devices() -> None:
+    trace = trace_of(
+        *(
+            job(n, t, total_steps=s, base_model="llama-7b")
+            for n, t, s in (("a", 0.0, 1e3), ("b", 1.0, 800.0), ("c", 10.0, 400.0))
+        )
+    )
+    policy = create("srtf")
+    simulate(trace, policy, devices="1xa100-80g,1xl4", max_resident=1, on_plan=compare(policy))

@@ -1,4 +1,7 @@
-"""Jobs that the scheduler died with run alone, first, and no longer than they must; nobody waits without a reason."""
+"""Jobs that the scheduler died with run alone, first, and no longer than they must.
+
+Nobody waits without a reason.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
 from loramux_traces.locking import owned
 
+from .asking import answers, states
 from .serving import Eager, curves, jobs, play, service, submit
-from .test_commands import answers, states
 
 
 def dying_with(job_id: str) -> FaultPlan:
@@ -31,7 +34,10 @@ def dying_with(job_id: str) -> FaultPlan:
 
 
 def twice_dead(folder: Path, found: list[dict[str, Any]], n: int) -> Store:
-    """A scheduler that has died twice in the first step of the first `n` jobs together; the others came since."""
+    """A scheduler that has died twice in the first step of the first `n` jobs together.
+
+    The others came since.
+    """
     store = submit(folder / "state", found[:n])
     for _ in range(2):
         with pytest.raises(ValueError, match="a fault of ours"):
@@ -104,7 +110,10 @@ def test_a_drain_says_so_to_those_that_wait_for_a_suspect(tmp_path: Path) -> Non
 
 
 def test_what_an_answer_could_not_commit_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk at the commit that answers a command: what was learned before it is written by the next one."""
+    """A full disk at the commit that answers a command.
+
+    What was learned before it is written by the next one.
+    """
     found = jobs(tmp_path, 2)
     whole = submit(tmp_path / "whole", found)
     play(whole, "fifo")

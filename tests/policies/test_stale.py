@@ -1,4 +1,7 @@
-"""What a policy keeps of one call must not answer in the next: views, windows on the queue, iterators, plans."""
+"""What a policy keeps of one call must not answer in the next.
+
+Views, windows on the queue, iterators, plans.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What is kept up step by step equals what a slow reference computes from scratch: ledgers, the fleet's index,
-expected steps.
+"""What is kept up step by step equals what a slow reference computes from scratch.
+
+Ledgers, the fleet's index, expected steps.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,68 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loramux_policies import Plan, Policy, PolicyError, start_in_order
+from loramux_policies import Policy, PolicyError
 from loramux_policies.loop.fleet import Fleet
-from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
-from loramux_policies.loop.ledger import Ledger
 from loramux_policies.stepping.fused_device import FusedDevice
-from loramux_policies.views import ClusterView, Entry, FusedStep
-from loramux_profiles.cost import CostModel
-from loramux_profiles.devices import load_device
-from loramux_simulator import run as run_module
-from loramux_simulator import simulate
+from loramux_policies.views import Entry, FusedStep
 from loramux_simulator.micro_batches import ReadyRun
 
-from .workloads import BASES, GIB, job, trace_of
+from ..simulator.workloads import BASES
+from .bench import TYPES, bench_of
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MODES = [("packed", "shared"), ("padded", "shared"), ("packed", "separate")]
-TYPES = ("l4", "a100-40g")
-
-
-class Bench:
-    """Job classes and devices of two types under one way of fusing and copying; costs are built once."""
-
-    def __init__(self, fusion: Any, copies: Any) -> None:
-        self.fusion, self.copies = fusion, copies
-        self.models = [CostModel(load_device(name), fusion=fusion, copies=copies) for name in TYPES]
-        intake = Intake(self.models, [3, 3], oracle=False, unschedulable=lambda *_: None)
-        rng = np.random.default_rng(11)
-        self.jobs: list[Job] = []
-        for i in range(60):
-            spec = job(
-                f"j{i}",
-                base_model=str(rng.choice(BASES)),
-                method=str(rng.choice(["lora", "mixlora"])),
-                batch_size=int(rng.choice([1, 3, 8])),
-                seq_len=float(rng.choice([40, 300, 900])),
-                rank=int(rng.choice([4, 64])),
-                mem_bytes=int(rng.integers(1, 20)) * GIB if rng.random() < 0.25 else None,
-            )
-            made = intake.job(i, spec)
-            if made is not None:
-                self.jobs.append(made)
-
-    def ledger(self, device_id: int, type_index: int, seats: float = float("inf")) -> Ledger:
-        model = self.models[type_index]
-        return Ledger(
-            device_id,
-            type_index,
-            capacity=float(model.capacity_bytes),
-            margin=model.upper_margin,
-            padded=self.fusion == "padded",
-            separate=self.copies == "separate",
-            seats_max=seats,
-        )
-
-    def fitting(self, type_index: int) -> list[Job]:
-        return [j for j in self.jobs if j.costs[type_index] is not None]
-
-
-@lru_cache
-def bench_of(fusion: str, copies: str) -> Bench:
-    return Bench(fusion, copies)
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
@@ -113,8 +63,9 @@ def test_ledgers_add_up_to_the_cost_model(mode: tuple[str, str], type_index: int
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
-    """Candidates, under every rule, are the devices that a look at each of them finds, on the fleet and on forks of
-    forks.
+    """Candidates, under every rule, are the devices that a look at each of them finds.
+
+    That holds on the fleet and on forks of forks.
     """
     bench = bench_of(*mode)
     rules = ("best-fit", "worst-fit", "first-fit", "least-loaded")
@@ -176,8 +127,9 @@ def test_the_index_never_hides_a_device(mode: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_the_expected_step_is_the_mean_of_drawn_steps(fusion: Any) -> None:
-    """For sets of one to six jobs: seconds and tokens, over 4,000 draws of all lengths, within four standard errors
-    and 0.6%.
+    """For sets of one to six jobs.
+
+    Seconds and tokens, over 4,000 draws of all lengths, within four standard errors and 0.6%.
     """
     bench = bench_of(fusion, "shared")
     model = bench.models[1]
@@ -198,7 +150,10 @@ def test_the_expected_step_is_the_mean_of_drawn_steps(fusion: Any) -> None:
 
 @pytest.mark.parametrize("fusion", ["packed", "padded"])
 def test_a_simulated_step_costs_what_the_cost_model_says(fusion: Any) -> None:
-    """Step fidelity's own arithmetic, against the reference, at real lengths; halved micro-batches too."""
+    """Step fidelity's own arithmetic, against the reference, at real lengths.
+
+    Halved micro-batches too.
+    """
     bench = bench_of(fusion, "shared")
     model = bench.models[1]
     rng = np.random.default_rng(5)
@@ -224,52 +179,6 @@ def test_a_simulated_step_costs_what_the_cost_model_says(fusion: Any) -> None:
         assert cost.real_tokens == sum(int(one.sum()) for one in lengths)
 
 
-def test_micro_batches_cover_every_row_once() -> None:
-    bench = bench_of("packed", "shared")
-    one = next(j for j in bench.fitting(1) if j.cost_on(1).rows == 8)
-    whole = ReadyRun(one, one.cost_on(1), 3)
-    batches = []
-    for _ in range(600):
-        batches.append(whole.lengths)
-        whole.advance(8)
-    parts = ReadyRun(one, one.cost_on(1), 3)
-    for wanted in batches:
-        seen: list[int] = []
-        for rows in (5, 2, 1):
-            assert parts.rows == 8 - len(seen)
-            assert (parts.longest, parts.tokens) == (max(parts.lengths), sum(parts.lengths))
-            seen += parts.lengths[:rows]
-            parts.advance(rows)
-        assert tuple(seen) == wanted
-    assert parts.done_micro == pytest.approx(600.0)
-    assert parts.tokens_done == whole.tokens_done
-
-
-def test_a_pause_keeps_the_data_cursor() -> None:
-    """Resumed after any number of rows, in the middle of a micro-batch too, a job goes on with the next row."""
-    bench = bench_of("packed", "shared")
-    one = next(j for j in bench.fitting(1) if j.cost_on(1).rows == 8)
-    cost = one.cost_on(1)
-    whole = ReadyRun(one, cost, 3)
-    rows: list[int] = []
-    for _ in range(600):
-        rows += whole.lengths
-        whole.advance(8)
-    try:
-        for done in (0, 1, 7, 8, 84, 513 * 8, 4095, 4096, 4101):
-            one.done_steps = done / 8 / cost.accumulation
-            resumed = ReadyRun(one, cost, 3)
-            left = 8 - done % 8
-            assert resumed.lengths == tuple(rows[done : done + left])
-            assert (resumed.rows, resumed.tokens) == (left, sum(resumed.lengths))
-            assert resumed.longest == max(resumed.lengths)
-            resumed.advance(left)
-            assert resumed.lengths == tuple(rows[done + left : done + left + 8])
-            assert resumed.done_micro == pytest.approx((done + left) / 8)
-    finally:
-        one.done_steps = 0.0
-
-
 def test_a_step_that_over_commits_is_refused() -> None:
     bench = bench_of("packed", "shared")
     jobs = [j for j in bench.fitting(1) if j.cost_on(1).base.key == "llama-7b" and not j.cost_on(1).overridden][:2]
@@ -288,35 +197,3 @@ def test_a_step_that_over_commits_is_refused() -> None:
     device.costs.ledger.capacity = device.costs.ledger.own + device.costs.ledger.weights + device.costs.ledger.context
     with pytest.raises(PolicyError, match=r"greedy.*over-commits"):
         device.next_step()
-
-
-def test_the_bound_in_use_is_the_bound_that_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every event `used` is what the residents need by the device's present bound, out-of-memory or not."""
-    monkeypatch.setattr(run_module, "QUANTILE_99", 0.15)
-    seen = {"oom": 0, "finish": 0}
-
-    def look(view: Any, plan: Any) -> None:
-        for ledger in view._cluster.fleet:
-            fresh = ledger.copy()
-            fresh._total()
-            assert ledger.used == pytest.approx(fresh.used, rel=1e-12)
-            seen["oom"] += ledger.raised > 0.0 and len(ledger.jobs) > 1
-
-    class Patient(Policy):
-        """Starts nobody at the event itself, so that nothing but the event can have brought the totals up to date."""
-
-        def place(self, view: ClusterView) -> Plan:
-            plan = view.plan()
-            ended = view.changes.paused + view.changes.finished
-            seen["finish"] += len(view.changes.finished)
-            if ended and view.n_waiting:
-                plan.review_at(view.now_s + 1e-6)
-            elif not ended:
-                start_in_order(view, plan, window=9)
-            return plan
-
-    columns = {"base_model": "tinyllama-1.1b", "batch_size": 8, "micro_batch_size": 4, "rank": 8}
-    jobs = [job(f"j{i:02}", 3.0 * i, seq_len=(150.0, 250.0)[i % 2], total_steps=10.0 + i, **columns) for i in range(40)]
-    for seed in range(3):
-        simulate(trace_of(*jobs), Patient, devices="1xl4", fusion="padded", seed=seed, on_plan=look)
-    assert seen["oom"] > 10 and seen["finish"] > 10

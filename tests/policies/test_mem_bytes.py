@@ -1,4 +1,4 @@
-"""Jobs that say what they need (`mem_bytes`) are charged that and nothing else, in fused steps too."""
+"""Jobs that say what they need (`mem_bytes`) are charged that, in fused steps too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loramux_traces.job import JobSpec, Trace
 @pytest.mark.parametrize("policy", ["aspen-fifo:k=2", "aspen-minpad:k=2", "lorafusion", "aspen:k=2,residents=4"])
 @pytest.mark.parametrize("fidelity", ["rate", "step"])
 def test_a_device_filled_by_them_is_not_over_committed(policy: str, fidelity: str) -> None:
-    """No base is charged beside them, so a step of theirs has no activations on top of a full device."""
+    """No base is charged beside them: a step adds no activations to a full device."""
     jobs = [
         JobSpec(
             job_id=f"j{i}",
