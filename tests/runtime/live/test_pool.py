@@ -171,7 +171,14 @@ def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None
     pool = in_process(3, dying(at))
     store = submit(tmp_path / "state", found, at_s=[0.0037 * i for i in range(16)])
     scheduler = service(
-        store, pool, "priority", max_resident=1, checkpoint_s=0.01, times=PredictedLiveTimes(), flush_s=1e9
+        store,
+        pool,
+        "priority",
+        max_resident=1,
+        checkpoint_s=0.01,
+        times=PredictedLiveTimes(),
+        flush_s=1e9,
+        record=True,  # a stream is of one device: a pool writes none
     )
     early: list[str] = []
     leave = scheduler.driver._leave_early
@@ -179,6 +186,7 @@ def test_jobs_that_are_paused_in_mid_step(at: list[int], tmp_path: Path) -> None
     scheduler.play()
     same(store, bits(alone))
     assert len(early) >= 5 and pool.restarts == len(at)
+    assert not events(store, "begin", "wait", "step", "stop")
     moved = {row["job_id"]: set[int]() for row in store.jobs()}
     for row in events(store, "start", "resume"):
         moved[row["job_id"]].add(row["devices"][0])
