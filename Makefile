@@ -34,7 +34,7 @@ demo: $(BASE)
 	@echo '  $(BIN)/simulate --trace jobs.csv --policy aspen'
 
 test: $(DEV)
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""This module says in one sentence why a job waits, from the view and plan that the policy had."""
+"""This module says in one sentence why a job waits, from a view and a plan.
+
+The plan is the policy's own, or an empty one, which says what would fit now.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """This module runs one scheduler process.
 
-The process binds the state folder, opens its devices, serves, and leaves a run folder.
+It opens the devices, serves the state folder, and leaves a run folder. The caller holds the
+folder's lock and has bound it to a base model (`state.binding`).
 """
 
 from __future__ import annotations
