@@ -26,16 +26,26 @@ from typing import Any, Final, NamedTuple
 from loramux_runtime.live.state.job_rows import OPEN, RUNNING
 from loramux_traces.errors import printable
 from loramux_traces.filesafe import write_text
+from loramux_traces.results import (
+    CANCELLED,
+    COMPLETED,
+    FAILED_CRASHED,
+    FAILED_DATA,
+    FAILED_DIVERGED,
+    FAILED_OOM,
+    REJECTED,
+    UNSCHEDULABLE,
+)
 
 ENDED: Final = (
-    "COMPLETED",
-    "CANCELLED",
-    "REJECTED",
-    "UNSCHEDULABLE",
-    "FAILED_OOM",
-    "FAILED_DIVERGED",
-    "FAILED_DATA",
-    "FAILED_CRASHED",
+    COMPLETED,
+    CANCELLED,
+    REJECTED,
+    UNSCHEDULABLE,
+    FAILED_OOM,
+    FAILED_DIVERGED,
+    FAILED_DATA,
+    FAILED_CRASHED,
 )
 ENDED_FOR_S: Final = 900.0
 """Seconds that an ended job keeps its series: longer than any usual scrape interval."""
