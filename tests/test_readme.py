@@ -59,7 +59,8 @@ def test_python_runs(name: str) -> None:
 
 def test_the_ten_lines_are_a_policy_file_too(tmp_path: Path) -> None:
     (code,) = blocks(READMES["root"], "python")
-    (tmp_path / "lightest.py").write_text(code.partition("for policy")[0], encoding="utf-8")
+    whole = code.replace('"traces/', f'"{ROOT / "traces"}/')
+    (tmp_path / "lightest.py").write_text(whole, encoding="utf-8")
     options = ["--policy-file", "lightest.py", "--policy", "LightestFirst", "--policy", "fifo"]
     run([sys.executable, "-m", "loramux", "simulate", *options], tmp_path)
 

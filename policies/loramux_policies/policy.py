@@ -5,7 +5,7 @@ It is an order of the waiting queue, where to place, and what to fuse.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from loramux_policies.rule_helpers import fuse_all
 from loramux_policies.views import ClusterView, DeviceView, FusedStep, Order, Plan, first_come
@@ -21,6 +21,7 @@ class Policy:
     """
 
     name: ClassVar[str] = ""
+    """Name in commands and results: by `@register`, as the class says, or its class name."""
     order: Order = Order(key=first_come)
     """Order of the waiting queue; the default is first come, first served."""
     preempts: ClassVar[bool] = False
@@ -44,6 +45,11 @@ class Policy:
 
     None: every resident is in every step (the default `fuse`).
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:  # else a variant of a policy would go by that one's name
+            cls.name = cls.__name__
 
     def place(self, view: ClusterView) -> Plan:
         """Say who starts, pauses or is turned away now; return the plan made with `view.plan()`."""

@@ -130,8 +130,6 @@ def create(text: str) -> Policy:
         raise UsageError(f"policy {text!r}: __init__ raised {type(error).__name__}: {error}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"{head} is not a loramux Policy")
-    if not policy.name:
-        type(policy).name = head.rpartition(":")[2]
     return policy
 
 
@@ -146,7 +144,7 @@ def parameters(cls: type[Policy]) -> dict[str, inspect.Parameter]:
 def load_file(path: str | Path) -> list[str]:
     """Run a user's Python file and return the names it registered.
 
-    A Policy subclass without @register goes by its class name.
+    A Policy subclass without @register goes by the `name` in its body, or by its class name.
     """
     file = Path(path)
     if not file.is_file():
@@ -159,17 +157,17 @@ def load_file(path: str | Path) -> list[str]:
         raise UsageError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    registered = set()
     try:
         spec.loader.exec_module(module)
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name:
+                if value not in _known.values():
+                    register(value.name)(value)
+                registered.add(value.name)
     except BaseException as error:
         let_through(error)
         raise UsageError(f"policy file {file}: {type(error).__name__}: {error}") from error
-    registered = set()
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module_name:
-            if not value.__dict__.get("name"):
-                register(value.__name__)(value)
-            registered.add(value.name)
     if not registered:
         raise UsageError(f"policy file {file} defines no Policy subclass")
     return sorted(registered | (set(_known) - before))

@@ -54,11 +54,7 @@ def simulate(
 def _policy(policy: Policy | type[Policy] | str) -> Policy:
     if isinstance(policy, str):
         return create(policy)
-    if isinstance(policy, type):
-        policy = policy()
-    if not policy.name:
-        type(policy).name = type(policy).__name__
-    return policy
+    return policy() if isinstance(policy, type) else policy
 
 
 def _trace(trace: Trace | str | Path) -> Trace:

@@ -36,7 +36,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_ambiguous", {})
     monkeypatch.setattr(registry, "_loaded", False)
     yield
-    Ours.name, Fifo.name = "", "fifo"
+    Ours.name, Fifo.name = "Ours", "fifo"
 
 
 def points(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -111,3 +111,31 @@ def test_an_entry_point_that_exits_breaks_itself_only(
 def test_a_parameter_given_twice() -> None:
     with pytest.raises(UsageError, match="a parameter is given twice"):
         registry.create("aspen:k=4,k=5")
+
+
+NAMES = """
+from loramux import Policy, register, simulate
+from loramux_policies.rules.fifo import Fifo
+class Plain(Fifo): pass
+class Said(Fifo): name = "said-by-the-class"
+@register("given")
+class Given(Fifo): pass
+assert simulate("TRACE", Plain).policy == "Plain"
+"""
+
+
+def test_a_policy_has_one_name_however_it_is_used(afresh: None, tmp_path: Path) -> None:
+    """A file that runs its own policy while it is loaded has it by the same name afterwards."""
+    file = tmp_path / "names.py"
+    trace = tmp_path / "jobs.csv"
+    columns = "job_id,submit_s,base_model,method,batch_size,seq_len,total_steps"
+    trace.write_text(f"{columns}\na,0,llama-2-7b,lora,1,128,5\n", encoding="utf-8")
+    file.write_text(NAMES.replace("TRACE", str(trace)), encoding="utf-8")
+    for _ in range(2):  # a sweep loads it again in the same process
+        assert registry.load_file(file) == ["Plain", "given", "said-by-the-class"]
+        for name in ("Plain", "given", "said-by-the-class"):
+            assert registry.create(name).name == name
+    file.write_text("from loramux import Policy\nclass Mine(Policy): name = 'fifo'\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="two policies are called 'fifo'"):
+        registry.load_file(file)
+    assert registry.create("fifo").name == "fifo"
