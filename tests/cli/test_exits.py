@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from ..waiting import communicated, run_process, worked
 from .conftest import HEADER, ROWS, Cli, write_trace
@@ -237,6 +238,8 @@ def test_what_a_policy_prints_goes_to_stderr(cli: Cli, trace: Path, tmp_path: Pa
     body = "print('while placing'); p = view.plan(); [p.start_first(j.job_id) for j in view.waiting(1)]; return p"
     file.write_text("print('while loading')\n" + FAILING_FILE.format(name="CliLoud", body=body))
     out = ("--out", tmp_path / "out") if command[0] == "sweep" else ()
+    # joblib keeps the workers of an earlier test, which write to that one's stderr
+    get_reusable_executor().shutdown(wait=True)
     ran = cli(*command, "--trace", trace, "--policy-file", file, "--devices", "2xl4", "--json", *out)
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["schema_version"] == 1
