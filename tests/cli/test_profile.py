@@ -34,11 +34,9 @@ def config(tmp_path: Path) -> Path:
 
 
 SMALL_BLOCKS = """
-import gc
 from loramux_cli.main import main
 from loramux_runtime.profiler import session
 session.BLOCK = 3
-gc.freeze()  # before each peak garbage is collected: not all that is imported
 main()
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -161,6 +162,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     store = Store(given.out / "results.jsonl")
     store.add(f"environment {len(store.rows)}", **environment(device))
+    gc.freeze()  # garbage is collected before each measurement: not all that is imported
     for part in given.parts:
         if left() < 60 and not given.tiny:
             break

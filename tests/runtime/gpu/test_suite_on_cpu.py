@@ -33,8 +33,6 @@ sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sy
 import gpu.__main__ as suite
 suite.timed = lambda *given, **options: timed(*given, repeats=2, warmup=0)  # what it finds is not looked at
 from gpu.timing import timed
-import gc
-gc.freeze()  # before each peak garbage is collected: not all that is imported
 suite.main()
 """
 
