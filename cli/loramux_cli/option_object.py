@@ -23,7 +23,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
     def wrap(command: Callable[[T], None]) -> Callable[..., None]:
         hints = get_type_hints(options, include_extras=True)
         parameters = []
-        for field in fields(options):  # type: ignore[arg-type]
+        for field in fields(options):  # type: ignore[arg-type]  # there is no bound for "a dataclass"
             empty = field.default is MISSING
             default = inspect.Parameter.empty if empty else field.default
             kind = inspect.Parameter.KEYWORD_ONLY
@@ -35,7 +35,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
 
         called.__doc__ = command.__doc__
         called.__name__ = command.__name__
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
         called.__annotations__ = {name: hints[name] for name in hints}
         return called
 

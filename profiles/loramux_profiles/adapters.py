@@ -14,8 +14,6 @@ from typing import Final, Literal
 from loramux_profiles.shapes import ATTENTION, Linear, ModelShape
 
 ExpertPath = Literal["dense", "skip"]
-PLUGIN: Final = ("mola", "loramoe", "dynmole")
-"""Methods with a router and experts on each linear."""
 DYNMOLE_FIRST: Final = 7.3 / 8
 """Share of the experts that are active at initialisation.
 

@@ -27,7 +27,6 @@ class Event(StrEnum):
     START = "start"
     """The job starts for the first time; later starts are `RESUME`."""
     RESUME = "resume"
-    SHARE = "share"
     PAUSE = "pause"
     LOST = "lost"
     """The job's device is gone, and the job waits again as it was saved last."""
