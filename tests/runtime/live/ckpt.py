@@ -48,7 +48,7 @@ def some_rows(n: int, seed: int, salt: int = 0) -> TokenisedRows:
     ids = rng.integers(3, 61, starts[-1]).astype(np.int32)
     learned = np.ones(len(ids), dtype=np.bool_)
     learned[starts[:-1]] = False
-    return TokenisedRows(ids, learned, starts)
+    return TokenisedRows(ids, learned, starts[:-1], starts[1:])
 
 
 class Trained:
