@@ -19,9 +19,9 @@ import torch
 from loramux_runtime.data import DataConfig, SampleStream, TokenisedRows
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
+from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.state.checkpoint import CheckpointStore
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 from ..matrix import case, fused
