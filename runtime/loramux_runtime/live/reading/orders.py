@@ -11,6 +11,8 @@ Fate = Literal["read", "refused", "changed", "disk"]
 """How an order ends: rows are there; they cannot be used; they are not those that the job began
 with; or the state folder's disk does not take them."""
 READ: Final = "read"
+CHANGED: Final = "is not what it was when the job began"
+"""Stands in the reason of a job that is held because its rows would be other ones now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +23,8 @@ class Before:
     """SHA-256 of the rows to train on."""
     kept: Mapping[str, Any] | None
     """Where the rows are kept (`row_files.RowFiles`); None for folders of older versions."""
-    made_of: Mapping[str, str]
-    """What the rows were made of: fingerprints by part (`data.origin`)."""
+    made_from: Mapping[str, str]
+    """What the rows were made from (`data.made_from`)."""
     trusted: bool
     """Whether the job goes on with its kept rows, whatever its data file holds by now."""
 
@@ -65,8 +67,9 @@ class ReadAnswer:
     rows: int = 0
     mean_tokens: float = 0.0
     p95_tokens: float = 0.0
+    longest_tokens: int = 0
     kept: Mapping[str, Any] | None = None
-    made_of: Mapping[str, str] | None = None
+    made_from: Mapping[str, str] | None = None
     notes: tuple[str, ...] = ()
     """What a user should know of the rows: how many were cut, columns that are not used."""
 

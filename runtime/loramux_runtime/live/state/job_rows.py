@@ -54,8 +54,8 @@ class JobRow(TypedDict):
     data_sha256: str | None
     kept: str | None
     """Where the job's rows are kept (`reading.row_files`), as JSON."""
-    made_of: str | None
-    """Fingerprints of what the job's rows were made of, by part, as JSON."""
+    made_from: str | None
+    """What the job's rows were made from (`data.made_from`), as JSON."""
     trusted: int
     """Whether the job goes on with its kept rows although its data file has changed."""
     admission_deaths: int
