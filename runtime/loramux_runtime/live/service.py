@@ -25,6 +25,7 @@ from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.preparation import Preparation
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
@@ -41,7 +42,6 @@ from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
-from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.live.watch.notes import StatusNotes
@@ -141,7 +141,7 @@ class LiveService:
             self.drive.workforce.loop = self.loop
         self.saving = Saving(
             CheckpointStore(store.folder / "checkpoints", faults=faults, warn=warn),
-            self.book,
+            self.book.flush,
             self.training,
             settings.checkpoint_s,
             states.at_rest,
