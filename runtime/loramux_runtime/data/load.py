@@ -29,9 +29,7 @@ from loramux_traces.sampling import uniforms
 Rows = TokenisedRows | SyntheticRows
 #: Called every few thousand rows with the number of rows read so far.
 OnProgress = Callable[[int], None]
-Tokenise = Callable[
-    [Path, DataConfig, Tokenizer, int, datetime, OnProgress | None], "tuple[TokenisedRows, FileReport]"
-]
+Tokenise = Callable[[Path, DataConfig, Tokenizer, int, datetime, OnProgress | None], "tuple[TokenisedRows, FileReport]"]
 """Makes rows of a file: `tokenise_file`, or what stands in its place."""
 _PROGRESS_EVERY: Final = 2000
 

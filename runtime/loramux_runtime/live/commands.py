@@ -12,6 +12,7 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.driver import StepDriver
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.desk import Desk
@@ -21,7 +22,6 @@ from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.reading.orders import CHANGED
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
-from loramux_runtime.live.state.saving import Saving
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 

@@ -16,6 +16,7 @@ from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.driver import StepDriver
 from loramux_runtime.jobs.adapter_files import save_adapter
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.policy_guard import PolicyGuard
@@ -26,7 +27,6 @@ from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.faults import FaultPlan

@@ -14,6 +14,7 @@ from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.contracts import Host, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.desk import Desk
@@ -25,11 +26,11 @@ from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import OPEN
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.saving import Saving
-from loramux_runtime.live.state.store import BusyError, Store
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
+from loramux_traces.errors import BusyError
 
 RETRY_S: Final = 1.0
 """Seconds between two tries to write a queue whose lock another process holds."""

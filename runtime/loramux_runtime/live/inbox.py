@@ -13,7 +13,8 @@ from typing import Final
 
 from loramux_runtime.live.pace import Pace
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, CommandRow, JobRow
-from loramux_runtime.live.state.store import BusyError, Store
+from loramux_runtime.live.state.store import Store
+from loramux_traces.errors import BusyError
 
 AT_ONCE: Final = 50
 """Most submitted jobs that are read at one boundary while others train."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from loramux_runtime.data import DataConfig, Tokenizer, TokenisedRows, length_stats
+from loramux_runtime.data import DataConfig, TokenisedRows, Tokenizer, length_stats
 from loramux_runtime.data.load import FileReport, OnProgress, tokenise_file
 from loramux_runtime.data.made_from import made_from, what_changed
 from loramux_runtime.data.source import locate
@@ -106,7 +106,9 @@ class RowReader:
             was = {name: before.made_from[name] for name in inputs if name in before.made_from}
             what = what_changed(was, {name: now[name] for name in inputs if name in now}) if now else ""
             if what:
-                return _changed(order, what, "loramux resume lets it go on with the rows that it began with, which are kept")
+                return _changed(
+                    order, what, "loramux resume lets it go on with the rows that it began with, which are kept"
+                )
         return self._found(order, rows, before.sha256, before.kept, before.made_from, ())
 
     def _made_from(self, job: TrainJob, order: ReadOrder, at: datetime) -> dict[str, str]:

@@ -170,7 +170,9 @@ class Readers:
                 raise UsageError(f"{self._setting['tokenizer']}: the tokenizer cannot be loaded: {how}")
             if self._clock_s() - worker.heard_s > self._hang_s:
                 self._end(worker)
-                raise UsageError(f"{self._setting['tokenizer']}: the tokenizer is not loaded after {self._hang_s:.0f} s")
+                raise UsageError(
+                    f"{self._setting['tokenizer']}: the tokenizer is not loaded after {self._hang_s:.0f} s"
+                )
             time.sleep(_POLL_S)
 
     def _start(self) -> _Worker:

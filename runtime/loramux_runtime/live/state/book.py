@@ -14,8 +14,9 @@ from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
 from loramux_runtime.live.state.job_rows import HELD, RUNNING, WAITING, Fields, JobRow
 from loramux_runtime.live.state.same_folder import SameFolder
-from loramux_runtime.live.state.store import BusyError, Store
+from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
+from loramux_traces.errors import BusyError
 
 RETURN: Final = "return"
 """Name of the event by which a job that has begun arrives again.

@@ -23,7 +23,7 @@ from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
 from loramux_runtime.live.state.same_folder import SameFolder
 from loramux_runtime.live.state.schema import ADDED_COLUMNS, NO_VALUES, SCHEMA, SCHEMA_VERSION
-from loramux_traces.errors import StateError, UsageError, printable
+from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
 
@@ -84,10 +84,6 @@ def _to_wal(db: sqlite3.Connection) -> None:
             if time.monotonic() > until:
                 raise
         time.sleep(0.02)
-
-
-class BusyError(StateError):
-    """Another process holds the write lock of the queue, and has not given it up in time."""
 
 
 def _busy(error: sqlite3.DatabaseError) -> bool:
@@ -284,9 +280,7 @@ class Store:
         """Return the jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         with self._errors():
-            return [
-                _job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)
-            ]
+            return [_job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
     def count(self, *states: str, by_s: float) -> int:
         """Count the jobs in these states that were submitted by then."""

@@ -13,9 +13,7 @@ from loramux_policies.loop.job import Job
 from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.checkpoint_files import UnreadableError
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.store import BusyError
-from loramux_traces.errors import StateError
+from loramux_traces.errors import BusyError, StateError
 
 MOST_SHARE: Final = 0.02
 """Largest share of the time that checkpoints may take."""
@@ -27,14 +25,15 @@ class Saving:
     def __init__(
         self,
         checkpoints: CheckpointStore,
-        book: Book,
+        flush: Callable[[], None],
         training: Mapping[str, TrainingJob],
         every_s: float,
         at_rest: Callable[[str], bool],
         attained_s: Callable[[str], float],
     ) -> None:
         self.checkpoints = checkpoints
-        self._book = book
+        self._flush = flush
+        """Commits what is known of the jobs, before a checkpoint has it behind it."""
         self._training = training
         self._every_s = every_s
         self._at_rest = at_rest
@@ -138,7 +137,7 @@ class Saving:
         if not moved:
             return []
         # the records of every step that a checkpoint has behind it are committed before it exists
-        self._book.flush()
+        self._flush()
         failed = []
         for job_id, training in moved.items():
             try:
@@ -151,7 +150,7 @@ class Saving:
         """Save a job that is about to rest, if it is in memory; StateError where that cannot be."""
         training = self._training.get(job_id)
         if training is not None:
-            self._book.flush()
+            self._flush()
             self.save(job_id, training)
 
     def save(self, job_id: str, training: TrainingJob) -> None:
