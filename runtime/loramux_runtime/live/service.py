@@ -287,13 +287,13 @@ class LiveService:
         self._recover()
         self.book.folder = self.store.watch_folder()
         self.marker.opened(self.book.folder.nodes)
-        # a command's lock is held for milliseconds; whoever holds it for longer shall not stop training
+        # a command holds the lock for milliseconds; who holds it longer shall not stop training
         self.store.be_patient(PLAY_S)
         with stop_on_signal(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
             except FolderGone:
-                # the files that this process has open are nobody's any more: nothing more is written
+                # the files that this process has open are nobody's any more: write nothing more
                 self.admission.close()
                 raise
             except LoramuxError:
