@@ -14,8 +14,8 @@ things happened. Times are in seconds from the start of the run:
                                  nothing of it counts; `scale` where the online refit moved it
 
 Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job
-got. A live scheduler's `{"t_s", "event": "read", "job_id"}` says when a job's rows had been read: it
-arrived then, not when it was submitted.
+got. A live scheduler's `{"t_s", "event": "read", "job_id"}` says when a job's rows had been read:
+it arrived then, not when it was submitted.
 """
 
 from __future__ import annotations
