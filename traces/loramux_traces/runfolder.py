@@ -9,6 +9,7 @@ Every package writes and reads it in the same way.
     summary.json       the figures of the run
     timeline.json.gz   stays, memory and queue over time (absent when not kept)
     plots/             charts, drawn when asked for
+    progress/          what an unfinished `loramux train` needs to go on (gone when it is whole)
 
 Several runs of one command lie side by side in one folder, `<policy>-s<seed>/` each, beside that
 folder's own manifest.json and summary.json (the object of `simulate --json`); a sweep's folder has
@@ -20,6 +21,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ EVENTS: Final = "events.jsonl"
 SUMMARY: Final = "summary.json"
 TIMELINE: Final = "timeline.json.gz"
 PLOTS: Final = "plots"
+PROGRESS: Final = "progress"
 REPORT: Final = "report.md"
 _OWN_FILES: Final = (MANIFEST, JOBS, EVENTS, SUMMARY, TIMELINE, RESULTS_NAME, REPORT)
 
@@ -154,6 +157,9 @@ def _clear(path: Path, own: set[str]) -> None:
     runs = [p for p in folders if _is_ours(p)]
     if not runs:
         raise StateError(f"{path}: holds something that is not a loramux run; --force replaces only those")
+    unfinished = [p for p in runs if (p / PROGRESS).exists() and PROGRESS not in own]
+    if unfinished:
+        raise StateError(f"{unfinished[0]}: holds an unfinished run of loramux train, which only that replaces")
     kept = [p for p in runs if (p / "adapters").exists()]
     if kept:
         raise StateError(f"{kept[0]}: holds trained adapters, which --force never deletes; move them away first")
@@ -164,6 +170,8 @@ def _clear(path: Path, own: set[str]) -> None:
         for file in [*ours, *(p for p in drawn if p.suffix in (".png", ".svg", ".csv", ".json"))]:
             if (file.is_file() or file.is_symlink()) and not _is_foreign_table(file):
                 file.unlink()
+        if PROGRESS in own and (folder / PROGRESS).is_dir() and not (folder / PROGRESS).is_symlink():
+            shutil.rmtree(folder / PROGRESS)
         if drawn and not any(plots.iterdir()):
             plots.rmdir()
         if folder != path and not any(folder.iterdir()):
@@ -173,8 +181,11 @@ def _clear(path: Path, own: set[str]) -> None:
 def _is_ours(folder: Path) -> bool:
     """Say whether loramux wrote in this folder.
 
-    The sign is a manifest of ours, or (for a run that was cut short) a table of results.
+    The sign is a manifest of ours, or (for a run that was cut short) a table of results, or the
+    progress of a training run.
     """
+    if (folder / PROGRESS / "journal.sqlite").is_file():
+        return True
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):

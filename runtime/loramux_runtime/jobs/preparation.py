@@ -5,8 +5,10 @@ That is its rows, and the job as a row of a trace.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, TypeVar
 
 from loramux_runtime.data import JobData, load_tokenizer
 from loramux_runtime.fused.adapters.methods import METHODS
@@ -14,8 +16,14 @@ from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.job_data import job_data
 from loramux_runtime.jobs.job_specs import job_spec, register_base
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_traces.errors import UsageError
+from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.job import JobSpec
+
+T = TypeVar("T")
+MOST_PROBLEMS: Final = 100
+"""Lines of an error about several jobs; the others are counted."""
+_MOST_NAMED: Final = 5
+"""Jobs named in front of one and the same error; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,20 @@ class Preparation:
             spec = replace(spec, submit_s=submit_s)
         return PreparedJob(config=job, data=data, spec=spec)
 
+    def prepare_all(self, jobs: Sequence[TrainJob], folder: Path) -> list[PreparedJob]:
+        """Return the jobs with their rows read, in order.
+
+        Adapters are checked first, because that is cheap. Raises UsageError that names every bad
+        job, and says what is wrong with it.
+        """
+        bad: dict[str, str] = {}
+        for job in jobs:
+            _note(bad, job, lambda job=job: self.check_adapter(job))  # type: ignore[misc]
+        prepared = [_note(bad, job, lambda job=job: self.prepare(job, folder)) for job in jobs if job.id not in bad]  # type: ignore[misc]
+        if bad:
+            raise UsageError(_all_of(bad))
+        return [job for job in prepared if job is not None]
+
     def check_adapter(self, job: TrainJob) -> None:
         """Raise UsageError where the adapter does not fit the base."""
         method, config = METHODS[job.method], job.adapter_config
@@ -59,3 +81,27 @@ class Preparation:
             method.plans(config, self._base.sites)
         except ValueError as error:
             raise UsageError(f"job {job.id}: {error}") from error
+
+
+def _note(bad: dict[str, str], job: TrainJob, do: Callable[[], T]) -> T | None:
+    """Return what `do` returns, or None after noting what is wrong with the job."""
+    try:
+        return do()
+    except (UsageError, InvalidInputError) as error:
+        bad[job.id] = str(error)
+        return None
+
+
+def _all_of(bad: dict[str, str]) -> str:
+    """Return the error about all bad jobs; those with one and the same fault share its lines."""
+    by_fault: dict[str, list[str]] = {}
+    for job_id, said in bad.items():
+        by_fault.setdefault(said.removeprefix(f"job {job_id}: "), []).append(job_id)
+    lines = []
+    for said, job_ids in by_fault.items():
+        names = ", ".join(job_ids[:_MOST_NAMED])
+        names += f" and {len(job_ids) - _MOST_NAMED:,} more" if len(job_ids) > _MOST_NAMED else ""
+        first, *rest = said.splitlines()
+        lines += [f"{'job' if len(job_ids) == 1 else 'jobs'} {names}: {first}", *(f"  {line}" for line in rest)]
+    more = [f"... and {len(lines) - MOST_PROBLEMS:,} more lines"] if len(lines) > MOST_PROBLEMS else []
+    return "\n".join(lines[:MOST_PROBLEMS] + more)
