@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from loramux_runtime.data import JobData, SyntheticData, Tokenizer, load_data, synthetic_data
@@ -16,6 +17,7 @@ def job_data(
     vocab_size: int,
     base: Path | None = None,
     roots: Sequence[Path] | None = None,
+    rendered_at: datetime | None = None,
 ) -> JobData:
     """Return the job's rows, from its file or synthetic.
 
@@ -23,7 +25,15 @@ def job_data(
     that the job asks for, until `JobData.bound` makes them those of the size that it gets.
     """
     if not isinstance(job.data, SyntheticData):
-        return load_data(job.data, tokenizer, vocab_size=vocab_size, seed=job.seed, base=base, roots=roots)
+        return load_data(
+            job.data,
+            tokenizer,
+            vocab_size=vocab_size,
+            seed=job.seed,
+            base=base,
+            roots=roots,
+            rendered_at=rendered_at,
+        )
     assert job.steps is not None  # the jobs file has checked it
     return synthetic_data(
         job.data.synthetic,

@@ -32,6 +32,7 @@ from loramux_runtime.jobs.training_state import (
     identity,
     read_position,
 )
+from loramux_traces.decimals import steps_of_epochs
 from loramux_traces.errors import StateError
 
 MOST_SKIPPED: Final = 3
@@ -61,7 +62,7 @@ class TrainingJob:
         self.config = config
         self.adapter = adapter
         self._rows, self._stream, self._eval_rows = rows, stream, eval_rows
-        self.total_steps = config.steps or max(1, math.ceil(len(rows) * (config.epochs or 0) / config.batch_size))
+        self.total_steps = config.steps or steps_of_epochs(len(rows), config.epochs or 0, config.batch_size)
         self.optimizer = JobOptimizer(adapter.slab, config.optimizer, config.schedule, self.total_steps)
         self.step = 0
         """Optimizer steps done."""
