@@ -132,26 +132,43 @@ def prepare_folder(
     beside --force, for the message. Raises StateError for a folder in use without leave, a symlink,
     a file, or a place that cannot be written.
     """
-    if path.is_symlink():
-        raise StateError(f"{path}: is a symlink; give the folder itself")
-    if path.exists() and not path.is_dir():
-        raise StateError(f"{path}: is a file, not a folder")
+    check_folder(path, force=force, resume=resume, also=also, resuming=resuming)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(file.name != LOCK for file in path.iterdir()) and not resume:
-            if not force:
-                on = f", {resuming}" if resuming else ""
-                raise StateError(f"{path}: is not empty; --force replaces an older run{on}")
+        if force and not resume and _in_use(path):
             _clear(path, {*_OWN_FILES, *also})
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror})") from error
     return path
 
 
-def _clear(path: Path, own: set[str]) -> None:
-    """Remove the files of an older run.
+def check_folder(
+    path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = (), resuming: str = ""
+) -> None:
+    """Raise StateError where `prepare_folder` would refuse the folder; nothing is written."""
+    if path.is_symlink():
+        raise StateError(f"{path}: is a symlink; give the folder itself")
+    if path.exists() and not path.is_dir():
+        raise StateError(f"{path}: is a file, not a folder")
+    try:
+        if resume or not path.exists() or not _in_use(path):
+            return
+        if not force:
+            on = f", {resuming}" if resuming else ""
+            raise StateError(f"{path}: is not empty; --force replaces an older run{on}")
+        _to_clear(path, {*_OWN_FILES, *also})
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror})") from error
 
-    Raises StateError, before anything is removed, when the folder does not look like loramux's.
+
+def _in_use(path: Path) -> bool:
+    return any(file.name != LOCK for file in path.iterdir())
+
+
+def _to_clear(path: Path, own: set[str]) -> list[Path]:
+    """Return the run folders to remove the files of an older run from.
+
+    Raises StateError when the folder does not look like loramux's.
     """
     folders = [path, *sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and p.name != PLOTS)]
     runs = [p for p in folders if _is_ours(p)]
@@ -163,7 +180,12 @@ def _clear(path: Path, own: set[str]) -> None:
     kept = [p for p in runs if (p / "adapters").exists()]
     if kept:
         raise StateError(f"{kept[0]}: holds trained adapters, which --force never deletes; move them away first")
-    for folder in reversed(runs):
+    return runs
+
+
+def _clear(path: Path, own: set[str]) -> None:
+    """Remove the files of an older run."""
+    for folder in reversed(_to_clear(path, own)):
         plots = folder / PLOTS
         drawn = sorted(plots.iterdir()) if plots.is_dir() and not plots.is_symlink() else []
         ours = [p for p in folder.iterdir() if p.name in own or re.fullmatch(r"\..+\.\d+\.tmp", p.name)]

@@ -69,16 +69,22 @@ class Preparation:
             spec = replace(spec, submit_s=submit_s)
         return PreparedJob(config=job, data=data, spec=spec)
 
-    def prepare_all(self, jobs: Sequence[TrainJob], folder: Path) -> list[PreparedJob]:
+    def prepare_all(
+        self, jobs: Sequence[TrainJob], folder: Path, *, rendered_at: datetime | None = None
+    ) -> list[PreparedJob]:
         """Return the jobs with their rows read, in order.
 
-        Adapters are checked first, because that is cheap. Raises UsageError that names every bad
-        job, and says what is wrong with it.
+        Arguments are those of `prepare`. Adapters are checked first, because that is cheap. Raises
+        UsageError that names every bad job, and says what is wrong with it.
         """
+
+        def prepare(job: TrainJob) -> PreparedJob:
+            return self.prepare(job, folder, rendered_at=rendered_at)
+
         bad: dict[str, str] = {}
         for job in jobs:
-            _note(bad, job, lambda job=job: self.check_adapter(job))  # type: ignore[misc]
-        prepared = [_note(bad, job, lambda job=job: self.prepare(job, folder)) for job in jobs if job.id not in bad]  # type: ignore[misc]
+            _note(bad, job, self.check_adapter)
+        prepared = [_note(bad, job, prepare) for job in jobs if job.id not in bad]
         if bad:
             raise UsageError(_all_of(bad))
         return [job for job in prepared if job is not None]
@@ -93,10 +99,10 @@ class Preparation:
             raise UsageError(f"job {job.id}: {error}") from error
 
 
-def _note(bad: dict[str, str], job: TrainJob, do: Callable[[], T]) -> T | None:
-    """Return what `do` returns, or None after noting what is wrong with the job."""
+def _note(bad: dict[str, str], job: TrainJob, do: Callable[[TrainJob], T]) -> T | None:
+    """Return what `do` makes of the job, or None after noting what is wrong with it."""
     try:
-        return do()
+        return do(job)
     except (UsageError, InvalidInputError) as error:
         bad[job.id] = str(error)
         return None

@@ -41,6 +41,11 @@ MOST_SKIPPED: Final = 3
 Log = Callable[[dict[str, Any]], None]
 
 
+def total_steps(config: TrainJob, n_rows: int) -> int:
+    """Return the optimizer steps that a job declares, on so many rows."""
+    return config.steps or steps_of_epochs(n_rows, config.epochs or 0, config.batch_size)
+
+
 class TrainingJob:
     """A training job runs from its first to its last optimizer step.
 
@@ -62,7 +67,7 @@ class TrainingJob:
         self.config = config
         self.adapter = adapter
         self._rows, self._stream, self._eval_rows = rows, stream, eval_rows
-        self.total_steps = config.steps or steps_of_epochs(len(rows), config.epochs or 0, config.batch_size)
+        self.total_steps = total_steps(config, len(rows))
         self.optimizer = JobOptimizer(adapter.slab, config.optimizer, config.schedule, self.total_steps)
         self.step = 0
         """Optimizer steps done."""

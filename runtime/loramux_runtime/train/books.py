@@ -112,7 +112,7 @@ class Books:
     def news(self) -> dict[str, Any]:
         """Return what the journal lacks, as arguments of its `commit`."""
         log, samples = self.recorder.events or [], self._columns()
-        rows = {EVENTS: log, SAMPLES: samples[0], QUEUE: samples[1]}
+        rows: dict[str, list[Any]] = {EVENTS: log, SAMPLES: samples[0], QUEUE: samples[1]}
         return {
             "facts": {
                 "now_s": self._now_s(),
@@ -133,7 +133,8 @@ class Books:
     def _row(self, job_id: str) -> Row | None:
         index = self._ended.get(job_id)
         if index is not None:
-            return {"ended": self.recorder.table([index]).to_dict("records")[0], "score": self.scores.get(job_id)}
+            ended: Row = self.recorder.table([index]).to_dict("records")[0]  # type: ignore[assignment]
+            return {"ended": ended, "score": self.scores.get(job_id)}
         job = self.loop.cluster.active.get(job_id) or self._unfinished.get(job_id, ("", None))[1]
         if job is None:
             return None
@@ -182,7 +183,7 @@ class Books:
         own, active = self.recorder.table(), self.loop.cluster.active
         if not active and not self._unfinished and not self.earlier.ended:
             return own
-        rows = {str(row["job_id"]): row for row in own.to_dict("records")}
+        rows: dict[str, Row] = {str(row["job_id"]): row for row in own.to_dict("records")}  # type: ignore[misc]
         for job_id, row in rows.items():
             if job_id in active:
                 row.update(_so_far(active[job_id], tokens.get(job_id, 0)))

@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,10 +63,10 @@ class Progress:
         self.out, self.journal = out, journal
         self.folder = out / PROGRESS
         self.facts = journal.facts()
-        """What the run was begun with: `settings`, `data`, `begun_on`."""
+        """What the run was begun with: `settings`, `data`, `begun_at`."""
 
     @classmethod
-    def begin(cls, out: Path, settings: Mapping[str, Any], data: Mapping[str, Any], begun_on: date) -> Progress:
+    def begin(cls, out: Path, settings: Mapping[str, Any], data: Mapping[str, Any], begun_at: datetime) -> Progress:
         """Make the folder of a new run; StateError where that cannot be."""
         folder = out / PROGRESS
         try:
@@ -75,7 +75,7 @@ class Progress:
         except OSError as error:
             raise StateError(f"{folder}: cannot be made ({error.strerror})") from error
         journal = Journal(folder / JOURNAL, create=True)
-        about = {"settings": settings, "data": data, "begun_on": begun_on.isoformat()}
+        about = {"settings": settings, "data": data, "begun_at": begun_at.isoformat()}
         journal.commit(facts=about, jobs={})
         return cls(out, journal)
 
@@ -88,9 +88,9 @@ class Progress:
         return progress
 
     @property
-    def begun_on(self) -> date:
-        """The day on which the run began."""
-        return date.fromisoformat(self.facts["begun_on"])
+    def begun_at(self) -> datetime:
+        """When the run began; chat templates that write the date are told this one to the end."""
+        return datetime.fromisoformat(self.facts["begun_at"])
 
     def earlier(self) -> Earlier:
         """Return what was done so far."""

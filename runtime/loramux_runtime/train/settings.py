@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 from loramux_profiles.devices import DeviceProfile
-from loramux_runtime.data import SyntheticData
+from loramux_runtime.data.made_from import what_changed
 from loramux_runtime.jobs.fingerprint import fingerprint
-from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile, TrainJob
+from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile
 from loramux_runtime.jobs.preparation import PreparedJob
 from loramux_traces.errors import printable
 from loramux_traces.filesafe import json_text, plain
@@ -30,7 +29,6 @@ _OPTIONS: Final = {
     "record": "--record",
 }
 _BASE: Final = {"dtype": "dtype", "seed": "seed", "shape": "shape", "config": "config"}
-_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _PACKAGES: Final = ("loramux", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -40,9 +38,9 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(file: JobsFile, profile: DeviceProfile, **options: Any) -> Facts:
-    """Return what the run depends on, the rows of its data aside; `options` are those of the command.
+    """Return what the run depends on, the rows of its data aside.
 
-    Raises StateError where the base model's folder cannot be read.
+    `options` are those of the command. Raises StateError where the base model cannot be read.
     """
     return {
         "options": plain(options),
@@ -58,27 +56,16 @@ def shortened(settings: Facts) -> Facts:
     return {**settings, "jobs": {job_id: _digest(job) for job_id, job in settings["jobs"].items()}}
 
 
-def data_facts(prepared: Iterable[PreparedJob], folder: Path) -> dict[str, Facts]:
-    """Return the digests of each job's rows and files, by job."""
-    known: dict[Path, str] = {}
-
-    def of_file(path: Path | None) -> str | None:
-        if path is None:
-            return None
-        if path not in known:
-            with path.open("rb") as stream:
-                known[path] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return known[path]
-
-    found = {}
-    for job in prepared:
-        data, said = job.data, job.config.data
-        facts: Facts = {"rows": data.train.sha256, "eval_rows": None if data.eval is None else data.eval.sha256}
-        if not isinstance(said, SyntheticData):
-            facts["file"] = of_file(folder / said.path)
-            facts["eval_file"] = of_file(None if said.eval_path is None else folder / said.eval_path)
-        found[job.config.id] = facts
-    return found
+def data_facts(prepared: Iterable[PreparedJob]) -> dict[str, Facts]:
+    """Return the digests of each job's rows and what they were made from, by job."""
+    return {
+        job.config.id: {
+            "rows": job.data.train.sha256,
+            "eval_rows": None if job.data.eval is None else job.data.eval.sha256,
+            "made_from": dict(job.data.made_from),
+        }
+        for job in prepared
+    }
 
 
 def differences(now: Facts, then: Facts) -> list[str]:
@@ -100,8 +87,6 @@ def _differences(now: Facts, then: Facts) -> Iterator[str]:
             yield f"base.{label} is {_shown(mine)} and was {_shown(theirs)}"
     if now["base"].get("weights") != then["base"].get("weights"):
         yield "the base model has changed (its config.json or its weights)"
-    if now["base"].get("tokenizer") != then["base"].get("tokenizer"):
-        yield "the tokenizer of the base model has changed"
     yield from _job_differences(now["jobs"], then["jobs"])
 
 
@@ -120,22 +105,15 @@ def _job_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> Iterato
                 yield f"job {job_id}: {path} is {_shown(mine)} and was {_shown(theirs)}"
 
 
-def data_differences(now: Mapping[str, Facts], then: Mapping[str, Facts], jobs: Sequence[TrainJob]) -> list[str]:
+def data_differences(now: Mapping[str, Facts], then: Mapping[str, Facts]) -> list[str]:
     """Return the jobs whose rows are others than when the run began, a line each, and why."""
     lines = []
-    for job in jobs:
-        mine, theirs = now.get(job.id), then.get(job.id)
-        if mine is None or theirs is None or (mine["rows"], mine["eval_rows"]) == (theirs["rows"], theirs["eval_rows"]):
-            continue
-        changed = [name for name in ("file", "eval_file") if mine.get(name) != theirs.get(name)]
-        if isinstance(job.data, SyntheticData) or not changed:
-            why = (
-                "its rows come out otherwise than when the run began, of the same files (another version of a library?)"
-            )
-        else:
-            files = {"file": job.data.path, "eval_file": job.data.eval_path}
-            why = f"its data {' and '.join(printable(str(files[name])) for name in changed)} has changed"
-        lines.append(f"job {job.id}: {why}")
+    for job_id, mine in now.items():
+        theirs = then.get(job_id, mine)
+        if (mine["rows"], mine["eval_rows"]) != (theirs["rows"], theirs["eval_rows"]):
+            changed = what_changed(theirs["made_from"], mine["made_from"])
+            why = f" ({changed} changed)" if changed else ""
+            lines.append(f"job {job_id}: its rows are not those that the run began with{why}")
     return lines
 
 
@@ -155,11 +133,6 @@ def _base(base: BaseConfig) -> Facts:
     facts: Facts = plain({"dtype": base.dtype, "seed": base.seed, "shape": base.shape, "config": base.config})
     if base.path is not None:
         facts["weights"] = fingerprint(base.path)
-        digest = hashlib.sha256()
-        for name in _TOKENIZER:
-            if (base.path / name).is_file():
-                digest.update(name.encode() + (base.path / name).read_bytes())
-        facts["tokenizer"] = digest.hexdigest()
     return facts
 
 
