@@ -30,6 +30,8 @@ from loramux_traces.sampling import uniforms
 Rows = TokenisedRows | SyntheticRows
 #: Called every few thousand rows with the number of rows read so far.
 OnProgress = Callable[[int], None]
+Tokenise = Callable[[Path, DataConfig, Tokenizer, int, datetime, OnProgress | None], "tuple[TokenisedRows, FileReport]"]
+"""Makes rows of a file: `tokenise_file`, or what stands in its place."""
 _PROGRESS_EVERY: Final = 2000
 
 
@@ -65,7 +67,8 @@ class JobData:
     """The order in which the rows of `train` are taken."""
     eval: TokenisedRows | None
     """Held-out rows; no row of `train` has the same tokens."""
-    report: FileReport | SyntheticReport
+    report: FileReport | SyntheticReport | None
+    """What became of the rows of the file; None where somebody else has read it."""
     eval_report: FileReport | None
     """Report on eval_path, where it is given."""
     held_out_copies: int
@@ -93,6 +96,7 @@ def load_data(
     roots: Sequence[Path] | None = None,
     rendered_at: datetime | None = None,
     progress: OnProgress | None = None,
+    tokenise: Tokenise | None = None,
 ) -> JobData:
     """Read, tokenise and split a job's rows.
 
@@ -100,19 +104,21 @@ def load_data(
     any time zone; None: now) is the time that a chat template is told which writes the date.
     `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
     held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
-    with `roots`, files elsewhere are refused. Raises InvalidInputError that lists every bad row up
+    with `roots`, files elsewhere are refused. `tokenise` is called in the place of `tokenise_file`
+    (by whoever keeps the rows of a file for the next job). Raises InvalidInputError that lists every bad row up
     to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
     UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
     rendered_at = rendered_at or datetime.now(UTC)
+    tokenise = tokenise or tokenise_file
     eval_path = None if config.eval_path is None else locate(config.eval_path, base, roots)
-    rows, report = _tokenised(path, config, tokenizer, vocab_size, rendered_at, progress)
+    rows, report = tokenise(path, config, tokenizer, vocab_size, rendered_at, progress)
     parts = made_from(path, eval_path, tokenizer, rendered_at)
     if eval_path is not None:
         # The format that the first file was taken for holds for the second.
         same = config.model_copy(update={"format": report.format})
-        held_out, eval_report = _tokenised(eval_path, same, tokenizer, vocab_size, rendered_at, progress)
+        held_out, eval_report = tokenise(eval_path, same, tokenizer, vocab_size, rendered_at, progress)
         train, copies = _without(rows, range(len(rows)), held_out)
     elif (n_held := _n_held_out(config, len(rows))) > 0:
         if n_held >= len(rows):
@@ -176,7 +182,7 @@ def _without(rows: TokenisedRows, kept: Sequence[int], held_out: TokenisedRows) 
     return rows.select(train), len(kept) - len(train)
 
 
-def _tokenised(
+def tokenise_file(
     path: Path,
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -184,6 +190,10 @@ def _tokenised(
     rendered_at: datetime,
     progress: OnProgress | None,
 ) -> tuple[TokenisedRows, FileReport]:
+    """Return all rows of one file, and what became of them.
+
+    Arguments and errors are those of `load_data`.
+    """
     problems = Problems(str(path))
     records = RecordReader(config, problems)
     renderer = Renderer(config, tokenizer, rendered_at=rendered_at)

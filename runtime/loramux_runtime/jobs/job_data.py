@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from loramux_runtime.data import JobData, SyntheticData, Tokenizer, load_data, synthetic_data
+from loramux_runtime.data.load import OnProgress, Tokenise
 from loramux_runtime.jobs.jobs_file import TrainJob
 
 
@@ -18,6 +19,8 @@ def job_data(
     base: Path | None = None,
     roots: Sequence[Path] | None = None,
     rendered_at: datetime | None = None,
+    progress: OnProgress | None = None,
+    tokenise: Tokenise | None = None,
 ) -> JobData:
     """Return the job's rows, from its file or synthetic.
 
@@ -33,8 +36,15 @@ def job_data(
             base=base,
             roots=roots,
             rendered_at=rendered_at,
+            progress=progress,
+            tokenise=tokenise,
         )
-    assert job.steps is not None  # the jobs file has checked it
+    return synthetic_job_data(job, vocab_size)
+
+
+def synthetic_job_data(job: TrainJob, vocab_size: int) -> JobData:
+    """Return the rows of a job whose data settings are `synthetic`."""
+    assert isinstance(job.data, SyntheticData) and job.steps is not None  # the jobs file has checked it
     return synthetic_data(
         job.data.synthetic,
         job.id,

@@ -91,12 +91,17 @@ class Preparation:
 
     def check_adapter(self, job: TrainJob) -> None:
         """Raise UsageError where the adapter does not fit the base."""
-        method, config = METHODS[job.method], job.adapter_config
-        try:
-            method.specs(config, self._base.sites)
-            method.plans(config, self._base.sites)
-        except ValueError as error:
-            raise UsageError(f"job {job.id}: {error}") from error
+        check_adapter(job, self._base)
+
+
+def check_adapter(job: TrainJob, base: BaseModel) -> None:
+    """Raise UsageError where a job's adapter does not fit a base."""
+    method, config = METHODS[job.method], job.adapter_config
+    try:
+        method.specs(config, base.sites)
+        method.plans(config, base.sites)
+    except ValueError as error:
+        raise UsageError(f"job {job.id}: {error}") from error
 
 
 def _note(bad: dict[str, str], job: TrainJob, do: Callable[[TrainJob], T]) -> T | None:
