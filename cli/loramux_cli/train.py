@@ -161,6 +161,7 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
     from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainRun
     from loramux_runtime.train.settings import settings_of
+    from loramux_traces.errors import LoramuxError
     from loramux_traces.results import UNFINISHED
     from loramux_traces.runfolder import prepare_folder
 
@@ -216,11 +217,12 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
                 raise
         try:
             _write(given, profile, run, result, settings)
-        finally:
-            whole = not (result.jobs["final_state"] == UNFINISHED).any()
-            if not whole:
-                _warn(view.standing(progress, _how(signals.got)))
-        if whole:
+        except LoramuxError:
+            _warn(view.standing(progress, "the results cannot be written"))
+            raise
+        if (result.jobs["final_state"] == UNFINISHED).any():
+            _warn(view.standing(progress, _how(signals.got, result)))
+        else:
             progress.remove()
         _report(given, file, result)
     if result.hopeless:
@@ -309,12 +311,13 @@ def _loaded(given: TrainOptions, file: JobsFile, outline: BaseModel, where: Any,
     return base
 
 
-def _how(got: list[int]) -> str:
+def _how(got: list[int], result: TrainResult) -> str:
     import signal
 
     if not got:
         return "not every job is finished"
-    return "interrupted" if got[0] == signal.SIGINT else "terminated"
+    how = "interrupted" if got[0] == signal.SIGINT else "terminated"
+    return how if result.training else f"{how} before the first step, so that nothing was trained"
 
 
 def _report(given: TrainOptions, file: JobsFile, result: TrainResult) -> None:

@@ -64,7 +64,12 @@ def predicted(facts: dict[str, Any]) -> str:
 
 def standing(progress: Progress, how: str) -> str:
     """Return how a run ended, how far its jobs are, and the command that goes on."""
-    first, *lines = progress.standing()
+    from loramux_traces.errors import StateError
+
+    try:
+        first, *lines = progress.standing()
+    except StateError as error:
+        return f"{how}: {error}"
     return "\n".join([f"{how}: {first}", *lines, f"go on with: {command_that_goes_on()}"])
 
 

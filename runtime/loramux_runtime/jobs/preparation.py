@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
 from loramux_runtime.data import JobData, load_tokenizer
+from loramux_runtime.data.load import Tokenise
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.job_data import job_data
 from loramux_runtime.jobs.job_specs import job_spec, register_base
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_traces.errors import InvalidInputError, UsageError
+from loramux_runtime.jobs.shared_rows import SharedRows
+from loramux_traces.errors import Interrupted, InvalidInputError, UsageError, printable
 from loramux_traces.job import JobSpec
 
 T = TypeVar("T")
@@ -52,18 +54,26 @@ class Preparation:
         *,
         submit_s: float | None = None,
         rendered_at: datetime | None = None,
+        tokenise: Tokenise | None = None,
     ) -> PreparedJob:
         """Return the job with its rows read.
 
         `folder` is where its relative paths start; `submit_s` is used instead of the job's own.
         `rendered_at` is the time that a chat template with a date is told (None: now); a job that
-        is to find its rows again gives the same.
+        is to find its rows again gives the same. `tokenise` makes the rows of a file (`load_data`).
 
         Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows
         cannot be used.
         """
         self.check_adapter(job)
-        data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder, rendered_at=rendered_at)
+        data = job_data(
+            job,
+            self._tokenizer,
+            vocab_size=self._base.vocab,
+            base=folder,
+            rendered_at=rendered_at,
+            tokenise=tokenise,
+        )
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)
@@ -78,8 +88,10 @@ class Preparation:
         UsageError that names every bad job, and says what is wrong with it.
         """
 
+        at, rows = rendered_at or datetime.now(UTC), SharedRows()
+
         def prepare(job: TrainJob) -> PreparedJob:
-            return self.prepare(job, folder, rendered_at=rendered_at)
+            return self.prepare(job, folder, rendered_at=at, tokenise=rows.tokenise)
 
         bad: dict[str, str] = {}
         for job in jobs:
@@ -110,7 +122,13 @@ def _note(bad: dict[str, str], job: TrainJob, do: Callable[[TrainJob], T]) -> T 
         return do(job)
     except (UsageError, InvalidInputError) as error:
         bad[job.id] = str(error)
-        return None
+    except MemoryError:
+        bad[job.id] = "reading its rows takes more memory than there is"
+    except (Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        bad[job.id] = f"it cannot be prepared: {type(error).__name__}: {printable(' '.join(str(error).split()), 200)}"
+    return None
 
 
 def _all_of(bad: dict[str, str]) -> str:

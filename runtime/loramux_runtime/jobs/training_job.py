@@ -20,7 +20,7 @@ from loramux_runtime.fused.labels import IGNORED
 from loramux_runtime.fused.model import FusedModel, JobOutcome
 from loramux_runtime.fused.packing import MicroBatch
 from loramux_runtime.jobs.early_stop import LossTail, Patience, stop_likelihood
-from loramux_runtime.jobs.evaluation import Evaluation, evaluate
+from loramux_runtime.jobs.evaluation import Evaluation, NoMemoryError, evaluate
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.optim import JobOptimizer
 from loramux_runtime.jobs.training_state import (
@@ -78,6 +78,8 @@ class TrainingJob:
         """Whether its own patience ended it before its declared steps."""
         self.diverged = ""
         """Why the job diverged; empty while it has not."""
+        self.out_of_memory = ""
+        """Why its held-out rows cannot be scored, which ends it; empty while they can."""
         self.first_evaluation: Evaluation | None = None
         self.evaluation: Evaluation | None = None
         """The latest score of the held-out rows; `first_evaluation` is their first one."""
@@ -100,13 +102,14 @@ class TrainingJob:
         adapter = model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
         return cls(config, adapter, data.train, data.stream, data.eval, log=log)
 
-    def begin(self, model: FusedModel) -> None:
+    def begin(self, model: FusedModel, give_up: Callable[[], bool] = lambda: False) -> None:
         """Score the held-out rows before anything is learned.
 
-        The job is on its device for the first time.
+        The job is on its device for the first time. Nothing is kept where `give_up` says that the
+        run is to end.
         """
         if self.step == 0 and self.rows_done == 0 and self._eval_rows is not None and self.evaluation is None:
-            self.evaluate(model)
+            self.evaluate(model, give_up)
 
     # -- data
 
@@ -222,7 +225,8 @@ class TrainingJob:
         every = self.config.evaluation.every_steps
         if self._eval_rows is not None and not self.diverged:
             if every is not None and self.step % every == 0:
-                self.stopped = self._patience.see(self.evaluate(model).loss)
+                score = self.evaluate(model)
+                self.stopped = score is not None and self._patience.see(score.loss)
             elif self.step == self.total_steps:
                 self.evaluate(model)
             if self.evaluation is not None:
@@ -230,13 +234,22 @@ class TrainingJob:
         if self._log is not None:
             self._log(record)
 
-    def evaluate(self, model: FusedModel) -> Evaluation:
-        """Score the held-out rows and keep the result."""
+    def evaluate(self, model: FusedModel, give_up: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        """Score the held-out rows and keep the result.
+
+        None where `give_up` said so, and where memory ran out, which ends the job.
+        """
         assert self._eval_rows is not None
-        self.evaluation = evaluate(model, self.adapter, self._eval_rows)
-        if self.first_evaluation is None:
-            self.first_evaluation = self.evaluation
-        return self.evaluation
+        try:
+            found = evaluate(model, self.adapter, self._eval_rows, give_up)
+        except NoMemoryError as error:
+            self.out_of_memory = str(error)
+            return None
+        if found is not None:
+            self.evaluation = found
+            if self.first_evaluation is None:
+                self.first_evaluation = found
+        return found
 
     @property
     def p_stop(self) -> float:

@@ -89,11 +89,13 @@ class Books:
         self._ended.pop(job_id, None)
         self._unfinished[job_id] = reason, job
 
+    def has_begun(self, job_id: str) -> bool:
+        """Return whether the job has been on a device in an earlier process."""
+        return float(self.earlier.jobs.get(job_id, {}).get("first_start_s", -1.0)) >= 0.0
+
     def take_up(self, job: Job) -> None:
         """Give a job that arrived in an earlier process the figures that it had there."""
-        row = self.earlier.jobs.get(job.job_id)
-        if row is None:
-            return
+        row = self.earlier.jobs[job.job_id]
         job.first_start_s, job.paused_s = row["first_start_s"], row["paused_s"]
         job.preemptions, job.oom_events = row["preemptions"], row["oom_events"]
         job.last_stop_s = self.earlier.now_s if row["devices"] else row["last_stop_s"]

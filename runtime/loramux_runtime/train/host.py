@@ -47,7 +47,7 @@ class TrainHost(Host[TrainingJob]):
         """Hand the job over and forget it."""
         self._accounts.note_memory(0)
         self.on_end(run.job, run.training)
-        del self._training[run.job_id]
+        self._training.pop(run.job_id, None)
 
     def boundary(self) -> bool:
         """Note the queue; nothing here makes the loop decide again."""

@@ -49,8 +49,8 @@ class Keeper:
         """Jobs that have ended; their checkpoints go once the journal knows."""
         self._again_s = 0.0
         """When the disk is tried again, where it has refused."""
-        self._refused: set[str] = set()
-        """What the disk has refused, as it was told."""
+        self._told: set[str] = set()
+        """Of what it was told that the disk refuses it: it is told once."""
 
     def begin(self, open_jobs: Iterable[str]) -> None:
         """Delete what a killed process has left of no use; a process begins to train."""
@@ -80,7 +80,7 @@ class Keeper:
             self._saving.save(job_id, training)
         except StateError as error:
             # the job then goes on from its last checkpoint: the same bits again
-            self._tell(f"{job_id}: nor can its checkpoint be written: {error}")
+            self._warn(f"{job_id}: nor can its checkpoint be written: {error}")
 
     def boundary(self, now_s: float) -> None:
         """Save and commit what is due at a step boundary."""
@@ -92,15 +92,14 @@ class Keeper:
                 self._commit()
             failed = self._saving.save_due(now_s) if due else []
         except StateError as error:
-            failed = [("the run", str(error))]
+            failed = [("the progress of the run", str(error))]
         if not failed:
-            if self._refused:
-                self._warn("the disk takes the run's progress again")
-                self._refused.clear()
             return
         self._again_s = now_s + self._every_s
         for name, reason in failed:
-            self._tell(f"{name}: {reason}; training goes on, and it is tried again every {self._every_s:g} s")
+            if name not in self._told:
+                self._told.add(name)
+                self._warn(f"{name}: {reason}; training goes on, and it is tried again every {self._every_s:g} s")
 
     def close(self) -> bool:
         """Save every job and commit the books; return whether all of it is on the disk."""
@@ -108,9 +107,9 @@ class Keeper:
             self._commit()
             failed = self._saving.save_all()
         except StateError as error:
-            failed = [("the run", str(error))]
+            failed = [("the progress of the run", str(error))]
         for name, reason in failed:
-            self._tell(f"{name}: {reason}")
+            self._warn(f"{name}: {reason}")
         return not failed
 
     def _commit(self) -> None:
@@ -122,8 +121,3 @@ class Keeper:
         self._books.kept(news)
         while self._ended:
             self._saving.forget(self._ended.pop(), self._warn)
-
-    def _tell(self, text: str) -> None:
-        if text not in self._refused:
-            self._refused.add(text)
-            self._warn(text)

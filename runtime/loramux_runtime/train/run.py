@@ -149,7 +149,7 @@ class TrainRun:
         self.driver = StepDriver(
             self.residents,
             self.executor,
-            LocalStates(self.model, self._training),
+            LocalStates(self.model, self._training, self._new, stopping=lambda: self.driver.stopping),
             note=self.books.recorder.note if record else None,
         )
         self.ledger = ledger_of(cost, max_resident)
@@ -189,6 +189,7 @@ class TrainRun:
 
     def _result(self, stopped_by: int | None) -> TrainResult:
         books = self.books
+        self._settle()
         stats = books.stats(self.ledger.capacity)
         stats.notes = list(self.notes)
         jobs = books.table({job_id: training.tokens for job_id, training in self._training.items()})
@@ -208,21 +209,26 @@ class TrainRun:
         )
 
     def _arrivals(self) -> Iterator[Job]:
-        """Yield jobs as they are submitted; adapters wait on the host until their job starts."""
+        """Yield jobs as they are submitted; those that began in an earlier process are taken up."""
         for index, spec in enumerate(self.specs):
             job = self.intake.job(index, spec)
             if job is None:
                 continue
-            data = self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
-            log = partial(self._record, spec.job_id)
-            training = TrainingJob.new(self.model, self._configs[spec.job_id], data, log=log)
-            unreadable = None if self.keeper is None else self.keeper.take_up(job, training)
-            if unreadable is not None:
-                self._warn(f"{spec.job_id} is left as it is: {unreadable}")
-                self.books.unfinish(spec.job_id, unreadable)
-                continue
-            self._training[spec.job_id] = training
+            self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
+            if self.keeper is not None and self.books.has_begun(spec.job_id):
+                training = self._new(job)
+                unreadable = self.keeper.take_up(job, training)
+                if unreadable is not None:
+                    self._warn(f"{spec.job_id} is left as it is: {unreadable}")
+                    self.books.unfinish(spec.job_id, unreadable)
+                    continue
+                self._training[spec.job_id] = training
             yield job
+
+    def _new(self, job: Job) -> TrainingJob:
+        """Return the state of a job at its first step; its adapter waits on the host."""
+        name = job.job_id
+        return TrainingJob.new(self.model, self._configs[name], self.data[name], log=partial(self._record, name))
 
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
         row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}
@@ -253,6 +259,8 @@ class TrainRun:
 
     def _settle(self) -> None:
         """Bring the books up to this instant."""
+        for job in self.loop.cluster.running.values():
+            self.driver.sync(job)
         for device in self.residents.devices:
             self.host.residents_change(device)
 
@@ -268,7 +276,7 @@ class TrainRun:
         first, last = training.first_evaluation, training.evaluation
         if first is not None and last is not None:
             self.books.scores[job.job_id] = {"before": first._asdict(), "after": last._asdict()}
-        if self._adapters_dir is not None and not training.diverged:
+        if self._adapters_dir is not None and not training.diverged and not training.out_of_memory:
             training.optimizer.to("cpu")
             # a process that was killed may have written it, and not noted that the job had ended
             again = self.keeper is not None
