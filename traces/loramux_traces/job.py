@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticCustomError
 
+from loramux_traces.decimals import steps_of_epochs
+
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$")]
 # A name, or a path: absolute, or beginning with a name, ./ or ../.
@@ -137,7 +139,7 @@ class JobSpec:
     def steps(self) -> float | None:
         """Declared optimizer steps, or None where only `duration_s` is given."""
         if self.num_samples is not None and self.epochs is not None:
-            return max(1.0, -(-self.num_samples * self.epochs // self.batch_size))
+            return float(steps_of_epochs(self.num_samples, self.epochs, self.batch_size))
         return self.total_steps
 
 

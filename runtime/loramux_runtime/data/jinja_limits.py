@@ -200,7 +200,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return self._made(_sized(value))
 
     def joined(self, *parts: Any) -> str:
-        """Return what `~` joins."""
+        """Return the text that `~` makes of its parts."""
         return str(self._made(self.concat([str(_sized(part)) for part in parts])))
 
     @staticmethod

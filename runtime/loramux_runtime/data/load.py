@@ -23,6 +23,7 @@ from loramux_runtime.data.sample_stream import SampleStream
 from loramux_runtime.data.source import invalid, locate
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer
+from loramux_traces.decimals import as_written
 from loramux_traces.problems import Problems
 from loramux_traces.sampling import uniforms
 
@@ -169,7 +170,7 @@ def synthetic_data(
 
 def _n_held_out(config: DataConfig, n_rows: int) -> int:
     if config.eval_fraction is not None:
-        return max(1, round(config.eval_fraction * n_rows))
+        return max(1, round(as_written(config.eval_fraction) * n_rows))
     return config.eval_rows or 0
 
 

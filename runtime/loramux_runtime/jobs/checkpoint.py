@@ -132,6 +132,13 @@ class CheckpointStore:
             raise kind(f"no checkpoint of job {job_id} is valid: " + "; ".join(problems))
         return None
 
+    def newest(self, job_id: str) -> tuple[Position, Path] | None:
+        """Return position and folder of what bears the name of the job's newest checkpoint.
+
+        Nothing of it is read. None where there is none; StateError where that cannot be seen.
+        """
+        return max(_checkpoints(self._job_folder(job_id)).items(), default=None)
+
     def unreadable(self, job_id: str) -> str | None:
         """Return why none of a job's checkpoints can be opened.
 

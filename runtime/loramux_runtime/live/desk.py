@@ -197,6 +197,9 @@ class Desk:
         if self._book.folder is not None:
             # nothing is made anew in the place of a folder that is gone
             self._book.folder.check()
+        if training.out_of_memory:
+            # the loop has told so, and `cancelled` has forgotten it
+            return
         if not training.diverged:
             training.optimizer.to("cpu")
             try:

@@ -117,7 +117,7 @@ class LiveHost(Host[TrainingJob]):
     def ended(self, run: LiveRun[TrainingJob]) -> None:
         """Hand the job to the desk, and forget it."""
         self._desk.ended(run.job, run.training)
-        del self._training[run.job_id]
+        self._training.pop(run.job_id, None)
 
     # -- between steps
 

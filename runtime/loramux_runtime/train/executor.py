@@ -34,6 +34,8 @@ def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> lis
         jobs = [(part.adapter.job_id, len(part.batch.tokens)) for part in parts]
         faults.reach("step", job_ids=tuple(name for name, _ in jobs), rows=tuple(rows for _, rows in jobs))
         return model.step(parts)
+    except MemoryError:
+        return None
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -50,6 +50,7 @@ class JobReport:
     tokens: int
     stopped: bool
     diverged: str
+    out_of_memory: str
     p_stop: float
     records: Sequence[dict[str, Any]]
     """What the job has learned, as one record per optimizer step."""
@@ -176,13 +177,14 @@ class DeviceWorker:
         job_id = job.config.id
         records = list(self._records[job_id])
         self._records[job_id].clear()
-        ended = job.finished and not job.diverged
+        ended = job.finished and not job.diverged and not job.out_of_memory
         return JobReport(
             step=job.step,
             rows_done=job.rows_done,
             tokens=job.tokens,
             stopped=job.stopped,
             diverged=job.diverged,
+            out_of_memory=job.out_of_memory,
             p_stop=job.p_stop,
             records=records,
             state=self.state(job_id) if ended else None,
