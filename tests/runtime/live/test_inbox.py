@@ -73,7 +73,7 @@ def test_a_job_that_comes_twice_is_there_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(LiveInbox, "poll", poll)
     play(store, "fifo")
     assert set(states(store).values()) == {"COMPLETED"}
-    assert [e["event"] for e in store.events() if e.get("job_id") == "job02"] == ["arrive", "start", "finish"]
+    assert [e["event"] for e in store.events() if e.get("job_id") == "job02"] == ["read", "arrive", "start", "finish"]
 
 
 def test_many_jobs_are_read_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
