@@ -198,6 +198,7 @@ class LiveService:
             admission=self.admission,
             files=files,
             faults=faults,
+            keep_s=settings.keep_s,
             notes=self.notes,
             marker=self.marker,
             clock_s=lambda: self.drive.devices.clock_s,
