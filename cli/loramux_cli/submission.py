@@ -83,7 +83,7 @@ def send(store: Store, jobs: Sequence[TrainJob], folder: Path) -> None:
 def _arrived(store: Store, names: Sequence[str]) -> None:
     """Raise StateError where the jobs are not to be found by whoever looks for them."""
     from loramux_runtime.live.state.marker import read_marker
-    from loramux_runtime.live.state.same_folder import node
+    from loramux_runtime.live.state.nodes import node
     from loramux_runtime.live.state.store import Store
     from loramux_traces.errors import StateError
     from loramux_traces.locking import owner

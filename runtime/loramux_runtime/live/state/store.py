@@ -10,7 +10,6 @@ in a tenth of a second.
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,7 @@ from typing import Any, Final, cast
 from loramux_runtime.live.state.connection import WAL_S, looked_at, to_wal
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
-from loramux_runtime.live.state.same_folder import SameFolder
-from loramux_runtime.live.state.schema import ADDED_COLUMNS, NO_VALUES, SCHEMA, SCHEMA_VERSION
+from loramux_runtime.live.state.schema import NO_VALUES, SCHEMA, SCHEMA_VERSION, missing_columns
 from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
@@ -126,30 +124,13 @@ class Store:
         with self.errors():
             self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
 
-    def _missing(self) -> dict[str, str]:
-        """Return the columns of a job that the folder lacks; nothing where it has been retired."""
-        known = {row["name"] for row in self._db.execute("PRAGMA table_info(jobs)")}
-        return {name: kind for name, kind in ADDED_COLUMNS.items() if known and name not in known}
-
     def _add_columns(self) -> None:
         """Give a folder of an older version the columns of a job that it lacks."""
-        if self._missing():
+        if missing_columns(self._db):
             with self.transaction():
                 # somebody else may have come first
-                for name, kind in self._missing().items():
+                for name, kind in missing_columns(self._db).items():
                     self._db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
-
-    def watch_folder(self) -> SameFolder:
-        """Return what notices that the folder is another one (for its scheduler)."""
-        with self.errors():
-            mark = int(self._db.execute("PRAGMA application_id").fetchone()[0])
-            if not mark:
-                mark = 1 + secrets.randbelow(2**31 - 1)
-                self._db.execute(f"PRAGMA application_id={mark}")
-            # the mark has to be in the file itself, not in the log before it
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.set_facts(watched_unix_s=time.time())
-        return SameFolder(self.folder, (DATABASE, f"{DATABASE}-wal", LOCK), DATABASE, mark)
 
     def _make(self) -> None:
         with self.transaction():
