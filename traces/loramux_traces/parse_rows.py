@@ -53,7 +53,7 @@ class JobRows:
         self._problems = problems
         self._check = check
         self._lines = array("q")
-        self._ids: set[str] = set()
+        self._ids: dict[str, int] = {}
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
         """Validate one row, a mapping of column names to values.
@@ -72,13 +72,13 @@ class JobRows:
             self._explain(line, row, error)
             return
         if job.job_id in self._ids:
-            first = self._lines[next(i for i, other in enumerate(self.jobs) if other.job_id == job.job_id)]
+            first = self._ids[job.job_id]
             self._problems.add(line, "job_id", job.job_id, f"every job_id must be used once; line {first} has it too")
             return
         if self._check is not None:
             for column, value, rule in self._check(job):
                 self._problems.add(line, column, value, rule)
-        self._ids.add(job.job_id)
+        self._ids[job.job_id] = line
         self._lines.append(line)
         self.jobs.append(job)
 
