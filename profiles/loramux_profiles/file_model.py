@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from loramux_profiles.datafiles import problem
-from loramux_traces.errors import InvalidInputError, printable
+from loramux_traces.errors import InvalidInputError, Problem, printable
 from loramux_traces.problems import CAP
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,7 +33,7 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = []
+        problems: list[Problem] = []
         items = error.errors(include_url=False)
         for item in items:
             loc = item["loc"]
@@ -50,9 +50,7 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
                 value = None
                 said = f"is no field{_meant(model, loc)}"
             problems.append(problem(path, key, value, said, line_of(loc) if line_of is not None else 0))
-        raise InvalidInputError(
-            problems, total=max(len(problems), len(items) if len(problems) == CAP else 0)
-        ) from error
+        raise InvalidInputError(problems, total=len(items) if len(problems) == CAP else len(problems)) from error
 
 
 def _meant(model: Any, loc: tuple[int | str, ...]) -> str:

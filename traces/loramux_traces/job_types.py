@@ -76,7 +76,7 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-#: For fields that are read from YAML or JSON as they stand (rows of a trace go another, faster way).
+#: For fields that are read from YAML or JSON as they stand (rows of a trace go a faster way).
 ReadNumber = BeforeValidator(plain_number)
 ReadText = BeforeValidator(plain_text)
 

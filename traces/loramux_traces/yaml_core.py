@@ -117,7 +117,7 @@ class _Builder:
         self._added = 0
         self._documents = 0
 
-    def event(self, event: yaml.Event, line: int) -> None:
+    def event(self, event: Any, line: int) -> None:
         """Take the next event.
 
         Raises YamlError for what the core schema does not have, or a bound that is passed.

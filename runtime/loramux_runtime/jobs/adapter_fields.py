@@ -1,7 +1,7 @@
 """Check the fields of a job's `adapter`, and make the configuration of its method from them.
 
-What policies and cost models are told of an adapter (rank, alpha, dropout, experts) has the types of
-a trace's columns, so that a job that is taken here can be put in a trace's terms. Every other
+What policies and cost models are told of an adapter (rank, alpha, dropout, experts) has the types
+of a trace's columns, so that a job that is taken here can be put in a trace's terms. Every other
 number is finite, and no list is long.
 """
 
@@ -19,7 +19,7 @@ from loramux_traces import limits
 from loramux_traces.errors import printable
 from loramux_traces.job_types import Dropout, Experts, Positive, Rank, broken_rule, is_absent, plain_number
 
-_SHARED: Final = {
+_SHARED: Final[dict[str, tuple[TypeAdapter[Any], str]]] = {
     "rank": (TypeAdapter(Rank), f"a whole number from 1 to {limits.MAX_RANK}"),
     "alpha": (TypeAdapter(Positive), f"a number from {limits.SMALLEST:g} to {limits.LARGEST:g}"),
     "dropout": (TypeAdapter(Dropout), "a number from 0 to below 1"),
