@@ -35,11 +35,12 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
     except ValidationError as error:
         problems: list[Problem] = []
         items = error.errors(include_url=False)
+        within = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
         for item in items:
             loc = item["loc"]
             if item["type"] == "job_rule":  # a rule over several fields says which of them is meant
-                loc = (*loc, *item["ctx"]["column"].split("."))
-            if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in items):
+                loc = (*loc, *(int(part) if part.isdecimal() else part for part in item["ctx"]["column"].split(".")))
+            if item["type"] == "too_short" and loc in within:
                 continue  # a list is short of the members that are wrong themselves
             if len(problems) == CAP:
                 break

@@ -15,7 +15,7 @@ from typing import Any, Final
 from loramux_traces.allowed import FREE_PREFIX
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.files import MAX_SMALL, read_text
-from loramux_traces.job_types import is_absent, plain_text
+from loramux_traces.job_types import is_absent, plain_text, without_blanks
 from loramux_traces.problems import Problems
 from loramux_traces.strict_json import ROW_DECODER, DuplicateKeyError, JsonError, is_deep, parse_json, say
 from loramux_traces.yaml_core import Document, YamlError, read_yaml
@@ -44,7 +44,7 @@ def as_row(item: Any) -> dict[str, Any] | None:
             value = plain_text(value)
         elif isinstance(value, bool) and name != "recompute":
             value = str(value).lower()  # pydantic would take true for the number 1
-        row[name] = value.strip() if isinstance(value, str) else value
+        row[name] = without_blanks(value)
     return row
 
 

@@ -71,6 +71,11 @@ def plain_text(value: Any) -> Any:
     return value
 
 
+def without_blanks(value: Any) -> Any:
+    """Return a value without the blanks around it, where it is text."""
+    return value.strip() if isinstance(value, str) else value
+
+
 def is_absent(value: Any) -> bool:
     """Return whether a value says nothing, so that the field has its default: null or a blank."""
     return value is None or (isinstance(value, str) and not value.strip())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from typing import Any, Final
@@ -27,6 +27,7 @@ _KNOWN: Final = frozenset(COLUMNS)
 _EPOCH_S: Final = 1e9
 _NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
+NOT_EPOCH: Final = f"must be seconds from the start of the trace, not from 1970; {_CALENDAR}"
 
 
 def _submit_hint(value: object) -> str:
@@ -40,6 +41,19 @@ def _submit_hint(value: object) -> str:
             return ""
         calendar = True
     return f"; {_CALENDAR}" if calendar else ""
+
+
+def epoch_times(submit_s: Sequence[float]) -> list[int]:
+    """Return which of the times of one file, by their index, are seconds since 1970."""
+    if not any(time >= _EPOCH_S for time in submit_s):
+        return []
+    found, before, epoch = [], 0.0, False
+    for time, index in sorted(zip(submit_s, range(len(submit_s)), strict=True)):
+        epoch = epoch or time - before > _EPOCH_S / 2
+        if epoch and time >= _EPOCH_S:
+            found.append(index)
+        before = time
+    return found
 
 
 class JobRows:
@@ -87,15 +101,8 @@ class JobRows:
 
         Only the rows together tell epoch seconds from a very long trace.
         """
-        if any(job.submit_s >= _EPOCH_S for job in self.jobs):
-            before = 0.0
-            epoch = False
-            for submit_s, line in sorted(zip((job.submit_s for job in self.jobs), self._lines, strict=True)):
-                epoch = epoch or submit_s - before > _EPOCH_S / 2
-                if epoch and submit_s >= _EPOCH_S:
-                    said = f"must be seconds from the start of the trace, not from 1970; {_CALENDAR}"
-                    self._problems.add(line, "submit_s", submit_s, said)
-                before = submit_s
+        for index in epoch_times([job.submit_s for job in self.jobs]):
+            self._problems.add(self._lines[index], "submit_s", self.jobs[index].submit_s, NOT_EPOCH)
         return self.jobs
 
     def _explain(self, line: int, row: Mapping[str, Any], error: ValidationError) -> None:

@@ -17,7 +17,16 @@ from pydantic import TypeAdapter, ValidationError
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_traces import limits
 from loramux_traces.errors import printable
-from loramux_traces.job_types import Dropout, Experts, Positive, Rank, broken_rule, is_absent, plain_number
+from loramux_traces.job_types import (
+    Dropout,
+    Experts,
+    Positive,
+    Rank,
+    broken_rule,
+    is_absent,
+    plain_number,
+    without_blanks,
+)
 
 _SHARED: Final[dict[str, tuple[TypeAdapter[Any], str]]] = {
     "rank": (TypeAdapter(Rank), f"a whole number from 1 to {limits.MAX_RANK}"),
@@ -51,7 +60,7 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
         if name == "attention" and isinstance(value, dict):
             values[name] = _configured(METHODS["lora"].config_type, value, f"{where}.attention")
         elif name == "attention" or not is_absent(value):
-            values[name] = _checked(f"{where}.{name}", name, value, known[name])
+            values[name] = _checked(f"{where}.{name}", name, without_blanks(value), known[name])
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

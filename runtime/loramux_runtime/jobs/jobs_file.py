@@ -36,7 +36,9 @@ from loramux_traces.job_types import (
     WholeSteps,
     broken_rule,
     is_absent,
+    without_blanks,
 )
+from loramux_traces.parse_rows import NOT_EPOCH, epoch_times
 from loramux_traces.yaml_core import Document
 
 __all__ = [
@@ -83,7 +85,8 @@ class _Strict(BaseModel):
     def _without_absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {key: value for key, value in data.items() if key in _NULL_SAYS or not is_absent(value)}
+        said = {key: value for key, value in data.items() if key in _NULL_SAYS or not is_absent(value)}
+        return {key: value if key == "path" else without_blanks(value) for key, value in said.items()}
 
 
 class OptimizerConfig(_Strict):
@@ -200,6 +203,8 @@ class Submission(_Strict):
         again = sorted(job_id for job_id, count in Counter(job.id for job in self.jobs).items() if count > 1)
         if again:
             raise ValueError(f"job id used twice: {', '.join(again[:5])}")
+        for index in epoch_times([job.submit_s for job in self.jobs]):
+            raise broken_rule(f"jobs.{index}.submit_s", NOT_EPOCH)
         return self
 
 
@@ -236,7 +241,11 @@ def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
     content = _jobs_merged(file, document)
     content.pop("base", None)
     if "jobs" not in content:
-        return (validate(TrainJob, file, content, document.line_of),)
+        job = validate(TrainJob, file, content, document.line_of)
+        if epoch_times([job.submit_s]):
+            line = document.line_of(("submit_s",))
+            raise InvalidInputError([problem(file, "submit_s", job.submit_s, NOT_EPOCH, line)])
+        return (job,)
     return validate(Submission, file, content, _lines(document)).jobs
 
 
