@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -30,6 +30,8 @@ MAX_DOCUMENT: Final = 1 << 30
 MAX_YAML: Final = 64 << 20
 #: Largest jobs file, profile, configuration or manifest, in bytes.
 MAX_SMALL: Final = 16 << 20
+#: Largest file of a tokenizer, in bytes; those of 250,000 tokens have up to 40 MiB.
+MAX_TOKENIZER: Final = 256 << 20
 #: Largest table (CSV, JSON lines, Parquet), in bytes; it is read row by row.
 MAX_TABLE: Final = 1 << 40
 #: What a .gz file may unpack to however short it is, and how often its own length beyond that. Logs
@@ -209,6 +211,17 @@ def read_text(path: Path | str, most_bytes: int = MAX_SMALL, what: str = "this f
     """
     with open_file(path, most_bytes, what) as stream:
         return whole_text(stream, Problems(str(path)), most_bytes, what)
+
+
+def check_folder(folder: Path, patterns: Sequence[str], most_bytes: int, what: str) -> None:
+    """Refuse a folder in which a file that another library will read is too large, or is no file.
+
+    Raises InvalidInputError as `open_file`.
+    """
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            with open_file(path, most_bytes, what):
+                pass
 
 
 def text_lines(stream: IO[bytes], problems: Problems) -> Iterator[str]:
