@@ -166,7 +166,8 @@ def generate(
     ] = None,
 ) -> None:
     """Make a modelled trace; the same arguments give the same file, byte for byte."""
-    from loramux_traces.generators import generate as make
+    from loramux_profiles.checked import generate as make
+    from loramux_traces.reader import folder_of
     from loramux_traces.writer import check_writable
 
     check_writable(out, force=force)
@@ -177,7 +178,7 @@ def generate(
     }  # fmt: skip
     given.update({name: value for name, value in common.items() if value is not None})
     with _progress(f"generating {kind}"):
-        trace = make(kind, jobs=jobs, seed=seed, **given)
+        trace = make(kind, folder=folder_of(out), jobs=jobs, seed=seed, **given)
     _written(trace, out, force)
 
 
