@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -49,6 +50,11 @@ def adapter_config(method: str, given: dict[str, Any]) -> Any:
     return _configured(METHODS[method].config_type, given, "adapter")
 
 
+@cache
+def _validator(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # a millisecond to make
+
+
 def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
     known = {field.name: str(field.type) for field in fields(kind)}
     values: dict[str, Any] = {}
@@ -62,7 +68,7 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
         elif name == "attention" or not is_absent(value):
             values[name] = _checked(f"{where}.{name}", name, without_blanks(value), known[name])
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _validator(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([where, *(str(part) for part in first["loc"])])

@@ -176,7 +176,7 @@ def checked(
         report.skipped[NO_GPU if gpus <= 0 else f"more than {MAX_GPUS} GPUs"] += 1
     else:
         # A share of a GPU becomes a whole one, because sharing is decided by the scheduler here.
-        return RawJob(submit_s, max(duration_s, 1e-9), math.ceil(gpus - 1e-9), **names)
+        return RawJob(submit_s, max(duration_s, 1e-9), max(1, math.ceil(gpus - 1e-9)), **names)
     return None
 
 
