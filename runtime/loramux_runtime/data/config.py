@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from loramux_runtime.data.templates import check_template
+from loramux_traces.limits import MAX_TOKENS
 
 DataFormat = Literal["auto", "instruction", "chat", "text"]
 FileFormat = Literal["auto", "jsonl", "json", "csv", "parquet"]
@@ -53,7 +54,7 @@ class DataConfig(BaseModel):
 
     None: chat rows are where it has one, instruction rows are not.
     """
-    max_tokens: Annotated[int, Field(strict=True, ge=2)] = DEFAULT_MAX_TOKENS
+    max_tokens: Annotated[int, Field(strict=True, ge=2, le=MAX_TOKENS)] = DEFAULT_MAX_TOKENS
     """Tokens of a row; longer rows are cut at the end and counted."""
     answers_only: Switch = True
     """Learn only answers (of a chat: every assistant turn); false: all of each row.

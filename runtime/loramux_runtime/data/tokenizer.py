@@ -21,6 +21,7 @@ from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
 from loramux_traces.errors import printable
+from loramux_traces.files import MAX_TOKENIZER, check_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -186,6 +187,7 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
     folder = Path(path)
     if not folder.is_dir():
         raise invalid(folder, "no such model folder")
+    check_folder(folder, (_FILE, *_OTHERS), MAX_TOKENIZER, "a file of a tokenizer")
     if not (folder / _FILE).is_file():
         if any((folder / name).exists() for name in _OTHERS):
             raise invalid(folder, f"has a tokenizer, but no {_FILE}: save it as one with transformers")

@@ -22,6 +22,7 @@ from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import longest_position
 from loramux_runtime.fused.sites import BaseSites, Site
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
+from loramux_traces.files import MAX_SMALL, MAX_TABLE, MAX_TOKENIZER, check_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -136,6 +137,8 @@ def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.de
         raise _invalid(folder, "not a model folder (no config.json)")
     if not any(folder.glob("*.safetensors")):
         raise _invalid(folder, "no .safetensors weights (pickled ones are code and are not loaded)")
+    check_folder(folder, ("*.json",), MAX_TOKENIZER, "a model's configuration")
+    check_folder(folder, ("*.safetensors",), MAX_TABLE, "a file of weights")
 
     def make() -> Any:
         local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -209,6 +212,7 @@ def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise _invalid(folder, "not a model folder (no config.json)")
+    check_folder(folder, ("config.json",), MAX_SMALL, "a model's configuration")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:

@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.measure import Measured, measure_block
 from loramux_traces.errors import InvalidInputError, Problem, StateError, UsageError
+from loramux_traces.files import MAX_DOCUMENT, read_file
 
 SUFFIX: Final = ".partial.jsonl"
 
@@ -170,12 +171,9 @@ def parse_journal(path: Path, data: bytes) -> Content:
 def read_journal(path: Path) -> Content:
     """Return the content of a journal that is not continued; its file is left as it is.
 
-    Raises UsageError where it cannot be read.
+    Raises InvalidInputError where it cannot be read.
     """
-    try:
-        return parse_journal(path, path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_journal(path, read_file(path, MAX_DOCUMENT, "a journal"))
 
 
 def unfinished(found: Iterable[Measured], repeats: int) -> list[int]:
