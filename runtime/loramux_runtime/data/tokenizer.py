@@ -52,6 +52,10 @@ class Tokenizer:
     eos_text: str
     bos_id: int | None
     pad_id: int | None
+    added: tuple[tuple[int, ...], tuple[int, ...]]
+    """Ids that the tokenizer puts before and after every text."""
+    special_ids: frozenset[int]
+    """Ids of its special tokens; with these chat templates end turns."""
     sha256: str
     """SHA-256 of what makes tokens of a text; the chat template is not in it."""
 
@@ -142,8 +146,21 @@ def _wrapped(name: str, hf: Any) -> Tokenizer:
         eos_text=str(hf.eos_token),
         bos_id=hf.bos_token_id,
         pad_id=hf.pad_token_id,
+        added=_added(hf.backend_tokenizer),
+        special_ids=frozenset(
+            (int(hf.eos_token_id), *(i for i, token in hf.added_tokens_decoder.items() if token.special))
+        ),
         sha256=hashlib.sha256(f"{hf.eos_token_id} {hf.backend_tokenizer.to_str()}".encode()).hexdigest(),
     )
+
+
+def _added(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a tokenizer puts before and after every text."""
+    plain, whole = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
+    for at in range(len(whole) - len(plain) + 1):
+        if whole[at : at + len(plain)] == plain:
+            return tuple(whole[:at]), tuple(whole[at + len(plain) :])
+    return (), ()
 
 
 def _byte_characters() -> list[str]:
