@@ -9,6 +9,7 @@ ask, begins where the text changes with it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -34,8 +35,7 @@ class ChatWriter:
         Raises ValueError for a conversation that the template refuses, or of which it leaves out
         what a turn says.
         """
-        messages = self._as_known(messages, tools)
-        full = self._chat(messages, tools)
+        messages, full = self._whole(self._as_known(messages, tools), tools)
         left_out = self._check_nothing_lost(messages, tools, full)
         spans: list[Span] = []
         lost = False
@@ -61,6 +61,44 @@ class ChatWriter:
 
     def _chat(self, messages: Sequence[Message], tools: _Tools, *, ask: bool = False) -> str:
         return self._tokenizer.chat(messages, ask=ask, tools=tools, rendered_at=self._rendered_at)
+
+    def _whole(self, messages: list[Message], tools: _Tools) -> tuple[list[Message], str]:
+        """Return the chat as text, and its messages in the form that the template takes.
+
+        Templates differ in how they read a call without text and the arguments of a call. Raises
+        ValueError, with what the template may want instead, where it takes none.
+        """
+        try:
+            return messages, self._chat(messages, tools)
+        except ValueError as error:
+            refusal = error
+        if any("tool_calls" in message.extra for message in messages):
+            with_text = [replace(message, content=message.content or "") for message in messages]
+            for form in (with_text, [_arguments_as_text(message) for message in with_text]):
+                try:
+                    return form, self._chat(form, tools)
+                except ValueError:
+                    continue
+        raise ValueError(f"{refusal}{self._hint(messages, tools)}") from refusal
+
+    def _hint(self, messages: list[Message], tools: _Tools) -> str:
+        """Return what about the roles a template does not take, where it takes the rest."""
+        users = [message for message in messages if message.role != "system"]
+        systems = messages[: len(messages) - len(users)]
+        asked = Message("user", "a")
+        forms = (
+            (users, "no system turn"),
+            ([*systems, asked, *users], "a user's turn first"),
+            ([asked, *users], "no system turn and a user's turn first"),
+        )
+        for form, wish in forms:
+            if form and form != messages:
+                try:
+                    self._chat(form, tools)
+                except ValueError:
+                    continue
+                return f" (it would take this row with {wish})"
+        return ""
 
     def _as_known(self, messages: Sequence[Message], tools: _Tools) -> list[Message]:
         """Return the messages, with a developer as system where the template knows no other."""
@@ -177,6 +215,20 @@ class ChatWriter:
             return self._chat(other, tools) == full
         except ValueError:
             return False
+
+
+def _arguments_as_text(message: Message) -> Message:
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
+        }
+        for call in message.extra.get("tool_calls", ())
+    ]
+    return replace(message, extra={**message.extra, "tool_calls": calls}) if calls else message
 
 
 def _shared(a: str, b: str) -> int:

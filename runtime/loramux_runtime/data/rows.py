@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Rendered
-from loramux_runtime.data.tokenizer import Encoded, Tokenizer
+from loramux_runtime.data.tokenizer import Encoded, Tokenizer, TokenizerFailure
 from loramux_runtime.fused.packing import IGNORED
 from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
@@ -147,7 +148,12 @@ class RowBuilder:
         by_kind: dict[bool, Iterator[Encoded]] = {}
         for special in (False, True):
             texts = [rendered.text for _, rendered in waiting if rendered.add_special is special]
-            by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
+            try:
+                by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
+            except TokenizerFailure as failure:
+                lines = [line for line, rendered in waiting if rendered.add_special is special]
+                where = f"row {lines[failure.index]} of {self._problems.file}"
+                raise invalid(self._tokenizer.name, f"its tokenizer fails on {where}: {failure.said}") from failure
         for line, rendered in waiting:
             self._append(line, *self._row(rendered, next(by_kind[rendered.add_special])))
 

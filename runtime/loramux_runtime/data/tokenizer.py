@@ -20,7 +20,7 @@ from loramux_runtime.data.chat_template import ChatTemplate, chat_template
 from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
-from loramux_traces.errors import printable
+from loramux_traces.errors import InvalidInputError, printable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -37,6 +37,24 @@ class Encoded:
 
     ids: list[int]
     offsets: list[tuple[int, int]]
+
+
+class TokenizerFailure(Exception):
+    """Tells that a tokenizer failed on the text `index` of those it was given."""
+
+    def __init__(self, index: int, said: str) -> None:
+        super().__init__(said)
+        self.index = index
+        self.said = said
+
+
+def _failed(error: BaseException) -> bool:
+    """Return whether an error is the tokenizer's own.
+
+    A panic of its Rust code is no Exception, and its class has no public name.
+    """
+    own = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return own and not isinstance(error, MemoryError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +85,23 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
         """Return the tokens of each text, whole (never cut).
 
-        `add_special` adds what the model wants around them (its bos).
+        `add_special` adds what the model wants around them (its bos). Raises TokenizerFailure where
+        the tokenizer fails on one of them (its regular expression gives up, say).
         """
-        encodings = self.hf.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special)
+        backend = self.hf.backend_tokenizer
+        try:
+            encodings = backend.encode_batch(list(texts), add_special_tokens=add_special)
+        except BaseException as error:
+            if not _failed(error):
+                raise
+            if len(texts) == 1:
+                raise TokenizerFailure(0, _said(error)) from error
+            for index, text in enumerate(texts):
+                try:
+                    self.encode([text], add_special=add_special)
+                except TokenizerFailure as failure:
+                    raise TokenizerFailure(index, failure.said) from error
+            raise TokenizerFailure(0, _said(error)) from error
         return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -214,6 +246,10 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
             hf: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         else:
             hf = _fast_class()(tokenizer_file=str(folder / _FILE))
-    except Exception as error:  # tokenizers raises plain Exception for a bad file
+        return _wrapped(str(folder), hf)
+    except InvalidInputError:
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception for a bad file, and panics
+        if not _failed(error):
+            raise
         raise invalid(folder, f"its tokenizer cannot be loaded: {_said(error)}") from error
-    return _wrapped(str(folder), hf)

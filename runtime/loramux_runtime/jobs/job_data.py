@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from loramux_runtime.data import JobData, SyntheticData, Tokenizer, load_data, synthetic_data
+import numpy as np
+
+from loramux_runtime.data import JobData, SyntheticData, TokenisedRows, Tokenizer, load_data, synthetic_data
 from loramux_runtime.jobs.jobs_file import TrainJob
 
 
@@ -43,3 +46,24 @@ def job_data(
         vocab_size=vocab_size,
         seed=job.seed,
     )
+
+
+def data_notes(data: JobData, config: Any) -> tuple[str, ...]:
+    """Return what there is to say of a job's rows; `config` is the base model's (transformers).
+
+    A base may take longer rows than it was made for, and its answers get worse there.
+    """
+    notes = [str(data.report)]
+    notes += [f"held out: {data.eval_report}"] if data.eval_report is not None else []
+    if data.held_out_copies:
+        notes.append(f"{data.held_out_copies} rows are not trained on: a held-out row has the same tokens")
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and isinstance(data.train, TokenisedRows):
+        longer = int(np.count_nonzero(data.train.lengths > most))
+        if longer:
+            longest = int(data.train.lengths.max())
+            notes.append(
+                f"{longer} rows are longer than the {most} tokens that the base model was made for "
+                f"(max_position_embeddings); the longest has {longest}. data.max_tokens cuts them"
+            )
+    return tuple(notes)
