@@ -21,8 +21,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-#: Operations of one rendering; a chat of 1,000 turns takes some ten thousand. Every 64 characters
-#: or elements that are made are one more, so that this bounds memory too.
+#: Most operations of one rendering; a chat of 1,000 turns takes some ten thousand. Every 64
+#: characters or elements that are made are one more, so that this bounds memory too.
 MAX_OPERATIONS: Final = 2_000_000
 #: Processor seconds of one rendering, looked at between operations.
 MAX_CPU_S: Final = 10.0
@@ -154,6 +154,7 @@ def _raise(message: Any) -> None:
 class _Budget(threading.local):
     operations = 0
     calls = 0
+    allowed = MAX_OPERATIONS
     until_s = float("inf")
 
 
@@ -174,9 +175,10 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = self._counted(name, function)
         self.globals.update(raise_exception=_raise, namespace=_Namespace)
 
-    def begin(self) -> None:
-        """Give the rendering that now begins a full budget."""
+    def begin(self, allowed: int) -> None:
+        """Give the rendering that now begins a budget of operations, MAX_OPERATIONS at most."""
         self._budget.operations = self._budget.calls = 0
+        self._budget.allowed = min(allowed, MAX_OPERATIONS)
         self._budget.until_s = time.thread_time() + MAX_CPU_S
 
     def count(self, made: int = 0) -> bool:
@@ -184,7 +186,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         budget = self._budget
         budget.operations += 1 + (made >> _SIZE_SHIFT)
         budget.calls += 1
-        _need(budget.operations <= MAX_OPERATIONS, f"does not end within {MAX_OPERATIONS} operations")
+        _need(budget.operations <= budget.allowed, f"does not end within {budget.allowed} operations")
         if budget.calls % _CLOCK_EVERY == 0:
             _need(time.thread_time() <= budget.until_s, f"does not end within {MAX_CPU_S:g} processor seconds")
         return True

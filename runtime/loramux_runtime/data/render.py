@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from loramux_runtime.data.chat_answers import ChatWriter
+from loramux_runtime.data.chat_writer import ChatWriter
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.records import Chat, Instruction, Record, Text
 from loramux_runtime.data.templates import Rendered, as_messages, render_instruction, render_plain_chat

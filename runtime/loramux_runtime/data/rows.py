@@ -126,6 +126,7 @@ class RowBuilder:
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self._answers_only = answers_only
+        self._added = tuple(np.array(added, dtype=np.int32) for added in tokenizer.added)
         self._waiting: list[tuple[int, Rendered]] = []
         self._characters = 0
         self._ids: list[_Ids] = []
@@ -214,7 +215,7 @@ class RowBuilder:
         ids = np.array(encoded.ids, dtype=np.int32)
         begins, ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
         if rendered.add_special:
-            front, back = (np.array(added, dtype=np.int32) for added in self._tokenizer.added)
+            front, back = self._added
             a, b = len(front), len(ids) - len(back)
             if a and np.array_equal(ids[a : 2 * a], front):
                 ids, begins, ends, b = ids[a:], begins[a:], ends[a:], b - a

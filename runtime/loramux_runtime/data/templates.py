@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from string import Formatter
 from typing import Any, Final
 
@@ -93,6 +94,7 @@ class Rendered:
     """Whether the chat template wrote some turn without its reasoning."""
 
 
+@lru_cache(maxsize=16)
 def _pieces(template: str) -> list[tuple[str, str | None]]:
     try:
         parsed = list(Formatter().parse(template))
