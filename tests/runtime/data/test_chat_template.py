@@ -128,6 +128,7 @@ ENDLESS = [
 @pytest.mark.parametrize("source", ENDLESS, ids=range(len(ENDLESS)))
 def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loramux_runtime.data.jinja_limits.MAX_OPERATIONS", 50_000)
+    monkeypatch.setattr("loramux_runtime.data.jinja_limits._MAX_ELEMENTS", 10_000)
     with pytest.raises(TemplateLimitError):
         chat_template(source).render(CHAT)
 

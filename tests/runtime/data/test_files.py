@@ -224,10 +224,21 @@ def test_reading_stops_at_the_limit(write: Write, bytes_: Tokenizer) -> None:
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800")
 VALUES = st.recursive(
     SCALARS,
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "x"]), v),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "x", "weight", "tool_calls", "type", "text", "name", "function"]
+            ),
+            v,
+        )
+    ),
     max_leaves=6,
 )
-FIELDS = st.sampled_from(["text", "prompt", "completion", "answer", "input", "messages", "conversations", "x"])
+FIELDS = st.sampled_from(
+    ["text", "prompt", "completion", "answer", "input", "messages", "conversations", "x"]
+    + ["system", "history", "choices", "tools", "weight", "label", "contents"]
+)
 BAD_ROW = st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES
 
 
