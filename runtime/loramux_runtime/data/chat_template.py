@@ -29,11 +29,6 @@ class ChatTemplate:
     compiled: Template
     environment: LimitedEnvironment
 
-    @property
-    def tells_time(self) -> bool:
-        """Return whether what it writes may depend on when it is written."""
-        return "strftime_now" in self.source
-
     def names(self, *words: str) -> bool:
         """Return whether any of these words stands in the template."""
         return any(word in self.source for word in words)

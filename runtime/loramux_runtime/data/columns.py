@@ -18,7 +18,7 @@ ALIASES: Final = {
     "instruction": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
     "output": ("output", "completion", "answer", "response"),
-    "messages": ("messages", "conversations", "contents"),
+    "messages": ("messages", "conversations", "conversation", "contents"),
     "text": ("text",),
 }
 SYSTEM: Final = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
@@ -27,6 +27,7 @@ _MEDIA: Final = ("image", "images", "video", "videos", "audio", "audios")
 _PREFERENCE: Final = ("chosen", "rejected", "chosen_response", "rejected_response")
 _WEIGHTS: Final = ("weight", "sample_weight", "loss_weight", "train", "training")
 _MASKS: Final = ("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks", "train_mask")
+_ANSWERED: Final = (*ALIASES["instruction"], *ALIASES["output"], *ALIASES["messages"])
 #: Names of unused columns that are counted one by one, and that are shown.
 _MOST_NAMES: Final = 1000
 _MOST_SHOWN: Final = 12
@@ -82,7 +83,7 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
         if not empty(row.get(name)):
             problems.add(line, name, "", f"belongs to a preference row (DPO): {_ONE_ANSWER}")
     tag = next((name for name in ("kto_tag", "label") if _is_truth(row.get(name))), None)
-    if tag is not None and (tag == "kto_tag" or any(not empty(row.get(name)) for name in ("prompt", "completion"))):
+    if tag is not None and (tag == "kto_tag" or any(not empty(row.get(name)) for name in _ANSWERED)):
         problems.add(line, tag, row[tag], f"marks a good or bad answer (KTO): {_ONE_ANSWER}")
     for name in _MEDIA:
         if not empty(row.get(name)):
@@ -112,7 +113,9 @@ def _is_truth(value: Any) -> bool:
 
 
 def _is_one(value: Any) -> bool:
-    return (isinstance(value, int | float) and value == 1) or (isinstance(value, str) and value in ("1", "1.0", "true"))
+    return (isinstance(value, int | float) and value == 1) or (
+        isinstance(value, str) and value in ("1", "1.0", "true", "True")
+    )
 
 
 def unpacked(value: Any) -> Any:

@@ -36,7 +36,9 @@ class RecordReader:
         self.unused = Unused()
         self._problems = problems
         self._texts = Texts(problems)
-        self._turns = TurnReader(problems, self._texts, self.unused, nulls_absent=nulls_absent)
+        self._turns = TurnReader(
+            problems, self._texts, self.unused, nulls_absent=nulls_absent, answers_only=config.answers_only
+        )
         given = {
             "instruction": config.instruction_field,
             "input": config.input_field,

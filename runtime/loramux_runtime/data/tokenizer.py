@@ -6,6 +6,7 @@ The byte-level one is for models without any.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Return whether the model came with a chat template."""
         return bool(self.hf.chat_template)
+
+    @property
+    def chat_source(self) -> str:
+        """Return the text of the chat template, or of all of them as JSON; it may be no program."""
+        template = self.hf.chat_template
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
     def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
         """Return the tokens of each text, whole (never cut).

@@ -117,9 +117,15 @@ def _encodable(text: str) -> bool:
 
 
 class TurnReader:
-    """Turns lists of turns into messages; with `nulls_absent`, keys that are null are missing."""
+    """Turns lists of turns into messages; with `nulls_absent`, keys that are null are missing.
 
-    def __init__(self, problems: Problems, texts: Texts, unused: Unused, *, nulls_absent: bool) -> None:
+    With `answers_only` turns may say that they are not learned.
+    """
+
+    def __init__(
+        self, problems: Problems, texts: Texts, unused: Unused, *, nulls_absent: bool, answers_only: bool
+    ) -> None:
+        self._answers_only = answers_only
         self._problems = problems
         self._texts = texts
         self._unused = unused
@@ -184,6 +190,11 @@ class TurnReader:
                 return True
         if len({bool(value) for value in marks.values()}) > 1:
             self._problems.add(line, f"{column}.{next(iter(marks))}", "", f"contradicts {', '.join(list(marks)[1:])}")
+        if not self._answers_only and not all(marks.values()):
+            name = next(name for name, value in marks.items() if not value)
+            self._problems.add(
+                line, f"{column}.{name}", marks[name], "needs answers_only: true (it is false: all is learned)"
+            )
         if role != "assistant":
             for name, value in marks.items():
                 if value:

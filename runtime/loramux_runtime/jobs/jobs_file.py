@@ -5,6 +5,7 @@ This module reads and validates it; the file is data, never code.
 
 from __future__ import annotations
 
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,8 +165,7 @@ class Submission(_Strict):
 
     @model_validator(mode="after")
     def _unique(self) -> Submission:
-        ids = [job.id for job in self.jobs]
-        again = sorted({job_id for job_id in ids if ids.count(job_id) > 1})
+        again = sorted(job_id for job_id, count in Counter(job.id for job in self.jobs).items() if count > 1)
         if again:
             raise ValueError(f"job id used twice: {', '.join(again[:5])}")
         return self

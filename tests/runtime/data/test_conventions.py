@@ -202,6 +202,8 @@ def test_a_turn_may_be_read_and_not_learned(
         assert said.startswith(f"column messages[1].{key}: ") and (
             "must be 0 or 1" in said or "must be true or false" in said
         )
+    said = load.refusal({"messages": turns}, chatml, answers_only=False)
+    assert said.startswith(f"column messages[1].{key}: ") and "needs answers_only: true" in said
     assert "contradicts" in load.refusal({"messages": [USER, {**ANSWER, "weight": 1, "train": False}]}, chatml)
     assert (
         load({"messages": [{**USER, key: on}, ANSWER]}, chatml)[2]
@@ -289,6 +291,7 @@ def test_sharegpts_calls_are_learned_and_observations_are_read(
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "column chosen: belongs to a preference row (DPO)"),
         ({"messages": [USER, ANSWER], "rejected": [ANSWER]}, "column rejected: belongs to a preference row"),
         ({"prompt": "q", "completion": "a", "label": False}, "column label: 'False'; marks a good or bad answer (KTO)"),
+        ({"messages": [USER, ANSWER], "label": True}, "column label: 'True'; marks a good or bad answer"),
         ({"messages": [USER, ANSWER], "kto_tag": True}, "column kto_tag: 'True'; marks a good or bad answer"),
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "column images: cannot be read: loramux trains on text"),
         ({"instruction": "q", "output": "a", "weight": 0.5}, "column weight: '0.5'; must be 1 or true"),

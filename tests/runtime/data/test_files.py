@@ -159,7 +159,7 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
         (
             "a.csv",
             b"foo,bar\na,b\n",
-            "its fields must hold messages|conversations|contents; or instruction|prompt|question and",
+            "its fields must hold messages|conversations|conversation|contents; or instruction|prompt|question and",
         ),
         ("a.jsonl", b'{"text": "a\0"}', "NUL"),
         ("a.json", b'[{"text": "\xff"}]', "must be UTF-8"),
@@ -236,8 +236,22 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    ["text", "prompt", "completion", "answer", "input", "messages", "conversations", "x"]
-    + ["system", "history", "choices", "tools", "weight", "label", "contents"]
+    [
+        "text",
+        "prompt",
+        "completion",
+        "answer",
+        "input",
+        "messages",
+        "conversations",
+        "x",
+        "system",
+        "history",
+        "choices",
+        "tools",
+        "weight",
+        "label",
+    ]
 )
 BAD_ROW = st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES
 
