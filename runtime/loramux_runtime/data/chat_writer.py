@@ -7,19 +7,15 @@ template leaves out of a chat is refused: nobody would see that it is not learne
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
 
 from loramux_runtime.data.chat_answers import AnswerFinder
+from loramux_runtime.data.chat_losses import LossCheck, Tools
 from loramux_runtime.data.templates import Message, Rendered, Span
 from loramux_runtime.data.tokenizer import Tokenizer
-
-_Tools = Sequence[Mapping[str, Any]] | None
-#: Turns of a chat that are tried for whether the template leaves them out.
-_MOST_TRIED: Final = 8
 
 
 class ChatWriter:
@@ -29,15 +25,18 @@ class ChatWriter:
         self._tokenizer = tokenizer
         self._rendered_at = rendered_at
         self._closes: bool | None = None
+        self._losses = LossCheck(self._chat)
 
-    def write(self, messages: Sequence[Message], tools: _Tools) -> Rendered:
+    def write(self, messages: Sequence[Message], tools: Tools) -> Rendered:
         """Return a chat in the model's own template; its last message must be an answer.
 
         Raises ValueError for a conversation that the template refuses, or of which it leaves out
         what a turn says.
         """
         messages, full = self._whole(self._as_known(messages, tools), tools)
-        left_out = self._check_nothing_lost(messages, tools, full)
+        template = self._tokenizer.chat_template(tools=tools is not None)
+        knows = template.names("reasoning_content", "thinking")
+        left_out = self._losses.check(messages, tools, full, knows_reasoning=knows)
         spans: list[Span] = []
         lost = False
         finder = AnswerFinder(partial(self._chat, tools=tools), self._unclosed, messages, full)
@@ -62,11 +61,11 @@ class ChatWriter:
             reasoning_left_out=left_out,
         )
 
-    def _chat(self, messages: Sequence[Message], tools: _Tools = None, *, ask: bool = False) -> str:
+    def _chat(self, messages: Sequence[Message], tools: Tools = None, *, ask: bool = False) -> str:
         """Return a conversation as the template writes it; ValueError where it refuses it."""
         return self._tokenizer.chat(messages, ask=ask, tools=tools, rendered_at=self._rendered_at)
 
-    def _whole(self, messages: list[Message], tools: _Tools) -> tuple[list[Message], str]:
+    def _whole(self, messages: list[Message], tools: Tools) -> tuple[list[Message], str]:
         """Return the chat as text, and its messages in the form that the template takes.
 
         Templates differ in how they read a call without text and the arguments of a call. Raises
@@ -85,7 +84,7 @@ class ChatWriter:
                     continue
         raise ValueError(f"{refusal}{self._hint(messages, tools)}") from refusal
 
-    def _hint(self, messages: list[Message], tools: _Tools) -> str:
+    def _hint(self, messages: list[Message], tools: Tools) -> str:
         """Return what about the roles a template does not take, where it takes the rest."""
         users = [message for message in messages if message.role != "system"]
         systems = messages[: len(messages) - len(users)]
@@ -104,7 +103,7 @@ class ChatWriter:
                 return f" (it would take this row with {wish})"
         return ""
 
-    def _as_known(self, messages: Sequence[Message], tools: _Tools) -> list[Message]:
+    def _as_known(self, messages: Sequence[Message], tools: Tools) -> list[Message]:
         """Return the messages, with a developer as system where the template knows no other."""
         if self._tokenizer.chat_template(tools=tools is not None).names("developer"):
             return list(messages)
@@ -127,46 +126,6 @@ class ChatWriter:
                 ends = told.rstrip().endswith(eos)
                 self._closes = ends and more.startswith(self._unclosed(told)) and not more.startswith(told.rstrip())
         return self._closes
-
-    def _check_nothing_lost(self, messages: list[Message], tools: _Tools, full: str) -> bool:
-        """Refuse a chat of which the template leaves out what a turn says.
-
-        Returns whether it left out reasoning, which templates that know it do to earlier turns.
-        """
-        at = changed = 0
-        for index, message in enumerate(messages):
-            text = (message.content or "").strip()
-            found = full.find(text, at)
-            # Where it is not there as it stands, it may be written in another form. To try takes a
-            # rendering of the whole chat: templates treat the turns of a chat alike.
-            missing = found < 0 and text not in full
-            changed += missing
-            if missing and changed <= _MOST_TRIED and self._is_lost(messages, tools, full, index):
-                raise ValueError(f"the model's chat template leaves out what turn {index} ({message.role}) says")
-            at = max(at, found)
-            for call in message.extra.get("tool_calls", ()):
-                if call["function"]["name"] not in full:
-                    raise ValueError(f"the model's chat template leaves out the tool_calls of turn {index}")
-        for tool in tools or ():
-            if tool["function"]["name"] not in full:
-                raise ValueError("the model's chat template leaves out the tools of this row")
-        reasoning = [message.extra["reasoning_content"] for message in messages if "reasoning_content" in message.extra]
-        left_out = any(text.strip() not in full for text in reasoning)
-        template = self._tokenizer.chat_template(tools=tools is not None)
-        if left_out and not template.names("reasoning_content", "thinking"):
-            raise ValueError(
-                "the model's chat template leaves out reasoning_content; put it into content, or leave it out"
-            )
-        return left_out
-
-    def _is_lost(self, messages: list[Message], tools: _Tools, full: str, index: int) -> bool:
-        """Return whether turn `index` could as well say something else."""
-        other = [*messages]
-        other[index] = replace(messages[index], content=f"x{messages[index].content}x")
-        try:
-            return self._chat(other, tools) == full
-        except ValueError:
-            return False
 
 
 def _arguments_as_text(message: Message) -> Message:

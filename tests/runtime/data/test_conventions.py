@@ -250,6 +250,12 @@ def test_what_a_template_leaves_out_is_refused(
         {"messages": [CALLED[0], {**CALLED[1], "content": "c"}, *CALLED[2:]]}, chatml
     )
     assert "leaves out the tools" in load.refusal({"messages": [USER, ANSWER], "tools": [TOOL]}, chatml)
+    # What is left out may stand elsewhere in the row.
+    look = {"role": "user", "content": "look S WHY"}
+    assert "leaves out the tools" in load.refusal({"messages": [look, ANSWER], "tools": [TOOL]}, chatml)
+    assert "leaves out reasoning_content" in load.refusal({"messages": [look, thinks]}, chatml)
+    called = [look, {**CALLED[1], "content": "c"}, *CALLED[2:]]
+    assert "leaves out the tool_calls of turn 1" in load.refusal({"messages": called}, chatml)
     for row in ({"messages": [USER, thinks]}, {"messages": CALLED}, {"messages": [USER, ANSWER], "tools": [TOOL]}):
         assert "needs a model whose tokenizer has a chat template" in load.refusal(row, bytes_)
 
@@ -261,6 +267,8 @@ def test_a_template_that_leaves_out_a_turn(load: Loader, chat_folder: Callable[[
     tokenizer = load_tokenizer(chat_folder(only + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"))
     row = {"messages": [{"role": "system", "content": "S"}, USER, ANSWER]}
     assert "leaves out what turn 0 (system) says" in load.refusal(row, tokenizer)
+    said_twice = {"messages": [row["messages"][0], {**USER, "content": "S"}, ANSWER]}
+    assert "leaves out what turn 0 (system) says" in load.refusal(said_twice, tokenizer)
     assert load({"messages": [USER, ANSWER]}, tokenizer)[1] == "a<|im_end|>"
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + only
     said = load.refusal(row, load_tokenizer(chat_folder(strict)))
