@@ -18,7 +18,7 @@ _MOST_TRIED: Final = 8
 
 
 class LossCheck:
-    """Refuses chats of which the template leaves something out; `chat` writes as the template does."""
+    """Refuses chats of which the template leaves something out; `chat` is how it writes."""
 
     def __init__(self, chat: Callable[[Sequence[Message], Tools], str]) -> None:
         self._chat = chat
@@ -26,8 +26,9 @@ class LossCheck:
         """Kinds of turns that the template is known to write."""
 
     def check(self, messages: Sequence[Message], tools: Tools, full: str, *, knows_reasoning: bool) -> bool:
-        """Raise ValueError where the template leaves out something of this chat, whose text is `full`.
+        """Raise ValueError where the template leaves out something of this chat.
 
+        `full` is its text; `knows_reasoning` says whether the template names reasoning at all.
         Returns whether it left out reasoning, which templates that know it do in earlier turns.
         """
         self._check_turns(messages, tools, full)

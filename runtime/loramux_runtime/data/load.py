@@ -108,15 +108,15 @@ def load_data(
     """Read, tokenise and split a job's rows.
 
     The same settings, file, seed and `rendered_at` give the same rows and order. `rendered_at` (of
-    any time zone; None: now) is the time that a chat template is told which writes the date.
-    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
+    any time zone, without one in UTC; None: now) is the time that a chat template is told which
+    writes the date. `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
     held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
     with `roots`, files elsewhere are refused. Raises InvalidInputError that lists every bad row up
     to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
     UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
-    rendered_at = rendered_at or datetime.now(UTC)
+    rendered_at = datetime.now(UTC) if rendered_at is None else _in_utc(rendered_at)
     eval_path = None if config.eval_path is None else locate(config.eval_path, base, roots)
     rows, report = _tokenised(path, config, tokenizer, vocab_size, rendered_at, progress)
     parts = made_from(path, eval_path, tokenizer, rendered_at)
@@ -171,6 +171,11 @@ def synthetic_data(
         eval_report=None,
         held_out_copies=0,
     )
+
+
+def _in_utc(at: datetime) -> datetime:
+    # A time without a zone is one in UTC, never one of the zone that this machine happens to be in.
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 def _n_held_out(config: DataConfig, n_rows: int) -> int:

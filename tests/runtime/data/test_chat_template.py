@@ -44,6 +44,7 @@ def test_the_date_in_a_template_is_the_one_given_in_utc(
     for zone in ("Etc/GMT+12", "Etc/GMT-14"):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
+        assert load(path, dated, EVENING.replace(tzinfo=None)).train.sha256 == data.train.sha256
         same_instant = EVENING.astimezone(timezone(timedelta(hours=9)))
         assert load(path, dated, same_instant).train.sha256 == data.train.sha256
     monkeypatch.undo()
