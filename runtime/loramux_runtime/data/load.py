@@ -109,11 +109,11 @@ def load_data(
 
     The same settings, file, seed and `rendered_at` give the same rows and order. `rendered_at` (of
     any time zone, without one in UTC; None: now) is the time that a chat template is told which
-    writes the date. `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
-    held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
-    with `roots`, files elsewhere are refused. Raises InvalidInputError that lists every bad row up
-    to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
-    UsageError for settings that do not go with the data or the tokenizer.
+    writes the date. `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or
+    more) draws the held-out rows and the order. A relative path is one from `base` (the folder of
+    the jobs file); with `roots`, files elsewhere are refused. Raises InvalidInputError that lists
+    every bad row up to 50, with file, line, column, value and what is allowed, or says that too few
+    rows are left; UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
     rendered_at = datetime.now(UTC) if rendered_at is None else _in_utc(rendered_at)

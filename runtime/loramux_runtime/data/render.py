@@ -44,7 +44,7 @@ class Renderer:
             if config.use_chat_template or (config.use_chat_template is None and self._tokenizer.has_chat_template):
                 return self._chats.write(record.messages, record.tools)
             if record.tools is not None:
-                raise ValueError("it has tools: that needs a model whose tokenizer has a chat template")
+                raise ValueError("it has tools: only the chat template of a tokenizer can write them")
             return render_plain_chat(record.messages, self._tokenizer.eos_text)
         if config.use_chat_template:
             raise UsageError(

@@ -181,7 +181,7 @@ def render_plain_chat(messages: Sequence[Message], eos_text: str) -> Rendered:
     for at, message in enumerate(messages):
         for name in ("tool_calls", "reasoning_content"):
             if name in message.extra:
-                raise ValueError(f"turn {at} has {name}: that needs a model whose tokenizer has a chat template")
+                raise ValueError(f"turn {at} has {name}: only the chat template of a tokenizer can write it")
     text = ""
     spans: list[Span] = []
     for message in messages:
