@@ -68,7 +68,7 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
         elif name == "attention" or not is_absent(value):
             values[name] = _checked(f"{where}.{name}", name, without_blanks(value), known[name])
     try:
-        return _validator(kind).validate_python(values)
+        return _validator(kind).validate_python(values)  # type: ignore[arg-type]  # a class can be hashed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([where, *(str(part) for part in first["loc"])])
