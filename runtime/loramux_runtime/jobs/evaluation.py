@@ -35,25 +35,25 @@ def evaluate(model: FusedModel, adapter: Adapter, rows: TokenisedRows) -> Evalua
     """
     total = 0.0
     right = exact = start = 0
-    most_tokens = EVAL_TOKENS
+    most_tokens, n_labels, starts = EVAL_TOKENS, rows.n_labels, rows.starts
     while start < len(rows):
         end = start + 1
-        while end < len(rows) and rows.starts[end + 1] - rows.starts[start] <= most_tokens:
+        while end < len(rows) and starts[end + 1] - starts[start] <= most_tokens:
             end += 1
         found = [rows[row] for row in range(start, end)]
         batch = MicroBatch(
             tokens=tuple(tokens for tokens, _ in found),
             labels=tuple(labels for _, labels in found),
             samples=tuple(range(start, end)),
-            window_labels=rows.n_labels,
+            window_labels=n_labels,
         )
         try:
             score = model.score(adapter, batch)
         except RuntimeError as error:
             if end == start + 1 or not is_out_of_memory(error):
                 raise
-            most_tokens = int(rows.starts[end] - rows.starts[start]) // 2
+            most_tokens = int(starts[end] - starts[start]) // 2
             continue
         total, right, exact = total + score.loss, right + score.right, exact + score.rows_right
         start = end
-    return Evaluation(total, right / max(1, rows.n_labels), exact / len(rows))
+    return Evaluation(total, right / max(1, n_labels), exact / len(rows))

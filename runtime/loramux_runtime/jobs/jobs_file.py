@@ -24,7 +24,7 @@ from pydantic import (
 from loramux_profiles.datafiles import problem
 from loramux_profiles.file_model import validate
 from loramux_runtime.data import DataConfig, SyntheticData
-from loramux_runtime.fused.adapters.methods import METHODS
+from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_traces.errors import InvalidInputError
 
 MAX_BYTES = 16 << 20
@@ -184,7 +184,7 @@ def adapter_config(method: str, fields: dict[str, Any]) -> Any:
 
     Raises ValueError, which names an unknown or wrong field.
     """
-    return _configured(METHODS[method].config_type, fields, "adapter")
+    return _configured(CONFIGS[method], fields, "adapter")
 
 
 def _configured(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
@@ -196,7 +196,7 @@ def _configured(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
             raise ValueError(f"{where} has no field {name!r}{hint}")
     values = dict(fields)
     if isinstance(values.get("attention"), dict):
-        values["attention"] = _configured(METHODS["lora"].config_type, values["attention"], f"{where}.attention")
+        values["attention"] = _configured(CONFIGS["lora"], values["attention"], f"{where}.attention")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

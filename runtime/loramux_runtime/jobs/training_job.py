@@ -16,8 +16,9 @@ from torch import Tensor
 
 from loramux_runtime.data import JobData, Rows, SampleStream, TokenisedRows
 from loramux_runtime.fused.adapters.base import Adapter
+from loramux_runtime.fused.labels import IGNORED
 from loramux_runtime.fused.model import FusedModel, JobOutcome
-from loramux_runtime.fused.packing import IGNORED, MicroBatch
+from loramux_runtime.fused.packing import MicroBatch
 from loramux_runtime.jobs.early_stop import LossTail, Patience, stop_likelihood
 from loramux_runtime.jobs.evaluation import Evaluation, evaluate
 from loramux_runtime.jobs.jobs_file import TrainJob

@@ -23,6 +23,7 @@ from loramux_policies.stepping.driver import StepDriver
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.preparation import Preparation
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.commands import Commands
@@ -38,7 +39,6 @@ from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.checkpoint import CheckpointStore
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
 from loramux_runtime.live.state.saving import Saving

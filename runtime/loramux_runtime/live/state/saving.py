@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from loramux_policies.loop.job import Job
+from loramux_runtime.jobs.checkpoint import CheckpointStore
+from loramux_runtime.jobs.checkpoint_files import UnreadableError
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.checkpoint import CheckpointStore
-from loramux_runtime.live.state.checkpoint_files import UnreadableError
 from loramux_traces.errors import StateError
 
 MOST_SHARE: Final = 0.02
