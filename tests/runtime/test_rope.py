@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loramux_runtime.fused.adapters.base import Adapter
-from loramux_runtime.fused.base_model import FAMILIES
+from loramux_runtime.fused.base_config import FAMILIES
 from loramux_runtime.fused.context import running_step
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import MicroBatch, Part

@@ -23,6 +23,10 @@ from loramux_runtime.fused.context import current_step
 BY_POSITION: Final = ("default", "linear", "yarn", "llama3", "proportional")
 """Types whose angles depend on nothing but the position."""
 BY_LENGTH: Final = ("dynamic", "longrope")
+MAX_FACTORS: Final = 1 << 16
+_NO_NUMBERS: Final = ("rope_type", "type", "truncate", "mscale", "mscale_all_dim", "finetuned")
+_PARTLY_TURNED: Final = ("glm", "glm4", "phi3")
+"""Families whose code turns the first numbers of a head and leaves the rest."""
 
 
 def rope_type(config: Any) -> str:
@@ -48,6 +52,59 @@ def longest_position(config: Any) -> int | None:
     if kind == "yarn":
         return max(int(most), int((parameters.get("original_max_position_embeddings") or most) * factor))
     return int(most)
+
+
+def rope_faults(config: Any) -> list[tuple[str, Any, str]]:
+    """Return (field, value, what is allowed) for what is wrong with the rotary positions."""
+    kind = rope_type(config)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    where = "rope_parameters"
+    if any(isinstance(value, dict) for value in parameters.values()):
+        return [(where, "", "must be one set for all layers, not one for each type of layer")]
+    known = [name for name in (*BY_POSITION, *BY_LENGTH) if name == "default" or name in ROPE_INIT_FUNCTIONS]
+    if kind not in known:
+        return [(f"{where}.rope_type", kind, f"must be one of {', '.join(known)}")]
+    faults = [
+        (f"{where}.{key}", value, "must be a finite number above 0, or a list of them")
+        for key, value in parameters.items()
+        if key not in _NO_NUMBERS and value is not None and not _positive(value)
+    ]
+    if faults:
+        return faults
+    part = parameters.get("partial_rotary_factor")
+    if part is not None and not 0 < part <= 1:
+        return [(f"{where}.partial_rotary_factor", part, "must be above 0 and at most 1")]
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        width = _width(config, kind, int(size * (part or 1.0)))
+    except Exception as error:
+        return [(where, "", f"transformers cannot use it ({type(error).__name__}: {str(error)[:150]})")]
+    if width is None:
+        return [(where, "", "gives frequencies that are no finite numbers")]
+    if width > size or (width < size and config.model_type not in _PARTLY_TURNED):
+        return [(where, "", f"turns {width} of the {size} numbers of a head, which this family cannot")]
+    return []
+
+
+def _width(config: Any, kind: str, plain: int) -> int | None:
+    """Return how many numbers of a head are turned; None where a frequency is not finite."""
+    if kind == "default":
+        return 2 * ((plain + 1) // 2)
+    widths = set()
+    lengths = [None] if kind in BY_POSITION else [None, 1 << 20, 1 << 40]
+    for length in lengths:
+        seq_len = None if length is None else torch.tensor(length)
+        made, scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=seq_len)
+        if not (torch.isfinite(made).all() and 0 < float(scaling) < float("inf")):
+            return None
+        widths.add(2 * made.shape[-1])
+    return max(widths)
+
+
+def _positive(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) <= MAX_FACTORS and all(_positive(one) for one in value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
 
 
 class SequenceRope(nn.Module):
