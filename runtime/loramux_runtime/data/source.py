@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import os
 import stat
 import zlib
@@ -61,6 +62,21 @@ def _regular(path: Path) -> IO[bytes]:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise invalid(path, "is a folder; give a file" if stat.S_ISDIR(mode) else "must be a regular file")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a regular file, as it stands on the disk.
+
+    Raises InvalidInputError for anything else.
+    """
+    try:
+        with _regular(path) as stream:
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    except (OSError, ValueError) as error:
+        raise invalid(path, _reason(error)) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ That is its rows, and the job as a row of a trace.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from loramux_runtime.data import JobData, load_tokenizer
@@ -36,16 +37,25 @@ class Preparation:
         self._label = register_base(base)
         self._recompute = recompute
 
-    def prepare(self, job: TrainJob, folder: Path, *, submit_s: float | None = None) -> PreparedJob:
+    def prepare(
+        self,
+        job: TrainJob,
+        folder: Path,
+        *,
+        submit_s: float | None = None,
+        rendered_at: datetime | None = None,
+    ) -> PreparedJob:
         """Return the job with its rows read.
 
         `folder` is where its relative paths start; `submit_s` is used instead of the job's own.
+        `rendered_at` is the time that a chat template with a date is told (None: now); a job that
+        is to find its rows again gives the same.
 
         Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows
         cannot be used.
         """
         self.check_adapter(job)
-        data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder)
+        data = job_data(job, self._tokenizer, vocab_size=self._base.vocab, base=folder, rendered_at=rendered_at)
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)
@@ -53,9 +63,14 @@ class Preparation:
 
     def check_adapter(self, job: TrainJob) -> None:
         """Raise UsageError where the adapter does not fit the base."""
-        method, config = METHODS[job.method], job.adapter_config
-        try:
-            method.specs(config, self._base.sites)
-            method.plans(config, self._base.sites)
-        except ValueError as error:
-            raise UsageError(f"job {job.id}: {error}") from error
+        check_adapter(job, self._base)
+
+
+def check_adapter(job: TrainJob, base: BaseModel) -> None:
+    """Raise UsageError where a job's adapter does not fit a base."""
+    method, config = METHODS[job.method], job.adapter_config
+    try:
+        method.specs(config, base.sites)
+        method.plans(config, base.sites)
+    except ValueError as error:
+        raise UsageError(f"job {job.id}: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from loramux_policies.registry import create
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.opening import Opened, opened
+from loramux_runtime.live.reading.readers import HANG_S, Readers
+from loramux_runtime.live.reading.row_files import ROWS
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import EngineChoice, LiveSettings
 from loramux_runtime.live.state.binding import keep_profile, manifest
@@ -52,9 +55,13 @@ def run_scheduler(
     store: Store, base: BaseConfig, engine: EngineChoice, settings: LiveSettings, around: Surroundings
 ) -> Outcome:
     """Serve the folder until it is to end; the caller holds the folder's lock."""
-    with watched(store, around.prometheus, around.tensorboard, around.warn) as watchers:
+    with (
+        watched(store, around.prometheus, around.tensorboard, around.warn) as watchers,
+        closing(Readers(base.path, store.folder / ROWS, hang_s=min(HANG_S, around.hang_s))) as readers,
+    ):
         around.say(f"loading {base.path or base.shape or 'a tiny model'}")
         with opened(engine, base, recompute=settings.recompute) as found:
+            readers.wait_until_ready()
             profile, name = around.choose(found)
             keep_profile(store, name)
             service = LiveService(
@@ -65,7 +72,7 @@ def run_scheduler(
                 base=found.base,
                 pool=found.pool,
                 hang_s=around.hang_s,
-                tokenizer_path=base.path,
+                reading=readers,
                 warn=around.warn,
                 rss_before=found.rss_before,
                 watch=None if found.pool is not None else memory_guard(found.where, profile).poll,

@@ -15,11 +15,11 @@ from loramux_policies import create
 from loramux_policies.policy import Policy
 from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_runtime.jobs import saving
 from loramux_runtime.jobs.bases import open_base
 from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.state import saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.locking import owned

@@ -65,3 +65,13 @@ CREATE TABLE commands (
 );
 CREATE INDEX commands_open ON commands (seq) WHERE done_unix_s IS NULL;
 """
+ADDED_COLUMNS: Final = {
+    "kept": "TEXT",
+    "made_from": "TEXT",
+    "trusted": "INTEGER NOT NULL DEFAULT 0",
+    "admission_deaths": "INTEGER NOT NULL DEFAULT 0",
+    "notes": "TEXT NOT NULL DEFAULT ''",
+}
+"""Columns of `jobs` that came after version 1; a scheduler adds them to an older folder."""
+NO_VALUES: Final = {"kept": None, "made_from": None, "trusted": 0, "admission_deaths": 0, "notes": ""}
+"""What a job has in columns that its folder lacks."""

@@ -10,6 +10,7 @@ in a tenth of a second.
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from urllib.parse import quote
 
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
-from loramux_runtime.live.state.schema import SCHEMA, SCHEMA_VERSION
-from loramux_traces.errors import StateError, UsageError, printable
+from loramux_runtime.live.state.same_folder import SameFolder
+from loramux_runtime.live.state.schema import ADDED_COLUMNS, NO_VALUES, SCHEMA, SCHEMA_VERSION
+from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
 
@@ -30,11 +32,18 @@ PROFILE: Final = "profile.json"
 """The device profile that the scheduler has gone by, in its state folder."""
 OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, LOCK)
 """Files that a scheduler leaves in its folder before it has come up."""
+PATIENCE_S: Final = 30.0
+"""Seconds that a command waits for another process's lock."""
 WAL_S: Final = 10.0
 """Seconds to wait for a process that makes the same folder at the same moment.
 
 SQLite waits for nobody when it turns to WAL.
 """
+
+
+def _job(row: sqlite3.Row) -> JobRow:
+    # a folder of an older version that may only be read lacks the columns that came later
+    return cast(JobRow, {**NO_VALUES, **dict(row)})
 
 
 def discard(folder: Path) -> None:
@@ -77,6 +86,11 @@ def _to_wal(db: sqlite3.Connection) -> None:
         time.sleep(0.02)
 
 
+def _busy(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 class Store:
     """Holds the database of one state folder.
 
@@ -99,12 +113,14 @@ class Store:
                 _to_wal(self._db)
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA busy_timeout=30000")
-            if create:
+            self.be_patient(PATIENCE_S)
+            if create and "facts" not in self._tables():
                 self._make()
             else:
                 self._wait_until_made()
             found = self.fact("schema_version")
+            if found == SCHEMA_VERSION and not read_only:
+                self._add_columns()
         if found != SCHEMA_VERSION:
             raise StateError(f"{path}: schema_version is {found!r}, this loramux reads {SCHEMA_VERSION}")
 
@@ -114,6 +130,9 @@ class Store:
             yield
         except sqlite3.DatabaseError as error:
             # OperationalError (full disk, read-only) is among these
+            if _busy(error):
+                said = "another process has held the queue's lock for too long; nothing was changed"
+                raise BusyError(f"{self.folder / DATABASE}: {said}") from error
             raise StateError(f"{self.folder / DATABASE}: {error}") from error
 
     def _tables(self) -> set[str]:
@@ -127,6 +146,32 @@ class Store:
             if time.monotonic() > until:
                 raise StateError(f"{self.folder}: no scheduler's state is here, its database is empty")
             time.sleep(0.02)
+
+    def be_patient(self, seconds: float) -> None:
+        """Wait so long, from now on, for the lock of another process (`BusyError` after that)."""
+        with self._errors():
+            self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+
+    def _add_columns(self) -> None:
+        """Give a folder of an older version the columns of a job that it lacks."""
+        known = {row["name"] for row in self._db.execute("PRAGMA table_info(jobs)")}
+        missing = {name: kind for name, kind in ADDED_COLUMNS.items() if name not in known}
+        if missing and known:
+            with self.transaction():
+                for name, kind in missing.items():
+                    self._db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+
+    def watch_folder(self) -> SameFolder:
+        """Return what notices that the folder is another one (for its scheduler)."""
+        with self._errors():
+            mark = int(self._db.execute("PRAGMA application_id").fetchone()[0])
+            if not mark:
+                mark = 1 + secrets.randbelow(2**31 - 1)
+                self._db.execute(f"PRAGMA application_id={mark}")
+            # the mark has to be in the file itself, not in the log before it
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.set_facts(watched_unix_s=time.time())
+        return SameFolder(self.folder, (DATABASE, f"{DATABASE}-wal", LOCK), DATABASE, mark)
 
     def _make(self) -> None:
         with self.transaction():
@@ -235,9 +280,7 @@ class Store:
         """Return the jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
         with self._errors():
-            return [
-                cast(JobRow, dict(row)) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)
-            ]
+            return [_job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
     def count(self, *states: str, by_s: float) -> int:
         """Count the jobs in these states that were submitted by then."""
@@ -245,13 +288,11 @@ class Store:
         with self._errors():
             return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
-    def jobs_after(self, seq: int) -> list[JobRow]:
-        """Return the jobs submitted after the one of this number."""
+    def jobs_after(self, seq: int, most: int | None = None) -> list[JobRow]:
+        """Return the jobs submitted after the one of this number (no more than `most`)."""
+        text = "SELECT * FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
         with self._errors():
-            return [
-                cast(JobRow, dict(row))
-                for row in self._db.execute("SELECT * FROM jobs WHERE seq > ? ORDER BY seq", (seq,))
-            ]
+            return [_job(row) for row in self._db.execute(text, (seq, -1 if most is None else most))]
 
     def job(self, job_id: str) -> JobRow:
         """Return one job; UsageError where there is none."""
@@ -262,7 +303,7 @@ class Store:
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise UsageError(f"no job is called {printable(job_id, 64)!r}")
-        return cast(JobRow, dict(row))
+        return _job(row)
 
     def update(self, job_id: str, **values: Any) -> None:
         """Set columns of a job."""
