@@ -14,8 +14,10 @@ _OURS = (LoramuxError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, S
 
 
 @contextmanager
-def blame(file: str | Path) -> Iterator[None]:
+def blame(file: str | Path, what: str = "") -> Iterator[None]:
     """Turn whatever is raised inside into an InvalidInputError about `file`.
+
+    `what` says what is wrong with it, before the library's own words.
 
     There is no list of exceptions: loaders raise what they like, and some of it is no `Exception`
     (tokenizers' PanicException). What ends the program, and what says that memory ran out, goes
@@ -28,9 +30,8 @@ def blame(file: str | Path) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, RuntimeError) and "allocate" in str(error):  # torch's CPU allocator
             raise
-        raise InvalidInputError(
-            [Problem(file=str(file), line=0, column="", value="", allowed=reason(error))]
-        ) from error
+        allowed = f"{what} ({reason(error)})" if what else reason(error)
+        raise InvalidInputError([Problem(file=str(file), line=0, column="", value="", allowed=allowed)]) from error
 
 
 def reason(error: BaseException) -> str:
