@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from loramux_policies import Policy
-from loramux_policies.errors import PolicyError
 from loramux_policies.loop.asking import OnPlan
+from loramux_policies.loop.blame import check_policy, failed, few
 from loramux_policies.loop.events import ARRIVE, FAIL, FINISH, REJECT, Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
@@ -104,6 +104,7 @@ class SimulatedRun:
         progress: OnProgress | None,
         on_plan: OnPlan | None,
     ) -> None:
+        check_policy(policy)
         self.policy, self.options = policy, options
         specs = list(trace.jobs)
         self.notes: list[str] = []
@@ -235,6 +236,7 @@ class SimulatedRun:
             lambda i: self.loop.cluster.fleet[i],
             options.seed,
             padded=options.fusion == "padded",
+            clock=lambda: self.engine.now_s,
             stops=self.predictions.end_steps,
         )
         return WindowPace(roll, fused)
@@ -338,13 +340,16 @@ class SimulatedRun:
         self.decided_warm = self.loop.decisions
 
     def _check_nobody_starved(self) -> None:
-        waiting = list(self.loop.cluster.queue)
-        if waiting:
-            names = ", ".join(job.job_id for job in waiting[:3])
-            raise PolicyError(
-                f"policy {self.policy.name} stalled at {self.engine.now_s:.3f} s: {len(waiting)} jobs wait "
-                f"({names}{', ...' if len(waiting) > 3 else ''}) and nothing will wake it"
+        cluster = self.loop.cluster
+        if cluster.queue.count:
+            first = cluster.queue[0]
+            hint = (
+                f"{first.job_id} alone needs {first.need_bytes:.0f} bytes at most; plan.candidates(job) yields the "
+                "devices that a job fits, plan.review_at(t_s) asks for another place() at that time"
             )
+            names = few((job.job_id for job in cluster.queue), cluster.queue.count)
+            what = f"{cluster.queue.count} jobs wait ({names}) and nothing will wake it"
+            raise failed(self.policy, self.engine.now_s, what, cluster, hint, did="stalled")
 
     def _rate_notes(self) -> list[str]:
         if not isinstance(self.engine, RateEngine):
