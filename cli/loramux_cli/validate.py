@@ -232,7 +232,7 @@ def _show(found: Validation, steps: int) -> None:
     from rich.text import Text
 
     from loramux_analysis.validation_report import said
-    from loramux_cli.simulate import duration
+    from loramux_cli.words import duration
 
     console = Console()
     console.width = max(console.width, 80)

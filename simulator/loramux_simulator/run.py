@@ -34,6 +34,7 @@ from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, Wind
 from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
+from loramux_simulator.seeds import seed_redraws
 from loramux_simulator.step_engine import StepEngine
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec, Trace
@@ -67,6 +68,8 @@ class RunResult:
     """The weakest origin among the cost parameters used: assumed, fitted or measured."""
     hopeless: int = 0
     """Number of jobs that fit no device of the run."""
+    seed_redraws: tuple[str, ...] = ()
+    """What another seed would have drawn anew (`seeds.seed_redraws`)."""
 
     def entry(self) -> dict[str, Any]:
         """Return this run's object in the `runs` of `simulate --json`."""
@@ -328,6 +331,7 @@ class SimulatedRun:
             options=self.options.as_dict(),
             origin=weakest_origin(self.types),
             hopeless=self.intake.hopeless,
+            seed_redraws=seed_redraws(self.specs, self.policy, self.models, self.options),
         )
 
     def _begin_window(self, _: Any) -> None:
