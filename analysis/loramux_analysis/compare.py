@@ -28,6 +28,7 @@ from loramux_traces.arrays import Floats
 from loramux_traces.batches import BATCHED, batch_column, counted, read_batches
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.filesafe import plain
+from loramux_traces.overload import overload_note
 from loramux_traces.results import SCHEMA_VERSION
 from loramux_traces.runfolder import Run
 
@@ -130,23 +131,16 @@ def compare_results(results: Results, baseline: str | None = None) -> Comparison
                 if f.column in table.columns:
                     against = None if policy == base else paired(results, table, policy, base, f)
                     rows.append(_flat(load_value, policy, f, interval(results, table, policy, f), against))
-    notes = (*_overloads(results), *_left_out(results), *results.failed)
+    notes = (*_overload(results), *_left_out(results), *results.failed)
     return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), base, results.about(), notes)
 
 
-def _overloads(results: Results) -> list[str]:
+def _overload(results: Results) -> list[str]:
     """Say at which loads the jobs bring more than the devices can do."""
-    found: dict[str, None] = {}
-    column = results.table["offered_load"] if "offered_load" in results.table.columns else results.table["load"]
-    for load_value in sorted({float(value) for value in pd.to_numeric(column).dropna()} - {0.0}):
-        if load_value > 1.0:
-            found[f"{load_value:.3g}"] = None
-    if not found:
-        return []
-    return [
-        f"Overload: the jobs offer {' / '.join(found)} times what the devices can do one job at a time. Unless sharing "
-        "makes up for it, waiting grows for as long as jobs arrive, and means say how long the trace is."
-    ]
+    known = [results.table[name] for name in ("offered_load", "load") if name in results.table.columns]
+    loads = pd.to_numeric(known[0].fillna(known[-1])).dropna() if known else pd.Series(dtype=np.float64)
+    note = overload_note(float(value) for value in loads)
+    return [note] if note else []
 
 
 def _left_out(results: Results) -> list[str]:
@@ -351,7 +345,7 @@ def percent(share: float) -> str:
     """Return a change as text: `-12.3%`; `-` where there is none."""
     if not np.isfinite(share):
         return "-"
-    return f"{100 * share:+.1f}%" if abs(share) < 10 else f"{100 * share:+,.0f}%"
+    return f"{100 * share:+.1f}%".replace("-0.0%", "+0.0%") if abs(share) < 10 else f"{100 * share:+,.0f}%"
 
 
 def _escape(cell: object) -> str:

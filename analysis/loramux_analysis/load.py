@@ -157,6 +157,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "name": run.policy,
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
+        "offered_load": run.manifest.get("offered_load"),
         "seed": run.seed,
         "pair": pair_of(run.manifest),
         "trace": _digest(run.manifest),
@@ -212,7 +213,8 @@ def _failed_beside(path: Path) -> list[str]:
     file = path / SUMMARY
     found = read_json_object(file).get("policy_errors") if file.is_file() else None
     rows = found if isinstance(found, list) else []
-    return [f"{path}: {row.get('policy')} failed: {row.get('error')}" for row in rows if isinstance(row, dict)]
+    lines = [f"{path}: {row.get('policy')} failed: {row.get('error')}" for row in rows if isinstance(row, dict)]
+    return list(dict.fromkeys(lines))  # seeds often fail alike
 
 
 def _told_apart(table: pd.DataFrame, sources: Sequence[Sequence[str]]) -> list[str]:

@@ -103,13 +103,15 @@ def sweep_command(
             running.prints_aside(),
         ):
             table = sweep(plan, out=out, n_jobs=workers, backend=backend, resume=resume, progress=tell)
-        if plots and not table["turnaround_mean_s" if "turnaround_mean_s" in table else "seed"].isna().all():
+        report = sweep_report(plan, table)
+        if not report["intervals"]:
+            raise PolicyError("\n".join(dict.fromkeys(row["error"] for row in report["policy_errors"])))
+        write_json(out / "summary.json", report)
+        if plots:
             from loramux_analysis.load import load as load_results
             from loramux_analysis.plots import draw_charts
 
             draw_charts(load_results([out]), out / "plots", (), tell=lambda line: None)
-        report = sweep_report(plan, table)
-        write_json(out / "summary.json", report)
         if as_json:
             from loramux_traces.filesafe import json_text
 

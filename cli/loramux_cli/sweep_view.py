@@ -19,8 +19,9 @@ def sweep_report(plan: SweepPlan, table: pd.DataFrame) -> dict[str, Any]:
 
     Beside it: where the jobs come from, what a seed redrew, and what a reader must know.
     """
-    from loramux_simulator.seeds import overload_sentence, redraw_sentence
+    from loramux_simulator.seeds import redraw_sentence
     from loramux_simulator.sweep import Generated
+    from loramux_traces.overload import overload_note
     from loramux_traces.tidy import FAILED_COLUMN
 
     errors = table[FAILED_COLUMN].fillna("").astype(str) if FAILED_COLUMN in table else table["policy"].map(lambda _: "")
@@ -30,8 +31,8 @@ def sweep_report(plan: SweepPlan, table: pd.DataFrame) -> dict[str, Any]:
     sentences = []
     if len(plan.seeds) > 1:
         sentences.append(redraw_sentence(list(dict.fromkeys(redrawn)), generated=generated))
-    loads = sorted(value for value in good["offered_load"].dropna().unique()) if "offered_load" in good else []
-    sentences += [text for value in loads if (text := overload_sentence(float(value)))][-1:]
+    if "offered_load" in table and (note := overload_note(float(value) for value in table["offered_load"].dropna())):
+        sentences.append(note)
     return {
         "schema_version": 1,
         "trace": plan.describe()["trace"],
@@ -51,7 +52,9 @@ def _intervals(table: pd.DataFrame, *, generated: bool) -> list[dict[str, Any]]:
     from loramux_analysis.intervals import of_batches, over_seeds
     from loramux_traces.batches import batch_column, read_batches
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if table.empty:
+        return rows
     for (load, policy), part in table.groupby(["load", "policy"], dropna=False, sort=False):
         values = part["turnaround_mean_s"].to_numpy(dtype=np.float64)
         known = values[np.isfinite(values)]
@@ -87,7 +90,9 @@ def _last(value: float) -> float:
 
 def _unfit(table: pd.DataFrame) -> list[str]:
     """Say how many jobs did not complete, under which policy and load, and which fit no device."""
-    lines = []
+    lines: list[str] = []
+    if table.empty:
+        return lines
     for (load, policy), rows in table.groupby(["load", "policy"], dropna=False, sort=False):
         words = (("unschedulable", "fit no device"), ("failed", "failed"), ("rejected", "were turned away"))
         counts = [f"{count:,} {word}" for key, word in words if (count := int(rows[key].sum()))]

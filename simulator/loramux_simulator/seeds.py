@@ -50,15 +50,5 @@ def redraw_sentence(redrawn: Sequence[str], *, generated: bool = False) -> str:
     return f"A seed redraws {_and(redrawn)}; {SAME_JOBS} stay the same."
 
 
-def overload_sentence(load: float | None) -> str:
-    """Say in plain words that a load is more than the devices can do; empty where it is not."""
-    if load is None or load <= 1.0:
-        return ""
-    return (
-        f"Overload: the jobs offer {load:.2g} times what the devices can do one job at a time. Unless sharing makes up "
-        "for it, waiting grows for as long as jobs arrive, and means say how long the trace is."
-    )
-
-
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -291,7 +291,7 @@ class DeltaPlan:
             beside = ", ".join([*ledger.jobs][:3]) + (f" and {len(ledger.jobs) - 3} more" if len(ledger.jobs) > 3 else "")
             raise PlanError(
                 f"{job.job_id} does not fit device {device_id}: with it {need:.0f} of {have:.0f} bytes would be taken "
-                f"(upper bounds), {ledger.seats:g} of {ledger.seats_max:g} seats are, beside {beside or 'no job'}. "
+                f"(upper bounds), {ledger.seats:g} of {_seats(ledger.seats_max)} are, beside {beside or 'no job'}. "
                 f"Before: plan.fits({device_id}, ['{job.job_id}']) is False, plan.free_bytes({device_id}) is "
                 f"{ledger.free:.0f}; {ask}"
             )
@@ -302,3 +302,7 @@ class DeltaPlan:
                 f"and they have no room for {ledger.used_with(cost):.0f} bytes each; {ask}"
             )
         return devices
+
+
+def _seats(seats_max: float) -> str:
+    return "any number of seats" if seats_max == float("inf") else f"{seats_max:g} seats"
