@@ -156,7 +156,7 @@ def _left_out(results: Results) -> list[str]:
         said = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
         if said:
             names = sorted({name for text in _texts(rows, "unfit_jobs") for name in text.split()})
-            which = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''} fit no device)" if names else ""
+            which = f" (no device fits {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
             runs = f" in {len(rows)} runs" if len(rows) > 1 else ""
             lines.append(f"{policy}: {said}{runs}{which}; means are of the jobs that completed")
     return lines

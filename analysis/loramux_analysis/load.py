@@ -18,6 +18,7 @@ import pandas as pd
 from loramux_analysis.metrics import fairness_figures, n_devices
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.filesafe import read_json_object
+from loramux_traces.results import UNSCHEDULABLE
 from loramux_traces.runfolder import MANIFEST, SUMMARY, Run, find_runs
 from loramux_traces.tidy import FAILED_COLUMN, RESULTS_NAME, flatten_summary, read_results
 
@@ -158,6 +159,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
         "offered_load": run.manifest.get("offered_load"),
+        "unfit_jobs": " ".join(run.jobs[run.jobs["final_state"] == UNSCHEDULABLE]["job_id"].astype(str)[:5]),
         "seed": run.seed,
         "pair": pair_of(run.manifest),
         "trace": _digest(run.manifest),
