@@ -215,7 +215,7 @@ def _one_trace(rows: pd.DataFrame) -> bool:
 
 
 def _batches(rows: pd.DataFrame, f: Figure) -> Floats:
-    """Return the batch means that a sweep kept, averaged over its seeds; none where it kept none."""
+    """Return the batch means that a sweep kept, averaged over seeds; none where it kept none."""
     found = [read_batches(text) for text in _texts(rows, batch_column(BATCHED[f.job_column]))]
     none: Floats = np.zeros(0)
     if not found or len(found) < len(rows) or not all(map(len, found)):

@@ -24,8 +24,8 @@ from loramux_traces.tidy import FAILED_COLUMN, RESULTS_NAME, flatten_summary, re
 
 #: Settings that, where they differ between runs of one policy, become part of its label.
 _SETTINGS: Final = (
-    "kind", "fidelity", "fusion", "ideal", "speedup_curve", "max_resident", "prediction_error", "multi_gpu", "row_order",
-    "warmup", "profile_sha256", "devices",
+    "kind", "fidelity", "fusion", "ideal", "speedup_curve", "max_resident", "prediction_error", "multi_gpu",
+    "row_order", "warmup", "profile_sha256", "devices",
 )  # fmt: skip
 #: Worst first: a figure is no better known than the least known cost it came from.
 _ORIGINS: Final = ("unknown", "assumed", "modelled", "fitted", "measured")
@@ -198,7 +198,7 @@ def _swept(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> pd.Data
 
 
 def _without_failed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Return a sweep's rows without those that a policy's fault ended, and a line for each policy."""
+    """Return a sweep's rows without those that a policy's fault ended, and a line a policy."""
     if FAILED_COLUMN not in table.columns:
         return table, []
     said = table[FAILED_COLUMN].fillna("").astype(str)

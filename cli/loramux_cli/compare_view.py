@@ -28,7 +28,7 @@ WIDTH = 80
 
 
 def show_comparison(results: Results, comparison: Comparison, real: list[tuple[str, RealComparison]]) -> None:
-    """Print a table for each figure that has an interval, one for the others, and what they mean."""
+    """Print a table for each figure that has an interval, one for the others, and the legend."""
     from rich.console import Console
     from rich.text import Text
 
@@ -48,6 +48,7 @@ def show_comparison(results: Results, comparison: Comparison, real: list[tuple[s
     console.print(Text(printable(comparison.legend())))
     for note in comparison.notes:
         console.print(Text(printable(note)))
+    console.print("What the columns mean: loramux compare -h", style="dim")
     if real:
         grid = _grid("Simulated against real", REAL_COLUMNS, 1)
         for name, found in real:
@@ -94,10 +95,10 @@ def _bare(console: Console, comparison: Comparison, figures: list[Figure]) -> No
     names = [*(["load"] if loads else []), "policy", *(f.short or f.label for f in figures)]
     grid = _grid("Without an interval", [name.removesuffix(" s") for name in names], 2 if loads else 1)
     for (load, policy), part in table.groupby(["load", "policy"], sort=False, dropna=False):
-        rows = part.set_index("metric")
+        rows = {row["metric"]: row for row in part.to_dict("records")}
         cells = [*([_load(load)] if loads else []), printable(str(policy))]
         for f in figures:
-            row = rows.loc[f.column] if f.column in rows.index else None
+            row: dict[str, Any] | None = rows.get(f.column)
             change = "" if row is None else percent(float(row["change"]))
             cells.append("-" if row is None else _value(f, row["mean"]) + (f"\n({change})" if change != "-" else ""))
         grid.add_row(*(Text(cell) for cell in cells))
@@ -129,5 +130,5 @@ def _value(f: Figure, value: float) -> str:
     return duration(float(value)) if f.unit == "s" else number(shown(f, float(value)))
 
 
-def _load(value: float | None) -> str:
+def _load(value: Any) -> str:
     return "-" if value is None or value != value else f"{value:.12g}"

@@ -90,6 +90,8 @@ def fit_table(record: ProfileRecord) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from loramux_profiles.time_features import FEATURES
+
     fit = record.fit
     assert fit is not None
     table = Table(box=None, pad_edge=False)
@@ -110,6 +112,11 @@ def fit_table(record: ProfileRecord) -> None:
             f"({m.violations} of {m.cross_validated.n} exceed it); trusted up to {m.trusted_tokens:,.0f} tokens"
         )
     if fit.time is not None:
+        if fit.time.cross_validated.n < len(FEATURES):
+            console.print(
+                f"step time: {fit.time.cross_validated.n} steps are fewer than the model's {len(FEATURES)} features: "
+                "its errors on held-out steps hold, its single coefficients mean little"
+            )
         console.print(f"step time: repeats of one step are {fit.time.repeats:.1%} from their median in the mean")
     console.print(f"Errors are of held-out steps ({fit.folds} folds).", style="dim")
 

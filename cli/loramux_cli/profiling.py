@@ -41,7 +41,9 @@ def profile_command(
         str | None, typer.Option(help="Name of the device's profile (cpu, h100-80g, ...). Default: by the card.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: fp32 on cpu, bf16 on cuda.")] = None,
-    budget: Annotated[str, typer.Option(help="Most time on the wall, loading and fitting included, as in 90s, 10m, 1h.")] = "10m",
+    budget: Annotated[
+        str, typer.Option(help="Most time on the wall, loading and fitting included, as in 90s, 10m, 1h.")
+    ] = "10m",
     goal: Annotated[float, typer.Option(help="Cross-validated error of step times that is good enough.")] = 0.04,
     points: Annotated[int | None, typer.Option(min=1, max=20_000, help="Most steps to measure.")] = None,
     memory: Annotated[

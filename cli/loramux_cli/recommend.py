@@ -25,7 +25,9 @@ TARGETS = ("all-linear", "attention", "mlp", "qv")
 def recommend_command(
     jobs: Annotated[
         str | None,
-        typer.Argument(help="Several jobs: jobs.yaml as for train, or a trace. Omitted: one job, described by options."),
+        typer.Argument(
+            help="Several jobs: jobs.yaml as for train, or a trace. Omitted: one job, described by options."
+        ),
     ] = None,
     device: Annotated[
         str,
@@ -129,9 +131,8 @@ def _profile(device: str, name: str | None, memory: str | None, *, allow_other: 
     need_torch()
     from loramux_runtime.fused.torch_devices import choose_device
 
-    found = choose_profile(choose_device(device), name, memory, allow_other=allow_other)
-    assert found is not None
-    return found
+    chosen: DeviceProfile = choose_profile(choose_device(device), name, memory, allow_other=allow_other)
+    return chosen
 
 
 def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
@@ -188,7 +189,16 @@ def _tables(r: Recommendation) -> None:
     if not r.frontier:
         typer.echo(f"\n{r.advice}")
         return
-    heads = ("jobs to-\ngether", "micro-\nbatch", "recom-\npute", "\nexpected", "\nat most", "\nheadroom", "tokens\n/s", "")
+    heads = (
+        "jobs to-\ngether",
+        "micro-\nbatch",
+        "recom-\npute",
+        "\nexpected",
+        "\nat most",
+        "\nheadroom",
+        "tokens\n/s",
+        "",
+    )
     together = table(*heads)
     for row in r.frontier:
         sizes = sorted(set(row.micro_batches))

@@ -136,15 +136,15 @@ def simulate_command(
         else:
             show_simulation(jobs, results, report)
         for text, rows in by_text(errors).items():
-            typer.echo(f"loramux: {text}" + (f" (and so with {len(rows) - 1} other seeds)" if rows[1:] else ""), err=True)
+            typer.echo(
+                f"loramux: {text}" + (f" (and so with {len(rows) - 1} other seeds)" if rows[1:] else ""), err=True
+            )
         if not quiet:
             _notes(results)
         _exit(results, errors)
 
 
-def _write(
-    out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any], load: float | None
-) -> None:
+def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any], load: float | None) -> None:
     from loramux_cli.running import manifest
     from loramux_traces.runfolder import prepare_folder, run_folder_name, write_run
 

@@ -141,6 +141,7 @@ def show_simulation(trace: Trace, results: Sequence[tuple[str, RunResult]], repo
     origin = results[0][1].origin
     facts = f"{trace.name}: {len(trace)} job{'s' if len(trace) > 1 else ''}. Simulated; costs {origin}"
     console.print(Text(printable(facts + (f". {trace.provenance}" if trace.provenance else ""))), style="dim")
+    console.print("What the columns mean: loramux simulate -h", style="dim")
 
 
 def _show_intervals(console: Any, report: dict[str, Any]) -> None:

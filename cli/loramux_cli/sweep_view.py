@@ -24,7 +24,9 @@ def sweep_report(plan: SweepPlan, table: pd.DataFrame) -> dict[str, Any]:
     from loramux_traces.overload import overload_note
     from loramux_traces.tidy import FAILED_COLUMN
 
-    errors = table[FAILED_COLUMN].fillna("").astype(str) if FAILED_COLUMN in table else table["policy"].map(lambda _: "")
+    errors = (
+        table[FAILED_COLUMN].fillna("").astype(str) if FAILED_COLUMN in table else table["policy"].map(lambda _: "")
+    )
     good, bad = table[errors == ""], table[errors != ""]
     generated = isinstance(plan.trace, Generated)
     redrawn = [part for text in _texts(good, "seed_redraws") for part in text.split("; ") if part]
@@ -64,7 +66,9 @@ def _intervals(table: pd.DataFrame, *, generated: bool) -> list[dict[str, Any]]:
         else:
             batches = [read_batches(text) for text in _texts(part, batch_column("turnaround_s"))]
             whole = batches and len(batches) == len(part) and all(map(len, batches))
-            found = of_batches(np.mean(batches, axis=0) if whole else np.zeros(0), mean, round(part["completed"].mean()))
+            found = of_batches(
+                np.mean(batches, axis=0) if whole else np.zeros(0), mean, round(part["completed"].mean())
+            )
         rows.append(
             {
                 "load": None if load != load else load,
@@ -142,9 +146,12 @@ def show_sweep(report: dict[str, Any]) -> None:
     console.print(shown)
     kinds = sorted({row["interval_over"] for row in rows} - {""})
     how = {"seeds": "over seeds, which drew their own jobs", "jobs": "over the jobs of one trace, in 5 batches"}
-    lines = [f"low, high: 95% interval of the mean turnaround {' or '.join(how[kind] for kind in kinds)}." if kinds else ""]
+    lines = [
+        f"low, high: 95% interval of the mean turnaround {' or '.join(how[kind] for kind in kinds)}." if kinds else ""
+    ]
     trace = report["trace"]
     lines.append(f"Simulated. {trace['name']}: {trace.get('provenance') or 'provenance unknown'}")
     for line in [*report["notes"], *lines]:
         if line:
             console.print(Text(printable(line)))
+    console.print("What the columns mean: loramux sweep -h", style="dim")

@@ -253,6 +253,7 @@ def _show(found: Validation, steps: int) -> None:
     console.print(table)
     for line in said(found, steps):
         console.print(Text(line), soft_wrap=True)
+    console.print("What the columns mean: loramux validate -h", style="dim")
 
 
 def _percent(value: float | None) -> str:

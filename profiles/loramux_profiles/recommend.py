@@ -72,8 +72,8 @@ def recommend(
     """Return what to run on a device.
 
     `folder`: where relative paths of models start. `max_jobs`: most jobs on the device at a time.
-    `recompute`: it is decided already, in favour; else it is part of the advice. Raises UsageError for an unknown model or one
-    that the device's record does not cover.
+    `recompute`: it is decided already, in favour; else it is part of the advice. Raises
+    UsageError for an unknown model or one that the device's record does not cover.
     """
     model = CostModel(device, planned=True, folder=folder)
     seats = MAX_JOBS if max_jobs is None else max_jobs

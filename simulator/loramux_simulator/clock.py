@@ -190,7 +190,7 @@ class Clock:
             self._look(now_s)
         if self._fruitless > MOST_FRUITLESS or self._barren > BARREN_LOOKS:
             what = "it asks for review after review, and no job arrives, starts for good or ends"
-            hint = "plan.review_at(t_s) and review_when(job, attained_s) are to be asked for less often, or pauses be fewer"
+            hint = "ask for plan.review_at(t_s) and plan.review_when(job, attained_s) less often, or pause fewer jobs"
             raise failed(loop.policy, now_s, what, loop.cluster, hint, did="stalled")
         loop.decide()
         self._on_decided()

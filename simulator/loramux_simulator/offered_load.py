@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from loramux_profiles.cost import CostModel, DoesNotFit, declared_micro_steps
 from loramux_profiles.devices import DeviceProfile, load_device
@@ -84,12 +84,12 @@ class _Work:
         return not isinstance(self._models[type_index].micro_batch(spec), DoesNotFit)
 
     def _ratio(self, type_index: int, spec: JobSpec, own_s: float) -> float:
-        """Return the time on a type over that on the first, to three digits (so classes are few)."""
+        """Return the time on a type over that on the first, in three digits: classes are few."""
         cost = self._models[type_index].job_cost(spec)
         return float(f"{cost.accumulation * cost.solo_step_s / own_s:.3g}")
 
     def busy_s(self) -> float:
-        """Return the seconds for which all devices must be busy, the work spread as well as can be."""
+        """Return the seconds that all devices must be busy, the work spread as well as can be."""
         if len(self._models) == 1:
             return self._solo_s.get((1.0,), 0.0) / self._counts[0]
         if not self._solo_s:
@@ -98,7 +98,7 @@ class _Work:
         from scipy.optimize import linprog
         from scipy.sparse import lil_array
 
-        # unknowns: seconds of the work of class c on type t (as of its first type), then the busy time
+        # unknowns: work of class c on type t, in seconds of its first type; then the busy time
         places = [(c, t, r) for c, ratios in enumerate(self._solo_s) for t, r in enumerate(ratios) if r is not None]
         whole = lil_array((len(self._solo_s), len(places) + 1))
         room = lil_array((len(self._models), len(places) + 1))
@@ -111,8 +111,9 @@ class _Work:
         goal[-1] = 1.0
         scale = max(self._solo_s.values()) or 1.0
         needed = np.array(list(self._solo_s.values())) / scale
-        found = linprog(
-            goal, A_ub=room.tocsr(), b_ub=np.zeros(len(self._models)), A_eq=whole.tocsr(), b_eq=needed, method="highs"
+        whole_csr, room_csr = whole.tocsr(), room.tocsr()
+        found: Any = linprog(  # type: ignore[call-overload]  # the stubs know of no sparse matrices
+            goal, A_ub=room_csr, b_ub=np.zeros(len(self._models)), A_eq=whole_csr, b_eq=needed, method="highs"
         )
         if found.status != 0:
             raise ValueError(f"offered load: {found.message}")

@@ -110,7 +110,7 @@ class SweepPlan:
         trace = self.trace
         if isinstance(trace, Generated):
             first = trace.trace(self.seeds[0])
-            what = {
+            what: dict[str, Any] = {
                 "name": trace.kind,
                 "generated": trace.kind,
                 "parameters": trace.parameters,
@@ -178,8 +178,8 @@ def sweep(
                 saved = time.monotonic()
     except BrokenProcessPool as error:
         raise PolicyError(
-            f"a worker process died after {known} of {len(points)} runs: a policy ended it, or memory ran out. The rows "
-            "so far are kept; --resume goes on, and --workers 1 runs it in one process"
+            f"a worker process died after {known} of {len(points)} runs: a policy ended it, or memory ran out. The "
+            "rows so far are kept; --resume goes on, and --workers 1 runs it in one process"
         ) from error
     except UsageError:
         if out is not None and not done and not (out / RESULTS).exists():

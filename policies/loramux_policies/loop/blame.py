@@ -6,9 +6,9 @@ Nothing here may fail itself, whatever text or object the policy hands over.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.loop.cluster import Cluster
@@ -77,11 +77,11 @@ def situation(cluster: Cluster) -> str:
     if waiting:
         parts[0] += f" ({few((job.job_id for job in cluster.queue), waiting)})"
     busy = [ledger for ledger in cluster.fleet if ledger.jobs]
-    for ledger in busy[:MOST_NAMED]:
-        parts.append(
-            f"device {ledger.device_id} holds {few(ledger.jobs, len(ledger.jobs))} "
-            f"({ledger.used:,.0f} of {ledger.capacity:,.0f} bytes)"
-        )
+    parts += [
+        f"device {ledger.device_id} holds {few(ledger.jobs, len(ledger.jobs))} "
+        f"({ledger.used:,.0f} of {ledger.capacity:,.0f} bytes)"
+        for ledger in busy[:MOST_NAMED]
+    ]
     if len(busy) > MOST_NAMED:
         parts.append(f"{len(busy) - MOST_NAMED} more devices hold jobs")
     if not busy:
@@ -119,12 +119,13 @@ def wrong_order(policy: Policy, now_s: float, job: Job, error: BaseException) ->
 
 def check_policy(policy: Policy) -> None:
     """Raise PolicyError where an attribute of the policy has no meaning for the loop."""
-    for name, good, allowed in (
+    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         ("order", lambda v: isinstance(v, Order) and callable(v.key), "an Order whose key is a function"),
         ("seats", lambda v: _number(v) and v >= 1, "a number of at least 1, or infinity"),
         ("max_fused", lambda v: v is None or (_number(v) and v >= 1), "None or a number of at least 1"),
         ("copies", lambda v: v in ("shared", "separate"), "shared or separate"),
-    ):
+    )
+    for name, good, allowed in checks:
         try:
             value = getattr(policy, name)
             fine = good(value)

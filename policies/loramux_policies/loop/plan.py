@@ -223,8 +223,9 @@ class DeltaPlan:
         """Turn a waiting job away for good, with the bytes needed and available."""
         self._open()
         job = self._job(job_id)
-        if self._seat(job).devices != ():
-            where = f"is on device {self._seat(job).devices[0]}" if self._seat(job).devices else "was turned away"
+        devices = self._seat(job).devices
+        if devices != ():
+            where = f"is on device {devices[0]}" if devices else "was turned away earlier in this plan"
             raise PlanError(f"{job_id} {where}: only a waiting job can be turned away (view.waiting(n) has those)")
         if not isinstance(reason, str) or not need_bytes >= 0.0 or not have_bytes >= 0.0:
             said = f"{reason!r:.80}, {need_bytes!r:.40}, {have_bytes!r:.40}"
@@ -288,7 +289,9 @@ class DeltaPlan:
             )
         if not ledger.has_room(cost, share):
             need, have = ledger.used_with(cost), ledger.capacity
-            beside = ", ".join([*ledger.jobs][:3]) + (f" and {len(ledger.jobs) - 3} more" if len(ledger.jobs) > 3 else "")
+            beside = ", ".join([*ledger.jobs][:3]) + (
+                f" and {len(ledger.jobs) - 3} more" if len(ledger.jobs) > 3 else ""
+            )
             raise PlanError(
                 f"{job.job_id} does not fit device {device_id}: with it {need:.0f} of {have:.0f} bytes would be taken "
                 f"(upper bounds), {ledger.seats:g} of {_seats(ledger.seats_max)} are, beside {beside or 'no job'}. "

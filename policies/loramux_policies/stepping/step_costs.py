@@ -53,7 +53,9 @@ class StepCosts(Generic[R]):
     def need_bytes(self, step: FusedStep) -> float:
         """Return the upper bound of what the device needs in a step with these rows."""
         ledger = self.ledger
-        return 0.0 if ledger is None else self._static() + self.cost(step).dynamic_bytes * ledger.factor(len(ledger.jobs))
+        return (
+            0.0 if ledger is None else self._static() + self.cost(step).dynamic_bytes * ledger.factor(len(ledger.jobs))
+        )
 
     def _static(self) -> float:
         assert self.ledger is not None

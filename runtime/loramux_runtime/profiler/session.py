@@ -29,7 +29,7 @@ BLOCK: Final = 8
 FIRST_BLOCK: Final = 2
 """Steps of the first block, which shows how far the guess of the seconds is off."""
 ENDING: Final = (0.05, 2.0, 60.0)
-"""Time that is kept for what follows the steps (copies are timed, the models fitted, files written).
+"""Time kept for what follows the steps: copies are timed, the models fitted, files written.
 
 It is this share of the budget, at least so many seconds (but a quarter of the budget at most) and
 at most so many.
@@ -167,14 +167,14 @@ class Session:
         except _OutOfTimeError:
             self.next_s = self._longest_s
             return False
-        # what a step takes beside its own seconds (its states are made, garbage is looked for) is in
-        # the ratio; the worst of the last blocks counts
+        # what a step takes beside its own seconds (its states are made, garbage is sought) is in the
+        # ratio; the worst of the last blocks counts
         took = (time.monotonic() - start_s) / max(expected_s, 1e-9)
         self._slowness = took if self._slowness is None else max(took, 0.7 * self._slowness)
         return True
 
     def _check(self) -> None:
-        """Raise _OutOfTimeError where another measurement like the longest so far would be too much."""
+        """Raise _OutOfTimeError where another measurement like the longest would be too much."""
         now_s = time.monotonic()
         self._longest_s = max(self._longest_s, now_s - self._last_s)
         self._last_s = now_s
