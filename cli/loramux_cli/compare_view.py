@@ -95,10 +95,10 @@ def _bare(console: Console, comparison: Comparison, figures: list[Figure]) -> No
     names = [*(["load"] if loads else []), "policy", *(f.short or f.label for f in figures)]
     grid = _grid("Without an interval", [name.removesuffix(" s") for name in names], 2 if loads else 1)
     for (load, policy), part in table.groupby(["load", "policy"], sort=False, dropna=False):
-        rows = {row["metric"]: row for row in part.to_dict("records")}
+        rows = {str(row["metric"]): dict(row) for row in part.to_dict("records")}
         cells = [*([_load(load)] if loads else []), printable(str(policy))]
         for f in figures:
-            row: dict[str, Any] | None = rows.get(f.column)
+            row = rows.get(f.column)
             change = "" if row is None else percent(float(row["change"]))
             cells.append("-" if row is None else _value(f, row["mean"]) + (f"\n({change})" if change != "-" else ""))
         grid.add_row(*(Text(cell) for cell in cells))

@@ -167,8 +167,8 @@ class Session:
         except _OutOfTimeError:
             self.next_s = self._longest_s
             return False
-        # what a step takes beside its own seconds (its states are made, garbage is sought) is in the
-        # ratio; the worst of the last blocks counts
+        # what a step takes beside its own seconds (its states are made, garbage is sought) is in
+        # the ratio; the worst of the last blocks counts
         took = (time.monotonic() - start_s) / max(expected_s, 1e-9)
         self._slowness = took if self._slowness is None else max(took, 0.7 * self._slowness)
         return True
