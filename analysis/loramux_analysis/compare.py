@@ -131,8 +131,19 @@ def compare_results(results: Results, baseline: str | None = None) -> Comparison
                 if f.column in table.columns:
                     against = None if policy == base else paired(results, table, policy, base, f)
                     rows.append(_flat(load_value, policy, f, interval(results, table, policy, f), against))
-    notes = (*_overload(results), *_left_out(results), *results.failed)
+    notes = (*_redrawn(results), *_overload(results), *_left_out(results), *results.failed)
     return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), base, results.about(), notes)
+
+
+def _redrawn(results: Results) -> list[str]:
+    """Say what seeds redrew where they had one and the same trace."""
+    groups = results.table.groupby(["policy", results.table["load"].fillna(-1.0)], sort=False)
+    same = [rows for _, rows in groups if len(rows) > 1 and _one_trace(rows)]
+    if not same:
+        return []
+    parts = dict.fromkeys(part for rows in same for text in _texts(rows, "seed_redraws") for part in text.split("; "))
+    what = ", ".join(part for part in parts if part) or "nothing"
+    return [f"Seeds of one trace redrew {what}; jobs and arrivals stayed, so intervals are over jobs, not over seeds."]
 
 
 def _overload(results: Results) -> list[str]:

@@ -109,7 +109,7 @@ def load(paths: Sequence[Path]) -> Results:
     manifests: list[dict[str, Any]] = []
     in_sweep: set[Path] = set()
     failed: list[str] = []
-    for path in dict.fromkeys(Path(p) for p in paths):
+    for path in {Path(p).resolve(): Path(p) for p in paths}.values():
         found = find_runs(path)
         runs.update({run.path.resolve(): run for run in found})
         if (path / RESULTS_NAME).is_file():
@@ -159,6 +159,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
         "offered_load": run.manifest.get("offered_load"),
+        "seed_redraws": "; ".join(run.manifest.get("seed_redraws") or ()),
         "unfit_jobs": " ".join(run.jobs[run.jobs["final_state"] == UNSCHEDULABLE]["job_id"].astype(str)[:5]),
         "seed": run.seed,
         "pair": pair_of(run.manifest),

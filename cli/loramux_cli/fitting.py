@@ -94,16 +94,17 @@ def fit_table(record: ProfileRecord) -> None:
 
     fit = record.fit
     assert fit is not None
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "points", "mean", "median", "worst under", "worst over"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "points", "mean", "median", "worst\nunder", "worst\nover"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name), overflow="fold")
     for title, part in (("memory", fit.memory), ("step time", fit.time)):
         if part is None:
             continue
         for key, figures in {"ours": part.cross_validated, **part.rivals}.items():
             cells = [figures.mape, figures.median, figures.worst_under, figures.worst_over]
             table.add_row(f"{title}, {LABELS.get(key, key)}", str(figures.n), *(f"{cell:.2%}" for cell in cells))
-    console = Console(width=110)
+    console = Console()
+    console.width = max(console.width, 80)
     console.print(table)
     if fit.memory is not None:
         m = fit.memory

@@ -50,6 +50,8 @@ class _Work:
         self._models, self._counts, self._options = models, counts, options
         self._references = {model.device.name: model for model in reversed(models)}
         self._folder, self._fusion = models[0].folder, models[0].fusion
+        self._known: list[dict[int, bool]] = [{} for _ in models]
+        """Whether jobs of a cost fit, for each type."""
         self._solo_s: dict[tuple[float | None, ...], float] = {}
         """Seconds alone on the first type that fits, by the times on all types relative to it."""
 
@@ -81,7 +83,12 @@ class _Work:
             return False
         if self._options.ideal and spec.mem_bytes is None:
             return True
-        return not isinstance(self._models[type_index].micro_batch(spec), DoesNotFit)
+        model = self._models[type_index]
+        known, cost = self._known[type_index], id(model.job_cost(spec))  # the model keeps its costs
+        fits = known.get(cost)
+        if fits is None:
+            fits = known[cost] = not isinstance(model.micro_batch(spec), DoesNotFit)
+        return fits
 
     def _ratio(self, type_index: int, spec: JobSpec, own_s: float) -> float:
         """Return the time on a type over that on the first, in three digits: classes are few."""

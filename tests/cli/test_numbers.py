@@ -1,4 +1,4 @@
-"""Numbers that could mislead: intervals, overload, provenance, policies that failed, narrow terminals."""
+"""Numbers that could mislead: intervals, overload, provenance, failed policies, 80 columns."""
 
 from __future__ import annotations
 
@@ -163,6 +163,7 @@ def test_a_sweep_of_one_trace_and_compare_agree_on_the_interval(cli: Cli, forty:
         for side in ("mean", "low", "high"):
             assert mine[side] == pytest.approx(row[f"turnaround_{side}_s"])
     assert compared["srtf"]["diff_over"] == "jobs"
+    assert "Seeds of one trace redrew by how much memory" in " ".join(cli("compare", out).out.split())
     table = pd.read_csv(out / "results.csv")
     assert set(table["interval_over"]) == {"jobs"}
     assert table["seed_redraws"].str.contains("memory").all()

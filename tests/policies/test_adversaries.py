@@ -372,9 +372,9 @@ def test_a_numpy_device_is_a_device() -> None:
 
     def place(_: Any, view: ClusterView) -> Plan:
         plan = view.plan()
-        for job in view.waiting(9):
-            for device in plan.candidates(job.job_id):
-                plan.start(job.job_id, int64(device))  # type: ignore[arg-type]
+        for waiting in view.waiting(9):
+            for device in plan.candidates(waiting.job_id):
+                plan.start(waiting.job_id, int64(device))  # type: ignore[arg-type]
                 break
         return plan
 
