@@ -161,7 +161,7 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
     from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainRun
     from loramux_runtime.train.settings import settings_of
-    from loramux_traces.errors import LoramuxError
+    from loramux_traces.errors import LoramuxError, StateError
     from loramux_traces.results import UNFINISHED
     from loramux_traces.runfolder import prepare_folder
 
@@ -225,6 +225,9 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
         else:
             progress.remove()
         _report(given, file, result)
+        lost = [job_id for job_id in view.completed(result) if not (given.out / "adapters" / job_id).is_dir()]
+    if lost:
+        raise StateError(f"{given.out}: adapters are gone that were written there: {', '.join(lost[:20])}")
     if result.hopeless:
         return EXIT_NEVER_FITS
     return EXIT_FAILED_JOBS if result.summary["failed"] else 0

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from loramux_traces.errors import StateError
 from loramux_traces.runfolder import read_run
 
 from ..waiting import communicated, cpu_s, finished, until, worked
@@ -133,7 +135,7 @@ def test_force_starts_an_unfinished_run_anew(cli: Cli, tmp_path: Path) -> None:
     assert not (out / "progress").exists() and list(read_run(out).jobs["final_state"]) == ["COMPLETED"] * 2
 
 
-def _begun(cli: Cli, file: Path, out: Path) -> None:
+def _begun(cli: Cli, file: Path, out: Path, *options: str) -> None:
     """A run that is cut before its first step."""
     from loramux_runtime.train import run as train
 
@@ -142,7 +144,7 @@ def _begun(cli: Cli, file: Path, out: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.StepDriver, "run", broken)
-        ran = cli("train", file, "--out", out, "--device", "cpu")
+        ran = cli("train", file, "--out", out, "--device", "cpu", *options)
     assert ran.code == 1 and "the run was cut: 2 jobs: 2 not begun or not saved yet" in ran.err
     assert "go on with: loramux train" in ran.err and (out / "progress").is_dir()
 
@@ -152,6 +154,63 @@ def test_a_run_that_was_cut_before_its_first_step_goes_on_too(cli: Cli, tmp_path
     _begun(cli, file, out)
     assert cli("train", file, "--out", out, "--device", "cpu", "--resume", "--quiet").code == 0
     assert list(read_run(out).jobs["final_state"]) == ["COMPLETED"] * 2
+
+
+def _outline_only(build: Any, *args: Any, **options: Any) -> Any:
+    assert options["device"] == "meta", "the base model is loaded"
+    return build(*args, **options)
+
+
+def test_a_run_that_was_cut_after_its_last_job_is_made_whole(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results are written; the base model is not needed for that."""
+    from loramux_cli import train as command
+    from loramux_runtime.jobs import bases
+
+    file, out = write(tmp_path), tmp_path / "out"
+
+    def full(*_: Any) -> None:
+        raise StateError("jobs.csv: cannot be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_write", full)
+        ran = cli("train", file, "--out", out, "--device", "cpu")
+    assert ran.code == 6 and "the results cannot be written: 2 jobs: 2 COMPLETED" in ran.err
+    monkeypatch.setattr(bases, "build_base", partial(_outline_only, bases.build_base))
+    ran = cli("train", file, "--out", out, "--device", "cpu", "--resume")
+    assert ran.code == 0 and "Measured on cpu" in ran.out and "2/2 jobs" in ran.out
+    run = read_run(out)
+    assert list(run.jobs["steps_done"]) == [3, 3] and run.summary["steps"] > 0
+    assert len(left(out)[0]) == 6 and not (out / "progress").exists()
+
+
+def test_an_adapter_that_is_gone_is_missed(cli: Cli, tmp_path: Path) -> None:
+    """Somebody has deleted the folder while the run was on."""
+    import shutil
+
+    from loramux_runtime.train import run as train
+
+    save = train.save_adapter
+
+    def deleted(adapter: Any, folder: Path, name: str, **options: Any) -> None:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        save(adapter, folder, name, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_adapter", deleted)
+        ran = cli("train", write(tmp_path), "--out", tmp_path / "out", "--device", "cpu")
+    assert ran.code == 6 and "adapters are gone that were written there: " in ran.err
+
+
+def test_a_run_that_was_interrupted_is_not_replayed_as_one(cli: Cli, tmp_path: Path) -> None:
+    from loramux_policies.stepping.stream import Stream
+
+    file, out = write(tmp_path), tmp_path / "out"
+    _begun(cli, file, out, "--record")
+    assert cli("train", file, "--out", out, "--device", "cpu", "--record", "--resume", "--quiet").code == 0
+    with pytest.raises(StateError, match="was interrupted"):
+        Stream.of(read_run(out).events(), {"a": 4, "b": 4})
 
 
 def test_a_damaged_journal_is_named(cli: Cli, tmp_path: Path) -> None:
