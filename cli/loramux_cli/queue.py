@@ -221,7 +221,9 @@ def _queue(state: Path) -> Store:
     from loramux_traces.errors import StateError
 
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        # whoever may write here may use the scheduler
+        state.mkdir(0o700, exist_ok=True)
         if not (state / DATABASE).exists() and any(path.name not in OURS for path in state.iterdir()):
             raise StateError(f"{state}: is not empty and no scheduler's state (no {DATABASE})")
     except OSError as error:

@@ -117,19 +117,27 @@ def run_folder_name(policy: str, seed: int) -> str:
 
 
 def prepare_folder(
-    path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = (), resuming: str = ""
+    path: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    also: Iterable[str] = (),
+    resuming: str = "",
+    private: bool = False,
 ) -> Path:
     """Make `path` ready to be written into and return it.
 
     A folder that already holds something is refused, unless `resume` (all is kept) or `force`
     (loramux's own files and those named in `also` are removed, in it and in the runs directly below
     it; a stranger's files and trained adapters never are). `resuming`: what the command offers
-    beside --force, for the message. Raises StateError for a folder in use without leave, a symlink,
-    a file, or a place that cannot be written.
+    beside --force, for the message. `private`: a folder that is made is for its owner alone (mode
+    0700); one that is there keeps its mode. Raises StateError for a folder in use without leave, a
+    symlink, a file, or a place that cannot be written.
     """
     check_folder(path, force=force, resume=resume, also=also, resuming=resuming)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(0o700 if private else 0o777, exist_ok=True)
         if force and not resume and _in_use(path):
             _clear(path, {*_OWN_FILES, *also})
     except OSError as error:

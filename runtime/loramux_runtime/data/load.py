@@ -105,9 +105,9 @@ def load_data(
     `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
     held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
     with `roots`, files elsewhere are refused. `tokenise` is called in the place of `tokenise_file`
-    (by whoever keeps the rows of a file for the next job). Raises InvalidInputError that lists every bad row up
-    to 50, with file, line, column, value and what is allowed, or says that too few rows are left;
-    UsageError for settings that do not go with the data or the tokenizer.
+    (by whoever keeps the rows of a file for the next job). Raises InvalidInputError that lists
+    every bad row up to 50, with file, line, column, value and what is allowed, or says that too few
+    rows are left; UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
     rendered_at = rendered_at or datetime.now(UTC)

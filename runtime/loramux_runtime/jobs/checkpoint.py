@@ -197,7 +197,8 @@ class CheckpointStore:
 
     def _make(self, parent: Path) -> None:
         if not parent.is_dir():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            # never the folder above: a state folder that is gone is not made anew
+            self._folder.mkdir(exist_ok=True)
             parent.mkdir()
             sync(self._folder)
 

@@ -122,8 +122,8 @@ class Saving:
     def save_all(self) -> list[tuple[str, str]]:
         """Save every job that has moved on, whether or not that is due.
 
-        Jobs of a device that is in a step stay as they were last saved. Raises BusyError where their
-        records cannot be committed.
+        Jobs of a device that is in a step stay as they were last saved. Raises BusyError where
+        their records cannot be committed.
         """
         return self._save({job_id for job_id in self._training if self._to_save(job_id) and self._at_rest(job_id)})
 

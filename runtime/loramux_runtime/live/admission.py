@@ -1,4 +1,4 @@
-"""This module has the rows of jobs read beside training, and lets jobs in when their rows are there.
+"""This module has the rows of jobs read beside training, and lets jobs in when they are there.
 
 Training never waits for rows. What a job's data costs in time and memory, and what it breaks, is
 the reader's (`reading`) and the job's own.

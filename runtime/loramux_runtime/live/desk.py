@@ -112,6 +112,7 @@ class Desk:
             return
         job = self._roster.job(row, answer)
         if job is not None:
+            self._book.note({"t_s": self._driver.now_s, "event": "read", "job_id": job_id})
             self._loop.arrive(job)
         elif self._book.row(job_id)["state"] not in OPEN:
             self.cancelled(job_id)

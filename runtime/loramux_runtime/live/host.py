@@ -256,7 +256,7 @@ class LiveHost(Host[TrainingJob]):
     def hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         """Note one event of the loop (`scheduler.Listener`)."""
         self._book.hear(event, job, devices, detail)
-        self._notes.stale = True
+        self._notes.changed(job.job_id)
         if event in (Event.FAIL, Event.REJECT):
             # the other ends are told to `ended`, or come from `Desk.cancelled`
             self._desk.cancelled(job.job_id)

@@ -23,9 +23,9 @@ AT_ONCE: Final = 50
 class LiveInbox:
     """Serves as the inbox of the step loop (contract: `stepping.inbox.Inbox`).
 
-    `due` takes the row of a job whose time has come, `obey` that of a command; `obeyed` says whether
-    a command's answer is only still to be committed, and `submitted` is told when a job came, on the
-    scheduler's clock. `lasting`: whether more may come.
+    `due` takes the row of a job whose time has come, `obey` that of a command; `obeyed` says
+    whether a command's answer is only still to be committed, and `submitted` is told when a job
+    came, on the scheduler's clock. `lasting`: whether more may come.
     """
 
     def __init__(

@@ -8,6 +8,8 @@ from typing import Final
 
 SHARE: Final = 0.02
 """Largest share of the time that jobs may take that come while others train."""
+LEAST: Final = 8
+"""Jobs that are always taken at one boundary: few jobs that come together stay together."""
 
 
 class Pace:
@@ -21,7 +23,7 @@ class Pace:
         self._clock_s, self._training = clock_s, training
         self._last_s = -inf
         self._until_s = inf
-        self._first = True
+        self._done = 0
         self.busy = False
         """Whether any job trains."""
 
@@ -30,9 +32,9 @@ class Pace:
         now_s = self._clock_s()
         self.busy = self._training()
         self._until_s = now_s + SHARE * (now_s - self._last_s) if self.busy else inf
-        self._last_s, self._first = now_s, True
+        self._last_s, self._done = now_s, 0
 
     def left(self) -> bool:
-        """Return whether there is time for one more; for the first there always is."""
-        first, self._first = self._first, False
-        return first or self._clock_s() <= self._until_s
+        """Return whether there is time for one more; for the first few there always is."""
+        self._done += 1
+        return self._done <= LEAST or self._clock_s() <= self._until_s

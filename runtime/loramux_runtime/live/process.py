@@ -19,7 +19,7 @@ from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.opening import Opened, opened
 from loramux_runtime.live.reading.readers import HANG_S, Readers
 from loramux_runtime.live.reading.row_files import ROWS
-from loramux_runtime.live.service import LiveService, Outcome
+from loramux_runtime.live.service import LiveService, Outcome, Stops
 from loramux_runtime.live.settings import EngineChoice, LiveSettings
 from loramux_runtime.live.state.binding import keep_profile, manifest
 from loramux_runtime.live.state.job_rows import OPEN
@@ -28,6 +28,7 @@ from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import RESTARTED
 from loramux_runtime.live.watch.status import MOST_FAILURES
 from loramux_runtime.live.watch.watchers import memory_guard, watched
+from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import printable
 
 
@@ -43,6 +44,8 @@ class Surroundings:
     """Text file that is kept for Prometheus."""
     tensorboard: Path | None = None
     """Folder that training curves are written into."""
+    stops: Stops = stop_on_signal
+    """Turns signals into a stop of the scheduler."""
     hang_s: float = 600.0
     """Seconds after which a worker that has not answered is taken for dead."""
     say: Callable[[str], None] = lambda text: None
@@ -73,8 +76,8 @@ def run_scheduler(
                 pool=found.pool,
                 hang_s=around.hang_s,
                 reading=readers,
+                stops=around.stops,
                 warn=around.warn,
-                rss_before=found.rss_before,
                 watch=None if found.pool is not None else memory_guard(found.where, profile).poll,
                 on_flush=watchers.on_flush,
                 on_record=watchers.on_record,

@@ -108,11 +108,11 @@ class Roster:
             check_adapter(config, self._base)
             figures = _figures(config, answer)
             spec = spec_of_figures(config, figures, self._label, dtype=dtype_of(self._base), recompute=self._recompute)
-            changes = {"submit_s": row["submit_s"]} if row["submit_s"] is not None else {}
+            if row["submit_s"] is not None:
+                spec = replace(spec, submit_s=row["submit_s"])
             if row["micro_batch"] is not None:
                 # the job goes on as it began: another size would be other bits
-                changes["micro_batch_size"] = row["micro_batch"]
-            spec = replace(spec, **changes)
+                spec = replace(spec, micro_batch_size=row["micro_batch"])
             self._began = row["data_sha256"] is not None
             job = self._intake.job(row["seq"], spec)
         except (LoramuxError, ValidationError) as error:

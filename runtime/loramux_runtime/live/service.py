@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
@@ -54,6 +55,8 @@ from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import LoramuxError
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
+Stops = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
+"""Turns signals into a stop while it is entered, and gives those that came."""
 CLOSE_S: Final = 5.0
 """Seconds that the end of a scheduler waits for the queue's lock."""
 
@@ -74,8 +77,9 @@ class LiveService:
     """Puts a scheduler together on one state folder, and plays it.
 
     The caller holds the folder's lock (`loramux_traces.locking`). With a `pool` of workers, `base`
-    is the outline of their base model. `warn` is told what a user should know; `on_flush` is called
-    after every commit, `on_record` with every training record.
+    is the outline of their base model. `stops` turns signals into a stop. `warn` is told what a
+    user should know; `on_flush` is called after every commit, `on_record` with every training
+    record.
     """
 
     def __init__(
@@ -95,11 +99,12 @@ class LiveService:
         watch: Watch | None = None,
         on_flush: Sequence[Callable[[], None]] = (),
         on_record: OnRecord | None = None,
-        rss_before: int | None = None,
+        stops: Stops = stop_on_signal,
     ) -> None:
         check_live(policy)
         self.store, self.settings = store, settings
         self._warn, self._watched = warn, watch is not None
+        self._stops = stops
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
@@ -116,7 +121,6 @@ class LiveService:
             fitted=profile.fitted,
             faults=faults,
             note=self.book.note if settings.record else None,
-            rss_before=rss_before,
             hang_s=hang_s,
         )
         # these are lambdas, as the parts that they name are made after this one
@@ -287,13 +291,13 @@ class LiveService:
         self._recover()
         self.book.folder = self.store.watch_folder()
         self.marker.opened(self.book.folder.nodes)
-        # a command's lock is held for milliseconds; whoever holds it for longer shall not stop training
+        # a command holds the lock for milliseconds; who holds it longer shall not stop training
         self.store.be_patient(PLAY_S)
-        with stop_on_signal(self.driver.request_stop) as stopped:
+        with self._stops(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
             except FolderGone:
-                # the files that this process has open are nobody's any more: nothing more is written
+                # the files that this process has open are nobody's any more: write nothing more
                 self.admission.close()
                 raise
             except LoramuxError:

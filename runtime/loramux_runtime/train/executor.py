@@ -55,14 +55,13 @@ class Executor(OneDevice[TrainingJob], DeviceClock):
         before_step: Callable[[Sequence[LiveRun[TrainingJob]]], None] | None = None,
         on_step: OnStep | None = None,
         observer: Observer | None = None,
-        rss_before: int | None = None,
     ) -> None:
         self.model = model
         self._meters = meters
         super().__init__(times or RealTimes())
         self._faults = faults
         self._before_step, self._on_step = before_step, on_step
-        self.memory = MemoryMeter(model.base.device, rss_before)
+        self.memory = MemoryMeter(model.base.device)
         self._observer = observer
         self.step_s = 0.0
         """Seconds spent in fused steps so far.

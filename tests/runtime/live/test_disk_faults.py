@@ -69,6 +69,8 @@ def test_a_disk_that_is_not_there_costs_no_job(tmp_path: Path, whole: dict[str, 
     stop_after(store, 4)
     rows = tmp_path / "rows.jsonl"
     rows.rename(tmp_path / "unmounted")
+    # the kept rows are on the disk that is not there, too
+    (store.folder / "rows").rename(tmp_path / "kept")
     play(store, "fifo")
     assert set(states(store).values()) == {"HELD"}
     assert "cannot be read any more" in store.job("job01")["reason"]

@@ -17,7 +17,7 @@ import torch
 
 from loramux_runtime.data import JobData
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.memory_meter import MemoryMeter, held_beside
+from loramux_runtime.fused.memory_meter import MemoryMeter
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
 from loramux_runtime.fused.torch_devices import card_name
@@ -96,12 +96,10 @@ def to_tensors(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 class DeviceWorker:
     """Trains the jobs on one device; calls come one at a time, in order."""
 
-    def __init__(
-        self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE, rss_before: int | None = None
-    ) -> None:
+    def __init__(self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE) -> None:
         self.model = FusedModel(base, recompute=recompute)
         self._faults = faults
-        self._memory = MemoryMeter(base.device, rss_before)
+        self._memory = MemoryMeter(base.device)
         self._jobs: dict[str, TrainingJob] = {}
         self._records: dict[str, list[dict[str, Any]]] = {}
 
@@ -117,7 +115,7 @@ class DeviceWorker:
 
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)
-        return cls(model, rss_before=held_beside(model.weight_bytes), **options)
+        return cls(model, **options)
 
     def about(self) -> Whereabouts:
         """Return where the worker is; it answers when it is ready."""

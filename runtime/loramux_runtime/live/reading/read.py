@@ -101,14 +101,12 @@ class RowReader:
             return None
         if not before.trusted:
             now = self._made_from(job, order, at)
-            # another library, or another version of loramux, changes nothing about rows that are there
+            # another library or version of loramux changes nothing about rows that are there
             inputs = {name for name in (*before.made_from, *now) if not name.startswith(_ENVIRONMENT)}
             was = {name: before.made_from[name] for name in inputs if name in before.made_from}
             what = what_changed(was, {name: now[name] for name in inputs if name in now}) if now else ""
             if what:
-                return _changed(
-                    order, what, "loramux resume lets it go on with the rows that it began with, which are kept"
-                )
+                return _changed(order, what, "the rows that it began with are kept: loramux resume goes on with them")
         return self._found(order, rows, before.sha256, before.kept, before.made_from, ())
 
     def _made_from(self, job: TrainJob, order: ReadOrder, at: datetime) -> dict[str, str]:

@@ -56,7 +56,7 @@ class RowFiles:
                 raise StateError(f"{final}: the rows cannot be written ({error.strerror})") from error
         return name, self._tokens(name)
 
-    def keep_choice(self, tokens: str, rows: TokenisedRows, whole: TokenisedRows) -> dict[str, Any]:
+    def keep_choice(self, tokens: str, whole: TokenisedRows, rows: TokenisedRows) -> dict[str, Any]:
         """Write which rows of the kept tokens a job has; return what `open` takes.
 
         `whole` are all rows of those tokens.

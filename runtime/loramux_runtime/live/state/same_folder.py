@@ -41,6 +41,9 @@ class SameFolder:
 
     def __init__(self, folder: Path, names: Iterable[str], database: str, mark: int) -> None:
         self._folder, self._database, self._mark = folder, database, mark
+        # It stays open as long as the process lives: closing any descriptor of a file takes this
+        # process's POSIX locks from it, SQLite's too, and the next reader would delete the log.
+        self._descriptor = os.open(folder / database, os.O_RDONLY | os.O_CLOEXEC)
         found = {name: node(folder / name) for name in (".", *names)}
         self.nodes: dict[str, Node] = {name: at for name, at in found.items() if at is not None}
         """Device and inode by name; `.` is the folder."""
@@ -54,12 +57,8 @@ class SameFolder:
             what = "the state folder" if name == "." else f"its file {name}"
             how = "is not there any more (deleted or moved away)" if now is None else "has been replaced"
             raise FolderGone(f"{self._folder}: {what} {how} while the scheduler ran on it; {_LOST}")
-        try:
-            with (self._folder / self._database).open("rb") as file:
-                head = file.read(_APPLICATION_ID_AT + 4)
-        except OSError as error:
-            raise FolderGone(f"{self._folder}: the queue cannot be read any more ({error.strerror})") from error
-        if int.from_bytes(head[_APPLICATION_ID_AT:], "big", signed=True) != self._mark:
+        head = os.pread(self._descriptor, 4, _APPLICATION_ID_AT)
+        if int.from_bytes(head, "big", signed=True) != self._mark:
             raise FolderGone(
                 f"{self._folder}: {self._database} has been overwritten while the scheduler ran on it; {_LOST}"
             )

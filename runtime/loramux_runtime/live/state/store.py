@@ -152,13 +152,17 @@ class Store:
         with self._errors():
             self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
 
+    def _missing(self) -> dict[str, str]:
+        """Return the columns of a job that the folder lacks; nothing where it has been retired."""
+        known = {row["name"] for row in self._db.execute("PRAGMA table_info(jobs)")}
+        return {name: kind for name, kind in ADDED_COLUMNS.items() if known and name not in known}
+
     def _add_columns(self) -> None:
         """Give a folder of an older version the columns of a job that it lacks."""
-        known = {row["name"] for row in self._db.execute("PRAGMA table_info(jobs)")}
-        missing = {name: kind for name, kind in ADDED_COLUMNS.items() if name not in known}
-        if missing and known:
+        if self._missing():
             with self.transaction():
-                for name, kind in missing.items():
+                # somebody else may have come first
+                for name, kind in self._missing().items():
                     self._db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
 
     def watch_folder(self) -> SameFolder:
@@ -179,6 +183,7 @@ class Store:
                 for statement in SCHEMA.split(";"):
                     if statement.strip():
                         self._db.execute(statement)
+                self._add_columns()
                 self._put_fact("schema_version", SCHEMA_VERSION)
 
     def retire(self) -> bool:
