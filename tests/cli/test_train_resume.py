@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from loramux_traces.runfolder import read_run
 from ..waiting import communicated, cpu_s, finished, until, worked
 from .conftest import Cli
 from .test_train import write
+from .test_train_dry_run import model_folder
 
 LONG = {"id": "long", "steps": 100, "adapter": {"rank": 4, "dropout": 0.1}}
 SHORT = {"id": "short", "method": "mola", "steps": 2}
@@ -145,7 +147,7 @@ def _begun(cli: Cli, file: Path, out: Path, *options: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.StepDriver, "run", broken)
         ran = cli("train", file, "--out", out, "--device", "cpu", *options)
-    assert ran.code == 1 and "the run was cut: 2 jobs: 2 not begun or not saved yet" in ran.err
+    assert ran.code == 1 and "the run was cut: " in ran.err and "not begun or not saved yet" in ran.err
     assert "go on with: loramux train" in ran.err and (out / "progress").is_dir()
 
 
@@ -211,6 +213,49 @@ def test_a_run_that_was_interrupted_is_not_replayed_as_one(cli: Cli, tmp_path: P
     assert cli("train", file, "--out", out, "--device", "cpu", "--record", "--resume", "--quiet").code == 0
     with pytest.raises(StateError, match="was interrupted"):
         Stream.of(read_run(out).events(), {"a": 4, "b": 4})
+
+
+DATED = (
+    "[{{ strftime_now('%d %b %Y') }}]{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_that_writes_the_date_is_told_that_of_the_beginning(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on the next day finds the rows that it began with."""
+    from loramux_runtime.data import byte_tokenizer
+    from loramux_runtime.train import checks
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) - timedelta(days=1)
+
+    folder = model_folder(tmp_path / "model")
+    tokenizer = byte_tokenizer().hf
+    tokenizer.chat_template = DATED
+    tokenizer.save_pretrained(folder)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "yes"}]} for i in range(8)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": "chats.jsonl", "template": None, "eval_rows": None}
+    file, out = write(tmp_path, [{"id": "a", "data": data}], base={"path": "model"}), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "datetime", Yesterday)
+        _begun(cli, file, out)
+    ran = cli("train", file, "--out", out, "--device", "cpu", "--resume")
+    assert ran.code == 0, ran.err
+    # without that date the rows are others
+    _begun(cli, file, tmp_path / "other")
+    begun = datetime.now(UTC) - timedelta(days=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "datetime", Yesterday)
+        patch.setattr("loramux_runtime.train.progress.Progress.begun_at", property(lambda _: begun))
+        ran = cli("train", file, "--out", tmp_path / "other", "--device", "cpu", "--resume")
+    assert ran.code == 2 and "the date (" in ran.err
 
 
 def test_a_damaged_journal_is_named(cli: Cli, tmp_path: Path) -> None:
