@@ -53,6 +53,13 @@ def table(file: JobsFile, result: TrainResult) -> None:
     )
 
 
+def completed(result: TrainResult) -> list[str]:
+    """Return the jobs that have an adapter."""
+    from loramux_traces.results import COMPLETED
+
+    return [str(job_id) for job_id in result.jobs.loc[result.jobs["final_state"] == COMPLETED, "job_id"]]
+
+
 def predicted(facts: dict[str, Any]) -> str:
     """Return how far the profile's predictions were off, in words."""
     text = f"step times were predicted within {facts['time_mape']:.1%} in the mean by the profile"
