@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +58,10 @@ class RunOptions:
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Seconds of training that a crash may cost (more where saving is slow).")
     ] = 60.0
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Delete what is known of jobs that ended longer ago: 30d, 12h."),
+    ] = None
     exit_when_idle: Annotated[
         bool, typer.Option("--exit-when-idle", help="End when every job has ended; default: wait for more.")
     ] = False
@@ -85,6 +89,18 @@ class RunOptions:
     ] = None
     quiet: o.Quiet = False
 
+    def resolved(self) -> RunOptions:
+        """Return the options with every path made absolute."""
+        files = None if self.policy_file is None else [file.absolute() for file in self.policy_file]
+        return replace(
+            self,
+            state=self.state.absolute(),
+            policy_file=files,
+            trace=_absolute(self.trace),
+            prometheus=_absolute(self.prometheus),
+            tensorboard=_absolute(self.tensorboard),
+        )
+
     def engine_choice(self) -> EngineChoice:
         """Return what to train on; UsageError where the options do not go together."""
         from loramux_runtime.live.settings import EngineChoice
@@ -99,13 +115,17 @@ class RunOptions:
 
     def settings(self, policy: str) -> LiveSettings:
         """Return how the scheduler is to be run under this policy."""
+        from math import inf
+
         from loramux_runtime.live.settings import LiveSettings
+        from loramux_runtime.live.state.retention import span_s
 
         return LiveSettings(
             policy=policy,
             max_resident=float("inf") if self.max_resident is None else float(self.max_resident),
             recompute=self.recompute,
             checkpoint_s=self.checkpoint_every,
+            keep_s=inf if self.keep is None else span_s(self.keep),
             exit_when_idle=self.exit_when_idle or self.trace is not None,
             on_policy_error="exit" if self.on_policy_error == "exit" else "fallback",
             record=self.record,
@@ -121,6 +141,10 @@ class RunOptions:
         """Print how the run goes on, unless told to be quiet."""
         if not self.quiet:
             typer.echo(text, err=True)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
 
 
 @takes(RunOptions)
@@ -141,13 +165,17 @@ def run_command(given: RunOptions) -> None:
 
 def _run(given: RunOptions, engine: EngineChoice) -> int:
     """Be the scheduler's process; return its exit code."""
+    from loramux_runtime.live.state.same_folder import FolderGone
     from loramux_runtime.live.state.store import Store
     from loramux_runtime.live.supervisor import RESTARTED
+    from loramux_runtime.train.signals import StopSignals
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder
 
-    prepare_folder(given.state, resume=True)
-    with owned(given.state):
+    # a policy is code of a user: it may change the working folder
+    given = given.resolved()
+    prepare_folder(given.state, resume=True, private=True)
+    with owned(given.state), StopSignals(lambda number: given.say("stopped before anything was trained")) as signals:
         # before torch is imported: whoever submits is told that a scheduler is there
         store = Store(given.state, create=True)
         from loramux_cli import running
@@ -169,11 +197,19 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
             prometheus=given.prometheus,
             tensorboard=given.tensorboard,
             hang_s=given.hang_after,
+            stops=signals.training,
             say=given.say,
             warn=_warn,
         )
-        with running.prints_aside():
-            outcome = run_scheduler(store, base, engine, given.settings(policy), around)
+        try:
+            with running.prints_aside():
+                outcome = run_scheduler(store, base, engine, given.settings(policy), around)
+        except FolderGone as error:
+            # SQLite would write what it has not yet written as it closes, into whatever has come in
+            # the place of the queue: the process ends without that
+            _warn(str(error))
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         store.close()
     if outcome.stopped_by is not None:
         return 128 + outcome.stopped_by
@@ -190,9 +226,9 @@ def _supervised(given: RunOptions) -> int:
     from loramux_traces.locking import owner
     from loramux_traces.runfolder import prepare_folder
 
-    state = given.state
+    state = given.state.absolute()
     made = not (state / DATABASE).exists()
-    prepare_folder(state, resume=True)
+    prepare_folder(state, resume=True, private=True)
     # the folder is made at once: jobs may be submitted while the model is loaded
     Store(state, create=True).close()
     command = [sys.executable, "-m", "loramux_cli.main", *sys.argv[1:], "--no-supervise"]

@@ -241,7 +241,7 @@ def _session(
     from loramux_runtime.profiler.journal import Journal, journal_path
     from loramux_runtime.profiler.session import Session
 
-    longest = min(length, model.base.max_tokens or length)
+    longest = min(length, model.base.longest_position or length)
     limits = Limits(length=longest, tokens=tokens, layers=shape.layers)
     identity = {key: head[key] for key in ("device", "model", "exact", "clock", "versions", "commit", "seed")}
     identity["limits"] = [limits.jobs, limits.rows, limits.length, limits.tokens]

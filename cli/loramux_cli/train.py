@@ -2,226 +2,390 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loramux_cli import options as o
+from loramux_cli import train_view as view
 from loramux_cli.device_choice import choose_profile, need_torch
+from loramux_cli.option_object import takes
 
 if TYPE_CHECKING:
+    from loramux_policies.policy import Policy
+    from loramux_profiles.devices import DeviceProfile
+    from loramux_runtime.fused.base_model import BaseModel
     from loramux_runtime.jobs.jobs_file import JobsFile
+    from loramux_runtime.train.checks import Checked
+    from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainResult, TrainRun
+    from loramux_runtime.train.signals import StopSignals
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
+_ALSO = ("training.jsonl", "progress")
+"""What --force removes beside the files of every run."""
+_RESUMING = "--resume goes on with an unfinished one"
 
 
-def train_command(
-    jobs: Annotated[Path, typer.Argument(help="jobs.yaml: the base model and the jobs (runtime/examples has some).")],
-    policy: Annotated[str, typer.Option(help="Policy, as for simulate.")] = "aspen",
-    policy_file: o.PolicyFile = None,
-    device: o.TorchDevice = "auto",
-    device_profile: o.ProfileName = None,
-    allow_other: o.AllowOther = False,
-    memory: o.JobMemory = None,
-    max_resident: o.Residents = None,
-    recompute: o.Recompute = False,
-    threads: o.Threads = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """Holds the options of `loramux train`."""
+
+    jobs: Annotated[Path, typer.Argument(help="jobs.yaml: the base model and the jobs (runtime/examples has some).")]
+    policy: Annotated[str, typer.Option(help="Policy, as for simulate.")] = "aspen"
+    policy_file: o.PolicyFile = None
+    device: o.TorchDevice = "auto"
+    device_profile: o.ProfileName = None
+    allow_other: o.AllowOther = False
+    memory: o.JobMemory = None
+    max_resident: o.Residents = None
+    recompute: o.Recompute = False
+    threads: o.Threads = None
     record: Annotated[
         bool,
         typer.Option("--record", help="Write every fused step into events.jsonl too, for loramux.replay."),
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train"),
-    plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
-    force: o.Force = False,
-) -> None:
-    """Train many adapters in one fused step over one frozen base model, each as if alone."""
-    from loramux_cli import running
+    ] = False
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of training that a crash may cost (more where saving is slow).")
+    ] = 60.0
+    out: Annotated[Path, typer.Option(help="Folder for results and adapters.")] = Path("train")
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in --out, with the same bits on CPU.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check jobs, data, base model and memory; train and write nothing.")
+    ] = False
+    plots: Annotated[bool, typer.Option("--plots", help="Draw charts into --out.")] = False
+    as_json: o.AsJson = False
+    quiet: o.Quiet = False
+    force: o.Force = False
+
+    @property
+    def seats(self) -> float:
+        """Most jobs on the device at a time."""
+        return float("inf") if self.max_resident is None else float(self.max_resident)
+
+    def depended_on(self) -> dict[str, Any]:
+        """Return the options that decide what is trained, and with which bits."""
+        names = ("policy", "device_profile", "memory", "max_resident", "recompute", "threads", "record")
+        return {name: getattr(self, name) for name in names}
+
+    def say(self, text: str) -> None:
+        """Print how the run goes on, unless told to be quiet."""
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+
+@takes(TrainOptions)
+def train_command(given: TrainOptions) -> None:
+    """Train many adapters in one fused step over one frozen base model, each as if alone.
+
+    Ctrl-C and SIGTERM finish the step and save; --resume goes on from there.
+    """
+    need_torch()
+    made = [folder for folder in (given.out, *given.out.parents) if not folder.exists()]
+    from loramux_runtime.train.signals import StopSignals
+
+    with StopSignals(lambda number: _nothing_trained(given, number, made)) as signals:
+        code = _check(given) if given.dry_run else _train(given, signals)
+        if signals.got:
+            code = 128 + signals.got[0]
+    raise typer.Exit(code)
+
+
+def _nothing_trained(given: TrainOptions, number: int, made: list[Path]) -> None:
+    """Say so, and leave --out as it was: the process ends when this has returned."""
+    import signal
+
+    from loramux_traces.locking import LOCK, owner
+
+    how = "interrupted" if number == signal.SIGINT else "terminated"
+    what = "nothing more was trained" if given.resume else "nothing was trained"
+    os.write(2, f"loramux: {how}: {what}\n".encode())
+    if owner(given.out) == os.getpid():
+        (given.out / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            if not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _check(given: TrainOptions) -> int:
+    """Check everything and print what would be trained; return the exit code."""
+    from loramux_cli.train_check import show
+    from loramux_runtime.jobs.jobs_file import read_jobs_file
+    from loramux_runtime.train.checks import check_base, check_jobs
     from loramux_traces.errors import StateError
+    from loramux_traces.runfolder import check_folder
+
+    policy, where, profile = _choices(given)
+    file = read_jobs_file(given.jobs)
+    try:
+        check_folder(given.out, force=given.force, also=_ALSO, resuming=_RESUMING)
+    except StateError as error:
+        given.say(f"note: the run itself would be refused: {error}")
+    seats = min(given.seats, policy.seats)
+    checked = check_jobs(file, check_base(file.base), profile, recompute=given.recompute, max_resident=seats)
+    show(checked, str(where), as_json=given.as_json, quiet=given.quiet)
+    return EXIT_NEVER_FITS if checked.never else 0
+
+
+def _choices(given: TrainOptions) -> tuple[Policy, Any, DeviceProfile]:
+    """Check the options: policy, device, and the profile that decisions are made with."""
+    from loramux_cli import running
+    from loramux_policies.registry import create
+    from loramux_runtime.fused.torch_devices import choose_device
+    from loramux_runtime.train.run import check_policy
+    from loramux_traces.errors import UsageError
+
+    if given.resume and (given.force or given.dry_run):
+        other = "--force starts anew" if given.force else "--dry-run writes nothing"
+        raise UsageError(f"--resume goes on, {other}: give one of them")
+    running.load_policies([given.policy], given.policy_file)
+    policy = create(given.policy)
+    check_policy(policy)
+    where = choose_device(given.device)
+    return policy, where, choose_profile(where, given.device_profile, given.memory, allow_other=given.allow_other)
+
+
+def _train(given: TrainOptions, signals: StopSignals) -> int:
+    """Train, or go on; return the exit code."""
+    from loramux_cli import running
+    from loramux_runtime.jobs.jobs_file import read_jobs_file
+    from loramux_runtime.train.checks import check_base, check_jobs
+    from loramux_runtime.train.progress import Progress
+    from loramux_runtime.train.run import TrainRun
+    from loramux_runtime.train.settings import settings_of
+    from loramux_traces.errors import LoramuxError
+    from loramux_traces.results import UNFINISHED
     from loramux_traces.runfolder import prepare_folder
 
-    need_torch()
-    from loramux_policies.registry import create
-    from loramux_runtime.fused.memory_meter import keep_freed_memory
-    from loramux_runtime.fused.torch_devices import choose_device, set_threads
-    from loramux_runtime.jobs.bases import open_base
-    from loramux_runtime.jobs.jobs_file import read_jobs_file
-    from loramux_runtime.train.run import TrainRun
-
-    running.load_policies([policy], policy_file)
-    file = read_jobs_file(jobs)
-    where = choose_device(device)
-    profile = choose_profile(where, device_profile, memory, allow_other=allow_other)
-    with running.hold(out):
-        if not force:
-            # with --force, nothing is removed before every job has been checked
-            prepare_folder(out)
-        if not quiet:
-            typer.echo(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}", err=True)
-        base = open_base(file.base, where)
-        set_threads(threads, base.sites.hidden)
-        if where.type == "cpu":
-            keep_freed_memory()
-        with _progress(file, quiet=quiet) as tell, running.prints_aside():
+    policy, where, profile = _choices(given)
+    file = read_jobs_file(given.jobs)
+    with running.hold(given.out):
+        progress = _earlier_run(given)
+        outline = check_base(file.base)
+        settings = settings_of(file, profile, device=str(where), **given.depended_on())
+        if given.resume and not _may_go_on(given, settings, progress):
+            return 0
+        earlier = None if progress is None else progress.earlier()
+        checked = check_jobs(
+            file,
+            outline,
+            profile,
+            recompute=given.recompute,
+            ended=() if earlier is None else earlier.ended,
+            rendered_at=None if progress is None else progress.begun_at,
+        )
+        if progress is not None:
+            _check_rows(given, progress, checked)
+        for name, why in checked.never.items():
+            given.say(f"note: {name} never fits: {why}")
+        base = _loaded(given, file, outline, where, needed=bool(checked.costs))
+        if given.force:
+            prepare_folder(given.out, force=True, also=_ALSO)
+        with view.progress_bar(file, quiet=given.quiet) as tell, running.prints_aside():
+            if progress is None:
+                progress = Progress.begin(given.out, settings, checked.data_facts, checked.rendered_at)
             run = TrainRun(
                 file,
-                create(policy),
+                policy,
                 profile,
                 base=base,
-                adapters_dir=out / "adapters",
-                recompute=recompute,
-                max_resident=float("inf") if max_resident is None else float(max_resident),
+                prepared=checked.prepared,
+                adapters_dir=given.out / "adapters",
+                progress=progress,
+                earlier=earlier,
+                checkpoint_s=given.checkpoint_every,
+                recompute=given.recompute,
+                max_resident=given.seats,
                 log=tell,
-                record=record,
+                warn=_warn,
+                record=given.record,
             )
-            if force:
-                prepare_folder(out, force=True, also=("training.jsonl",))
-            if not quiet:
-                typer.echo(f"training {len(run.specs)} jobs under {policy}", err=True)
-            result = run.play()
-        _write(out, jobs, policy, profile, run, result)
-        if plots:
-            _draw(out, quiet=quiet)
-        report = {"schema_version": 1, "runs": [_entry(policy, result)]}
-        if as_json:
-            from loramux_traces.filesafe import json_text
-
-            typer.echo(json_text(report, indent=2))
+            ended = "" if earlier is None else f" ({len(earlier.ended):,} ended before)"
+            given.say(f"training {len(run.specs)} jobs under {given.policy}{ended}")
+            try:
+                result = run.play(signals.training)
+            except BaseException:
+                _warn(view.standing(progress, "the run was cut"))
+                raise
+        try:
+            _write(given, profile, run, result, settings)
+        except LoramuxError:
+            _warn(view.standing(progress, "the results cannot be written"))
+            raise
+        if (result.jobs["final_state"] == UNFINISHED).any():
+            _warn(view.standing(progress, _how(signals.got, result)))
         else:
-            _table(file, result)
-        if not quiet:
-            for note in result.summary["notes"]:
-                typer.echo(f"note: {note}", err=True)
-            for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
-                typer.echo(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}", err=True)
-            if result.prediction is not None and result.prediction["steps"]:
-                typer.echo(_predicted(result.prediction), err=True)
-            typer.echo(f"adapters and results are in {out}", err=True)
-        for problem in run.unsaved:
-            typer.echo(f"loramux: {problem}", err=True)
-        if run.unsaved:
-            raise typer.Exit(StateError.exit_code)
-        if result.stopped_by is not None:
-            raise typer.Exit(128 + result.stopped_by)
-        if result.hopeless:
-            raise typer.Exit(EXIT_NEVER_FITS)
-        if result.summary["failed"]:
-            raise typer.Exit(EXIT_FAILED_JOBS)
+            progress.remove()
+        _report(given, file, result)
+    if result.hopeless:
+        return EXIT_NEVER_FITS
+    return EXIT_FAILED_JOBS if result.summary["failed"] else 0
+
+
+def _earlier_run(given: TrainOptions) -> Progress | None:
+    """Return the unfinished run in --out that is to go on; refuse a folder in use otherwise.
+
+    None also where --resume finds no unfinished run: `_may_go_on` says what is there.
+    """
+    from loramux_runtime.train.progress import JOURNAL, Progress
+    from loramux_traces.errors import StateError
+    from loramux_traces.runfolder import PROGRESS, check_folder, prepare_folder
+
+    unfinished = (given.out / PROGRESS / JOURNAL).exists()
+    if given.resume:
+        check_folder(given.out, resume=True)
+        return Progress.open(given.out) if unfinished else None
+    if unfinished and not given.force:
+        found = Progress.open(given.out)
+        lines = "\n".join(found.standing())
+        found.journal.close()
+        how = "--resume goes on with it, --force starts anew"
+        raise StateError(f"{given.out}: holds an unfinished run ({how}): {lines}")
+    if given.force:
+        # nothing is removed before every job has been checked
+        check_folder(given.out, force=True, also=_ALSO)
+    else:
+        prepare_folder(given.out)
+    return None
+
+
+def _may_go_on(given: TrainOptions, settings: dict[str, Any], progress: Progress | None) -> bool:
+    """Return whether something is left to do; UsageError where there is no such run."""
+    from loramux_runtime.train.settings import differences, listed, version_changes
+    from loramux_traces.errors import UsageError
+    from loramux_traces.runfolder import MANIFEST, read_run
+
+    known: dict[str, Any] | None = None
+    if progress is not None:
+        known = progress.facts["settings"]
+    elif (given.out / MANIFEST).is_file():
+        run = read_run(given.out)
+        known = run.manifest.get("settings")
+    if known is None:
+        raise UsageError(f"{given.out}: there is no run of loramux train to go on with; start one without --resume")
+    changed = differences(settings, known)
+    if changed:
+        raise UsageError(f"{given.out}: this is not the run that was begun there:{listed(changed)}")
+    if progress is None:
+        given.say(f"{given.out}: the run is whole ({len(run.jobs):,} jobs have ended): nothing is left to do")
+        return False
+    others = version_changes(known)
+    if others:
+        given.say(f"note: the bits may be others from here on: the run began with {', '.join(others)}")
+    return True
+
+
+def _check_rows(given: TrainOptions, progress: Progress, checked: Checked) -> None:
+    """Raise UsageError where a job's rows are not those that the run began with."""
+    from loramux_runtime.train.settings import data_differences, listed
+    from loramux_traces.errors import UsageError
+
+    changed = data_differences(checked.data_facts, progress.facts["data"])
+    if changed:
+        raise UsageError(f"{given.out}: cannot go on with other data:{listed(changed)}")
+
+
+def _loaded(given: TrainOptions, file: JobsFile, outline: BaseModel, where: Any, *, needed: bool) -> BaseModel:
+    """Return the base model; its outline alone where no job is left that it could train."""
+    from dataclasses import replace
+
+    from loramux_runtime.fused.memory_meter import keep_freed_memory
+    from loramux_runtime.fused.torch_devices import set_threads
+    from loramux_runtime.jobs.bases import open_base
+
+    if not needed:
+        return replace(outline, device=where)
+    given.say(f"loading {file.base.path or file.base.shape or 'a tiny model'} on {where}")
+    base = open_base(file.base, where)
+    set_threads(given.threads, base.sites.hidden)
+    if where.type == "cpu":
+        keep_freed_memory()
+    return base
+
+
+def _how(got: list[int], result: TrainResult) -> str:
+    import signal
+
+    if not got:
+        return "not every job is finished"
+    how = "interrupted" if got[0] == signal.SIGINT else "terminated"
+    return how if result.training else f"{how} before the first step, so that nothing was trained"
+
+
+def _report(given: TrainOptions, file: JobsFile, result: TrainResult) -> None:
+    """Print the results, draw the charts, and say what should be known."""
+    if given.plots:
+        from loramux_cli.simulate import draw
+
+        draw(given.out, quiet=given.quiet)
+    if given.as_json:
+        from loramux_traces.filesafe import json_text
+
+        report = {"schema_version": 1, "runs": [_entry(given.policy, result)]}
+        typer.echo(json_text(report, indent=2))
+    else:
+        view.table(file, result)
+    for note in result.summary["notes"]:
+        given.say(f"note: {note}")
+    for ended in result.jobs[result.jobs["reason"] != ""].to_dict("records"):
+        given.say(f"note: {ended['job_id']}: {ended['final_state']}: {ended['reason']}")
+    if result.prediction is not None and result.prediction["steps"]:
+        given.say(view.predicted(result.prediction))
+    given.say(f"adapters and results are in {given.out}")
 
 
 def _entry(policy: str, result: TrainResult) -> dict[str, Any]:
     return {"policy": policy, "seed": 0, **result.summary, "evaluation": result.scores, "prediction": result.prediction}
 
 
-def _predicted(facts: dict[str, Any]) -> str:
-    text = f"step times were predicted within {facts['time_mape']:.1%} in the mean by the profile"
-    text += f", {facts['time_mape_refitted']:.1%} as refitted on the way (factor {facts['time_factor']:.2f})"
-    if "memory_mape" in facts:
-        text += f"; memory within {facts['memory_mape']:.2%}, {facts['above_bound']} steps above the bound"
-    return text
-
-
-def _write(out: Path, jobs: Path, policy: str, profile: Any, run: TrainRun, result: TrainResult) -> None:
+def _write(
+    given: TrainOptions, profile: DeviceProfile, run: TrainRun, result: TrainResult, settings: dict[str, Any]
+) -> None:
     import hashlib
     from importlib.metadata import version
 
+    from loramux_runtime.train.settings import shortened
     from loramux_traces.filesafe import write_jsonl
     from loramux_traces.runfolder import write_run
 
-    write_jsonl(out / "training.jsonl", result.training)
+    write_jsonl(given.out / "training.jsonl", result.training)
     packages = ("loramux", "torch", "transformers", "numpy")
     write_run(
-        out,
+        given.out,
         manifest={
             "kind": "real",
-            "policy": policy,
-            "policy_params": policy,
+            "policy": given.policy,
+            "policy_params": given.policy,
             "seed": 0,
             "argv": list(sys.argv),
             "trace": {
-                "name": jobs.name,
-                "sha256": hashlib.sha256(jobs.read_bytes()).hexdigest(),
+                "name": given.jobs.name,
+                "sha256": hashlib.sha256(given.jobs.read_bytes()).hexdigest(),
                 "provenance": "",
-                "jobs": len(run.specs),
+                "jobs": len(result.jobs),
             },
             "devices": [str(run.model.base.device)],
             "base_model": run.model.base.name,
             "profile_sha256": profile.digest,
+            "interruptions": result.interruptions,
+            "settings": shortened(settings),
             "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
             "origin": "measured",
         },
         jobs=result.jobs,
         events=result.events,
-        summary=_entry(policy, result),
+        summary=_entry(given.policy, result),
         timeline=result.timeline,
     )
 
 
-def _draw(out: Path, *, quiet: bool) -> None:
-    from loramux_cli.simulate import draw
-
-    draw(out, quiet=quiet)
-
-
-def _table(file: JobsFile, result: TrainResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from loramux_cli.simulate import duration
-
-    losses: dict[str, list[float]] = {}
-    for row in result.training:
-        if row["loss"] is not None:
-            losses.setdefault(row["job_id"], []).append(row["loss"])
-    scored = bool(result.scores)
-    table = Table(box=None, pad_edge=False)
-    names = ["job", "method", "steps", "loss", "\nlast", "turn-\naround"]
-    names += ["held-out\nbefore", "\nafter", "exact\nbefore", "\nafter"] if scored else []
-    for name in names:
-        table.add_column(name, justify="left" if name in ("job", "method") else "right", no_wrap=True)
-    rows = {str(row["job_id"]): row for row in result.jobs.to_dict("records")}
-    for job in file.jobs:
-        done: Any = rows[job.id]
-        seen = losses.get(job.id, [])
-        ends = [f"{seen[0]:.3f}", f"{seen[-1]:.3f}"] if seen else ["-", "-"]
-        turnaround = done["turnaround_time"]
-        cells = [job.method, f"{done['steps_done']:.0f}", *ends, duration(turnaround if turnaround >= 0 else None)]
-        if scored:
-            score = result.scores.get(job.id)
-            for key, form in (("loss", ".3f"), ("exact_match", ".1%")):
-                cells += [f"{score[when][key]:{form}}" if score else "-" for when in ("before", "after")]
-        table.add_row(Text(job.id), *cells)
-    console = Console()
-    console.print(table)
-    s = result.summary
-    console.print(
-        f"{s['completed']}/{s['jobs']} jobs in {duration(s['makespan_s'])}, {s['steps']:.0f} fused steps, "
-        f"{s['effective_tokens_per_s']:,.0f} tokens/s. Measured on {result.device}"
-    )
-
-
-@contextmanager
-def _progress(file: JobsFile, *, quiet: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks = {job.id: bar.add_task(job.id, total=job.steps, loss="") for job in file.jobs}
-
-        def tell(row: dict[str, Any]) -> None:
-            loss = "not finite" if row["loss"] is None else f"loss {row['loss']:.3f}"
-            bar.update(tasks[row["job_id"]], completed=row["step"], total=row["total_steps"], loss=loss)
-
-        yield tell
+def _warn(text: str) -> None:
+    typer.echo(f"loramux: {text}", err=True)

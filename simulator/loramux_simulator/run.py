@@ -35,6 +35,7 @@ from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
 from loramux_simulator.step_engine import StepEngine
+from loramux_traces.decimals import as_written
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.results import empty_timeline, summarise
@@ -284,7 +285,7 @@ class SimulatedRun:
     def play(self) -> RunResult:
         """Run the trace and sum up the results."""
         arrivals: Iterator[Job] = self.intake.jobs(self.specs)
-        warm = int(self.options.warmup * len(self.specs))
+        warm = int(as_written(self.options.warmup) * len(self.specs))
         if warm:
             self.engine.at(self.specs[warm].submit_s, self._begin_window)
         with _rare_collections():

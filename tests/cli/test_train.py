@@ -193,16 +193,21 @@ def test_an_adapter_that_cannot_be_written_costs_the_others_nothing(cli: Cli, tm
 
     save = train.save_adapter
 
-    def full(adapter: Any, folder: Path, name: str) -> None:
+    def full(adapter: Any, folder: Path, name: str, **options: Any) -> None:
         if adapter.job_id == "b":
             raise StateError(f"{folder}: the adapter cannot be written (No space left on device)")
-        save(adapter, folder, name)
+        save(adapter, folder, name, **options)
 
     monkeypatch.setattr(train, "save_adapter", full)
     out = tmp_path / "out"
     ran = cli("train", write(tmp_path), "--out", out, "--device", "cpu")
-    assert ran.code == 6 and "No space left" in ran.err
-    assert (out / "adapters" / "a").is_dir() and len(read_run(out).jobs) == 2
+    assert ran.code == 3 and "No space left" in ran.err
+    assert (out / "adapters" / "a").is_dir() and list(read_run(out).jobs["final_state"]) == ["COMPLETED", "UNFINISHED"]
+    monkeypatch.setattr(train, "save_adapter", save)
+    ran = cli("train", tmp_path / "jobs.yaml", "--out", out, "--device", "cpu", "--resume")
+    assert ran.code == 0 and (out / "adapters" / "b").is_dir()
+    assert list(read_run(out).jobs["final_state"]) == ["COMPLETED", "COMPLETED"]
+    assert not (out / "progress").exists()
 
 
 def test_a_measured_profile_says_how_far_it_was_off(cli: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .mutate import as_json, as_yaml, mutated_bytes, mutated_value
 
@@ -130,16 +130,12 @@ def _faulty_jobs(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _read_jobs(path: Path) -> object:
-    from loramux_runtime.data import JobData, SyntheticData
-    from loramux_runtime.jobs.job_specs import spec_of_data
+    from loramux_runtime.jobs.job_specs import RowFigures, spec_of_figures
     from loramux_runtime.jobs.jobs_file import read_jobs
 
     jobs = read_jobs(path)
     for job in jobs:  # what is taken can be put in a trace's terms: no step can fail for that later
-        if isinstance(job.data, SyntheticData):
-            spec_of_data(job, cast(JobData, None), "llama-7b", dtype="fp32", recompute=False)
-        else:
-            _ = job.adapter_config
+        spec_of_figures(job, RowFigures(8, 16.0, None), "llama-7b", dtype="fp32", recompute=False)
     return jobs
 
 

@@ -98,3 +98,7 @@ class StateError(LoramuxError):
     """
 
     exit_code = 6
+
+
+class BusyError(StateError):
+    """Another process holds a lock, and has not given it up in time."""

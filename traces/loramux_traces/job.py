@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass as validated
 
+from loramux_traces.decimals import steps_of_epochs
 from loramux_traces.job_types import (
     Bytes,
     Dropout,
@@ -139,7 +140,7 @@ class JobSpec:
     def steps(self) -> float | None:
         """Declared optimizer steps, or None where only `duration_s` is given."""
         if self.num_samples is not None and self.epochs is not None:
-            return max(1.0, -(-self.num_samples * self.epochs // self.batch_size))
+            return float(steps_of_epochs(self.num_samples, self.epochs, self.batch_size))
         return self.total_steps
 
 

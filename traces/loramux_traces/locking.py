@@ -35,8 +35,10 @@ def owned(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # The file is removed before the lock is given up: nobody else has it open for long.
-        (path / LOCK).unlink(missing_ok=True)
+        # The file is removed before the lock is given up: nobody else has it open for long. Not
+        # where the folder was replaced meanwhile: that file is somebody else's.
+        if _same(path / LOCK, descriptor):
+            (path / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
         for folder in made:
             if not folder.is_dir() or any(folder.iterdir()):
@@ -74,10 +76,20 @@ def _take(path: Path) -> int:
                 f"{path}: process {owner or '?'} is writing into it; wait, or name another folder"
             ) from None
         try:
-            if os.stat(file).st_ino == os.fstat(descriptor).st_ino:
+            if _same(file, descriptor):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
-        except FileNotFoundError:
-            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
+
+
+def _same(file: Path, descriptor: int) -> bool:
+    """Return whether a path still names the file that is open."""
+    try:
+        found, mine = os.stat(file, follow_symlinks=False), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)

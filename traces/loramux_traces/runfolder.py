@@ -9,6 +9,7 @@ Every package writes and reads it in the same way.
     summary.json       the figures of the run
     timeline.json.gz   stays, memory and queue over time (absent when not kept)
     plots/             charts, drawn when asked for
+    progress/          what an unfinished `loramux train` needs to go on (gone when it is whole)
 
 Several runs of one command lie side by side in one folder, `<policy>-s<seed>/` each, beside that
 folder's own manifest.json and summary.json (the object of `simulate --json`); a sweep's folder has
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +45,7 @@ EVENTS: Final = "events.jsonl"
 SUMMARY: Final = "summary.json"
 TIMELINE: Final = "timeline.json.gz"
 PLOTS: Final = "plots"
+PROGRESS: Final = "progress"
 REPORT: Final = "report.md"
 _OWN_FILES: Final = (MANIFEST, JOBS, EVENTS, SUMMARY, TIMELINE, RESULTS_NAME, REPORT)
 
@@ -134,51 +137,86 @@ def run_folder_name(policy: str, seed: int) -> str:
 
 
 def prepare_folder(
-    path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = (), resuming: str = ""
+    path: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    also: Iterable[str] = (),
+    resuming: str = "",
+    private: bool = False,
 ) -> Path:
     """Make `path` ready to be written into and return it.
 
     A folder that already holds something is refused, unless `resume` (all is kept) or `force`
     (loramux's own files and those named in `also` are removed, in it and in the runs directly below
     it; a stranger's files and trained adapters never are). `resuming`: what the command offers
-    beside --force, for the message. Raises StateError for a folder in use without leave, a symlink,
-    a file, or a place that cannot be written.
+    beside --force, for the message. `private`: a folder that is made is for its owner alone (mode
+    0700); one that is there keeps its mode. Raises StateError for a folder in use without leave, a
+    symlink, a file, or a place that cannot be written.
     """
-    if path.is_symlink():
-        raise StateError(f"{path}: is a symlink; give the folder itself")
-    if path.exists() and not path.is_dir():
-        raise StateError(f"{path}: is a file, not a folder")
+    check_folder(path, force=force, resume=resume, also=also, resuming=resuming)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(file.name != LOCK for file in path.iterdir()) and not resume:
-            if not force:
-                on = f", {resuming}" if resuming else ""
-                raise StateError(f"{path}: is not empty; --force replaces an older run{on}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(0o700 if private else 0o777, exist_ok=True)
+        if force and not resume and _in_use(path):
             _clear(path, {*_OWN_FILES, *also})
     except OSError as error:
         raise StateError(f"{path}: cannot be written ({error.strerror})") from error
     return path
 
 
-def _clear(path: Path, own: set[str]) -> None:
-    """Remove the files of an older run.
+def check_folder(
+    path: Path, *, force: bool = False, resume: bool = False, also: Iterable[str] = (), resuming: str = ""
+) -> None:
+    """Raise StateError where `prepare_folder` would refuse the folder; nothing is written."""
+    if path.is_symlink():
+        raise StateError(f"{path}: is a symlink; give the folder itself")
+    if path.exists() and not path.is_dir():
+        raise StateError(f"{path}: is a file, not a folder")
+    try:
+        if resume or not path.exists() or not _in_use(path):
+            return
+        if not force:
+            on = f", {resuming}" if resuming else ""
+            raise StateError(f"{path}: is not empty; --force replaces an older run{on}")
+        _to_clear(path, {*_OWN_FILES, *also})
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written ({error.strerror})") from error
 
-    Raises StateError, before anything is removed, when the folder does not look like loramux's.
+
+def _in_use(path: Path) -> bool:
+    return any(file.name != LOCK for file in path.iterdir())
+
+
+def _to_clear(path: Path, own: set[str]) -> list[Path]:
+    """Return the run folders to remove the files of an older run from.
+
+    Raises StateError when the folder does not look like loramux's.
     """
     folders = [path, *sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink() and p.name != PLOTS)]
     runs = [p for p in folders if _is_ours(p)]
     if not runs:
         raise StateError(f"{path}: holds something that is not a loramux run; --force replaces only those")
+    unfinished = [p for p in runs if (p / PROGRESS).exists() and PROGRESS not in own]
+    if unfinished:
+        raise StateError(f"{unfinished[0]}: holds an unfinished run of loramux train, which only that replaces")
     kept = [p for p in runs if (p / "adapters").exists()]
     if kept:
         raise StateError(f"{kept[0]}: holds trained adapters, which --force never deletes; move them away first")
-    for folder in reversed(runs):
+    return runs
+
+
+def _clear(path: Path, own: set[str]) -> None:
+    """Remove the files of an older run."""
+    for folder in reversed(_to_clear(path, own)):
         plots = folder / PLOTS
         drawn = sorted(plots.iterdir()) if plots.is_dir() and not plots.is_symlink() else []
         ours = [p for p in folder.iterdir() if p.name in own or re.fullmatch(r"\..+\.\d+\.tmp", p.name)]
         for file in [*ours, *(p for p in drawn if p.suffix in (".png", ".svg", ".csv", ".json"))]:
             if (file.is_file() or file.is_symlink()) and not _is_foreign_table(file):
                 file.unlink()
+        if PROGRESS in own and (folder / PROGRESS).is_dir() and not (folder / PROGRESS).is_symlink():
+            shutil.rmtree(folder / PROGRESS)
         if drawn and not any(plots.iterdir()):
             plots.rmdir()
         if folder != path and not any(folder.iterdir()):
@@ -188,8 +226,11 @@ def _clear(path: Path, own: set[str]) -> None:
 def _is_ours(folder: Path) -> bool:
     """Say whether loramux wrote in this folder.
 
-    The sign is a manifest of ours, or (for a run that was cut short) a table of results.
+    The sign is a manifest of ours, or (for a run that was cut short) a table of results, or the
+    progress of a training run.
     """
+    if (folder / PROGRESS / "journal.sqlite").is_file():
+        return True
     try:
         manifest = read_json_object(folder / MANIFEST)
     except StateError:

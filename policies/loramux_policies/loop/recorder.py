@@ -136,12 +136,16 @@ class Recorder:
         """
         return None if self.events is None else sorted(self.events, key=lambda row: row["t_s"])
 
-    def table(self) -> pd.DataFrame:
-        """Return one row per job with the columns of `JOB_COLUMNS`, sorted by job id."""
+    def table(self, indices: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return one row per job with the columns of `JOB_COLUMNS`, sorted by job id.
+
+        `indices`: the jobs, by their places in the trace; None: all of them.
+        """
         specs = self._specs
         # The rows are in order from the start: sorting the finished frame would hold a million rows
         # three times over
-        order = np.array(sorted(range(len(specs)), key=lambda i: specs[i].job_id), dtype=np.intp)
+        chosen = range(len(specs)) if indices is None else indices
+        order = np.array(sorted(chosen, key=lambda i: specs[i].job_id), dtype=np.intp)
 
         def figures(column: array[Any]) -> np.ndarray[Any, Any]:
             return np.array(column)[order]

@@ -48,7 +48,7 @@ def adaptive_step(device: DeviceView, k: int, percent: float, budget_tokens: flo
     others = sorted([job for job in ready if job.waited < limit], key=_rank)
     if not taken and not fits(others[:1]):
         return halved(device, others[0])
-    others = others[: max(1, ceil(len(others) * percent / 100.0))]
+    others = others[: max(1, ceil(round(len(others) * percent / 100.0, 9)))]
     if not device.padded and budget_tokens <= 0.0:
         budget_tokens = k * sum(job.tokens for job in ready) / len(ready)
     for _, members in groupby(others, key=lambda job: job.priority):

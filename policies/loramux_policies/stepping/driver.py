@@ -140,6 +140,11 @@ class StepDriver(Generic[P]):
         self._reviews.clear()
         self.residents.watched.clear()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `run` is to end at the next step boundary."""
+        return self._stopping
+
     def request_stop(self) -> None:
         """End `run` at the next step boundary."""
         self._stopping = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from loramux_policies.loop.job import Job
@@ -20,18 +20,24 @@ class Inbox(Protocol):
 
 
 class Arrivals:
-    """Gives the jobs of a run whose jobs are known: each arrives at its `submit_s`."""
+    """Gives the jobs of a run whose jobs are known: each arrives at its `submit_s`.
 
-    def __init__(self, loop: Scheduler, jobs: Iterable[Job]) -> None:
-        self._loop, self._coming = loop, iter(jobs)
+    `arrives_s` says when a job arrives where that is another time (its rows had to be read first);
+    the jobs come in that order.
+    """
+
+    def __init__(
+        self, loop: Scheduler, jobs: Iterable[Job], arrives_s: Callable[[Job], float] = lambda job: job.spec.submit_s
+    ) -> None:
+        self._loop, self._coming, self._arrives_s = loop, iter(jobs), arrives_s
         self._next = next(self._coming, None)
 
     def poll(self, now_s: float) -> None:
-        """Let the jobs arrive that were submitted by that instant."""
-        while self._next is not None and self._next.spec.submit_s <= now_s:
+        """Let the jobs arrive that come by that instant."""
+        while self._next is not None and self._arrives_s(self._next) <= now_s:
             self._loop.arrive(self._next)
             self._next = next(self._coming, None)
 
     def next_s(self) -> float | None:
-        """Return the submission time of the next job."""
-        return None if self._next is None else self._next.spec.submit_s
+        """Return when the next job arrives."""
+        return None if self._next is None else self._arrives_s(self._next)

@@ -211,10 +211,14 @@ def replay(
     ledger = ledger_of(cost, max_resident)
     loop = Scheduler(policy, [ledger], driver, max_resident=max_resident, listener=recorder.hear, on_plan=on_plan)
     intake = Intake([cost], [1], oracle=False, unschedulable=recorder.unschedulable)
-    jobs: Iterator[Job] = intake.jobs(ordered)
+    # a job came when its rows had been read, which no policy has decided
+    came = stream.arrived
+    indexed = sorted(enumerate(ordered), key=lambda pair: came.get(pair[1].job_id, (pair[1].submit_s, pair[0])))
+    jobs: Iterator[Job] = (job for index, spec in indexed if (job := intake.job(index, spec)) is not None)
+    arrives_s: Callable[[Job], float] = lambda job: came.get(job.job_id, (job.spec.submit_s, 0))[0]
     left = ""
     try:
-        driver.run(loop, Arrivals(loop, jobs), Host())
+        driver.run(loop, Arrivals(loop, jobs, arrives_s), Host())
     except LeftTheRecord as error:
         left = str(error)
     return Replay(events=recorder.log() or [], left=left)

@@ -14,20 +14,21 @@ things happened. Times are in seconds from the start of the run:
                                  nothing of it counts; `scale` where the online refit moved it
 
 Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job
-got.
+got. A live scheduler's `{"t_s", "event": "read", "job_id"}` says when a job's rows had been read:
+it arrived then, not when it was submitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from loramux_policies.loop.events import Event
 from loramux_policies.views import FusedStep
 from loramux_traces.errors import StateError
 
-HAPPENED: Final = frozenset(("begin", "wait", "stop"))
+HAPPENED: Final = frozenset(("begin", "wait", "stop", "read"))
 """Rows that are no decision and follow from none."""
 
 
@@ -112,6 +113,8 @@ class Stream:
     begin_s: float
     moments: tuple[Moment, ...]
     jobs: Mapping[str, Story]
+    arrived: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """When jobs came whose rows had to be read first, and as which ones."""
     stopped: bool = False
     """Whether the run was ended from outside after the last moment."""
 
@@ -140,7 +143,13 @@ class Stream:
             )
             for job_id, lengths in reader.lengths.items()
         }
-        return cls(begin_s=reader.begin_s, moments=tuple(reader.moments), jobs=stories, stopped=reader.stopped)
+        return cls(
+            begin_s=reader.begin_s,
+            moments=tuple(reader.moments),
+            jobs=stories,
+            arrived=reader.arrived,
+            stopped=reader.stopped,
+        )
 
 
 class _Reader:
@@ -154,6 +163,7 @@ class _Reader:
         self.lengths: dict[str, list[int]] = {}
         self.p_stop: dict[str, dict[int, float]] = {}
         self.ends: dict[str, tuple[int, str]] = {}
+        self.arrived: dict[str, tuple[float, int]] = {}
         self._rows: dict[str, int] = {}
 
     def read(self, row: Mapping[str, Any]) -> None:
@@ -167,6 +177,8 @@ class _Reader:
             self.stopped = True
         elif event == "step":
             self._step(row)
+        elif event == "read":
+            self.arrived.setdefault(row["job_id"], (float(row["t_s"]), len(self.arrived)))
         elif event in (Event.FINISH, Event.DIVERGE):
             job_id = row["job_id"]
             self.ends[job_id] = (self._rows[job_id], row["detail"] if event == Event.DIVERGE else "")

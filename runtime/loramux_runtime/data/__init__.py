@@ -6,6 +6,7 @@ Data is read from a stranger's file, written with a template, tokenised, labelle
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.length_stats import LengthStats, length_stats
 from loramux_runtime.data.load import FileReport, JobData, Rows, load_data, synthetic_data
+from loramux_runtime.data.made_from import what_changed
 from loramux_runtime.data.rows import TokenisedRows
 from loramux_runtime.data.sample_stream import SampleStream
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticData, SyntheticReport, SyntheticRows
@@ -29,4 +30,5 @@ __all__ = [
     "load_data",
     "load_tokenizer",
     "synthetic_data",
+    "what_changed",
 ]

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from loramux_runtime.data.config import DataConfig
+from loramux_runtime.data.made_from import made_from
 from loramux_runtime.data.parse import RecordReader
 from loramux_runtime.data.readers import read_rows
 from loramux_runtime.data.render import Renderer
@@ -21,12 +23,15 @@ from loramux_runtime.data.sample_stream import SampleStream
 from loramux_runtime.data.source import invalid, locate
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer
+from loramux_traces.decimals import as_written
 from loramux_traces.problems import Problems
 from loramux_traces.sampling import uniforms
 
 Rows = TokenisedRows | SyntheticRows
 #: Called every few thousand rows with the number of rows read so far.
 OnProgress = Callable[[int], None]
+Tokenise = Callable[[Path, DataConfig, Tokenizer, int, datetime, OnProgress | None], "tuple[TokenisedRows, FileReport]"]
+"""Makes rows of a file: `tokenise_file`, or what stands in its place."""
 _PROGRESS_EVERY: Final = 2000
 
 
@@ -62,11 +67,14 @@ class JobData:
     """The order in which the rows of `train` are taken."""
     eval: TokenisedRows | None
     """Held-out rows; no row of `train` has the same tokens."""
-    report: FileReport | SyntheticReport
+    report: FileReport | SyntheticReport | None
+    """What became of the rows of the file; None where somebody else has read it."""
     eval_report: FileReport | None
     """Report on eval_path, where it is given."""
     held_out_copies: int
     """Number of training rows left out because a held-out row has the same tokens."""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    """What the rows depend on beside the job's settings (`made_from.what_changed` compares two)."""
 
     def bound(self, micro_batch: int) -> JobData:
         """Return the data of a job whose micro-batches the loop makes `micro_batch` rows.
@@ -86,24 +94,31 @@ def load_data(
     seed: int,
     base: Path | None = None,
     roots: Sequence[Path] | None = None,
+    rendered_at: datetime | None = None,
     progress: OnProgress | None = None,
+    tokenise: Tokenise | None = None,
 ) -> JobData:
     """Read, tokenise and split a job's rows.
 
-    The same settings, file and seed give the same rows and order. `vocab_size` is the base model's:
-    a larger token id is refused. `seed` (0 or more) draws the held-out rows and the order. A
-    relative path is one from `base` (the folder of the jobs file); with `roots`, files elsewhere
-    are refused. Raises InvalidInputError that lists every bad row up to 50, with file, line,
-    column, value and what is allowed, or says that too few rows are left; UsageError for settings
-    that do not go with the data or the tokenizer.
+    The same settings, file, seed and `rendered_at` give the same rows and order. `rendered_at` (of
+    any time zone; None: now) is the time that a chat template is told which writes the date.
+    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
+    held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
+    with `roots`, files elsewhere are refused. `tokenise` is called in the place of `tokenise_file`
+    (by whoever keeps the rows of a file for the next job). Raises InvalidInputError that lists
+    every bad row up to 50, with file, line, column, value and what is allowed, or says that too few
+    rows are left; UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
-    rows, report = _tokenised(path, config, tokenizer, vocab_size, progress)
-    if config.eval_path is not None:
+    rendered_at = rendered_at or datetime.now(UTC)
+    tokenise = tokenise or tokenise_file
+    eval_path = None if config.eval_path is None else locate(config.eval_path, base, roots)
+    rows, report = tokenise(path, config, tokenizer, vocab_size, rendered_at, progress)
+    parts = made_from(path, eval_path, tokenizer, rendered_at)
+    if eval_path is not None:
         # The format that the first file was taken for holds for the second.
         same = config.model_copy(update={"format": report.format})
-        eval_path = locate(config.eval_path, base, roots)
-        held_out, eval_report = _tokenised(eval_path, same, tokenizer, vocab_size, progress)
+        held_out, eval_report = tokenise(eval_path, same, tokenizer, vocab_size, rendered_at, progress)
         train, copies = _without(rows, range(len(rows)), held_out)
     elif (n_held := _n_held_out(config, len(rows))) > 0:
         if n_held >= len(rows):
@@ -113,7 +128,15 @@ def load_data(
         train, copies = _without(rows, np.sort(order[n_held:]).tolist(), held_out)
     else:
         stream = SampleStream(len(rows), seed, config.shuffle)
-        return JobData(train=rows, stream=stream, eval=None, report=report, eval_report=None, held_out_copies=0)
+        return JobData(
+            train=rows,
+            stream=stream,
+            eval=None,
+            report=report,
+            eval_report=None,
+            held_out_copies=0,
+            made_from=parts,
+        )
     if not len(train):
         raise invalid(path, "every row is also a held-out row: none is left to train on")
     return JobData(
@@ -123,6 +146,7 @@ def load_data(
         report=report,
         eval_report=eval_report,
         held_out_copies=copies,
+        made_from=parts,
     )
 
 
@@ -146,7 +170,7 @@ def synthetic_data(
 
 def _n_held_out(config: DataConfig, n_rows: int) -> int:
     if config.eval_fraction is not None:
-        return max(1, round(config.eval_fraction * n_rows))
+        return max(1, round(as_written(config.eval_fraction) * n_rows))
     return config.eval_rows or 0
 
 
@@ -158,12 +182,21 @@ def _without(rows: TokenisedRows, kept: Sequence[int], held_out: TokenisedRows) 
     return rows.select(train), len(kept) - len(train)
 
 
-def _tokenised(
-    path: Path, config: DataConfig, tokenizer: Tokenizer, vocab_size: int, progress: OnProgress | None
+def tokenise_file(
+    path: Path,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    rendered_at: datetime,
+    progress: OnProgress | None,
 ) -> tuple[TokenisedRows, FileReport]:
+    """Return all rows of one file, and what became of them.
+
+    Arguments and errors are those of `load_data`.
+    """
     problems = Problems(str(path))
     records = RecordReader(config, problems)
-    renderer = Renderer(config, tokenizer)
+    renderer = Renderer(config, tokenizer, rendered_at=rendered_at)
     builder = RowBuilder(
         tokenizer,
         problems,

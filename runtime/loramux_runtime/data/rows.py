@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from loramux_runtime.data.templates import Rendered
 from loramux_runtime.data.tokenizer import Encoded, Tokenizer
-from loramux_runtime.fused.packing import IGNORED
+from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
 
@@ -29,24 +28,26 @@ class TokenisedRows:
 
     Both are int64 arrays of one length, [tokens of the row]. `labels[t]` is the token at t, to be
     predicted from those before it, or -100 where nothing is learned; the first token never is. The
-    rows are kept flat, five bytes a token, so that 100,000 rows are a hundred megabytes and not a
-    gigabyte.
+    tokens are kept flat, five bytes each, so that 100,000 rows are a hundred megabytes and not a
+    gigabyte. They may be mapped from a file, and several jobs may have rows of the same tokens: a
+    selection copies none.
     """
 
     ids: _Ids
-    """[tokens of all rows] int32."""
+    """[tokens] int32, in which the rows lie."""
     learned: Bools
-    """[tokens of all rows]."""
-    starts: Ints
-    """[rows + 1]: row i is ids[starts[i] : starts[i + 1]]."""
+    """[tokens]."""
+    begins: Ints
+    """[rows]: row i is ids[begins[i] : ends[i]]."""
+    ends: Ints
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.begins)
 
     def __getitem__(self, row: int) -> tuple[Ints, Ints]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        here = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        here = slice(int(self.begins[row]), int(self.ends[row]))
         tokens = self.ids[here].astype(np.int64)
         return tokens, np.where(self.learned[here], tokens, IGNORED)
 
@@ -55,45 +56,67 @@ class TokenisedRows:
 
     def length(self, row: int) -> int:
         """Return the number of tokens of a row."""
-        return int(self.starts[row + 1] - self.starts[row])
+        return int(self.ends[row] - self.begins[row])
 
     @property
     def lengths(self) -> Ints:
         """Return the number of tokens of each row, [rows]."""
-        return np.diff(self.starts)
+        return self.ends - self.begins
+
+    @property
+    def starts(self) -> Ints:
+        """Return the number of tokens before each row, and of all, [rows + 1]."""
+        starts = np.zeros(len(self) + 1, dtype=np.int64)
+        np.cumsum(self.lengths, out=starts[1:])
+        return starts
 
     @property
     def n_tokens(self) -> int:
         """Return the number of tokens of all rows."""
-        return len(self.ids)
+        return int(self.lengths.sum())
 
     @property
     def n_labels(self) -> int:
         """Return the number of learned tokens of all rows."""
-        return int(np.count_nonzero(self.learned))
+        return sum(int(np.count_nonzero(self.learned[here])) for here in self._runs())
 
     @property
     def sha256(self) -> str:
-        """Return the SHA-256 of the rows' content.
+        """Return the SHA-256 of the rows' content, wherever the rows lie.
 
         A resumed job must find the data it left.
         """
-        digest = hashlib.sha256()
-        for array in (self.starts, self.ids, self.learned):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.starts).tobytes())
+        for array in (self.ids, self.learned):
+            for here in self._runs():
+                digest.update(np.ascontiguousarray(array[here]).data)
         return digest.hexdigest()
 
     def keys(self) -> list[bytes]:
         """Return one key per row; rows of equal tokens have equal keys."""
-        bounds = self.starts.tolist()
         return [
-            hashlib.blake2b(self.ids[start:end].tobytes(), digest_size=16).digest() for start, end in pairwise(bounds)
+            hashlib.blake2b(self.ids[begin:end].tobytes(), digest_size=16).digest()
+            for begin, end in zip(self.begins.tolist(), self.ends.tolist(), strict=True)
         ]
 
-    def select(self, rows: Sequence[int]) -> TokenisedRows:
-        """Return these rows, in this order."""
-        spans = [slice(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
-        return _joined([self.ids[here] for here in spans], [self.learned[here] for here in spans])
+    def select(self, rows: Sequence[int] | Ints) -> TokenisedRows:
+        """Return these rows, in this order; their tokens are not copied."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return TokenisedRows(self.ids, self.learned, _fixed(self.begins[chosen]), _fixed(self.ends[chosen]))
+
+    def _runs(self) -> Iterator[slice]:
+        """Yield where the tokens of all rows are, in order: rows that follow on are one slice."""
+        if not len(self):
+            return
+        breaks = np.flatnonzero(self.begins[1:] != self.ends[:-1]) + 1
+        firsts, lasts = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(self)]]) - 1
+        for begin, end in zip(self.begins[firsts].tolist(), self.ends[lasts].tolist(), strict=True):
+            yield slice(begin, end)
+
+
+def _fixed(array: Ints) -> Ints:
+    array.flags.writeable = False
+    return array
 
 
 def _joined(ids: Sequence[_Ids], learned: Sequence[Bools]) -> TokenisedRows:
@@ -103,7 +126,7 @@ def _joined(ids: Sequence[_Ids], learned: Sequence[Bools]) -> TokenisedRows:
     mask = np.concatenate([np.empty(0, np.bool_), *learned])
     for array in (starts, flat, mask):
         array.flags.writeable = False
-    return TokenisedRows(flat, mask, starts)
+    return TokenisedRows(flat, mask, starts[:-1], starts[1:])
 
 
 class RowBuilder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,6 +34,18 @@ def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = 
         allowed = ", ".join(str(root) for root in roots or ())
         raise invalid(path, f"must be inside {allowed}")
     return where
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a regular file, as it stands on the disk.
+
+    Raises InvalidInputError for anything else.
+    """
+    with open_file(path, MAX_TABLE, "a data file", follow=False, unpack=False) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def open_data(path: Path) -> AbstractContextManager[IO[bytes]]:

@@ -18,7 +18,7 @@ from loramux_profiles.datafiles import unknown
 from loramux_profiles.lengths import NAMES, LengthDist, length_dist
 from loramux_profiles.row_lengths import BLOCK, draw_block, longest_admitted
 from loramux_profiles.streams import stream_seed
-from loramux_runtime.fused.packing import IGNORED
+from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Ints
 
 _Words = np.ndarray[Any, np.dtype[np.uint64]]

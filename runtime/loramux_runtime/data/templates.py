@@ -23,10 +23,10 @@ and an assistant turn is learned from its first character to its end of sequence
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from string import Formatter
-from typing import Final
+from typing import Any, Final
 
 ALPACA_WITH_INPUT: Final = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -46,10 +46,15 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Holds one turn; `role` is system, user or assistant."""
+    """Holds one turn; `role` is system, developer, user, assistant or tool."""
 
     role: str
-    content: str
+    content: str | None
+    """Text; None: an assistant turn that only calls tools."""
+    learned: bool = True
+    """Whether an assistant turn is learned; others never are."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else a chat template is told: tool_calls, reasoning_content, name, tool_call_id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def render_plain_chat(messages: Sequence[Message], eos_text: str) -> Rendered:
     for message in messages:
         text += ("\n\n" if text else "") + _HEADINGS[message.role]
         start = len(text)
-        text += message.content
+        text += message.content or ""
         if message.role == "assistant":
             text += eos_text
             spans.append((start, len(text)))

@@ -5,17 +5,22 @@ The byte-level one is for models without any.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from loramux_runtime.data.chat_template import ChatTemplate, chat_template
+from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
+from loramux_traces.errors import printable
 from loramux_traces.files import MAX_TOKENIZER, check_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,6 +53,8 @@ class Tokenizer:
     eos_text: str
     bos_id: int | None
     pad_id: int | None
+    sha256: str
+    """SHA-256 of what makes tokens of a text; the chat template is not in it."""
 
     @property
     def has_chat_template(self) -> bool:
@@ -66,18 +73,51 @@ class Tokenizer:
         """Return the text of the tokens, special ones included."""
         return str(self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def chat(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+    def chat_template(self, *, tools: bool = False) -> ChatTemplate:
+        """Return the model's chat template; with `tools` its one for tools, where it has such.
+
+        Raises InvalidInputError for a template that is no program.
+        """
+        try:
+            return chat_template(self.hf.get_chat_template(tools=[] if tools else None))
+        except Exception as error:  # jinja fails in many ways on what is no template
+            raise invalid(self.name, f"its chat template cannot be used: {_said(error)}") from error
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        ask: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        rendered_at: datetime | None = None,
+    ) -> str:
         """Return the conversation in the model's chat template.
 
-        transformers runs the template in a sandbox. With `ask` the text ends where the model is to
-        answer. Raises ValueError where the template refuses the conversation.
+        With `ask` the text ends where the model is to answer. Raises ValueError where the template
+        refuses the conversation, InvalidInputError where the template does not end.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        template = self.chat_template(tools=tools is not None)
+        turns = [_turn(message) for message in messages]
         try:
-            return str(self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+            return template.render(
+                turns, tools=tools, ask=ask, rendered_at=rendered_at, special_tokens=self.hf.special_tokens_map
+            )
+        except TemplateLimitError as error:
+            raise invalid(self.name, f"its chat template cannot be used: it {error}") from error
         except Exception as error:  # a template is the model's own program: it may fail in any way
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"the model's chat template refuses this row: {said}") from error
+            raise ValueError(f"the model's chat template refuses this row: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return printable(" ".join(str(error).split()), 200) or type(error).__name__
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """Return a turn as templates expect it; what it does not have is missing, not None."""
+    turn = {"role": message.role, **message.extra}
+    if message.content is not None:
+        turn["content"] = message.content
+    return turn
 
 
 def _fast_class() -> Any:
@@ -103,6 +143,7 @@ def _wrapped(name: str, hf: Any) -> Tokenizer:
         eos_text=str(hf.eos_token),
         bos_id=hf.bos_token_id,
         pad_id=hf.pad_token_id,
+        sha256=hashlib.sha256(f"{hf.eos_token_id} {hf.backend_tokenizer.to_str()}".encode()).hexdigest(),
     )
 
 
@@ -159,6 +200,5 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
         else:
             hf = _fast_class()(tokenizer_file=str(folder / _FILE))
     except Exception as error:  # tokenizers raises plain Exception for a bad file
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise invalid(folder, f"its tokenizer cannot be loaded: {said}") from error
+        raise invalid(folder, f"its tokenizer cannot be loaded: {_said(error)}") from error
     return _wrapped(str(folder), hf)

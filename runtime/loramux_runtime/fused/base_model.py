@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from loramux_profiles.shape_catalog import load_shape
 from loramux_runtime.fused.attention import NAME
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
+from loramux_runtime.fused.rope import longest_position
 from loramux_runtime.fused.sites import BaseSites, Site
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
 from loramux_traces.files import MAX_SMALL, MAX_TABLE, MAX_TOKENIZER, check_folder
@@ -52,9 +53,9 @@ class BaseModel:
         return int(self.hf.config.vocab_size)
 
     @property
-    def max_tokens(self) -> int | None:
-        """The positions that the model was made for, where its configuration says so."""
-        return getattr(self.hf.config, "max_position_embeddings", None)
+    def longest_position(self) -> int | None:
+        """How many positions the model was made for; None where its configuration is silent."""
+        return longest_position(self.hf.config)
 
     def weight(self, layer: int, name: str) -> Tensor:
         """Return the frozen weight [n_out, n_in] of a linear.

@@ -36,42 +36,16 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def resident_bytes() -> int | None:
-    """Return the memory in bytes that this process holds right now (Linux only; None elsewhere)."""
-    return _status("VmRSS")
-
-
-def held_beside(weight_bytes: int) -> int | None:
-    """Return the memory in bytes that this process holds right now beside the weights.
-
-    None where that is not known.
-    """
-    held = resident_bytes()
-    return None if held is None else held - weight_bytes
-
-
-def _status(name: str) -> int | None:
-    try:
-        with open("/proc/self/status", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith(name + ":"):
-                    return int(line.split()[1]) << 10
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
 class MemoryMeter:
     """A memory meter reads the memory peak of the device.
 
-    On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement).
-    There the kernel's peak of the process stands in, less `rss_before`, what the process held
-    beside the base model before the first job. Without `rss_before` there is no figure.
+    On CPU torch keeps no such figure (`torch.cuda` would answer 0, which is not a measurement), and
+    what the process holds is none either: on small jobs most of it is no tensor. So there is no
+    figure there.
     """
 
-    def __init__(self, device: torch.device, rss_before: int | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
-        self._rss_before = rss_before
         self._before = 0
         self._most = 0
         """Most bytes reserved before the step in progress."""
@@ -79,8 +53,7 @@ class MemoryMeter:
     def peak_bytes(self) -> float | None:
         """Return the most bytes reserved so far, with the context; None where it is not known."""
         if self._device is None:
-            most = None if self._rss_before is None else _status("VmHWM")
-            return None if most is None or self._rss_before is None else float(max(0, most - self._rss_before))
+            return None
         free, total = torch.cuda.mem_get_info(self._device)
         outside = total - free - torch.cuda.memory_reserved(self._device)
         return float(max(self._most, torch.cuda.max_memory_reserved(self._device)) + max(0, outside))

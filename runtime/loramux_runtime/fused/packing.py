@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -22,10 +21,8 @@ from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.groups import JobGroup, Segment, group_by_structure
 from loramux_runtime.fused.kernels.dropout import row_keys
 from loramux_runtime.fused.kernels.loss import LossRows
+from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Ints
-
-IGNORED: Final = -100
-"""Label of a token that is not learned (Hugging Face's)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
+from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
-from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
 from loramux_runtime.fused.sites import PRESETS
 from loramux_traces.errors import InvalidInputError, Problem
@@ -119,7 +119,7 @@ def config_of(document: Mapping[str, Any], file: str) -> tuple[str, Any]:
 
 def known_keys(method: str) -> frozenset[str]:
     """Return the keys that a configuration of this method may hold with any legal value."""
-    names = {_RENAMED.get(field.name, field.name) for field in fields(METHODS[method].config_type)}
+    names = {_RENAMED.get(field.name, field.name) for field in fields(CONFIGS[method])}
     if method == "mixlora":
         names = names - {"attention", "expert_modules"} | {"target_modules", "attention_lora", "expert_lora"}
     return frozenset(names.union(_SAYS_NOTHING, ("num_experts", "top_k")))
@@ -144,8 +144,8 @@ def _method(document: Mapping[str, Any]) -> str:
     for key in ("method", "routing_strategy", "peft_type"):
         value = document.get(key)
         if value is not None:
-            if not isinstance(value, str) or value.lower() not in METHODS:
-                raise _Bad(key, value, f"must be one of {', '.join(METHODS)}")
+            if not isinstance(value, str) or value.lower() not in CONFIGS:
+                raise _Bad(key, value, f"must be one of {', '.join(CONFIGS)}")
             return value.lower()
     raise _Bad("peft_type", None, "is missing: it says which method this is")
 
@@ -154,7 +154,7 @@ def _config(method: str, document: Mapping[str, Any]) -> Any:
     _refuse_others(document, known_keys(method), "")
     if method == "mixlora":
         return _mixlora(document)
-    config_type = METHODS[method].config_type
+    config_type = CONFIGS[method]
     values = _values(config_type, document)
     config = config_type(**values)
     top_k = document.get("top_k")

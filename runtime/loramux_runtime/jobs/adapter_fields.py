@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from loramux_runtime.fused.adapters.methods import METHODS
+from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_traces import limits
 from loramux_traces.errors import printable
 from loramux_traces.job_types import (
@@ -47,12 +46,17 @@ def adapter_config(method: str, given: dict[str, Any]) -> Any:
 
     Raises ValueError, which names an unknown or wrong field.
     """
-    return _configured(METHODS[method].config_type, given, "adapter")
+    return _configured(CONFIGS[method], given, "adapter")
 
 
-@cache
+#: A validator takes a millisecond to make.
+_VALIDATORS: Final[dict[str, TypeAdapter[Any]]] = {}
+
+
 def _validator(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)  # a millisecond to make
+    if kind.__name__ not in _VALIDATORS:
+        _VALIDATORS[kind.__name__] = TypeAdapter(kind)
+    return _VALIDATORS[kind.__name__]
 
 
 def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
@@ -64,7 +68,7 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
             hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
             raise broken_rule(where, f"has no field {printable(str(name), 80)!r}{hint}")
         if name == "attention" and isinstance(value, dict):
-            values[name] = _configured(METHODS["lora"].config_type, value, f"{where}.attention")
+            values[name] = _configured(CONFIGS["lora"], value, f"{where}.attention")
         elif name == "attention" or not is_absent(value):
             values[name] = _checked(f"{where}.{name}", name, without_blanks(value), known[name])
     try:

@@ -34,25 +34,31 @@ def job_spec(job: TrainJob, data: JobData, label: str, base: BaseModel, recomput
 
     The row has the mean and p95 of its real lengths, its rank and experts, and its declared steps.
     """
-    dtype: Dtype = "bf16" if base.dtype == torch.bfloat16 else "fp32"
-    return spec_of_data(job, data, label, dtype=dtype, recompute=recompute)
+    return spec_of_data(job, data, label, dtype=dtype_of(base), recompute=recompute)
 
 
-class _Lengths(NamedTuple):
-    """These fields are what a trace says of lengths."""
+def dtype_of(base: BaseModel) -> Dtype:
+    """Return the number format of a base in the words of a trace."""
+    return "bf16" if base.dtype == torch.bfloat16 else "fp32"
 
+
+class RowFigures(NamedTuple):
+    """These fields are what a trace says of a job's rows."""
+
+    rows: int
     seq_len: float
     seq_len_p95: float | None
     length_dist: str | None = None
 
 
-def _lengths(job: TrainJob, data: JobData) -> _Lengths:
+def row_figures(job: TrainJob, data: JobData) -> RowFigures:
+    """Return what a trace says of these rows."""
     # These are the trace's own words, and the rows are one draw from them
     if isinstance(job.data, SyntheticData):
         said = job.data.synthetic
-        return _Lengths(said.seq_len, said.seq_len_p95, said.length_dist)
+        return RowFigures(len(data.train), said.seq_len, said.seq_len_p95, said.length_dist)
     stats = length_stats(data.train)
-    return _Lengths(stats.mean, max(stats.p95, stats.mean))
+    return RowFigures(stats.rows, stats.mean, max(stats.p95, stats.mean))
 
 
 def _targets(config: Any) -> Targets:
@@ -65,12 +71,16 @@ def _targets(config: Any) -> Targets:
 
 def spec_of_data(job: TrainJob, data: JobData, label: str, *, dtype: Dtype, recompute: bool) -> JobSpec:
     """Return the job as a row of a trace, without a base model at hand."""
+    return spec_of_figures(job, row_figures(job, data), label, dtype=dtype, recompute=recompute)
+
+
+def spec_of_figures(job: TrainJob, rows: RowFigures, label: str, *, dtype: Dtype, recompute: bool) -> JobSpec:
+    """Return the job as a row of a trace, where its rows are not at hand either."""
     config = job.adapter_config
     experts = getattr(config, "num_experts", None)
     if isinstance(experts, tuple):
         experts = max(experts)
     top_k = getattr(config, "top_k", getattr(config, "keep_top_k", None))
-    lengths = _lengths(job, data)
     return JobSpec(
         job_id=job.id,
         submit_s=job.submit_s,
@@ -78,11 +88,11 @@ def spec_of_data(job: TrainJob, data: JobData, label: str, *, dtype: Dtype, reco
         method=job.method,
         batch_size=job.batch_size,
         micro_batch_size=job.micro_batch_size,
-        seq_len=lengths.seq_len,
-        seq_len_p95=lengths.seq_len_p95,
-        length_dist=lengths.length_dist,
+        seq_len=rows.seq_len,
+        seq_len_p95=rows.seq_len_p95,
+        length_dist=rows.length_dist,
         total_steps=float(job.steps) if job.steps is not None else None,
-        num_samples=len(data.train) if job.steps is None else None,
+        num_samples=rows.rows if job.steps is None else None,
         epochs=job.epochs,
         user=job.user,
         group=job.group,

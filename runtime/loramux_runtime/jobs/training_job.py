@@ -16,10 +16,11 @@ from torch import Tensor
 
 from loramux_runtime.data import JobData, Rows, SampleStream, TokenisedRows
 from loramux_runtime.fused.adapters.base import Adapter
+from loramux_runtime.fused.labels import IGNORED
 from loramux_runtime.fused.model import FusedModel, JobOutcome
-from loramux_runtime.fused.packing import IGNORED, MicroBatch
+from loramux_runtime.fused.packing import MicroBatch
 from loramux_runtime.jobs.early_stop import LossTail, Patience, stop_likelihood
-from loramux_runtime.jobs.evaluation import Evaluation, evaluate
+from loramux_runtime.jobs.evaluation import Evaluation, NoMemoryError, evaluate
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.optim import JobOptimizer
 from loramux_runtime.jobs.training_state import (
@@ -31,12 +32,18 @@ from loramux_runtime.jobs.training_state import (
     identity,
     read_position,
 )
+from loramux_traces.decimals import steps_of_epochs
 from loramux_traces.errors import StateError
 
 MOST_SKIPPED: Final = 3
 """A job has diverged after so many steps in a row whose loss or gradient is not finite."""
 
 Log = Callable[[dict[str, Any]], None]
+
+
+def total_steps(config: TrainJob, n_rows: int) -> int:
+    """Return the optimizer steps that a job declares, on so many rows."""
+    return config.steps or steps_of_epochs(n_rows, config.epochs or 0, config.batch_size)
 
 
 class TrainingJob:
@@ -60,7 +67,7 @@ class TrainingJob:
         self.config = config
         self.adapter = adapter
         self._rows, self._stream, self._eval_rows = rows, stream, eval_rows
-        self.total_steps = config.steps or max(1, math.ceil(len(rows) * (config.epochs or 0) / config.batch_size))
+        self.total_steps = total_steps(config, len(rows))
         self.optimizer = JobOptimizer(adapter.slab, config.optimizer, config.schedule, self.total_steps)
         self.step = 0
         """Optimizer steps done."""
@@ -71,6 +78,8 @@ class TrainingJob:
         """Whether its own patience ended it before its declared steps."""
         self.diverged = ""
         """Why the job diverged; empty while it has not."""
+        self.out_of_memory = ""
+        """Why its held-out rows cannot be scored, which ends it; empty while they can."""
         self.first_evaluation: Evaluation | None = None
         self.evaluation: Evaluation | None = None
         """The latest score of the held-out rows; `first_evaluation` is their first one."""
@@ -93,13 +102,14 @@ class TrainingJob:
         adapter = model.new_adapter(config.id, config.method, config.adapter_config, seed=config.seed, device="cpu")
         return cls(config, adapter, data.train, data.stream, data.eval, log=log)
 
-    def begin(self, model: FusedModel) -> None:
+    def begin(self, model: FusedModel, give_up: Callable[[], bool] = lambda: False) -> None:
         """Score the held-out rows before anything is learned.
 
-        The job is on its device for the first time.
+        The job is on its device for the first time. Nothing is kept where `give_up` says that the
+        run is to end.
         """
         if self.step == 0 and self.rows_done == 0 and self._eval_rows is not None and self.evaluation is None:
-            self.evaluate(model)
+            self.evaluate(model, give_up)
 
     # -- data
 
@@ -215,7 +225,8 @@ class TrainingJob:
         every = self.config.evaluation.every_steps
         if self._eval_rows is not None and not self.diverged:
             if every is not None and self.step % every == 0:
-                self.stopped = self._patience.see(self.evaluate(model).loss)
+                score = self.evaluate(model)
+                self.stopped = score is not None and self._patience.see(score.loss)
             elif self.step == self.total_steps:
                 self.evaluate(model)
             if self.evaluation is not None:
@@ -223,13 +234,22 @@ class TrainingJob:
         if self._log is not None:
             self._log(record)
 
-    def evaluate(self, model: FusedModel) -> Evaluation:
-        """Score the held-out rows and keep the result."""
+    def evaluate(self, model: FusedModel, give_up: Callable[[], bool] = lambda: False) -> Evaluation | None:
+        """Score the held-out rows and keep the result.
+
+        None where `give_up` said so, and where memory ran out, which ends the job.
+        """
         assert self._eval_rows is not None
-        self.evaluation = evaluate(model, self.adapter, self._eval_rows)
-        if self.first_evaluation is None:
-            self.first_evaluation = self.evaluation
-        return self.evaluation
+        try:
+            found = evaluate(model, self.adapter, self._eval_rows, give_up)
+        except NoMemoryError as error:
+            self.out_of_memory = str(error)
+            return None
+        if found is not None:
+            self.evaluation = found
+            if self.first_evaluation is None:
+                self.first_evaluation = found
+        return found
 
     @property
     def p_stop(self) -> float:

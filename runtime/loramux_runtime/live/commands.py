@@ -12,15 +12,16 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.driver import StepDriver
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.desk import Desk
 from loramux_runtime.live.inbox import LiveInbox
 from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
+from loramux_runtime.live.reading.orders import CHANGED
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
-from loramux_runtime.live.state.saving import Saving
-from loramux_runtime.live.state.store import Store
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 
@@ -30,7 +31,6 @@ class Commands:
 
     def __init__(
         self,
-        store: Store,
         book: Book,
         inbox: LiveInbox,
         *,
@@ -39,11 +39,13 @@ class Commands:
         desk: Desk,
         guard: PolicyGuard,
         quarantine: Quarantine,
+        admission: Admission,
         saving: Saving,
     ) -> None:
-        self._store, self._book, self._inbox = store, book, inbox
+        self._book, self._inbox = book, inbox
         self._loop, self._driver, self._desk = loop, driver, desk
-        self._guard, self._quarantine, self._saving = guard, quarantine, saving
+        self._guard, self._saving = guard, saving
+        self._quarantine, self._admission = quarantine, admission
         self._verbs: dict[str, Callable[[str, str], str]] = {
             "cancel": self._cancel,
             "pause": self._pause,
@@ -65,17 +67,14 @@ class Commands:
         except LoramuxError as error:
             refused = str(error)
             failed = error if isinstance(error, PolicyError) else None
-        self._book.flush(lambda: self._store.answer(command["seq"], answer, refused=refused))
+        self._book.answer(command["seq"], answer, refused)
+        self._book.flushed()
         if failed is not None:
             # the policy in charge is broken: the loop has to know
             raise failed
 
-    def _row(self, job_id: str) -> JobRow:
-        self._book.flush()
-        return self._store.job(job_id)
-
     def _open(self, job_id: str) -> JobRow:
-        row = self._row(job_id)
+        row = self._book.row(job_id)
         if row["state"] not in OPEN:
             raise self._ended(row)
         return row
@@ -90,8 +89,8 @@ class Commands:
         if job is not None:
             self._loop.withdraw(job, Event.CANCEL, "cancelled by the user")
         else:
-            self._inbox.take(job_id)
-            self._quarantine.take(job_id)
+            for part in (self._inbox, self._quarantine, self._admission):
+                part.take(job_id)
             self._book.end_apart(job_id, CANCELLED, "cancelled by the user", event=Event.CANCEL)
             if (row["submit_s"] or 0.0) > self._driver.now_s:
                 # the job is cancelled before its time
@@ -112,34 +111,37 @@ class Commands:
             except StateError as error:
                 return f"{job_id} is paused, but lost if the scheduler ends: {error}"
         else:
-            self._inbox.take(job_id)
-            self._quarantine.take(job_id)
+            for part in (self._inbox, self._quarantine, self._admission):
+                part.take(job_id)
             self._book.set(job_id, state=HELD, reason="paused by the user", why="paused by the user")
         return f"{job_id} is paused"
 
     def _resume(self, job_id: str, _: str) -> str:
-        row = self._row(job_id)
+        row = self._book.row(job_id)
         if row["state"] in (REJECTED, UNSCHEDULABLE) and row["start_s"] is None:
             again = {"data_sha256": None, "micro_batch": None, "drawn_by": None, "finish_s": None}
-            self._book.set(job_id, state=QUEUED, reason="", why="", **again)
+            self._book.set(job_id, state=QUEUED, reason="", why="", admission_deaths=0, **again)
             self._inbox.put(row, self._driver.now_s)
             return f"{job_id} is looked at again"
         if row["state"] not in OPEN:
             raise self._ended(row)
         if row["state"] != HELD:
             raise UsageError(f"{job_id} is not paused")
-        self._book.set(job_id, state=QUEUED if row["start_s"] is None else WAITING, reason="", why="")
+        # whoever resumes a job whose data file has changed has it go on with the rows that it has
+        trusted = int(bool(row["trusted"]) or CHANGED in row["reason"])
+        state = QUEUED if row["start_s"] is None else WAITING
+        self._book.set(job_id, state=state, reason="", why="", trusted=trusted)
         self._inbox.put(row, self._driver.now_s)
         return f"{job_id} goes on"
 
     def _drain(self, _: str, __: str) -> str:
         self._desk.drain()
-        self._store.set_facts(draining=True)
+        self._book.state(draining=True)
         return "no job begins any more; the scheduler ends when those that have begun have ended"
 
     def _policy(self, _: str, text: str) -> str:
         self._guard.use_policy(text)
-        self._store.set_facts(policy_text=text)
+        self._book.state(policy_text=text)
         return f"the policy is {text} now"
 
     def _export(self, job_id: str, target: str) -> str:

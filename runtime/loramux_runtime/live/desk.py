@@ -5,28 +5,37 @@ Jobs come in from the state folder, and go out as adapters.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.driver import StepDriver
 from loramux_runtime.jobs.adapter_files import save_adapter
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
+from loramux_runtime.live.reading.orders import ReadAnswer
+from loramux_runtime.live.reading.row_files import RowFiles
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.live.state.retention import EVERY_S, prune
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.notes import StatusNotes
+from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
 
+TIDY_AFTER: Final = 50
+"""Jobs that end before rows that nobody needs are looked for."""
 OnRecord = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -48,6 +57,10 @@ class Desk:
         driver: StepDriver[TrainingJob],
         guard: PolicyGuard,
         quarantine: Quarantine,
+        admission: Admission,
+        files: RowFiles,
+        faults: FaultPlan,
+        keep_s: float,
         notes: StatusNotes,
         marker: Marker,
         clock_s: Callable[[], float],
@@ -61,33 +74,38 @@ class Desk:
         self._training = training
         self._loop, self._driver, self._guard = loop, driver, guard
         self._quarantine, self._notes, self._marker = quarantine, notes, marker
+        self._admission, self._files, self._faults = admission, files, faults
         self._clock_s, self._facts = clock_s, facts
         self._base_name, self._warn = base_name, warn
         self._on_flush, self._on_record = on_flush, on_record
         self.draining = False
         """Whether no job that has not begun may begin."""
+        self._keep_s, self._prune_s = keep_s, 0.0
+        self._ended = 0
+        """Jobs that have ended since rows were last deleted."""
         self._finished: list[str] = []
         """Jobs that have ended; their checkpoints are not needed once the end is committed."""
 
     # -- jobs in
 
     def due(self, row: JobRow) -> None:
-        """Take in a job whose time has come, unless it is taken already or has to be kept apart."""
-        row = self._store.job(row["job_id"])
-        here = row["job_id"] in self._loop.cluster.active
+        """Have a job taken in whose time has come, unless it is here or has to be kept apart."""
+        row = self._book.row(row["job_id"])
+        here = row["job_id"] in self._loop.cluster.active or row["job_id"] in self._admission
         if row["state"] not in OPEN or row["state"] == HELD or here:
             return
         if not self._quarantine.keep(row):
-            self.arrive(row)
+            self._admission.put(row)
 
-    def arrive(self, row: JobRow) -> bool:
-        """Let a job into the loop; return whether it is in the loop now.
+    def arrive(self, row: JobRow, answer: ReadAnswer | None) -> None:
+        """Let a job into the loop with what was read for it.
 
-        Else it has ended, or waits for its user.
+        Where it cannot be trained it has ended after this, or waits for its user.
         """
         job_id = row["job_id"]
-        # rows may take long to read: that is no sign of a policy that hangs
-        self._marker.set("idle")
+        # what the process does from here on it does for this job: a death is the job's
+        self._marker.set("admit", {job_id: row["progress_steps"]})
+        self._faults.reach("admit", job_id=job_id)
         self._notes.stale = True
         self._guard.arrives()
         unreadable = None
@@ -95,15 +113,13 @@ class Desk:
             unreadable = self._saving.checkpoints.unreadable(job_id)
         if unreadable is not None:
             self._book.hold_apart(job_id, f"its checkpoint cannot be read now: {unreadable}")
-            return False
-        job = self._roster.job(row)
+            return
+        job = self._roster.job(row, answer)
         if job is not None:
+            self._book.note({"t_s": self._driver.now_s, "event": "read", "job_id": job_id})
             self._loop.arrive(job)
-            return True
-        self._book.flush()
-        if self._store.job(job_id)["state"] not in OPEN:
+        elif self._book.row(job_id)["state"] not in OPEN:
             self.cancelled(job_id)
-        return False
 
     def drain(self) -> None:
         """Begin no job any more; end when those that have begun have ended."""
@@ -113,13 +129,18 @@ class Desk:
                 self._loop.withdraw(job, Event.HOLD, DRAINING)
                 self._book.set(job.job_id, state=QUEUED)
                 self._roster.forget(job.job_id)
-                self._quarantine.put(self._store.job(job.job_id), DRAINING)
+                self._quarantine.put(self._book.row(job.job_id), DRAINING)
+        for job_id in self._admission.job_ids():
+            row = self._book.row(job_id)
+            if row["start_s"] is None:
+                self._admission.take(job_id)
+                self._quarantine.put(row, DRAINING)
         self._quarantine.drained()
 
     @property
     def drained(self) -> bool:
         """Whether a drain has nothing left to wait for."""
-        return self.draining and not self._loop.cluster.active and not self._quarantine.busy
+        return self.draining and not (self._loop.cluster.active or self._quarantine.busy or len(self._admission))
 
     # -- states of jobs
 
@@ -128,9 +149,10 @@ class Desk:
 
         From there the training gives the same bits again.
         """
+        self._faults.reach("restore", job_id=job.job_id)
         training = self._roster.training(job.job_id, self._record)
         self._saving.load(job, training, self._warn)
-        self._store.forget_records(job.job_id, training.step)
+        self._book.forget_records(job.job_id, training.step)
         return training
 
     def training_again(self, job: Job) -> TrainingJob:
@@ -138,7 +160,6 @@ class Desk:
 
         What was learned since went with the worker, and is learned again.
         """
-        self._book.flush()
         training = self.training_of(job)
         self._book.set(job.job_id, step=training.step, tokens=training.tokens)
         return training
@@ -177,6 +198,12 @@ class Desk:
         The job is done when the adapter is on the disk.
         """
         self._book.set(job.job_id, step=training.step, tokens=training.tokens)
+        if self._book.folder is not None:
+            # nothing is made anew in the place of a folder that is gone
+            self._book.folder.check()
+        if training.out_of_memory:
+            # the loop has told so, and `cancelled` has forgotten it
+            return
         if not training.diverged:
             training.optimizer.to("cpu")
             try:
@@ -192,9 +219,9 @@ class Desk:
         self._warn(f"{job.job_id} is paused: {reason}")
         self._book.unfinish(job, reason)
         self._roster.forget(job.job_id)
-        # its records come before the checkpoint that has them behind it
-        self._book.flush()
         try:
+            # its records come before the checkpoint that has them behind it
+            self._book.flush()
             self._saving.save(job.job_id, training)
         except StateError:
             # the job then goes on from its last checkpoint: the same bits again
@@ -219,11 +246,35 @@ class Desk:
     def flush(self) -> None:
         """Commit everything that is known."""
         self._notes.note(self._driver.now_s)
+        for job_id, why in self._admission.why().items():
+            self._book.set(job_id, why=why)
         self._book.flush(now_s=self._clock_s(), now_unix_s=time.time(), **self._facts())
         for job_id in self._finished:
             self._saving.forget(job_id, self._warn)
             self._notes.forget(job_id)
             self._book.forget(job_id)
+        self._prune()
+        self._ended += len(self._finished)
         self._finished.clear()
+        if self._ended >= TIDY_AFTER and not len(self._admission):
+            self.tidy_rows()
         for call in self._on_flush:
             call()
+
+    def _prune(self) -> None:
+        """Delete what is known of jobs that ended long ago, every hour."""
+        now_s = self._clock_s()
+        if now_s < self._prune_s or self._keep_s == inf:
+            return
+        self._prune_s = now_s + EVERY_S
+        prune(self._store, now_s - self._keep_s)
+
+    def tidy_rows(self) -> None:
+        """Delete the rows that no job needs any more.
+
+        Not while rows are read: they may be those that are being written.
+        """
+        self._ended = 0
+        open_rows = [json.loads(row["kept"]) for row in self._store.jobs(*OPEN) if row["kept"] is not None]
+        needed = [part for kept in open_rows for part in kept.values() if part is not None]
+        self._files.tidy([*needed, *self._roster.kept()])

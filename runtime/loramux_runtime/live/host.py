@@ -14,7 +14,9 @@ from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.stepping.contracts import Host, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.desk import Desk
 from loramux_runtime.live.drive.workforce import Workforce
 from loramux_runtime.live.inbox import LiveInbox
@@ -22,13 +24,20 @@ from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
+from loramux_runtime.live.state.job_rows import OPEN
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
+from loramux_traces.errors import BusyError
 
+RETRY_S: Final = 1.0
+"""Seconds between two tries to write a queue whose lock another process holds."""
+PLAY_S: Final = 0.25
+"""Seconds that training waits for that lock the first time: a command holds it for milliseconds."""
+BRIEF_S: Final = 0.02
+"""Seconds that each later try waits for it."""
 IDLE_FLUSH_S: Final = 5.0
 """Seconds between two commits of an idle scheduler, which say that it is there."""
 Watch = Callable[[float], float | None]
@@ -58,6 +67,7 @@ class LiveHost(Host[TrainingJob]):
         notes: StatusNotes,
         marker: Marker,
         inbox: LiveInbox,
+        admission: Admission,
         workforce: Workforce | None,
         clock_s: Callable[[], float],
         request_stop: Callable[[], None],
@@ -70,11 +80,15 @@ class LiveHost(Host[TrainingJob]):
         self._accounts, self._desk, self._guard = accounts, desk, guard
         self._quarantine, self._roster, self._saving = quarantine, roster, saving
         self._suspects, self._notes, self._marker, self._inbox = suspects, notes, marker, inbox
+        self._admission = admission
         self._workforce = workforce
         self._clock_s, self._request_stop = clock_s, request_stop
         self._flush_s, self._watch, self._warn = flush_s, watch, warn
         self.capacity_bytes = capacity_bytes
         """Bytes that the jobs on one device may use."""
+        self._unsaved_s: float | None = None
+        """Since when another process's lock has kept the queue from being written."""
+        self._retry_s = 0.0
         self.worker_deaths: int = store.fact("worker_deaths", 0)
 
     def facts(self) -> dict[str, Any]:
@@ -103,7 +117,7 @@ class LiveHost(Host[TrainingJob]):
     def ended(self, run: LiveRun[TrainingJob]) -> None:
         """Hand the job to the desk, and forget it."""
         self._desk.ended(run.job, run.training)
-        del self._training[run.job_id]
+        self._training.pop(run.job_id, None)
 
     # -- between steps
 
@@ -114,16 +128,16 @@ class LiveHost(Host[TrainingJob]):
         again = self._look_at_memory()
         again = self._guard.boundary(now_s) or again
         again = self._quarantine.turn() or again
-        if self._saving.due(now_s):
+        if self._saving.due(now_s) and self._commit(now_s):
             self._marker.set("save")
             for job_id, reason in self._saving.save_due(now_s):
                 self._desk.hold(job_id, reason)
                 again = True
         if self._book.urgent or now_s - self._book.committed_s >= self._flush_s:
-            self._desk.flush()
+            self._commit(now_s)
         # what is held is counted in the store, and so this comes after the commit
         self._notes.sample_if_stale()
-        if self._desk.drained:
+        if self._desk.drained and self._unsaved_s is None:
             self._request_stop()
         self._marker.set("decide")
         return again
@@ -132,9 +146,34 @@ class LiveHost(Host[TrainingJob]):
         """Return whether an idle device has reason to stop waiting."""
         self._marker.set("idle")
         now_s = self._clock_s()
-        if now_s - self._book.committed_s >= IDLE_FLUSH_S:
+        if now_s - self._book.committed_s >= IDLE_FLUSH_S or (self._book.urgent and self._unsaved_s is not None):
+            self._commit(now_s)
+        waits = self._inbox.news() or self._look_at_memory() or self._guard.stall_due(self._clock_s())
+        return self._admission.news() or waits
+
+    def _commit(self, now_s: float) -> bool:
+        """Commit what is known, and return whether that is done.
+
+        While another process holds the queue's lock, training goes on.
+        """
+        if self._unsaved_s is not None and now_s < self._retry_s:
+            return False
+        try:
             self._desk.flush()
-        return self._inbox.news() or self._look_at_memory() or self._guard.stall_due(self._clock_s())
+        except BusyError:
+            self._retry_s = now_s + RETRY_S
+            if self._unsaved_s is None:
+                self._unsaved_s = now_s
+                self._store.be_patient(BRIEF_S)
+                self._marker.unsaved(True)
+                self._warn("another process holds the lock of the queue: training goes on, nothing is committed")
+            return False
+        if self._unsaved_s is not None:
+            self._warn(f"the queue is written again, after {now_s - self._unsaved_s:.0f} s")
+            self._unsaved_s = None
+            self._store.be_patient(PLAY_S)
+            self._marker.unsaved(False)
+        return True
 
     def _look_at_memory(self) -> bool:
         changed = None if self._watch is None else self._watch(self._clock_s())
@@ -198,10 +237,10 @@ class LiveHost(Host[TrainingJob]):
         self._warn(f"the worker of device {device_id} died: {how}")
         about = {"event": "worker-died", "devices": [device_id], "detail": how}
         self._book.note({"t_s": self._clock_s(), **about})
-        self._book.flush()
-        self._suspects.blame(in_step)
-        for job_id in in_step:
-            row, job = self._store.job(job_id), self._loop.cluster.active.get(job_id)
+        rows = [self._book.row(job_id) for job_id in in_step]
+        for row in self._suspects.blame((r for r in rows if r["state"] in OPEN), in_step, self._book.set):
+            job_id = row["job_id"]
+            job = self._loop.cluster.active.get(job_id)
             if job is None or not self._suspects.alone(row):
                 continue
             if self._suspects.hopeless(row, alone=len(in_step) == 1):
@@ -217,7 +256,7 @@ class LiveHost(Host[TrainingJob]):
     def hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         """Note one event of the loop (`scheduler.Listener`)."""
         self._book.hear(event, job, devices, detail)
-        self._notes.stale = True
+        self._notes.changed(job.job_id)
         if event in (Event.FAIL, Event.REJECT):
             # the other ends are told to `ended`, or come from `Desk.cancelled`
             self._desk.cancelled(job.job_id)

@@ -9,16 +9,23 @@ import time
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
+from typing import Final
 
+from loramux_runtime.live.pace import Pace
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, CommandRow, JobRow
 from loramux_runtime.live.state.store import Store
+from loramux_traces.errors import BusyError
+
+AT_ONCE: Final = 50
+"""Most submitted jobs that are read at one boundary while others train."""
 
 
 class LiveInbox:
     """Serves as the inbox of the step loop (contract: `stepping.inbox.Inbox`).
 
-    `due` takes the row of a job whose time has come, `obey` that of a command. `lasting`: whether
-    more may come.
+    `due` takes the row of a job whose time has come, `obey` that of a command; `obeyed` says
+    whether a command's answer is only still to be committed, and `submitted` is told when a job
+    came, on the scheduler's clock. `lasting`: whether more may come.
     """
 
     def __init__(
@@ -27,10 +34,14 @@ class LiveInbox:
         *,
         due: Callable[[JobRow], None],
         obey: Callable[[CommandRow], None],
+        obeyed: Callable[[int], bool],
+        submitted: Callable[[str, float], None],
         lasting: Callable[[], bool],
+        pace: Pace,
         polled: Callable[[], None] = lambda: None,
     ) -> None:
-        self._store = store
+        self._store, self._pace = store, pace
+        self._obeyed, self._set = obeyed, submitted
         self._due, self._obey, self._lasting = due, obey, lasting
         self._polled = polled
         """Called when all that has come is told: the policy is asked next."""
@@ -42,21 +53,35 @@ class LiveInbox:
     def poll(self, now_s: float) -> None:
         """Read what has come: commands first, in order.
 
-        `cancel` and the job it is for may come together.
+        `cancel` and the job it is for may come together. While jobs train, no more is done at one
+        boundary than `Pace` lets.
         """
-        # taken before the reading: what comes meanwhile is news again
-        version = self._store.version
-        if version != self._version:
-            # both are read at one moment: no command is seen without the job that it is for
-            with self._store.transaction():
-                self._read_jobs(now_s)
-                commands = self._store.open_commands()
-            for row in commands:
-                self._obey(row)
-            self._version = version
-        while self._coming and self._coming[0][0] <= now_s:
+        self._pace.begin()
+        try:
+            self._look(now_s)
+        except BusyError:
+            # another process has locked the queue, readers too: it is looked at again soon
+            return
+        while self._coming and self._coming[0][0] <= now_s and self._pace.left():
             self._due(heappop(self._coming)[2])
         self._polled()
+
+    def _look(self, now_s: float) -> None:
+        # taken before the reading: what comes meanwhile is news again
+        version = self._store.version
+        if version == self._version:
+            return
+        # commands are read first: none is seen without the job that it is for
+        commands = self._store.open_commands()
+        if commands or not self._pace.busy:
+            whole = self._read_jobs(now_s, None)
+        else:
+            whole = self._read_jobs(now_s, AT_ONCE)
+        for row in commands:
+            if not self._obeyed(row["seq"]):
+                self._obey(row)
+        if whole:
+            self._version = version
 
     def put(self, row: JobRow, now_s: float) -> None:
         """Have a job come (again), at its time or now."""
@@ -65,7 +90,10 @@ class LiveInbox:
 
     def news(self) -> bool:
         """Return whether another process has written since the last look."""
-        return self._store.version != self._version
+        try:
+            return self._store.version != self._version
+        except BusyError:
+            return False
 
     def next_s(self) -> float | None:
         """Return when the next job that is known is submitted; infinity where more may come."""
@@ -82,19 +110,22 @@ class LiveInbox:
                 return row
         return None
 
-    def _read_jobs(self, now_s: float) -> None:
+    def _read_jobs(self, now_s: float, most: int | None) -> bool:
+        """Read jobs that were submitted since the last look; return whether these were all."""
         # read once: what was submitted together stays together
         now_unix_s = time.time()
-        for row in self._store.jobs_after(self._seen):
+        found = self._store.jobs_after(self._seen, most)
+        for row in found:
             self._seen = row["seq"]
             if row["state"] in OPEN and row["state"] != HELD:
                 submit_s = row["submit_s"]
                 if submit_s is None:
                     submit_s = row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
-                    self._store.update(row["job_id"], submit_s=submit_s)
+                    self._set(row["job_id"], submit_s)
                 # a job that had arrived before waits again at once
                 when_s = submit_s if row["state"] == QUEUED else min(now_s, submit_s)
                 heappush(self._coming, (when_s, row["job_id"], row))
+        return most is None or len(found) < most
 
     @staticmethod
     def _submitted_s(row: JobRow, now_s: float, now_unix_s: float) -> float:

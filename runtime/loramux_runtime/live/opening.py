@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.memory_meter import held_beside, keep_freed_memory
+from loramux_runtime.fused.memory_meter import keep_freed_memory
 from loramux_runtime.fused.torch_devices import card_name, choose_device, set_threads
 from loramux_runtime.jobs.bases import open_base, outline_base
 from loramux_runtime.jobs.jobs_file import BaseConfig
@@ -31,7 +31,6 @@ class Opened:
     card: str
     base: BaseModel
     pool: WorkerPool | None
-    rss_before: int | None
 
     @property
     def device(self) -> str:
@@ -49,11 +48,10 @@ def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Itera
     if choice.engine == "local":
         where = choose_device(choice.device)
         base = open_base(model, where)
-        rss_before = held_beside(base.weight_bytes)
         set_threads(choice.threads, base.sites.hidden)
         if where.type == "cpu":
             keep_freed_memory()
-        yield Opened(where=where, card=card_name(where), base=base, pool=None, rss_before=rss_before)
+        yield Opened(where=where, card=card_name(where), base=base, pool=None)
         return
 
     set_threads(1, 0)  # nothing is computed here
@@ -72,7 +70,6 @@ def opened(choice: EngineChoice, model: BaseConfig, *, recompute: bool) -> Itera
             card=pool.started[0].device,
             base=outline_base(model),
             pool=pool,
-            rss_before=None,
         )
     finally:
         cluster.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from loramux_policies.registry import create
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.opening import Opened, opened
-from loramux_runtime.live.service import LiveService, Outcome
+from loramux_runtime.live.reading.readers import HANG_S, Readers
+from loramux_runtime.live.reading.row_files import ROWS
+from loramux_runtime.live.service import LiveService, Outcome, Stops
 from loramux_runtime.live.settings import EngineChoice, LiveSettings
 from loramux_runtime.live.state.binding import keep_profile, manifest
 from loramux_runtime.live.state.job_rows import OPEN
@@ -25,6 +28,7 @@ from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import RESTARTED
 from loramux_runtime.live.watch.status import MOST_FAILURES
 from loramux_runtime.live.watch.watchers import memory_guard, watched
+from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import printable
 
 
@@ -40,6 +44,8 @@ class Surroundings:
     """Text file that is kept for Prometheus."""
     tensorboard: Path | None = None
     """Folder that training curves are written into."""
+    stops: Stops = stop_on_signal
+    """Turns signals into a stop of the scheduler."""
     hang_s: float = 600.0
     """Seconds after which a worker that has not answered is taken for dead."""
     say: Callable[[str], None] = lambda text: None
@@ -52,9 +58,13 @@ def run_scheduler(
     store: Store, base: BaseConfig, engine: EngineChoice, settings: LiveSettings, around: Surroundings
 ) -> Outcome:
     """Serve the folder until it is to end; the caller holds the folder's lock."""
-    with watched(store, around.prometheus, around.tensorboard, around.warn) as watchers:
+    with (
+        watched(store, around.prometheus, around.tensorboard, around.warn) as watchers,
+        closing(Readers(base.path, store.folder / ROWS, hang_s=min(HANG_S, around.hang_s))) as readers,
+    ):
         around.say(f"loading {base.path or base.shape or 'a tiny model'}")
         with opened(engine, base, recompute=settings.recompute) as found:
+            readers.wait_until_ready()
             profile, name = around.choose(found)
             keep_profile(store, name)
             service = LiveService(
@@ -65,9 +75,9 @@ def run_scheduler(
                 base=found.base,
                 pool=found.pool,
                 hang_s=around.hang_s,
-                tokenizer_path=base.path,
+                reading=readers,
+                stops=around.stops,
                 warn=around.warn,
-                rss_before=found.rss_before,
                 watch=None if found.pool is not None else memory_guard(found.where, profile).poll,
                 on_flush=watchers.on_flush,
                 on_record=watchers.on_record,

@@ -11,7 +11,6 @@ from loramux_policies.loop.events import Event
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import DRAINING, JobRow
-from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 
 
@@ -25,20 +24,22 @@ class Quarantine:
 
     def __init__(
         self,
-        store: Store,
         book: Book,
         loop: Scheduler,
         *,
         due: Callable[[JobRow], None],
-        arrive: Callable[[JobRow], bool],
+        arrive: Callable[[JobRow], None],
+        reading: Callable[[str], bool],
         draining: Callable[[], bool],
     ) -> None:
-        self._store, self._book, self._loop = store, book, loop
+        self._book, self._loop = book, loop
         self._due, self._arrive = due, arrive
-        """Both take a job in: `_due` unless it has to be kept here, `_arrive` in any case.
+        """Both have a job's rows read and take it in: `_due` unless it has to be kept here.
 
         `_arrive` takes it in whatever is known of it.
         """
+        self._reading = reading
+        """Returns whether a job's rows are still to be read: it is on its way into the loop."""
         self._draining = draining
         self._rows: dict[str, JobRow] = {}
         self._first: set[str] = set()
@@ -84,32 +85,32 @@ class Quarantine:
     def turn(self) -> bool:
         """Let jobs in or out at a step boundary; return whether any job has come in or gone out."""
         if self._alone is not None:
+            if self._reading(self._alone):
+                return False
             job = self._loop.cluster.active.get(self._alone)
             if job is not None:
                 if job.job_id in self._loop.cluster.running:
                     self._loop.backend.sync(job)
-                if not Suspects.past(self._store.job(self._alone), job.done_steps):
+                if not Suspects.past(self._book.row(self._alone), job.done_steps):
                     return False
             self._first.discard(self._alone)
             passed, self._alone = self._alone, None
             if job is not None and self._first:
                 # the job is past the step; now the next one has to be alone
                 self._loop.withdraw(job, Event.PAUSE, "another job has to run alone")
-                self._book.flush()
-                self.put(self._store.job(passed), "another job has to run alone first: the scheduler died in its steps")
+                self.put(self._book.row(passed), "another job has to run alone first: the scheduler died in its steps")
         elif self._loop.cluster.active:
             others = any(self._may_run(row) and not Suspects.alone(row) for row in self._rows.values())
             if self._first or not others:
                 return False
         elif not self.busy:
             return False
-        self._book.flush()
         return self._next()
 
     def _next(self) -> bool:
         """Let in the jobs that may come, or the first suspect by itself."""
         before = len(self._rows)
-        rows = [self._store.job(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
+        rows = [self._book.row(job_id) for job_id, row in self._rows.items() if self._may_run(row)]
         suspects = [row for row in rows if Suspects.alone(row)]
         if not suspects:
             self._first.clear()
@@ -122,9 +123,7 @@ class Quarantine:
             row = suspects[0]
             del self._rows[row["job_id"]]
             self._alone = row["job_id"]
-            if not self._arrive(row):
-                self._first.discard(row["job_id"])
-                self._alone = None
+            self._arrive(row)
         return len(self._rows) < before
 
     def _may_run(self, row: JobRow) -> bool:

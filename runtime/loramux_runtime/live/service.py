@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
@@ -23,25 +23,29 @@ from loramux_policies.stepping.driver import StepDriver
 from loramux_profiles.cost import CostModel
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.jobs.preparation import Preparation
+from loramux_runtime.jobs.checkpoint import CheckpointStore
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.admission import Admission
 from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
 from loramux_runtime.live.drive.engine import Engine
 from loramux_runtime.live.drive.live_times import LiveTimes, MonotonicTimes, first_reading
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.step_marks import StepMarks
-from loramux_runtime.live.host import LiveHost, Watch
+from loramux_runtime.live.host import PLAY_S, LiveHost, Watch
 from loramux_runtime.live.inbox import LiveInbox
+from loramux_runtime.live.pace import Pace
 from loramux_runtime.live.policy_guard import PolicyGuard, check_live
 from loramux_runtime.live.quarantine import Quarantine
+from loramux_runtime.live.reading.readers import Reading
+from loramux_runtime.live.reading.row_files import ROWS, RowFiles
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.checkpoint import CheckpointStore
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
-from loramux_runtime.live.state.saving import Saving
+from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.live.watch.notes import StatusNotes
@@ -50,6 +54,11 @@ from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.signals import stop_on_signal
 from loramux_traces.errors import LoramuxError
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
+
+Stops = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
+"""Turns signals into a stop while it is entered, and gives those that came."""
+CLOSE_S: Final = 5.0
+"""Seconds that the end of a scheduler waits for the queue's lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +77,9 @@ class LiveService:
     """Puts a scheduler together on one state folder, and plays it.
 
     The caller holds the folder's lock (`loramux_traces.locking`). With a `pool` of workers, `base`
-    is the outline of their base model. `warn` is told what a user should know; `on_flush` is called
-    after every commit, `on_record` with every training record.
+    is the outline of their base model. `stops` turns signals into a stop. `warn` is told what a
+    user should know; `on_flush` is called after every commit, `on_record` with every training
+    record.
     """
 
     def __init__(
@@ -82,18 +92,19 @@ class LiveService:
         base: BaseModel,
         pool: WorkerPool | None = None,
         hang_s: float = inf,
-        tokenizer_path: Path | None = None,
+        reading: Reading,
         times: LiveTimes | None = None,
         faults: FaultPlan = NONE,
         warn: Callable[[str], None] = lambda text: None,
         watch: Watch | None = None,
         on_flush: Sequence[Callable[[], None]] = (),
         on_record: OnRecord | None = None,
-        rss_before: int | None = None,
+        stops: Stops = stop_on_signal,
     ) -> None:
         check_live(policy)
         self.store, self.settings = store, settings
         self._warn, self._watched = warn, watch is not None
+        self._stops = stops
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
@@ -110,7 +121,6 @@ class LiveService:
             fitted=profile.fitted,
             faults=faults,
             note=self.book.note if settings.record else None,
-            rss_before=rss_before,
             hang_s=hang_s,
         )
         # these are lambdas, as the parts that they name are made after this one
@@ -127,9 +137,9 @@ class LiveService:
         # a recorded stream is of one device, whose jobs never leave in mid-step
         note = self.engine.note if pool is None else None
         self.driver = StepDriver(residents, self.drive.devices, states, note=note)
-        preparation = Preparation(base, tokenizer_path, recompute=settings.recompute)
         n_devices = self.engine.n_devices
-        self.roster = Roster(preparation, self.drive.make, cost, n_devices, self.book)
+        files = RowFiles(store.folder / ROWS)
+        self.roster = Roster(base, files, self.drive.make, cost, n_devices, self.book, recompute=settings.recompute)
         self.loop = Scheduler(
             policy,
             [ledger_of(cost, settings.max_resident, device_id) for device_id in range(n_devices)],
@@ -141,7 +151,7 @@ class LiveService:
             self.drive.workforce.loop = self.loop
         self.saving = Saving(
             CheckpointStore(store.folder / "checkpoints", faults=faults, warn=warn),
-            self.book,
+            self.book.flush,
             self.training,
             settings.checkpoint_s,
             states.at_rest,
@@ -158,12 +168,21 @@ class LiveService:
             errors=store.fact("policy_errors", 0),
             empty_since_s=start_s,
         )
+        self.pace = Pace(self._times.now_s, lambda: bool(self.loop.cluster.running))
+        self.admission = Admission(
+            reading,
+            self.pace,
+            row=self.book.row,
+            order=self.roster.order,
+            arrive=lambda row, answer: self.desk.arrive(row, answer),
+            training=lambda: bool(self.loop.cluster.running),
+        )
         self.quarantine = Quarantine(
-            store,
             self.book,
             self.loop,
             due=lambda row: self.desk.due(row),
-            arrive=lambda row: self.desk.arrive(row),
+            arrive=self.admission.put,
+            reading=lambda job_id: job_id in self.admission,
             draining=lambda: self.desk.draining,
         )
         self.desk = Desk(
@@ -176,6 +195,10 @@ class LiveService:
             driver=self.driver,
             guard=self.guard,
             quarantine=self.quarantine,
+            admission=self.admission,
+            files=files,
+            faults=faults,
+            keep_s=settings.keep_s,
             notes=self.notes,
             marker=self.marker,
             clock_s=lambda: self.drive.devices.clock_s,
@@ -189,11 +212,13 @@ class LiveService:
             store,
             due=self.desk.due,
             obey=lambda command: self.commands.obey(command),
+            obeyed=self.book.answered,
+            submitted=lambda job_id, t_s: self.book.set(job_id, submit_s=t_s),
             lasting=lambda: self._lasting,
-            polled=lambda: self.marker.set("decide"),
+            pace=self.pace,
+            polled=self._polled,
         )
         self.commands = Commands(
-            store,
             self.book,
             self.inbox,
             loop=self.loop,
@@ -201,6 +226,7 @@ class LiveService:
             desk=self.desk,
             guard=self.guard,
             quarantine=self.quarantine,
+            admission=self.admission,
             saving=self.saving,
         )
         self.host = LiveHost(
@@ -218,6 +244,7 @@ class LiveService:
             notes=self.notes,
             marker=self.marker,
             inbox=self.inbox,
+            admission=self.admission,
             workforce=self.drive.workforce,
             clock_s=self._times.now_s,
             request_stop=self.driver.request_stop,
@@ -229,6 +256,11 @@ class LiveService:
 
     def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
         self.host.hear(event, job, devices, detail)
+
+    def _polled(self) -> None:
+        """Let in the jobs whose rows are there; after that the policy is asked."""
+        self.admission.turn()
+        self.marker.set("decide")
 
     def _facts(self) -> dict[str, Any]:
         """Return the scheduler's own figures, which every commit writes down."""
@@ -244,12 +276,12 @@ class LiveService:
         paused times of the table add up to.
         """
         held = self.store.count(HELD, by_s=self.driver.now_s)
-        return self.loop.cluster.n_waiting + len(self.quarantine) + held
+        return self.loop.cluster.n_waiting + len(self.quarantine) + len(self.admission) + held
 
     @property
     def _lasting(self) -> bool:
         """Whether something may still come: a job, a command, or memory that others have taken."""
-        if self._watched and self.loop.cluster.active:
+        if (self._watched and self.loop.cluster.active) or len(self.admission):
             return True
         return not self.settings.exit_when_idle and not self.desk.draining
 
@@ -258,9 +290,17 @@ class LiveService:
     def play(self) -> Outcome:
         """Schedule until a signal, `drain`, or (with exit_when_idle) the end of every job."""
         self._recover()
-        with stop_on_signal(self.driver.request_stop) as stopped:
+        self.book.folder = watch_folder(self.store)
+        self.marker.opened(self.book.folder.nodes)
+        # a command holds the lock for milliseconds; who holds it longer shall not stop training
+        self.store.be_patient(PLAY_S)
+        with self._stops(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
+            except FolderGone:
+                # the files that this process has open are nobody's any more: write nothing more
+                self.admission.close()
+                raise
             except LoramuxError:
                 # the policy or the disk has ended the run
                 self._close()
@@ -314,11 +354,14 @@ class LiveService:
 
     def _close(self) -> None:
         """End the process: everything is on disk before the marker says so."""
+        self.admission.close()
+        self.store.be_patient(CLOSE_S)
         for job_id, reason in self.saving.save_all():
             self._warn(f"{job_id}: {reason}")
         for device_id in range(self.engine.n_devices):
             self.book.sample(device_id, 0.0, 0, self.n_waiting)
         self.desk.flush()
         self.store.set_facts(draining=False)
+        self.desk.tidy_rows()
         self.marker.set("stopped")
         self.marker.close()

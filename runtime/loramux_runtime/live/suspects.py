@@ -7,18 +7,20 @@ none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from loramux_policies.loop.events import Event
 from loramux_runtime.live.state.book import GONE
-from loramux_runtime.live.state.job_rows import OPEN, JobRow
+from loramux_runtime.live.state.job_rows import HELD, OPEN, JobRow
 from loramux_runtime.live.state.marker import Doing
 from loramux_runtime.live.state.store import Store
 from loramux_traces.results import FAILED_CRASHED
 
 ALONE_AFTER: Final = 2
 FAILED_AFTER: Final = 3
+REFUSED_AFTER: Final = 2
+"""Deaths while a job is taken in after which it is not taken in any more."""
 
 
 class Suspects:
@@ -39,37 +41,56 @@ class Suspects:
         return self._doing is not None and self._doing.phase == "decide" and bool(self._store.fact("hung_in_decide"))
 
     def note(self) -> None:
-        """Count the death of the last process against the jobs of its step.
+        """Count the death of the last process against the jobs that it was at.
 
         It writes inside the caller's transaction.
         """
-        if self._doing is None or self._doing.phase != "step":
+        if self._doing is None or self._doing.phase not in ("step", "admit"):
             return
         # a start that came no further has counted this death already
         if self._store.fact("counted_mark") == self._doing.since_s:
             return
         self._store.set_facts(counted_mark=self._doing.since_s)
         jobs = self._doing.jobs
-        for row in self.blame(jobs):
+        rows = [row for row in self._store.jobs(*OPEN) if row["job_id"] in jobs]
+        if self._doing.phase == "admit":
+            self._blame_admission(rows)
+            return
+        for row in self.blame(rows, jobs, self._store.update):
             if self.hopeless(row, alone=len(jobs) == 1):
-                job_id, reason = row["job_id"], self.reason(row)
-                t_s = self._store.fact("now_s", 0.0)
-                self._store.update(job_id, state=FAILED_CRASHED, reason=reason, why="", finish_s=t_s, **GONE)
-                self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": job_id, "detail": reason}])
+                self._end(row, self.reason(row))
 
-    def blame(self, jobs: Mapping[str, float]) -> list[JobRow]:
-        """Count the death of a process in a step of these jobs against them; return their rows.
+    def _blame_admission(self, rows: Iterable[JobRow]) -> None:
+        """Count a death against the job that was being taken in: nobody else had a part in it."""
+        for row in rows:
+            deaths = row["admission_deaths"] + 1
+            self._store.update(row["job_id"], admission_deaths=deaths)
+            if deaths < REFUSED_AFTER:
+                continue
+            reason = f"the scheduler's process died {deaths} times while it took the job in"
+            if row["start_s"] is None:
+                self._end(row, reason)
+            else:
+                # what the job has learned is kept for its user to decide about
+                self._store.update(row["job_id"], state=HELD, reason=reason, why=reason, **GONE)
 
-        `jobs`: with the optimizer steps that they had done.
+    def _end(self, row: JobRow, reason: str) -> None:
+        t_s = self._store.fact("now_s", 0.0)
+        self._store.update(row["job_id"], state=FAILED_CRASHED, reason=reason, why="", finish_s=t_s, **GONE)
+        self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": row["job_id"], "detail": reason}])
+
+    @staticmethod
+    def blame(rows: Iterable[JobRow], jobs: Mapping[str, float], update: Callable[..., None]) -> list[JobRow]:
+        """Count the death of a process in a step against these jobs; return their rows.
+
+        `jobs`: with the optimizer steps that they had done; `update` sets columns of a job.
         """
         found = []
-        for row in self._store.jobs(*OPEN):
-            at = jobs.get(row["job_id"])
-            if at is None:
-                continue
+        for row in rows:
+            at = jobs[row["job_id"]]
             again = row["crashed_at"] is not None and row["crashed_at"] == at
             crashes = row["crashes"] + 1 if again else 1
-            self._store.update(row["job_id"], crashes=crashes, crashed_at=at)
+            update(row["job_id"], crashes=crashes, crashed_at=at)
             row["crashes"], row["crashed_at"] = crashes, at
             found.append(row)
         return found

@@ -15,7 +15,7 @@ from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec
 
-_SLACK = 1e-9
+_SLACK = 1e-12
 """Relative slack for a product of steps that a rounding error has lifted above a whole number."""
 
 

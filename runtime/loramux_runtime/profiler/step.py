@@ -16,8 +16,9 @@ from loramux_profiles.step_point import AdapterPoint, JobPoint, StepPoint
 from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 from loramux_runtime.fused.adapters.methods import METHODS
+from loramux_runtime.fused.labels import IGNORED
 from loramux_runtime.fused.model import FusedModel
-from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
+from loramux_runtime.fused.packing import MicroBatch, Part
 from loramux_runtime.profiler.tracker import StorageTracker
 
 RATE = 0.05

@@ -34,6 +34,8 @@ def try_step(model: FusedModel, parts: Sequence[Part], faults: FaultPlan) -> lis
         jobs = [(part.adapter.job_id, len(part.batch.tokens)) for part in parts]
         faults.reach("step", job_ids=tuple(name for name, _ in jobs), rows=tuple(rows for _, rows in jobs))
         return model.step(parts)
+    except MemoryError:
+        return None
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -53,14 +55,13 @@ class Executor(OneDevice[TrainingJob], DeviceClock):
         before_step: Callable[[Sequence[LiveRun[TrainingJob]]], None] | None = None,
         on_step: OnStep | None = None,
         observer: Observer | None = None,
-        rss_before: int | None = None,
     ) -> None:
         self.model = model
         self._meters = meters
         super().__init__(times or RealTimes())
         self._faults = faults
         self._before_step, self._on_step = before_step, on_step
-        self.memory = MemoryMeter(model.base.device, rss_before)
+        self.memory = MemoryMeter(model.base.device)
         self._observer = observer
         self.step_s = 0.0
         """Seconds spent in fused steps so far.

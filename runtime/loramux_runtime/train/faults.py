@@ -18,7 +18,8 @@ Fault = Callable[[str, dict[str, object]], None]
 class FaultPlan:
     """Holds faults by the point that they happen at.
 
-    Points: `step` (job_ids, rows), before it runs; `commit` (stage: "before", "after") of the live
+    Points: `step` (job_ids, rows), before it runs; `admit` and `restore` (job_id), before a job is
+    taken in, and before its state is made or read; `commit` (stage: "before", "after") of the live
     scheduler's progress; `checkpoint` (stage, job_id), when a stage of a save is over: "begin",
     "tensors", "state", "manifest", "synced", "aside" (only where one at the same position is
     replaced), "renamed", "pruned".

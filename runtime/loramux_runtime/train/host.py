@@ -17,7 +17,8 @@ from loramux_runtime.train.accounts import Accounts
 class TrainHost(Host[TrainingJob]):
     """Keeps the accounts and hands over the jobs that have ended.
 
-    `on_end` gets each job that has ended, which is then dropped from `training`.
+    `on_end` gets each job that has ended, which is then dropped from `training`; `at_boundary` is
+    called between steps.
     """
 
     def __init__(
@@ -25,8 +26,10 @@ class TrainHost(Host[TrainingJob]):
         accounts: Accounts,
         training: dict[str, TrainingJob],
         on_end: Callable[[Job, TrainingJob], None],
+        at_boundary: Callable[[], None] = lambda: None,
     ) -> None:
         self._accounts, self._training, self.on_end = accounts, training, on_end
+        self._at_boundary = at_boundary
 
     def residents_change(self, device: StepDevice[TrainingJob]) -> None:
         """Account for the time up to now."""
@@ -44,9 +47,10 @@ class TrainHost(Host[TrainingJob]):
         """Hand the job over and forget it."""
         self._accounts.note_memory(0)
         self.on_end(run.job, run.training)
-        del self._training[run.job_id]
+        self._training.pop(run.job_id, None)
 
     def boundary(self) -> bool:
         """Note the queue; nothing here makes the loop decide again."""
         self._accounts.note_queue()
+        self._at_boundary()
         return False

@@ -5,7 +5,8 @@ It does so under the simulator's policies and decide-apply loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import ledger_of
 from loramux_policies.loop.meters import Meters
-from loramux_policies.loop.recorder import Recorder
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
 from loramux_policies.stepping.driver import StepDriver
@@ -30,21 +31,26 @@ from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.torch_devices import card_name
 from loramux_runtime.jobs.adapter_files import save_adapter
 from loramux_runtime.jobs.jobs_file import JobsFile
-from loramux_runtime.jobs.preparation import Preparation
+from loramux_runtime.jobs.preparation import Preparation, PreparedJob
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.train.accounts import Accounts
+from loramux_runtime.train.books import Books
 from loramux_runtime.train.executor import Executor, OnStep
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.host import TrainHost
+from loramux_runtime.train.keeper import Keeper
 from loramux_runtime.train.observer import Observer
+from loramux_runtime.train.progress import Earlier, Progress
 from loramux_runtime.train.signals import stop_on_signal
 from loramux_runtime.train.states import LocalStates
-from loramux_runtime.train.times import Times
-from loramux_traces.errors import StateError, UsageError
+from loramux_runtime.train.times import RealTimes, Times
+from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.job import JobSpec
-from loramux_traces.results import empty_timeline, summarise
+from loramux_traces.results import UNSCHEDULABLE, summarise
 
 Log = Callable[[dict[str, Any]], None]
+Stopping = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
+"""Is given what asks for a stop, and entered while a signal is to do that."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class TrainResult:
     """Device that the run was on."""
     stopped_by: int | None = None
     """The signal that ended the run, if one did."""
+    interruptions: int = 0
+    """How many processes before this one have worked on the run."""
     hopeless: int = 0
     """Jobs that fit the device at no micro-batch size."""
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -71,11 +79,19 @@ class TrainResult:
     """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
 
 
+def check_policy(policy: Policy) -> None:
+    """Raise UsageError where the policy does not share one base copy among its jobs."""
+    if policy.copies == "separate":
+        raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
+
+
 class TrainRun:
     """Puts the parts of one run together.
 
-    It loads the data and checks every job before anything is trained. `record`: the events hold
-    every fused step too, so that `stepping.replay` can take the decisions again.
+    Every job is checked before anything is trained: here, or before by the caller (`prepared`).
+    `record`: the events hold every fused step too, so that `stepping.replay` can take the decisions
+    again. With `progress` the run is kept on the disk, at most `checkpoint_s` of training behind;
+    with `earlier` it goes on from there. `prepared` then holds the jobs that have not ended.
     """
 
     def __init__(
@@ -85,124 +101,193 @@ class TrainRun:
         profile: DeviceProfile,
         *,
         base: BaseModel,
+        prepared: Sequence[PreparedJob] | None = None,
         adapters_dir: Path | None = None,
+        progress: Progress | None = None,
+        earlier: Earlier | None = None,
+        checkpoint_s: float = 60.0,
         times: Times | None = None,
         faults: FaultPlan = NONE,
         recompute: bool = False,
         max_resident: float = float("inf"),
         log: Log | None = None,
+        warn: Callable[[str], None] = lambda text: None,
         on_step: OnStep | None = None,
         record: bool = False,
     ) -> None:
-        if policy.copies == "separate":
-            raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
+        check_policy(policy)
         self._adapters_dir = adapters_dir
         self.model = FusedModel(base, recompute=recompute)
-        self.training_log: list[dict[str, Any]] = []
-        self._log = log
+        self._log, self._warn = log, warn
         self.steps: list[tuple[float, float]] = []
         self._on_step = on_step
-        self.unsaved: list[str] = []
-        """Jobs whose adapter could not be written, and why."""
-        preparation = Preparation(base, file.base.path, recompute=recompute)
-        # this check is cheap, and so it comes before any rows are read
-        for job in file.jobs:
-            preparation.check_adapter(job)
-        prepared = [preparation.prepare(job, file.folder) for job in file.jobs]
+        if prepared is None:
+            preparation = Preparation(base, file.base.path, recompute=recompute)
+            prepared = preparation.prepare_all(file.jobs, file.folder)
         self.data = {job.config.id: job.data for job in prepared}
         self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )
-        self._configs = {job.id: job for job in file.jobs}
+        self._configs = {job.config.id: job.config for job in prepared}
         self._training: dict[str, TrainingJob] = {}
-        self.scores: dict[str, dict[str, Any]] = {}
         cost = CostModel(profile)
         self.observer = None if profile.fitted is None else Observer(profile.fitted)
         self.meters = Meters(1)
         self.executor = Executor(
             self.model,
             self.meters,
-            times=times,
+            times=times or RealTimes(0.0 if earlier is None else earlier.now_s),
             faults=faults,
             on_step=self._stepped,
             observer=self.observer,
         )
         self.residents: Residents[TrainingJob] = Residents(policy)
         accounts = Accounts(self.meters, self.residents, self.executor.peak_bytes)
-        self.host = TrainHost(accounts, self._training, self._ended)
-        self.recorder = Recorder(self.specs, lambda: self.residents.now_s, [0], events=True, segments=True)
+        self.host = TrainHost(accounts, self._training, self._ended, self._boundary)
+        self.books = Books(self.specs, self.meters, lambda: self.residents.now_s, earlier)
         self.driver = StepDriver(
             self.residents,
             self.executor,
-            LocalStates(self.model, self._training),
-            note=self.recorder.note if record else None,
+            LocalStates(self.model, self._training, self._new, stopping=lambda: self.driver.stopping),
+            note=self.books.recorder.note if record else None,
         )
         self.ledger = ledger_of(cost, max_resident)
-        self.loop = Scheduler(
-            policy, [self.ledger], self.driver, max_resident=max_resident, listener=self.recorder.hear
-        )
-        self.intake = Intake([cost], [1], oracle=False, unschedulable=self.recorder.unschedulable)
+        self.loop = Scheduler(policy, [self.ledger], self.driver, max_resident=max_resident, listener=self._hear)
+        self.books.loop = self.loop
+        self.intake = Intake([cost], [1], oracle=False, unschedulable=self.books.unschedulable)
+        self.keeper = None
+        if progress is not None:
+            self.keeper = Keeper(
+                progress,
+                self.books,
+                self._training,
+                every_s=checkpoint_s,
+                attained_s=self._attained_s,
+                settle=self._settle,
+                warn=warn,
+                faults=faults,
+            )
 
-    def play(self) -> TrainResult:
-        """Train every job to its end; SIGTERM and SIGINT end the run at the next step boundary."""
-        with stop_on_signal(self.driver.request_stop) as stopped:
-            self.driver.run(self.loop, Arrivals(self.loop, self._arrivals()), self.host)
-        stats = self.meters.stats([self.ledger.capacity])
-        stats.decisions = self.loop.decisions
+    def play(self, stopping: Stopping = stop_on_signal) -> TrainResult:
+        """Train every job to its end; a signal ends the run at the next step boundary.
+
+        `stopping` is entered with what asks for that, and gives the signals that came.
+        """
+        if self.keeper is not None:
+            self.keeper.begin(self._configs)
+        with stopping(self.driver.request_stop) as stopped:
+            try:
+                self.driver.run(self.loop, Arrivals(self.loop, self._arrivals()), self.host)
+            except LoramuxError:
+                # the policy has ended the run
+                self._close()
+                raise
+            # after anything else what is in memory may be half done: the last checkpoints hold then
+            self._close()
+        return self._result(stopped[0] if stopped else None)
+
+    def _result(self, stopped_by: int | None) -> TrainResult:
+        books = self.books
+        self._settle()
+        stats = books.stats(self.ledger.capacity)
         stats.notes = list(self.notes)
-        jobs = self.recorder.table()
-        timeline = empty_timeline()
-        timeline["devices"] = [
-            {"device_id": 0, "name": str(self.model.base.device), "memory_capacity_bytes": self.ledger.capacity}
-        ]
-        timeline["segments"] = self.recorder.segments()
-        timeline.update(self.meters.samples())
+        jobs = books.table({job_id: training.tokens for job_id, training in self._training.items()})
         return TrainResult(
             jobs=jobs,
             summary=summarise(jobs, stats),
-            timeline=timeline,
-            events=self.recorder.log() or [],
-            training=self.training_log,
+            timeline=books.timeline(self.ledger.capacity, str(self.model.base.device)),
+            events=books.events(),
+            training=books.all_records(),
             steps=self.steps,
             device=card_name(self.model.base.device),
-            stopped_by=stopped[0] if stopped else None,
-            hopeless=self.intake.hopeless,
-            scores=self.scores,
+            stopped_by=stopped_by,
+            interruptions=books.earlier.interruptions,
+            hopeless=int((jobs["final_state"] == UNSCHEDULABLE).sum()),
+            scores=books.earlier.scores | books.scores,
             prediction=None if self.observer is None else self.observer.report(),
         )
 
     def _arrivals(self) -> Iterator[Job]:
-        """Yield jobs as they are submitted; adapters wait on the host until their job starts."""
+        """Yield jobs as they are submitted; those that began in an earlier process are taken up."""
         for index, spec in enumerate(self.specs):
             job = self.intake.job(index, spec)
             if job is None:
                 continue
             self.data[spec.job_id] = self.data[spec.job_id].bound(job.cost_on(0).rows)
-            self._training[spec.job_id] = TrainingJob.new(
-                self.model, self._configs[spec.job_id], self.data[spec.job_id], log=partial(self._record, spec.job_id)
-            )
+            if self.keeper is not None and self.books.has_begun(spec.job_id):
+                training = self._new(job)
+                unreadable = self.keeper.take_up(job, training)
+                if unreadable is not None:
+                    self._warn(f"{spec.job_id} is left as it is: {unreadable}")
+                    self.books.unfinish(spec.job_id, unreadable)
+                    continue
+                self._training[spec.job_id] = training
             yield job
+
+    def _new(self, job: Job) -> TrainingJob:
+        """Return the state of a job at its first step; its adapter waits on the host."""
+        name = job.job_id
+        return TrainingJob.new(self.model, self._configs[name], self.data[name], log=partial(self._record, name))
 
     def _record(self, job_id: str, record: dict[str, Any]) -> None:
         row = {"t_s": self.executor.clock_s, "job_id": job_id, **record}
-        self.training_log.append(row)
+        self.books.records.append(row)
         if self._log is not None:
             self._log(row)
+
+    def _hear(self, event: Event, job: Job, devices: tuple[int, ...], detail: str) -> None:
+        self.books.hear(event, job, devices, detail)
+        if event in (Event.FAIL, Event.REJECT):
+            # the other ends are told to `_ended`
+            self._training.pop(job.job_id, None)
+            if self.keeper is not None:
+                self.keeper.ended(job.job_id)
 
     def _stepped(self, step: Any, seconds: float, predicted_s: float) -> None:
         self.steps.append((seconds, predicted_s))
         if self._on_step is not None:
             self._on_step(step, seconds, predicted_s)
 
+    def _close(self) -> None:
+        if self.keeper is not None:
+            self.keeper.close()
+
+    def _boundary(self) -> None:
+        if self.keeper is not None:
+            self.keeper.boundary(self.residents.now_s)
+
+    def _settle(self) -> None:
+        """Bring the books up to this instant."""
+        for job in self.loop.cluster.running.values():
+            self.driver.sync(job)
+        for device in self.residents.devices:
+            self.host.residents_change(device)
+
+    def _attained_s(self, job_id: str) -> float:
+        job = self.loop.cluster.active.get(job_id)
+        if job is None:
+            return 0.0
+        if job_id in self.loop.cluster.running:
+            self.driver.sync(job)
+        return job.attained_s
+
     def _ended(self, job: Job, training: TrainingJob) -> None:
         first, last = training.first_evaluation, training.evaluation
         if first is not None and last is not None:
-            self.scores[job.job_id] = {"before": first._asdict(), "after": last._asdict()}
-        if self._adapters_dir is not None and not training.diverged:
+            self.books.scores[job.job_id] = {"before": first._asdict(), "after": last._asdict()}
+        if self._adapters_dir is not None and not training.diverged and not training.out_of_memory:
             training.optimizer.to("cpu")
+            # a process that was killed may have written it, and not noted that the job had ended
+            again = self.keeper is not None
             try:
-                save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name)
+                save_adapter(training.adapter, self._adapters_dir / job.job_id, self.model.base.name, overwrite=again)
             except StateError as error:
                 # a full disk costs this job its file, not the other jobs their training
-                self.unsaved.append(f"{job.job_id}: {error}")
+                self._warn(f"{job.job_id} is not finished: {error}")
+                self.books.unfinish(job.job_id, str(error), job)
+                if self.keeper is not None:
+                    self.keeper.save_as_it_is(job.job_id, training)
+                return
+        if self.keeper is not None:
+            self.keeper.ended(job.job_id)

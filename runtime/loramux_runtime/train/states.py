@@ -19,6 +19,8 @@ def end_of(training: TrainingJob) -> End | None:
     """Say how the job has ended, if it has."""
     if training.diverged:
         return End(Event.DIVERGE, training.diverged)
+    if training.out_of_memory:
+        return End(Event.FAIL, training.out_of_memory)
     return End(Event.FINISH, "") if training.finished else None
 
 
@@ -26,7 +28,7 @@ class LocalStates(StatesHere[TrainingJob]):
     """Moves optimizer states between the host and the one device of this process.
 
     `find` makes the state of a job that is in memory no more, or not yet (None: all of them are);
-    `joining` is entered while a job is brought.
+    `joining` is entered while a job is brought; `stopping` says whether the run is to end.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class LocalStates(StatesHere[TrainingJob]):
         training: dict[str, TrainingJob],
         find: Callable[[Job], TrainingJob] | None = None,
         joining: Callable[[Job], AbstractContextManager[None]] = lambda job: nullcontext(),
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model, self._training, self._find = model, training, find
-        self._joining = joining
+        self._joining, self._stopping = joining, stopping
 
     def bring(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
         """Bring the job's state onto the device, and score its held-out rows if it is new."""
@@ -46,7 +49,7 @@ class LocalStates(StatesHere[TrainingJob]):
                 self._training[job.job_id] = self._find(job)
             training = self._training[job.job_id]
             training.optimizer.to(self._model.base.device)
-            training.begin(self._model)
+            training.begin(self._model, self._stopping)
         return training
 
     def take_away(self, job: Job) -> None:

@@ -63,17 +63,19 @@ class DeviceClock:
 class RealTimes:
     """Reads the monotonic clock, on which steps of the wall clock change nothing.
 
-    It starts when it is first read: what is prepared before the run is no part of it.
+    It starts when it is first read: what is prepared before the run is no part of it. `from_s`: the
+    first reading, of a run that goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, from_s: float = 0.0) -> None:
         self._start: float | None = None
+        self._from_s = from_s
 
     def now_s(self) -> float:
         """Return the seconds since the run began."""
         reading = time.monotonic()
         if self._start is None:
-            self._start = reading
+            self._start = reading - self._from_s
         return reading - self._start
 
     def step_begins(self) -> None:

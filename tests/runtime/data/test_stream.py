@@ -46,7 +46,7 @@ def test_what_a_stream_refuses(n: int, seed: int, sample: int) -> None:
 
 def rows_of(lengths: list[int]) -> TokenisedRows:
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenisedRows(np.zeros(starts[-1], np.int32), np.ones(starts[-1], np.bool_), starts)
+    return TokenisedRows(np.zeros(starts[-1], np.int32), np.ones(starts[-1], np.bool_), starts[:-1], starts[1:])
 
 
 def test_length_statistics() -> None:

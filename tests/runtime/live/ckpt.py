@@ -19,9 +19,9 @@ import torch
 from loramux_runtime.data import DataConfig, SampleStream, TokenisedRows
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
+from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.state.checkpoint import CheckpointStore
 from loramux_runtime.train.faults import NONE, FaultPlan
 
 from ..matrix import case, fused
@@ -48,7 +48,7 @@ def some_rows(n: int, seed: int, salt: int = 0) -> TokenisedRows:
     ids = rng.integers(3, 61, starts[-1]).astype(np.int32)
     learned = np.ones(len(ids), dtype=np.bool_)
     learned[starts[:-1]] = False
-    return TokenisedRows(ids, learned, starts)
+    return TokenisedRows(ids, learned, starts[:-1], starts[1:])
 
 
 class Trained:

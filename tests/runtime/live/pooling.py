@@ -18,6 +18,8 @@ from loramux_runtime.jobs.jobs_file import BaseConfig
 from loramux_runtime.live.drive.live_times import LiveTimes, PredictedLiveTimes
 from loramux_runtime.live.drive.pool import InProcessPool, WorkerPool
 from loramux_runtime.live.drive.worker import DeviceWorker
+from loramux_runtime.live.reading.orders import ReadAnswer
+from loramux_runtime.live.reading.row_files import ROWS
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.job_rows import JobRow
@@ -27,7 +29,7 @@ from loramux_simulator import simulate
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.locking import owned
 
-from .serving import CONFIG, curves, jobs, submit
+from .serving import CONFIG, ReadHere, curves, jobs, submit
 
 BASE = BaseConfig.model_validate({"config": CONFIG})
 
@@ -60,6 +62,7 @@ def service(
         times=times,
         warn=warn,
         hang_s=hang_s,
+        reading=ReadHere(store.folder / ROWS),
     )
 
 
@@ -120,8 +123,8 @@ def check_decisions(pool: WorkerPool, policy: str, folder: Path, n: int) -> None
     specs: list[JobSpec] = []
     admit = scheduler.roster.job
 
-    def noted(row: JobRow) -> Job | None:
-        job = admit(row)
+    def noted(row: JobRow, answer: ReadAnswer | None) -> Job | None:
+        job = admit(row, answer)
         if job is not None:
             specs.append(job.spec)
         return job

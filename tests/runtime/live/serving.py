@@ -15,11 +15,15 @@ from loramux_policies import create
 from loramux_policies.policy import Policy
 from loramux_policies.views import ClusterView, Plan
 from loramux_profiles.devices import DeviceProfile, load_device
+from loramux_runtime.data import byte_tokenizer
+from loramux_runtime.jobs import saving
 from loramux_runtime.jobs.bases import open_base
 from loramux_runtime.jobs.jobs_file import BaseConfig, TrainJob
+from loramux_runtime.live.reading.orders import ReadAnswer, ReadOrder
+from loramux_runtime.live.reading.read import RowReader
+from loramux_runtime.live.reading.row_files import ROWS, RowFiles
 from loramux_runtime.live.service import LiveService, Outcome
 from loramux_runtime.live.settings import LiveSettings
-from loramux_runtime.live.state import saving
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.locking import owned
@@ -112,8 +116,35 @@ def service(
         base=open_base(BaseConfig.model_validate({"config": CONFIG})),
         faults=faults,
         warn=warn,
-        **(options or {}),
+        **{"reading": ReadHere(store.folder / ROWS), **(options or {})},
     )
+
+
+class ReadHere:
+    """Reads rows in this process, at once: most tests are not about the processes that do it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = RowReader(byte_tokenizer(), RowFiles(folder))
+        self._answers: list[ReadAnswer] = []
+
+    def send(self, order: ReadOrder) -> None:
+        """Read at once."""
+        self._answers.append(self._reader.read(order))
+
+    def poll(self) -> list[ReadAnswer]:
+        """What has been read since."""
+        answers, self._answers = self._answers, []
+        return answers
+
+    def drop(self, number: int) -> None:
+        """Nothing is ever under way."""
+
+    def rows_read(self, number: int) -> int | None:
+        """Nothing is ever under way."""
+        return None
+
+    def close(self) -> None:
+        """There is no process to end."""
 
 
 def play(store: Store, policy: Policy | str = "aspen", **options: Any) -> Outcome:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from loramux_runtime.jobs import checkpoint
 from loramux_runtime.live.service import LiveService
-from loramux_runtime.live.state import checkpoint
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.locking import owned
 
@@ -69,6 +69,8 @@ def test_a_disk_that_is_not_there_costs_no_job(tmp_path: Path, whole: dict[str, 
     stop_after(store, 4)
     rows = tmp_path / "rows.jsonl"
     rows.rename(tmp_path / "unmounted")
+    # the kept rows are on the disk that is not there, too
+    (store.folder / "rows").rename(tmp_path / "kept")
     play(store, "fifo")
     assert set(states(store).values()) == {"HELD"}
     assert "cannot be read any more" in store.job("job01")["reason"]
@@ -127,7 +129,7 @@ def test_checkpoints_that_cannot_be_read_now_are_kept(tmp_path: Path, monkeypatc
 def test_an_error_of_the_disk_in_mid_read_ends_the_process_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loramux_runtime.live.state import checkpoint_files
+    from loramux_runtime.jobs import checkpoint_files
     from loramux_traces.errors import StateError
 
     store = submit(tmp_path / "state", jobs(tmp_path, 1, steps=12))

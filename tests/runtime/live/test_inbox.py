@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from loramux_runtime.live.inbox import LiveInbox
+from loramux_runtime.live.pace import Pace
+from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.run_folder import job_table
 from loramux_traces.errors import UsageError
 
@@ -65,21 +67,31 @@ def test_a_job_that_comes_twice_is_there_once(tmp_path: Path, monkeypatch: pytes
         if not done:
             done.append(1)
             submit(tmp_path / "state", found[2:]).close()
-            self._read_jobs(now_s)
+            self._read_jobs(now_s, None)
             self.put(store.job("job02"), now_s)
 
     monkeypatch.setattr(LiveInbox, "poll", poll)
     play(store, "fifo")
     assert set(states(store).values()) == {"COMPLETED"}
-    assert [e["event"] for e in store.events() if e.get("job_id") == "job02"] == ["arrive", "start", "finish"]
+    assert [e["event"] for e in store.events() if e.get("job_id") == "job02"] == ["read", "arrive", "start", "finish"]
 
 
 def test_many_jobs_are_read_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """(Three thousand took 11 s, one fsync each.)."""
     store = submit(tmp_path / "state", [])
-    inbox = LiveInbox(store, due=lambda row: None, obey=lambda row: None, lasting=lambda: False)
+    book = Book(store, lambda: 1.0)
+    inbox = LiveInbox(
+        store,
+        due=lambda row: None,
+        obey=lambda row: None,
+        obeyed=book.answered,
+        submitted=lambda job_id, t_s: book.set(job_id, submit_s=t_s),
+        lasting=lambda: False,
+        pace=Pace(lambda: 1.0, lambda: False),
+    )
     submit(tmp_path / "state", jobs(tmp_path, 30)).close()
     commits: list[str] = []
     store._db.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
     inbox.poll(1.0)
+    book.flush()
     assert len(commits) == 1 and all(row["submit_s"] is not None for row in store.jobs())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.live.state.marker import Marker
-from loramux_runtime.live.state.saving import Saving
 from loramux_runtime.train.faults import FaultPlan
 
 from .asking import states

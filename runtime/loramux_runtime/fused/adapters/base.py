@@ -222,13 +222,3 @@ class Adapter:
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
     """Return the factor that LoRA puts on B A."""
     return float(alpha / rank**0.5 if rslora else alpha / rank)
-
-
-def check_lora(rank: int, alpha: float, dropout: float) -> None:
-    """Raise ValueError on values without meaning."""
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, not {rank}")
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be above 0 and finite, not {alpha}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")

@@ -84,7 +84,6 @@ class Engine:
     faults: FaultPlan = NONE
     note: Note | None = None
     """Takes the rows of the recorded stream (one device)."""
-    rss_before: int | None = None
     hang_s: float = inf
     """A worker that has not answered for so long is taken for dead."""
 
@@ -127,7 +126,6 @@ class Engine:
                 faults=self.faults,
                 before_step=marks.step_follows,
                 observer=None if observers is None else observers[0],
-                rss_before=self.rss_before,
             )
             return Drive(
                 residents=Residents(policy),

@@ -57,6 +57,7 @@ class RemoteTraining(TrainingJob):
         self.untouched = self.whole = False
         self.step, self.rows_done, self.tokens = report.step, report.rows_done, report.tokens
         self.stopped, self.diverged = report.stopped, report.diverged
+        self.out_of_memory = report.out_of_memory
         self._told_p_stop = report.p_stop
         if report.state is not None:
             self.take(report.state)

@@ -17,7 +17,7 @@ import torch
 
 from loramux_runtime.data import JobData
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.memory_meter import MemoryMeter, held_beside
+from loramux_runtime.fused.memory_meter import MemoryMeter
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
 from loramux_runtime.fused.torch_devices import card_name
@@ -50,6 +50,7 @@ class JobReport:
     tokens: int
     stopped: bool
     diverged: str
+    out_of_memory: str
     p_stop: float
     records: Sequence[dict[str, Any]]
     """What the job has learned, as one record per optimizer step."""
@@ -95,12 +96,10 @@ def to_tensors(state: State) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 class DeviceWorker:
     """Trains the jobs on one device; calls come one at a time, in order."""
 
-    def __init__(
-        self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE, rss_before: int | None = None
-    ) -> None:
+    def __init__(self, base: BaseModel, *, recompute: bool = False, faults: FaultPlan = NONE) -> None:
         self.model = FusedModel(base, recompute=recompute)
         self._faults = faults
-        self._memory = MemoryMeter(base.device, rss_before)
+        self._memory = MemoryMeter(base.device)
         self._jobs: dict[str, TrainingJob] = {}
         self._records: dict[str, list[dict[str, Any]]] = {}
 
@@ -116,7 +115,7 @@ class DeviceWorker:
 
         model = open_base(BaseConfig.model_validate(dict(base)), choose_device(device))
         set_threads(threads, model.sites.hidden)
-        return cls(model, rss_before=held_beside(model.weight_bytes), **options)
+        return cls(model, **options)
 
     def about(self) -> Whereabouts:
         """Return where the worker is; it answers when it is ready."""
@@ -176,13 +175,14 @@ class DeviceWorker:
         job_id = job.config.id
         records = list(self._records[job_id])
         self._records[job_id].clear()
-        ended = job.finished and not job.diverged
+        ended = job.finished and not job.diverged and not job.out_of_memory
         return JobReport(
             step=job.step,
             rows_done=job.rows_done,
             tokens=job.tokens,
             stopped=job.stopped,
             diverged=job.diverged,
+            out_of_memory=job.out_of_memory,
             p_stop=job.p_stop,
             records=records,
             state=self.state(job_id) if ended else None,

@@ -8,13 +8,15 @@ second.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
-from loramux_runtime.live.state.job_rows import HELD, RUNNING, WAITING, Fields
+from loramux_runtime.live.state.job_rows import HELD, RUNNING, WAITING, Fields, JobRow
+from loramux_runtime.live.state.same_folder import SameFolder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
+from loramux_traces.errors import BusyError
 
 RETURN: Final = "return"
 """Name of the event by which a job that has begun arrives again.
@@ -26,7 +28,11 @@ GONE: Final[Fields] = {"expected_finish_s": None, "tokens_per_s": None}
 
 
 class Book:
-    """Listens to the decide-apply loop (`scheduler.Listener`) and keeps the store true."""
+    """Listens to the decide-apply loop (`scheduler.Listener`) and keeps the store true.
+
+    While a scheduler runs it alone writes to the store, so that a lock that another process holds
+    delays one commit and stops nothing.
+    """
 
     def __init__(self, store: Store, now_s: Callable[[], float], faults: FaultPlan = NONE) -> None:
         self._store = store
@@ -36,6 +42,11 @@ class Book:
         self._events: list[Fields] = []
         self._records: list[tuple[str, Fields]] = []
         self._samples: list[tuple[float, int, float, int, int]] = []
+        self._answers: dict[int, tuple[str, str]] = {}
+        self._facts: Fields = {}
+        self._forgotten: dict[str, int] = {}
+        self.folder: SameFolder | None = None
+        """Notices that the folder is another one; None before the scheduler has begun."""
         self._attained_s: dict[str, float] = {}
         self.urgent = False
         """Whether a job has changed its state since the last commit."""
@@ -73,7 +84,8 @@ class Book:
         if detail:
             row["detail"] = detail
         self._events.append(row)
-        self.urgent = True
+        # a job that has only come is as safe as it was: a thousand of them are no thousand commits
+        self.urgent = self.urgent or event != Event.ARRIVE
 
     @staticmethod
     def figures(job: Job) -> Fields:
@@ -141,31 +153,65 @@ class Book:
         """Forget a job that has ended, where that is committed."""
         self._attained_s.pop(job_id, None)
 
+    def row(self, job_id: str) -> JobRow:
+        """Return one job as it is by now, committed or not; UsageError where there is none."""
+        return cast(JobRow, {**self._store.job(job_id), **self._rows.get(job_id, {})})
+
+    def answer(self, number: int, answer: str, refused: str) -> None:
+        """Answer a command; it is committed with what the command has changed."""
+        self._answers[number] = answer, refused
+
+    def answered(self, number: int) -> bool:
+        """Return whether a command that the store still has as open has been carried out."""
+        return number in self._answers
+
+    def state(self, **facts: Any) -> None:
+        """Set facts of the scheduler from the next commit on."""
+        self._facts.update(facts)
+
+    def forget_records(self, job_id: str, after_step: int) -> None:
+        """Drop the training records of steps that will be trained again."""
+        self._records = [(name, row) for name, row in self._records if name != job_id or row["step"] <= after_step]
+        self._forgotten[job_id] = min(after_step, self._forgotten.get(job_id, after_step))
+
     # -- committing
 
-    def flush(self, also: Callable[[], None] | None = None, **facts: Any) -> None:
-        """Commit everything, with these facts of the scheduler and what `also` writes.
+    def flush(self, **facts: Any) -> None:
+        """Commit everything, with these facts of the scheduler.
 
-        Where that fails nothing is forgotten.
+        Where that fails nothing is forgotten. Raises BusyError where another process holds the
+        queue's lock, FolderGone where the folder is another one by now.
         """
         store = self._store
+        if self.folder is not None:
+            self.folder.check()
         self._faults.reach("commit", stage="before")
         with store.transaction():
+            for job_id, after_step in self._forgotten.items():
+                store.forget_records(job_id, after_step)
             for job_id, values in self._rows.items():
                 store.update(job_id, **values)
             store.add_records(self._records)
             store.add_events(self._events)
             store.add_samples(self._samples)
-            if facts:
-                store.set_facts(**facts)
-            if also is not None:
-                also()
+            if facts or self._facts:
+                store.set_facts(**{**self._facts, **facts})
+            for number, (answer, refused) in self._answers.items():
+                store.answer(number, answer, refused=refused)
         self._faults.reach("commit", stage="after")
-        self._rows.clear()
-        self._records.clear()
-        self._events.clear()
-        self._samples.clear()
+        for pending in (self._forgotten, self._rows, self._records, self._events, self._samples):
+            pending.clear()
+        self._answers.clear()
+        self._facts.clear()
         if facts:
             # else the scheduler's own figures are still to come
             self.urgent = False
             self.committed_s = float(facts.get("now_s", self._now_s()))
+
+    def flushed(self) -> bool:
+        """Commit everything if that can be done now; return whether it is committed."""
+        try:
+            self.flush()
+        except BusyError:
+            return False
+        return True

@@ -52,6 +52,16 @@ class JobRow(TypedDict):
     drawn_by: int | None
     """Micro-batch size by which the job's synthetic rows are drawn."""
     data_sha256: str | None
+    kept: str | None
+    """Where the job's rows are kept (`reading.row_files`), as JSON."""
+    made_from: str | None
+    """What the job's rows were made from (`data.made_from`), as JSON."""
+    trusted: int
+    """Whether the job goes on with its kept rows although its data file has changed."""
+    admission_deaths: int
+    """Processes that died while they took the job in."""
+    notes: str
+    """What a user should know of the job's rows: how many were cut, columns that are not used."""
     step: int
     total_steps: int | None
     progress_steps: float

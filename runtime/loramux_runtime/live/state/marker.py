@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from loramux_runtime.live.state.nodes import Node
+
 MARKER: Final = "doing"
-Phase = Literal["idle", "decide", "step", "save", "stopped"]
-_PHASES: Final = ("idle", "decide", "step", "save", "stopped")
+Phase = Literal["idle", "decide", "admit", "step", "save", "stopped"]
+_PHASES: Final = ("idle", "decide", "admit", "step", "save", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +30,38 @@ class Doing:
     since_s: float
     """Start of the phase on the machine's monotonic clock."""
     jobs: Mapping[str, float] = field(default_factory=dict)
-    """Jobs of a step, with the optimizer steps that they had done (with fractions)."""
+    """Jobs of a step or of an admission, with the optimizer steps that they had done."""
+    unsaved_since_s: float | None = None
+    """Since when the queue could not be written, on the monotonic clock; None: it is written."""
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    """Device and inode of the files that the process has open."""
 
 
 class Marker:
     """Writes the marker of one state folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._more: dict[str, object] = {}
+        self._last: tuple[Phase, Mapping[str, float]] = ("idle", {})
         self._descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def set(self, phase: Phase, jobs: Mapping[str, float] | None = None) -> None:
         """Note what the process is doing from now on."""
-        text = json.dumps([phase, time.monotonic(), jobs or {}]).encode() + b"\n"
+        self._last = phase, jobs or {}
+        text = json.dumps([phase, time.monotonic(), jobs or {}, self._more]).encode() + b"\n"
         # the rest of a longer text before stays behind the newline
         os.pwrite(self._descriptor, text, 0)
+
+    def unsaved(self, unsaved: bool) -> None:
+        """Note that the queue cannot be written from now on, or can be again."""
+        self._more.pop("unsaved_since_s", None)
+        if unsaved:
+            self._more["unsaved_since_s"] = time.monotonic()
+        self.set(*self._last)
+
+    def opened(self, nodes: Mapping[str, Node]) -> None:
+        """Note which files the process has open, so that a command can compare its own."""
+        self._more["nodes"] = nodes
 
     def close(self) -> None:
         """Close the marker's file, and leave its text as it is."""
@@ -52,9 +72,18 @@ def read_marker(folder: Path) -> Doing | None:
     """Return what the last process was doing; None where there was none or it cannot be read."""
     try:
         first = (folder / MARKER).read_bytes().split(b"\n", 1)[0]
-        phase, since_s, jobs = json.loads(first)
+        # older versions wrote three values
+        phase, since_s, jobs, *rest = json.loads(first)
         if phase not in _PHASES:
             return None
-        return Doing(phase, float(since_s), {str(name): float(at) for name, at in jobs.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+        more = rest[0] if rest else {}
+        unsaved_s = more.get("unsaved_since_s")
+        return Doing(
+            phase,
+            float(since_s),
+            {str(name): float(at) for name, at in jobs.items()},
+            None if unsaved_s is None else float(unsaved_s),
+            {str(name): (int(at[0]), int(at[1])) for name, at in more.get("nodes", {}).items()},
+        )
+    except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return None

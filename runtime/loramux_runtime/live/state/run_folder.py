@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from loramux_policies.loop.events import BEGINS, LEAVES
-from loramux_runtime.live.state.job_rows import OPEN, Fields, JobRow
+from loramux_runtime.live.state.job_rows import OPEN, JobRow
 from loramux_runtime.live.state.store import Store
+from loramux_runtime.train.stays import stays
 from loramux_traces.results import COMPLETED, JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline, summarise
 from loramux_traces.runfolder import write_run
 
@@ -30,7 +30,7 @@ def write_results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Any]:
         {"device_id": device_id, "name": store.fact("device", ""), "memory_capacity_bytes": capacity}
         for device_id in range(store.fact("devices", 1))
     ]
-    timeline["segments"] = segments(events, store.fact("now_s", 0.0))
+    timeline["segments"] = stays(events, store.fact("now_s", 0.0))
     samples = store.samples()
     t_s, device, memory, residents, waiting = zip(*samples, strict=True) if samples else ((),) * 5
     timeline["samples"] = {
@@ -90,35 +90,6 @@ def _result(row: JobRow, base_model: str) -> dict[str, Any]:
         "priority": row["priority"],
         "num_gpus": 1,
     }
-
-
-def segments(events: Iterable[Fields], end_s: float) -> dict[str, list[Any]]:
-    """Return the `segments` of the timeline from the event log.
-
-    A stay that a killed process left open ends where the next process began (at most), one that is
-    still open ends at `end_s`.
-    """
-    columns: dict[str, list[Any]] = {"job_id": [], "device_id": [], "start_s": [], "end_s": []}
-    open_: dict[str, tuple[float, list[int]]] = {}
-
-    def close(job_id: str, t_s: float) -> None:
-        start_s, devices = open_.pop(job_id)
-        for device in devices:
-            for name, value in zip(columns, (job_id, device, start_s, max(start_s, t_s)), strict=True):
-                columns[name].append(value)
-
-    for row in events:
-        event = row["event"]
-        if event == "scheduler":
-            for job_id in list(open_):
-                close(job_id, row["last_s"] if "last_s" in row else row["t_s"])
-        elif event in BEGINS:
-            open_[row["job_id"]] = (row["t_s"], row.get("devices", [0]))
-        elif event in LEAVES and row.get("job_id") in open_:
-            close(row["job_id"], row["t_s"])
-    for job_id in list(open_):
-        close(job_id, end_s)
-    return columns
 
 
 def _stats(store: Store, timeline: Mapping[str, Any], capacity: float) -> RunStats:

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import quote
 
+from loramux_runtime.live.state.connection import WAL_S, looked_at, to_wal
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
-from loramux_runtime.live.state.schema import SCHEMA, SCHEMA_VERSION
-from loramux_traces.errors import StateError, UsageError, printable
+from loramux_runtime.live.state.schema import NO_VALUES, SCHEMA, SCHEMA_VERSION, missing_columns
+from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
 
@@ -30,11 +30,14 @@ PROFILE: Final = "profile.json"
 """The device profile that the scheduler has gone by, in its state folder."""
 OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, LOCK)
 """Files that a scheduler leaves in its folder before it has come up."""
-WAL_S: Final = 10.0
-"""Seconds to wait for a process that makes the same folder at the same moment.
+PATIENCE_S: Final = 30.0
+"""Seconds that a command waits for another process's lock."""
 
-SQLite waits for nobody when it turns to WAL.
-"""
+
+def as_job(row: sqlite3.Row) -> JobRow:
+    """Return a row of the table `jobs` with every column."""
+    # a folder of an older version that may only be read lacks the columns that came later
+    return cast(JobRow, {**NO_VALUES, **dict(row)})
 
 
 def discard(folder: Path) -> None:
@@ -54,27 +57,9 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def _looked_at(path: Path) -> sqlite3.Connection:
-    """Open a database in a folder that cannot be written.
-
-    SQLite needs the -shm file of one in use; without one nobody writes, and the file is all there
-    is.
-    """
-    mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
-    uri = f"file:{quote(str(path.absolute()))}?{mode}"
-    return sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)
-
-
-def _to_wal(db: sqlite3.Connection) -> None:
-    until = time.monotonic() + WAL_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.02)
+def _busy(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class Store:
@@ -91,29 +76,35 @@ class Store:
             raise StateError(f"{folder}: no scheduler's state is here (no {DATABASE}); loramux run makes it")
         if path.is_symlink():
             raise StateError(f"{path}: is a symlink")
-        with self._errors():
+        with self.errors():
             if read_only:
-                self._db = _looked_at(path)
+                self._db = looked_at(path)
             else:
                 self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-                _to_wal(self._db)
+                to_wal(self._db)
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA busy_timeout=30000")
-            if create:
+            self.be_patient(PATIENCE_S)
+            if create and "facts" not in self._tables():
                 self._make()
             else:
                 self._wait_until_made()
             found = self.fact("schema_version")
+            if found == SCHEMA_VERSION and not read_only:
+                self._add_columns()
         if found != SCHEMA_VERSION:
             raise StateError(f"{path}: schema_version is {found!r}, this loramux reads {SCHEMA_VERSION}")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into StateErrors while it is entered."""
         try:
             yield
         except sqlite3.DatabaseError as error:
             # OperationalError (full disk, read-only) is among these
+            if _busy(error):
+                said = "another process has held the queue's lock for too long; nothing was changed"
+                raise BusyError(f"{self.folder / DATABASE}: {said}") from error
             raise StateError(f"{self.folder / DATABASE}: {error}") from error
 
     def _tables(self) -> set[str]:
@@ -128,12 +119,26 @@ class Store:
                 raise StateError(f"{self.folder}: no scheduler's state is here, its database is empty")
             time.sleep(0.02)
 
+    def be_patient(self, seconds: float) -> None:
+        """Wait so long, from now on, for the lock of another process (`BusyError` after that)."""
+        with self.errors():
+            self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+
+    def _add_columns(self) -> None:
+        """Give a folder of an older version the columns of a job that it lacks."""
+        if missing_columns(self._db):
+            with self.transaction():
+                # somebody else may have come first
+                for name, kind in missing_columns(self._db).items():
+                    self._db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+
     def _make(self) -> None:
         with self.transaction():
             if "facts" not in self._tables():
                 for statement in SCHEMA.split(";"):
                     if statement.strip():
                         self._db.execute(statement)
+                self._add_columns()
                 self._put_fact("schema_version", SCHEMA_VERSION)
 
     def retire(self) -> bool:
@@ -160,7 +165,7 @@ class Store:
         if self._db.in_transaction:
             yield
             return
-        with self._errors():
+        with self.errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -176,20 +181,20 @@ class Store:
 
         To ask for it is cheap: no file is read.
         """
-        with self._errors():
+        with self.errors():
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     # -- facts of the scheduler
 
     def fact(self, name: str, default: Any = None) -> Any:
         """Return a fact by name; it is any JSON value."""
-        with self._errors():
+        with self.errors():
             row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row["value"])
 
     def facts(self) -> dict[str, Any]:
         """Return all facts by name."""
-        with self._errors():
+        with self.errors():
             return {row["name"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM facts")}
 
     def set_facts(self, **facts: Any) -> None:
@@ -212,6 +217,9 @@ class Store:
         now = time.time()
         with self.transaction():
             for config, folder, when_s in jobs:
+                if (self.folder / "adapters" / config["id"]).exists():
+                    # its job has been pruned: another of that name would take its place
+                    raise UsageError(f"job {config['id']}: adapters/{config['id']} is there already; move it away")
                 values = {
                     "job_id": config["id"],
                     "config": json_text(config),
@@ -234,35 +242,41 @@ class Store:
     def jobs(self, *states: str) -> list[JobRow]:
         """Return the jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
-        with self._errors():
-            return [
-                cast(JobRow, dict(row)) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)
-            ]
+        with self.errors():
+            return [as_job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
     def count(self, *states: str, by_s: float) -> int:
         """Count the jobs in these states that were submitted by then."""
         text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))}) AND submit_s <= ?"
-        with self._errors():
+        with self.errors():
             return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
-    def jobs_after(self, seq: int) -> list[JobRow]:
-        """Return the jobs submitted after the one of this number."""
-        with self._errors():
-            return [
-                cast(JobRow, dict(row))
-                for row in self._db.execute("SELECT * FROM jobs WHERE seq > ? ORDER BY seq", (seq,))
-            ]
+    def jobs_after(self, seq: int, most: int | None = None) -> list[JobRow]:
+        """Return the jobs submitted after the one of this number (no more than `most`)."""
+        text = "SELECT * FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
+        with self.errors():
+            return [as_job(row) for row in self._db.execute(text, (seq, -1 if most is None else most))]
 
     def job(self, job_id: str) -> JobRow:
         """Return one job; UsageError where there is none."""
         row = None
         # other texts are no ids, and bytes that are no text cannot even be asked for
         if job_id.isascii():
-            with self._errors():
+            with self.errors():
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise UsageError(f"no job is called {printable(job_id, 64)!r}")
-        return cast(JobRow, dict(row))
+        return as_job(row)
+
+    def has_job(self, job_id: str) -> bool:
+        """Return whether there is a job of that name."""
+        with self.errors():
+            return self._db.execute("SELECT 1 FROM jobs WHERE job_id = ?", (job_id,)).fetchone() is not None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for the other modules of this room."""
+        return self._db
 
     def update(self, job_id: str, **values: Any) -> None:
         """Set columns of a job."""
@@ -289,7 +303,7 @@ class Store:
     def records(self, job_id: str, after_step: int = 0) -> list[Fields]:
         """Return the training records of a job in order of their steps."""
         text = "SELECT record FROM training WHERE job_id = ? AND step > ? ORDER BY step"
-        with self._errors():
+        with self.errors():
             return [json.loads(row["record"]) for row in self._db.execute(text, (job_id, after_step))]
 
     # -- the event log
@@ -303,7 +317,7 @@ class Store:
 
     def events(self) -> Iterator[Fields]:
         """Yield the event log in the order in which things happened."""
-        with self._errors():
+        with self.errors():
             for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
                 yield json.loads(row["row"])
 
@@ -320,7 +334,7 @@ class Store:
     def samples(self) -> list[tuple[float, int, float, int, int]]:
         """Return all samples, in order."""
         names = "t_s, device_id, memory_bytes, residents, waiting"
-        with self._errors():
+        with self.errors():
             return [tuple(row) for row in self._db.execute(f"SELECT {names} FROM samples ORDER BY seq")]
 
     # -- commands
@@ -336,7 +350,7 @@ class Store:
 
     def open_commands(self) -> list[CommandRow]:
         """Return the commands that have not been carried out, oldest first."""
-        with self._errors():
+        with self.errors():
             found = self._db.execute("SELECT * FROM commands WHERE done_unix_s IS NULL ORDER BY seq")
             return [cast(CommandRow, dict(row)) for row in found]
 
@@ -350,6 +364,6 @@ class Store:
 
     def answered(self, number: int) -> CommandRow | None:
         """Return a command once it has been carried out or refused, else None."""
-        with self._errors():
+        with self.errors():
             row = self._db.execute("SELECT * FROM commands WHERE seq = ?", (number,)).fetchone()
         return None if row is None or row["done_unix_s"] is None else cast(CommandRow, dict(row))

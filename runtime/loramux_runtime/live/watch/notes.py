@@ -51,6 +51,8 @@ class StatusNotes:
         """Most bytes of the device while the job was on it, by job."""
         self._bounds: dict[str, float] = {}
         """Most bytes that were predicted for the device while the job was on it, by job."""
+        self._said: dict[str, str] = {}
+        """Why each job waits, as last said."""
         self._before = {name: store.fact(f"all_{name}", 0) for name in TOTALS}
         """Totals of the processes before this one."""
         self._rate: tuple[float, float] | None = None
@@ -62,6 +64,7 @@ class StatusNotes:
         self.note_memory()
         driver, book, cluster = self._driver, self._book, self._loop.cluster
         for job_id, job in cluster.running.items():
+            self._said.pop(job_id, None)
             if job.run is None:
                 # its state could not be brought, and the process ends because of that
                 continue
@@ -90,21 +93,32 @@ class StatusNotes:
             self._explain(now_s)
 
     def _explain(self, now_s: float) -> None:
-        cluster, book = self._loop.cluster, self._book
+        cluster = self._loop.cluster
         view = LiveView(cluster, now_s, ([], [], [], []))
         try:
             plan = view.plan()
             for job in cluster.apart:
                 ids = ", ".join(sorted(job.apart)[:5])
-                book.set(job.job_id, why=f"ran out of memory beside others: runs when {ids} have ended")
+                self._say(job.job_id, f"ran out of memory beside others: runs when {ids} have ended")
             for place, job in enumerate(list(cluster.queue)):
                 if place < EXPLAINED:
                     text = why(view, plan, job.job_id, place)
                 else:
                     text = in_queue(place)
-                book.set(job.job_id, why=text.removeprefix("waits: "))
+                self._say(job.job_id, text.removeprefix("waits: "))
         finally:
             view.close()
+
+    def _say(self, job_id: str, why: str) -> None:
+        """Say why a job waits, unless that has been said: a thousand jobs are a thousand rows."""
+        if self._said.get(job_id) != why:
+            self._said[job_id] = why
+            self._book.set(job_id, why=why)
+
+    def changed(self, job_id: str) -> None:
+        """Note that a job has changed its state."""
+        self.stale = True
+        self._said.pop(job_id, None)
 
     def note_memory(self) -> None:
         """Note the peak and the bound of each device for every job on it.
@@ -122,7 +136,7 @@ class StatusNotes:
 
     def forget(self, job_id: str) -> None:
         """Forget the figures of a job that has ended."""
-        for figures in (self._tokens, self._peaks, self._bounds):
+        for figures in (self._tokens, self._peaks, self._bounds, self._said):
             figures.pop(job_id, None)
 
     def sample_if_stale(self) -> None:

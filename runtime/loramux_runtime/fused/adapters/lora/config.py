@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loramux_runtime.fused.adapters.base import check_lora
+from loramux_runtime.fused.adapters.checks import check_lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loramux_runtime.fused.adapters.base import check_lora
+from loramux_runtime.fused.adapters.checks import check_lora
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 
 FFN = ("gate_proj", "up_proj", "down_proj")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loramux_profiles.widths import experts_by_layer
-from loramux_runtime.fused.adapters.base import check_lora
+from loramux_runtime.fused.adapters.checks import check_lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from loramux_policies.loop.job import Job
+from loramux_runtime.jobs.checkpoint import CheckpointStore
+from loramux_runtime.jobs.checkpoint_files import UnreadableError
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.checkpoint import CheckpointStore
-from loramux_runtime.live.state.checkpoint_files import UnreadableError
-from loramux_traces.errors import StateError
+from loramux_traces.errors import BusyError, StateError
 
 MOST_SHARE: Final = 0.02
 """Largest share of the time that checkpoints may take."""
@@ -26,14 +25,15 @@ class Saving:
     def __init__(
         self,
         checkpoints: CheckpointStore,
-        book: Book,
+        flush: Callable[[], None],
         training: Mapping[str, TrainingJob],
         every_s: float,
         at_rest: Callable[[str], bool],
         attained_s: Callable[[str], float],
     ) -> None:
         self.checkpoints = checkpoints
-        self._book = book
+        self._flush = flush
+        """Commits what is known of the jobs, before a checkpoint has it behind it."""
         self._training = training
         self._every_s = every_s
         self._at_rest = at_rest
@@ -107,7 +107,11 @@ class Saving:
             self._left, self._cost_s = set(self._training), 0.0
         ready = {job_id for job_id in self._left & self._training.keys() if self._to_save(job_id)}
         busy = {job_id for job_id in ready if not self._at_rest(job_id)}
-        failed = self._save(ready - busy)
+        try:
+            failed = self._save(ready - busy)
+        except BusyError:
+            # the records cannot be committed now: the round comes later
+            return []
         self._left = busy
         self._cost_s += time.monotonic() - began
         if not busy:
@@ -118,7 +122,8 @@ class Saving:
     def save_all(self) -> list[tuple[str, str]]:
         """Save every job that has moved on, whether or not that is due.
 
-        Jobs of a device that is in a step stay as they were last saved.
+        Jobs of a device that is in a step stay as they were last saved. Raises BusyError where
+        their records cannot be committed.
         """
         return self._save({job_id for job_id in self._training if self._to_save(job_id) and self._at_rest(job_id)})
 
@@ -132,7 +137,7 @@ class Saving:
         if not moved:
             return []
         # the records of every step that a checkpoint has behind it are committed before it exists
-        self._book.flush()
+        self._flush()
         failed = []
         for job_id, training in moved.items():
             try:
@@ -145,7 +150,7 @@ class Saving:
         """Save a job that is about to rest, if it is in memory; StateError where that cannot be."""
         training = self._training.get(job_id)
         if training is not None:
-            self._book.flush()
+            self._flush()
             self.save(job_id, training)
 
     def save(self, job_id: str, training: TrainingJob) -> None:

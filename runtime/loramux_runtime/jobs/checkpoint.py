@@ -14,13 +14,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from safetensors import SafetensorError
 
+from loramux_runtime.jobs.checkpoint_files import UnreadableError, cannot_be_opened, read_files, write_files
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.state.checkpoint_files import UnreadableError, cannot_be_opened, read_files, write_files
-from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import sync
 
@@ -44,6 +43,13 @@ Position = tuple[int, int]
 """The optimizer steps, and the rows of the one in progress."""
 
 
+class Faults(Protocol):
+    """Gives tests their chance to break a save at a stage (`train.faults.FaultPlan`)."""
+
+    def reach(self, point: str, **facts: object) -> None:
+        """Give the fault planned for this point its chance."""
+
+
 class CheckpointStore:
     """Keeps checkpoints by job.
 
@@ -56,7 +62,7 @@ class CheckpointStore:
         folder: Path,
         *,
         keep: int = 2,
-        faults: FaultPlan = NONE,
+        faults: Faults | None = None,
         warn: Callable[[str], None] = _LOG.warning,
     ) -> None:
         if keep < 1:
@@ -79,7 +85,8 @@ class CheckpointStore:
         temporary, aside = _hidden(final, _TEMPORARY), _hidden(final, _ASIDE)
 
         def reach(stage: str) -> None:
-            self._faults.reach("checkpoint", stage=stage, job_id=job_id)
+            if self._faults is not None:
+                self._faults.reach("checkpoint", stage=stage, job_id=job_id)
 
         try:
             self._make(parent)
@@ -124,6 +131,13 @@ class CheckpointStore:
             kind = UnreadableError if unreadable else StateError
             raise kind(f"no checkpoint of job {job_id} is valid: " + "; ".join(problems))
         return None
+
+    def newest(self, job_id: str) -> tuple[Position, Path] | None:
+        """Return position and folder of what bears the name of the job's newest checkpoint.
+
+        Nothing of it is read. None where there is none; StateError where that cannot be seen.
+        """
+        return max(_checkpoints(self._job_folder(job_id)).items(), default=None)
 
     def unreadable(self, job_id: str) -> str | None:
         """Return why none of a job's checkpoints can be opened.
@@ -183,7 +197,8 @@ class CheckpointStore:
 
     def _make(self, parent: Path) -> None:
         if not parent.is_dir():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            # never the folder above: a state folder that is gone is not made anew
+            self._folder.mkdir(exist_ok=True)
             parent.mkdir()
             sync(self._folder)
 

@@ -1,0 +1,190 @@
+"""This module reads the rows of one order."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from loramux_runtime.data import DataConfig, TokenisedRows, Tokenizer, length_stats
+from loramux_runtime.data.load import FileReport, OnProgress, tokenise_file
+from loramux_runtime.data.made_from import made_from, what_changed
+from loramux_runtime.data.source import locate
+from loramux_runtime.jobs.job_data import job_data
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
+from loramux_runtime.live.reading.row_files import RowFiles
+from loramux_traces.errors import InvalidInputError, LoramuxError, Problem, StateError, UsageError
+
+FILES: Final = 8
+"""Data files whose rows a reader remembers: the next job of the same file has them at once."""
+_SPLIT_FIELDS: Final = ("path", "shuffle", "eval_path", "eval_fraction", "eval_rows")
+"""Fields of the data settings that do not change the rows of a file, only which are trained on."""
+_STANDS_STILL: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+
+class RowReader:
+    """Reads, tokenises and keeps rows, with one tokenizer and one folder of kept rows."""
+
+    def __init__(self, tokenizer: Tokenizer, files: RowFiles) -> None:
+        self._tokenizer, self._files = tokenizer, files
+        self._known: OrderedDict[str, tuple[str, TokenisedRows, FileReport]] = OrderedDict()
+        """Kept rows by what they were made from, the latest last."""
+
+    def read(self, order: ReadOrder, sign: OnProgress = lambda rows: None) -> ReadAnswer:
+        """Return the answer to an order; only what is to end the process is raised.
+
+        `sign` is called on the way with the number of rows read so far.
+        """
+        try:
+            return self._answer(order, sign)
+        except StateError as error:
+            return ReadAnswer(number=order.number, fate="disk", reason=_one_line(error))
+        except LoramuxError as error:
+            return ReadAnswer(number=order.number, fate="refused", reason=_one_line(error))
+        except MemoryError:
+            reason = "reading its rows takes more memory than a reader may use"
+            return ReadAnswer(number=order.number, fate="refused", reason=reason)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer's library is no Exception
+            reason = f"its rows cannot be read: {type(error).__name__}: {_one_line(error)}"
+            return ReadAnswer(number=order.number, fate="refused", reason=reason)
+
+    def _answer(self, order: ReadOrder, sign: OnProgress) -> ReadAnswer:
+        job = TrainJob.model_validate(dict(order.config))
+        at = datetime.fromtimestamp(order.rendered_unix_s, UTC)
+        if order.before is not None:
+            answer = self._as_kept(order, job, order.before, at)
+            if answer is not None:
+                return answer
+        kept_tokens: list[tuple[str, TokenisedRows]] = []
+
+        def tokenise(path: Path, config: DataConfig, *rest: Any) -> tuple[TokenisedRows, FileReport]:
+            name, rows, report = self._tokens(path, config, *rest)
+            kept_tokens.append((name, rows))
+            return rows, report
+
+        data = job_data(
+            job,
+            self._tokenizer,
+            vocab_size=order.vocab_size,
+            base=Path(order.folder),
+            rendered_at=at,
+            progress=sign,
+            tokenise=tokenise,
+        )
+        assert isinstance(data.train, TokenisedRows)  # synthetic rows are made where they are used
+        before, digest = order.before, data.train.sha256
+        if before is not None and digest != before.sha256:
+            what = what_changed(before.made_from, data.made_from) if before.made_from else ""
+            return _changed(order, what or "what its rows are made from", "the rows that it began with are gone")
+        kept: dict[str, Any] = {"train": self._files.keep_choice(*kept_tokens[0], data.train), "eval": None}
+        if data.eval is not None:
+            # held-out rows are of the same file, or of one of their own
+            kept["eval"] = self._files.keep_choice(*kept_tokens[-1], data.eval)
+        notes = [str(data.report)] + ([f"held out: {data.eval_report}"] if data.eval_report is not None else [])
+        return self._found(order, data.train, digest, kept, data.made_from, tuple(notes))
+
+    def _as_kept(self, order: ReadOrder, job: TrainJob, before: Before, at: datetime) -> ReadAnswer | None:
+        """Return the answer for a job whose rows are still kept, or None where they are not."""
+        try:
+            assert before.kept is not None
+            rows = self._files.open(before.kept["train"])
+            if before.kept["eval"] is not None:
+                self._files.open(before.kept["eval"])
+            if rows.sha256 != before.sha256:
+                return None
+        except (StateError, AssertionError, KeyError):
+            return None
+        if not before.trusted:
+            now = self._made_from(job, order, at)
+            # another library or version of loramux changes nothing about rows that are there
+            inputs = {name for name in (*before.made_from, *now) if not name.startswith(_ENVIRONMENT)}
+            was = {name: before.made_from[name] for name in inputs if name in before.made_from}
+            what = what_changed(was, {name: now[name] for name in inputs if name in now}) if now else ""
+            if what:
+                return _changed(order, what, "the rows that it began with are kept: loramux resume goes on with them")
+        return self._found(order, rows, before.sha256, before.kept, before.made_from, ())
+
+    def _made_from(self, job: TrainJob, order: ReadOrder, at: datetime) -> dict[str, str]:
+        """Return what the job's rows would be made from now; nothing where a file is gone."""
+        assert isinstance(job.data, DataConfig)
+        folder = Path(order.folder)
+        try:
+            eval_path = None if job.data.eval_path is None else locate(job.data.eval_path, folder)
+            return made_from(locate(job.data.path, folder), eval_path, self._tokenizer, at)
+        except (InvalidInputError, UsageError):
+            # the rows are kept: the file is not needed any more
+            return {}
+
+    def _tokens(
+        self,
+        path: Path,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        at: datetime,
+        sign: OnProgress | None,
+    ) -> tuple[str, TokenisedRows, FileReport]:
+        """Return the kept rows of a file, read and tokenised unless they are known."""
+        still = _still(path)
+        dated = tokenizer.has_chat_template and tokenizer.chat_template().tells_time
+        settings = config.model_dump_json(exclude=set(_SPLIT_FIELDS))
+        key = f"{path}|{still}|{settings}|{vocab_size}|{at.isoformat() if dated else ''}"
+        found = self._known.pop(key, None)
+        if found is None:
+            rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, sign)
+            if _still(path) != still:
+                said = "is being written: it changed while it was read; submit the job again when it is whole"
+                raise InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=said)])
+            found = (*self._files.keep_tokens(rows), report)
+        self._known[key] = found
+        while len(self._known) > FILES:
+            self._known.popitem(last=False)
+        return found
+
+    @staticmethod
+    def _found(
+        order: ReadOrder,
+        rows: TokenisedRows,
+        sha256: str,
+        kept: Mapping[str, Any],
+        made_of: Mapping[str, str],
+        notes: tuple[str, ...],
+    ) -> ReadAnswer:
+        stats = length_stats(rows)
+        return ReadAnswer(
+            number=order.number,
+            fate=READ,
+            sha256=sha256,
+            rows=stats.rows,
+            mean_tokens=stats.mean,
+            p95_tokens=stats.p95,
+            longest_tokens=stats.max,
+            kept=kept,
+            made_from=made_of,
+            notes=notes,
+        )
+
+
+_ENVIRONMENT: Final = ("the library ", "how loramux ", "the date")
+
+
+def _still(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written to."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return tuple(int(getattr(found, name)) for name in _STANDS_STILL)
+
+
+def _changed(order: ReadOrder, what: str, then: str) -> ReadAnswer:
+    return ReadAnswer(number=order.number, fate="changed", reason=f"{what} {CHANGED}; {then}")
+
+
+def _one_line(error: BaseException) -> str:
+    return "; ".join(str(error).splitlines())[:2000] or type(error).__name__

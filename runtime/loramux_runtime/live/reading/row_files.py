@@ -1,0 +1,121 @@
+"""This module keeps tokenised rows in the state folder, named by their content.
+
+Jobs of one data file share one copy, mapped into memory where it is trained on, and a job that has
+begun keeps the rows that it began with, whatever happens to its data file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from loramux_runtime.data.rows import TokenisedRows
+from loramux_traces.arrays import Ints
+from loramux_traces.errors import StateError
+from loramux_traces.filesafe import sync
+
+ROWS: Final = "rows"
+"""Name of the folder in the state folder."""
+_ARRAYS: Final = ("ids", "learned", "starts")
+_TYPES: Final = {"ids": np.int32, "learned": np.bool_, "starts": np.int64}
+
+
+class RowFiles:
+    """Keeps rows below one folder: `tokens-SHA/` holds the tokens, `rows-SHA.npy` a choice of them.
+
+    Raises StateError where something cannot be read or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep_tokens(self, rows: TokenisedRows) -> tuple[str, TokenisedRows]:
+        """Write all rows of a file; return their name and the same rows, mapped."""
+        name = f"tokens-{rows.sha256}"
+        final = self.folder / name
+        if not final.is_dir():
+            arrays = {"ids": rows.ids, "learned": rows.learned, "starts": rows.starts}
+            try:
+                self.folder.mkdir(exist_ok=True)
+                temporary = self.folder / f".{name}.tmp"
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                for key, array in arrays.items():
+                    np.save(temporary / f"{key}.npy", array, allow_pickle=False)
+                    sync(temporary / f"{key}.npy")
+                sync(temporary)
+                temporary.rename(final)
+                sync(self.folder)
+            except OSError as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise StateError(f"{final}: the rows cannot be written ({error.strerror})") from error
+        return name, self._tokens(name)
+
+    def keep_choice(self, tokens: str, whole: TokenisedRows, rows: TokenisedRows) -> dict[str, Any]:
+        """Write which rows of the kept tokens a job has; return what `open` takes.
+
+        `whole` are all rows of those tokens.
+        """
+        if len(rows) == len(whole) and np.array_equal(rows.begins, whole.begins):
+            return {"tokens": tokens, "choice": None}
+        chosen = np.searchsorted(whole.begins, rows.begins).astype(np.int64)
+        name = f"rows-{hashlib.sha256(tokens.encode() + chosen.tobytes()).hexdigest()}.npy"
+        final = self.folder / name
+        if not final.is_file():
+            temporary = self.folder / f".{name}.tmp"
+            try:
+                with temporary.open("wb") as file:
+                    np.save(file, chosen, allow_pickle=False)
+                sync(temporary)
+                temporary.rename(final)
+                sync(self.folder)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise StateError(f"{final}: the rows cannot be written ({error.strerror})") from error
+        return {"tokens": tokens, "choice": name}
+
+    def open(self, kept: Mapping[str, Any]) -> TokenisedRows:
+        """Return kept rows, mapped; StateError where they are not there any more."""
+        rows = self._tokens(str(kept["tokens"]))
+        if kept["choice"] is None:
+            return rows
+        chosen = self._array(self.folder / str(kept["choice"]), np.int64)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(rows):
+            raise StateError(f"{self.folder / str(kept['choice'])}: is of other rows")
+        return rows.select(chosen)
+
+    def tidy(self, needed: Iterable[Mapping[str, Any]]) -> None:
+        """Delete what no job needs any more; what cannot be deleted costs only space."""
+        names = {str(name) for kept in needed for name in kept.values() if name is not None}
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.name in names:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if not names and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _tokens(self, name: str) -> TokenisedRows:
+        ids, learned, starts = (self._array(self.folder / name / f"{key}.npy", _TYPES[key]) for key in _ARRAYS)
+        if not len(starts) or len(ids) != len(learned) or starts[0] != 0 or starts[-1] != len(ids):
+            raise StateError(f"{self.folder / name}: the rows are not whole")
+        return TokenisedRows(ids, learned, starts[:-1], starts[1:])
+
+    def _array(self, path: Path, kind: Any) -> Any:
+        try:
+            # the pages are the kernel's own: waiting jobs of one file hold none of them
+            array: Ints = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StateError(f"{path}: the rows cannot be read ({error})") from error
+        if array.dtype != kind or array.ndim != 1:
+            raise StateError(f"{path}: holds no rows")
+        return array
