@@ -126,7 +126,8 @@ def _valid_jobs() -> list[tuple[str, bytes]]:
 
 def _faulty_jobs(rng: random.Random) -> tuple[str, bytes]:
     document = mutated_value(rng, JOBS)
-    return rng.choice((("yaml", as_yaml(document)), ("json", as_json(document)), ("yaml", as_json(document))))
+    ending, write = rng.choice((("yaml", as_yaml), ("json", as_json), ("yaml", as_json)))
+    return ending, write(document)
 
 
 def _read_jobs(path: Path) -> object:
@@ -157,7 +158,9 @@ def _faulty_trace(rng: random.Random) -> tuple[str, bytes]:
     kind = rng.randrange(4)
     if kind == 0:
         return "csv", _table([{str(k): str(v)[:2000] for k, v in row.items()} for row in rows]).replace(b"\x00", b"")
-    return [("json", as_json(rows)), ("jsonl", _lines(rows)), ("yaml", as_yaml(rows))][kind - 1]
+    endings: list[tuple[str, Callable[[list[Any]], bytes]]] = [("json", as_json), ("jsonl", _lines), ("yaml", as_yaml)]
+    ending, write = endings[kind - 1]
+    return ending, write(rows)
 
 
 def _read_trace(path: Path) -> object:
