@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_cli import train_going_on as going_on
 from loramux_cli import train_view as view
 from loramux_cli.device_choice import choose_profile, need_torch
 from loramux_cli.option_object import takes
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
     from loramux_profiles.devices import DeviceProfile
     from loramux_runtime.fused.base_model import BaseModel
     from loramux_runtime.jobs.jobs_file import JobsFile
-    from loramux_runtime.train.checks import Checked
-    from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainResult, TrainRun
     from loramux_runtime.train.signals import StopSignals
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
-_ALSO = ("training.jsonl", "progress")
-"""What --force removes beside the files of every run."""
-_RESUMING = "--resume goes on with an unfinished one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +122,7 @@ def _check(given: TrainOptions) -> int:
     policy, where, profile = _choices(given)
     file = read_jobs_file(given.jobs)
     try:
-        check_folder(given.out, force=given.force, also=_ALSO, resuming=_RESUMING)
+        check_folder(given.out, force=given.force, also=going_on.ALSO, resuming=going_on.RESUMING)
     except StateError as error:
         given.say(f"note: the run itself would be refused: {error}")
     seats = min(given.seats, policy.seats)
@@ -161,17 +157,17 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
     from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainRun
     from loramux_runtime.train.settings import settings_of
-    from loramux_traces.errors import LoramuxError
+    from loramux_traces.errors import LoramuxError, StateError
     from loramux_traces.results import UNFINISHED
     from loramux_traces.runfolder import prepare_folder
 
     policy, where, profile = _choices(given)
     file = read_jobs_file(given.jobs)
     with running.hold(given.out):
-        progress = _earlier_run(given)
+        progress = going_on.earlier_run(given.out, resume=given.resume, force=given.force)
         outline = check_base(file.base)
         settings = settings_of(file, profile, device=str(where), **given.depended_on())
-        if given.resume and not _may_go_on(given, settings, progress):
+        if given.resume and not going_on.may_go_on(given.out, settings, progress, given.say):
             return 0
         earlier = None if progress is None else progress.earlier()
         checked = check_jobs(
@@ -183,12 +179,12 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
             rendered_at=None if progress is None else progress.begun_at,
         )
         if progress is not None:
-            _check_rows(given, progress, checked)
+            going_on.check_rows(given.out, progress, checked)
         for name, why in checked.never.items():
             given.say(f"note: {name} never fits: {why}")
         base = _loaded(given, file, outline, where, needed=bool(checked.costs))
         if given.force:
-            prepare_folder(given.out, force=True, also=_ALSO)
+            prepare_folder(given.out, force=True, also=going_on.ALSO)
         with view.progress_bar(file, quiet=given.quiet) as tell, running.prints_aside():
             if progress is None:
                 progress = Progress.begin(given.out, settings, checked.data_facts, checked.rendered_at)
@@ -225,72 +221,12 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
         else:
             progress.remove()
         _report(given, file, result)
+        lost = [job_id for job_id in view.completed(result) if not (given.out / "adapters" / job_id).is_dir()]
+    if lost:
+        raise StateError(f"{given.out}: adapters are gone that were written there: {', '.join(lost[:20])}")
     if result.hopeless:
         return EXIT_NEVER_FITS
     return EXIT_FAILED_JOBS if result.summary["failed"] else 0
-
-
-def _earlier_run(given: TrainOptions) -> Progress | None:
-    """Return the unfinished run in --out that is to go on; refuse a folder in use otherwise.
-
-    None also where --resume finds no unfinished run: `_may_go_on` says what is there.
-    """
-    from loramux_runtime.train.progress import JOURNAL, Progress
-    from loramux_traces.errors import StateError
-    from loramux_traces.runfolder import PROGRESS, check_folder, prepare_folder
-
-    unfinished = (given.out / PROGRESS / JOURNAL).exists()
-    if given.resume:
-        check_folder(given.out, resume=True)
-        return Progress.open(given.out) if unfinished else None
-    if unfinished and not given.force:
-        found = Progress.open(given.out)
-        lines = "\n".join(found.standing())
-        found.journal.close()
-        how = "--resume goes on with it, --force starts anew"
-        raise StateError(f"{given.out}: holds an unfinished run ({how}): {lines}")
-    if given.force:
-        # nothing is removed before every job has been checked
-        check_folder(given.out, force=True, also=_ALSO)
-    else:
-        prepare_folder(given.out)
-    return None
-
-
-def _may_go_on(given: TrainOptions, settings: dict[str, Any], progress: Progress | None) -> bool:
-    """Return whether something is left to do; UsageError where there is no such run."""
-    from loramux_runtime.train.settings import differences, listed, version_changes
-    from loramux_traces.errors import UsageError
-    from loramux_traces.runfolder import MANIFEST, read_run
-
-    known: dict[str, Any] | None = None
-    if progress is not None:
-        known = progress.facts["settings"]
-    elif (given.out / MANIFEST).is_file():
-        run = read_run(given.out)
-        known = run.manifest.get("settings")
-    if known is None:
-        raise UsageError(f"{given.out}: there is no run of loramux train to go on with; start one without --resume")
-    changed = differences(settings, known)
-    if changed:
-        raise UsageError(f"{given.out}: this is not the run that was begun there:{listed(changed)}")
-    if progress is None:
-        given.say(f"{given.out}: the run is whole ({len(run.jobs):,} jobs have ended): nothing is left to do")
-        return False
-    others = version_changes(known)
-    if others:
-        given.say(f"note: the bits may be others from here on: the run began with {', '.join(others)}")
-    return True
-
-
-def _check_rows(given: TrainOptions, progress: Progress, checked: Checked) -> None:
-    """Raise UsageError where a job's rows are not those that the run began with."""
-    from loramux_runtime.train.settings import data_differences, listed
-    from loramux_traces.errors import UsageError
-
-    changed = data_differences(checked.data_facts, progress.facts["data"])
-    if changed:
-        raise UsageError(f"{given.out}: cannot go on with other data:{listed(changed)}")
 
 
 def _loaded(given: TrainOptions, file: JobsFile, outline: BaseModel, where: Any, *, needed: bool) -> BaseModel:

@@ -20,7 +20,7 @@ def table(file: JobsFile, result: TrainResult) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from loramux_cli.simulate import duration
+    from loramux_cli.words import duration
 
     losses: dict[str, list[float]] = {}
     for row in result.training:
@@ -51,6 +51,13 @@ def table(file: JobsFile, result: TrainResult) -> None:
         f"{s['completed']}/{s['jobs']} jobs in {duration(s['makespan_s'])}, {s['steps']:.0f} fused steps, "
         f"{s['effective_tokens_per_s']:,.0f} tokens/s. Measured on {result.device}"
     )
+
+
+def completed(result: TrainResult) -> list[str]:
+    """Return the jobs that have an adapter."""
+    from loramux_traces.results import COMPLETED
+
+    return [str(job_id) for job_id in result.jobs.loc[result.jobs["final_state"] == COMPLETED, "job_id"]]
 
 
 def predicted(facts: dict[str, Any]) -> str:

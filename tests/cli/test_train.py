@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import yaml
 from loramux_traces.runfolder import read_run
 
 from ..tiny_model import CONFIG
-from ..waiting import cpu_s, finished, worked
 from .conftest import Cli
 
 BASE = {"config": CONFIG}
@@ -169,22 +164,6 @@ def test_a_missing_card_ends_with_5(cli: Cli, tmp_path: Path) -> None:
 def test_bad_options(cli: Cli, tmp_path: Path, options: tuple[str, str]) -> None:
     ran = cli("train", write(tmp_path), "--out", tmp_path / "out", *options)
     assert ran.code == 2 and ran.out == ""
-
-
-def test_a_signal_ends_the_run_at_a_step_and_keeps_its_results(tmp_path: Path) -> None:
-    file, out = write(tmp_path, [{"id": "a", "steps": 100_000}]), tmp_path / "out"
-    command = [sys.executable, "-m", "loramux_cli.main", "train", str(file), "--out", str(out), "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ.copy()) as started:
-        assert started.stderr is not None
-        for line in started.stderr:
-            if line.startswith(b"training"):
-                break
-        worked(started, (cpu_s(started.pid) or 0.0) + 0.3)  # it has begun to train: a step takes a tenth of that
-        started.send_signal(signal.SIGTERM)
-        assert finished(started) == 143
-    run = read_run(out)
-    assert list(run.jobs["final_state"]) == ["UNFINISHED"]
-    assert (out / "training.jsonl").read_text().count("\n") > 0
 
 
 def test_an_adapter_that_cannot_be_written_costs_the_others_nothing(cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:

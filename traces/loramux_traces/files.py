@@ -160,23 +160,17 @@ def _opened(path: Path | str, most_bytes: int, what: str, *, follow: bool) -> tu
 
 @contextmanager
 def open_file(
-    path: Path | str,
-    most_bytes: int = MAX_TABLE,
-    what: str = "a table",
-    *,
-    follow: bool = True,
-    unpack: bool = True,
+    path: Path | str, most_bytes: int = MAX_TABLE, what: str = "a table", *, follow: bool = True
 ) -> Iterator[IO[bytes]]:
     """Give the bytes of a regular file of at most `most_bytes`, and those of a .gz file unpacked.
 
     `what` names the kind of file in the message about its size; `follow` false refuses a symbolic
-    link, `unpack` false gives a .gz file as it is. Raises InvalidInputError for anything else
-    (missing, a folder, a pipe, a device, a broken .gz, one that unpacks to too much, a file that
-    grows), also while it is read.
+    link. Raises InvalidInputError for anything else (missing, a folder, a pipe, a device, a broken
+    .gz, one that unpacks to too much, a file that grows), also while it is read.
     """
     stream, size = _opened(path, most_bytes, what, follow=follow)
     with stream:
-        if not unpack or not str(path).endswith(".gz"):
+        if not str(path).endswith(".gz"):
             yield stream
             return
         most = min(most_bytes, max(_UNPACKED_FREE, _UNPACKED_TIMES * size))

@@ -57,6 +57,12 @@ JOB_COLUMNS: Final[dict[str, str]] = {
     "num_gpus": "devices it asked for",
 }
 
+TEXT_COLUMNS: Final = (
+    "job_id", "final_state", "reason", "allocated_resources", "user", "group", "base_model", "method",
+)  # fmt: skip
+COUNT_COLUMNS: Final = ("preemptions", "oom_events", "priority", "num_gpus")
+"""Columns of whole numbers; those that are neither text nor these are floats."""
+
 STATISTICS: Final = ("mean", "p50", "p95", "p99", "max")
 
 

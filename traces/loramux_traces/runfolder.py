@@ -35,7 +35,7 @@ from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, open_file, read_text
 from loramux_traces.filesafe import read_csv, read_json_object, write_csv, write_json, write_json_gz, write_jsonl
 from loramux_traces.locking import LOCK
-from loramux_traces.results import JOB_COLUMNS, SCHEMA_VERSION, empty_timeline
+from loramux_traces.results import COUNT_COLUMNS, JOB_COLUMNS, SCHEMA_VERSION, TEXT_COLUMNS, empty_timeline
 from loramux_traces.strict_json import JsonError, parse_json
 from loramux_traces.tidy import RESULTS_NAME
 
@@ -48,11 +48,6 @@ PLOTS: Final = "plots"
 PROGRESS: Final = "progress"
 REPORT: Final = "report.md"
 _OWN_FILES: Final = (MANIFEST, JOBS, EVENTS, SUMMARY, TIMELINE, RESULTS_NAME, REPORT)
-
-_TEXT: Final = (
-    "job_id", "final_state", "reason", "allocated_resources", "user", "group", "base_model", "method",
-)  # fmt: skip
-_COUNTS: Final = ("preemptions", "oom_events", "priority", "num_gpus")
 
 
 _MAX_EVENT: Final = 16 << 20
@@ -326,14 +321,14 @@ def _read_jobs(file: Path) -> pd.DataFrame:
 
     Text is read as str (missing is empty), counts as int64, the rest as float64.
     """
-    table = read_csv(file, _TEXT)
+    table = read_csv(file, TEXT_COLUMNS)
     if list(table.columns) != list(JOB_COLUMNS):
         odd = sorted(set(table.columns) ^ set(JOB_COLUMNS)) or ["their order"]
         raise StateError(f"{file}: columns are not those of schema {SCHEMA_VERSION} (look at {', '.join(odd)})")
     for name in JOB_COLUMNS:
         try:
-            if name not in _TEXT:
-                table[name] = table[name].astype("int64" if name in _COUNTS else "float64")
+            if name not in TEXT_COLUMNS:
+                table[name] = table[name].astype("int64" if name in COUNT_COLUMNS else "float64")
         except (ValueError, TypeError) as error:
             raise StateError(f"{file}: column {name}: {error}") from error
     return table

@@ -128,6 +128,8 @@ class Stream:
         events = list(events)
         if not any(row.get("event") == "begin" for row in events):
             raise StateError("the events hold no recorded stream: record the run (loramux train --record)")
+        if any(row.get("event") == "scheduler" and "last_s" in row for row in events):
+            raise StateError("the run was interrupted and went on: its decisions cannot be taken again in one piece")
         reader = _Reader(batch_sizes)
         for number, row in enumerate(events, 1):
             try:

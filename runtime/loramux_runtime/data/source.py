@@ -11,7 +11,7 @@ from typing import IO
 from loramux_traces.files import MAX_TABLE, open_file, reason
 from loramux_traces.files import refused as invalid
 
-__all__ = ["invalid", "locate", "open_data"]
+__all__ = ["file_sha256", "invalid", "locate", "open_data"]
 
 
 def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = None) -> Path:
@@ -36,18 +36,6 @@ def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = 
     return where
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file, as it stands on the disk.
-
-    Raises InvalidInputError for anything else.
-    """
-    with open_file(path, MAX_TABLE, "a data file", follow=False, unpack=False) as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
 def open_data(path: Path) -> AbstractContextManager[IO[bytes]]:
     """Give the bytes of a regular file, and those of a .gz file unpacked.
 
@@ -55,3 +43,15 @@ def open_data(path: Path) -> AbstractContextManager[IO[bytes]]:
     broken gzip), also while it is read.
     """
     return open_file(path, MAX_TABLE, "a data file", follow=False)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of what a data file holds (of a .gz file, unpacked).
+
+    Raises InvalidInputError for anything that is no data file.
+    """
+    digest = hashlib.sha256()
+    with open_data(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

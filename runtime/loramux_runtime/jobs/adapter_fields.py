@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -49,14 +50,9 @@ def adapter_config(method: str, given: dict[str, Any]) -> Any:
     return _configured(CONFIGS[method], given, "adapter")
 
 
-#: A validator takes a millisecond to make.
-_VALIDATORS: Final[dict[str, TypeAdapter[Any]]] = {}
-
-
+@cache
 def _validator(kind: type[Any]) -> TypeAdapter[Any]:
-    if kind.__name__ not in _VALIDATORS:
-        _VALIDATORS[kind.__name__] = TypeAdapter(kind)
-    return _VALIDATORS[kind.__name__]
+    return TypeAdapter(kind)  # a millisecond to make
 
 
 def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
@@ -72,7 +68,7 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
         elif name == "attention" or not is_absent(value):
             values[name] = _checked(f"{where}.{name}", name, without_blanks(value), known[name])
     try:
-        return _validator(kind).validate_python(values)
+        return _validator(kind).validate_python(values)  # type: ignore[arg-type]  # a class can be hashed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join([where, *(str(part) for part in first["loc"])])

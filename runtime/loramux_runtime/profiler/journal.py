@@ -190,10 +190,12 @@ def record_block(
     limit_bytes: float | None = None,
     seed: int = 0,
     tell: Callable[[Measured], None] = lambda one: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Measure a block (`measure_block`), with every finding in the journal before the next.
 
-    `tell` hears of each peak and of a point's last time.
+    `tell` hears of each peak and of a point's last time. `check` is called after each peak and each
+    time; what it raises ends the block.
     """
     numbers = {id(one): i for i, one in enumerate(journal.found)}
 
@@ -202,11 +204,13 @@ def record_block(
         journal.found.append(one)
         journal.point(numbers[id(one)], one)
         tell(one)
+        check()
 
     def sampled(one: Measured) -> None:
         journal.sample(numbers[id(one)], one)
         if len(one.samples) == repeats:
             tell(one)
+        check()
 
     measure_block(model, block, repeats=repeats, limit_bytes=limit_bytes, seed=seed, found=found, sampled=sampled)
 

@@ -21,7 +21,7 @@ from loramux_runtime.train.journal import Row
 from loramux_runtime.train.progress import EVENTS, QUEUE, SAMPLES, Earlier
 from loramux_runtime.train.stays import stays
 from loramux_traces.job import JobSpec
-from loramux_traces.results import JOB_COLUMNS, UNFINISHED, RunStats, empty_timeline
+from loramux_traces.results import COUNT_COLUMNS, JOB_COLUMNS, TEXT_COLUMNS, UNFINISHED, RunStats, empty_timeline
 
 INTERRUPTED = "the run was interrupted"
 
@@ -194,7 +194,7 @@ class Books:
         rows |= self.earlier.ended
         found = pd.DataFrame([rows[job_id] for job_id in sorted(rows)], columns=list(JOB_COLUMNS))
         # JSON has no NaN: what an ended job lacks has come back as None
-        return found.astype({name: kind for name, kind in own.dtypes.items() if kind == np.float64})
+        return found.astype({name: np.float64 for name in JOB_COLUMNS if name not in (*TEXT_COLUMNS, *COUNT_COLUMNS)})
 
     def timeline(self, capacity: float, device: str) -> dict[str, Any]:
         """Return the timeline of the run."""

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,7 +99,8 @@ def in_child(folder: Path, faults: FaultPlan) -> bool:
         try:
             play(folder, faults)
             os._exit(0)
-        finally:
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
