@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .mutate import as_json, as_yaml, mutated_bytes, mutated_value
 
@@ -126,20 +126,17 @@ def _valid_jobs() -> list[tuple[str, bytes]]:
 
 def _faulty_jobs(rng: random.Random) -> tuple[str, bytes]:
     document = mutated_value(rng, JOBS)
-    return rng.choice((("yaml", as_yaml(document)), ("json", as_json(document)), ("yaml", as_json(document))))
+    ending, write = rng.choice((("yaml", as_yaml), ("json", as_json), ("yaml", as_json)))
+    return ending, write(document)
 
 
 def _read_jobs(path: Path) -> object:
-    from loramux_runtime.data import JobData, SyntheticData
-    from loramux_runtime.jobs.job_specs import spec_of_data
+    from loramux_runtime.jobs.job_specs import RowFigures, spec_of_figures
     from loramux_runtime.jobs.jobs_file import read_jobs
 
     jobs = read_jobs(path)
     for job in jobs:  # what is taken can be put in a trace's terms: no step can fail for that later
-        if isinstance(job.data, SyntheticData):
-            spec_of_data(job, cast(JobData, None), "llama-7b", dtype="fp32", recompute=False)
-        else:
-            _ = job.adapter_config
+        spec_of_figures(job, RowFigures(8, 16.0, None), "llama-7b", dtype="fp32", recompute=False)
     return jobs
 
 
@@ -161,7 +158,9 @@ def _faulty_trace(rng: random.Random) -> tuple[str, bytes]:
     kind = rng.randrange(4)
     if kind == 0:
         return "csv", _table([{str(k): str(v)[:2000] for k, v in row.items()} for row in rows]).replace(b"\x00", b"")
-    return [("json", as_json(rows)), ("jsonl", _lines(rows)), ("yaml", as_yaml(rows))][kind - 1]
+    endings: list[tuple[str, Callable[[list[Any]], bytes]]] = [("json", as_json), ("jsonl", _lines), ("yaml", as_yaml)]
+    ending, write = endings[kind - 1]
+    return ending, write(rows)
 
 
 def _read_trace(path: Path) -> object:

@@ -106,11 +106,17 @@ class JobRows:
         return self.jobs
 
     def _explain(self, line: int, row: Mapping[str, Any], error: ValidationError) -> None:
+        if self._problems.full:
+            self._problems.count(error.error_count())
+            return
         for item in error.errors(include_url=False):
             if item["type"] == "job_rule":
                 column, rule = item["ctx"]["column"], item["ctx"]["allowed"]
                 value = "" if column in LENGTH_COLUMNS else row.get(column)
                 self._problems.add(line, column, value, rule)
+                continue
+            if self._problems.full:
+                self._problems.count(1)
                 continue
             column = str(item["loc"][0]) if item["loc"] else ""
             if column not in _KNOWN:

@@ -49,6 +49,15 @@ class Problems:
             problem = Problem(file=self.file, line=line, column=column, value=shown(value), allowed=allowed)
             self.listed.append(problem)
 
+    @property
+    def full(self) -> bool:
+        """Whether further problems are only counted, and need no words."""
+        return self.total >= CAP
+
+    def count(self, more: int) -> None:
+        """Count problems that are not listed."""
+        self.total += more
+
     def error(self) -> InvalidInputError:
         """Return all problems noted so far as one error, in the order of the lines."""
         return InvalidInputError(sorted(self.listed, key=lambda p: p.line), total=self.total)

@@ -22,7 +22,7 @@ from loramux_traces.errors import InvalidInputError, Problem, UsageError, printa
 from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, MAX_YAML, open_input, text_lines, whole_text
 from loramux_traces.job import Trace
 from loramux_traces.parse_rows import Check, JobRows
-from loramux_traces.problems import CAP, Problems
+from loramux_traces.problems import Problems
 from loramux_traces.tables import MAX_COLUMNS, csv_rows, split_comments
 
 #: Called every few thousand rows with the number of rows read so far.
@@ -192,7 +192,7 @@ def _check_header(line: int, header: list[str], problems: Problems) -> bool:
         elif name in seen:
             problems.add(line, name, "", "is named twice")
         elif name not in COLUMNS and not name.startswith(FREE_PREFIX):
-            problems.add(line, name, "", unknown_column(name) if problems.total < CAP else "")
+            problems.add(line, name, "", "" if problems.full else unknown_column(name))
         seen.add(name)
     for name in REQUIRED:
         if name not in header:

@@ -153,7 +153,7 @@ class _Builder:
                 top.key = "<<merge"
                 top.merged.append(_MERGE)
             return
-        value = _plain(text) if event.implicit[0] else _tagged(event.tag, text, line)
+        value = _plain(text) if event.implicit[0] and event.tag is None else _tagged(event.tag, text, line)
         if event.anchor is not None:
             self._anchors[event.anchor] = (value, 1 + len(text) // _TEXT_UNIT)
         self._put(value, line)

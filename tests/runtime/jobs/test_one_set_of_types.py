@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from loramux_runtime.data import JobData
-from loramux_runtime.jobs.job_specs import spec_of_data
+from loramux_runtime.jobs.job_specs import RowFigures, spec_of_figures
 from loramux_runtime.jobs.jobs_file import TrainJob, read_jobs
 from loramux_traces.errors import InvalidInputError
 from loramux_traces.job import JobSpec
@@ -102,8 +101,8 @@ def as_job(folder: Path, where: tuple[str, ...], value: Any) -> TrainJob | None:
 
 
 def spec_of(job: TrainJob) -> JobSpec:
-    """Put the job in a trace's terms; its rows, synthetic ones, are not asked."""
-    return spec_of_data(job, cast(JobData, None), "llama-7b", dtype="bf16", recompute=False)
+    """Put the job in a trace's terms; of its rows no more than their figures."""
+    return spec_of_figures(job, RowFigures(8, 16.0, None), "llama-7b", dtype="bf16", recompute=False)
 
 
 @settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
