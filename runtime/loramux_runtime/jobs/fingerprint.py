@@ -25,8 +25,12 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
+        if (folder / "config.json").is_fifo():
+            raise StateError(f"{folder / 'config.json'}: must be a regular file")
         digest.update((folder / "config.json").read_bytes())
         for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+            if not path.is_file():
+                raise StateError(f"{path}: must be a regular file")
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:

@@ -110,7 +110,8 @@ class TrainRun:
             preparation.check_adapter(job)
         prepared = [preparation.prepare(job, file.folder) for job in file.jobs]
         self.data = {job.config.id: job.data for job in prepared}
-        self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
+        self.notes = [f"base: {note}" for note in base.notes]
+        self.notes += [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )
