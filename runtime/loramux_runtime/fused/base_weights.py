@@ -21,8 +21,8 @@ from loramux_runtime.fused.blame import blame
 
 WHOLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-MAX_INDEX_BYTES: Final = 64 << 20
-MAX_HEADER_BYTES: Final = 32 << 20
+MAX_INDEX_BYTES: Final = 16 << 20
+MAX_HEADER_BYTES: Final = 16 << 20
 MAX_SHARDS: Final = 4096
 DTYPES: Final = ("F64", "F32", "F16", "BF16")
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.")

@@ -125,7 +125,8 @@ class TrainRun:
             preparation = Preparation(base, file.base.path, recompute=recompute)
             prepared = preparation.prepare_all(file.jobs, file.folder)
         self.data = {job.config.id: job.data for job in prepared}
-        self.notes = [f"{job.config.id}: {note}" for job in prepared for note in job.notes]
+        self.notes = [f"base: {note}" for note in base.notes]
+        self.notes += [f"{job.config.id}: {note}" for job in prepared for note in job.notes]
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )
