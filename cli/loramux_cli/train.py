@@ -216,11 +216,12 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
         except LoramuxError:
             _warn(view.standing(progress, "the results cannot be written"))
             raise
-        if (result.jobs["final_state"] == UNFINISHED).any():
-            _warn(view.standing(progress, _how(signals.got, result)))
-        else:
+        whole = not (result.jobs["final_state"] == UNFINISHED).any()
+        if whole:
             progress.remove()
         _report(given, file, result)
+        if not whole:
+            _warn(view.standing(progress, _how(signals.got, result)))
         lost = [job_id for job_id in view.completed(result) if not (given.out / "adapters" / job_id).is_dir()]
     if lost:
         raise StateError(f"{given.out}: adapters are gone that were written there: {', '.join(lost[:20])}")

@@ -5,12 +5,12 @@ It does so under the simulator's policies and decide-apply loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -49,6 +49,8 @@ from loramux_traces.job import JobSpec
 from loramux_traces.results import UNSCHEDULABLE, summarise
 
 Log = Callable[[dict[str, Any]], None]
+NAMED: Final = 5
+"""Jobs of one and the same report that are named one by one."""
 Stopping = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
 """Is given what asks for a stop, and entered while a signal is to do that."""
 
@@ -77,6 +79,20 @@ class TrainResult:
     """By job: first and last evaluation of the held-out rows."""
     prediction: dict[str, Any] | None = None
     """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
+
+
+def _reports(said: Mapping[str, str]) -> list[str]:
+    """Return what there is to say of the rows of each job; many of the same have one line."""
+    by_text: dict[str, list[str]] = {}
+    for job_id, text in said.items():
+        by_text.setdefault(text, []).append(job_id)
+    lines = []
+    for text, names in by_text.items():
+        if len(names) > NAMED:
+            lines.append(f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more: {text}")
+        else:
+            lines += [f"{name}: {text}" for name in names]
+    return lines
 
 
 def check_policy(policy: Policy) -> None:
@@ -125,7 +141,7 @@ class TrainRun:
             preparation = Preparation(base, file.base.path, recompute=recompute)
             prepared = preparation.prepare_all(file.jobs, file.folder)
         self.data = {job.config.id: job.data for job in prepared}
-        self.notes = [f"{job_id}: {data.report}" for job_id, data in self.data.items()]
+        self.notes = _reports({job_id: str(data.report) for job_id, data in self.data.items()})
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )
