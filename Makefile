@@ -1,8 +1,10 @@
-# make demo | runtime | test | check | gpu | clean. Everything is installed into .venv with the versions of constraints.txt;
+# make demo | runtime | test | check | fuzz | gpu | clean. Everything is installed into .venv with the versions of constraints.txt;
 # after the first install nothing needs a network until pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
 DEMO_POLICIES ?= exclusive fifo sjf srtf aspen
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
+CHECK_FUZZ_SECONDS ?= 5
 GPU_OUT ?= gpu
 GPU_PYTHON ?= $(shell test -x .venv/bin/python && .venv/bin/python -c 'import torch' 2>/dev/null && echo .venv/bin/python || echo $(PYTHON))
 
@@ -13,7 +15,7 @@ RUNTIME := .venv/.loramux-runtime
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q
 NO_PACKAGES := { echo 'loramux: the packages could not be installed (see above); the first install needs a Python package index' >&2; exit 1; }
 
-.PHONY: help demo runtime test check gpu clean
+.PHONY: help demo runtime test check fuzz gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo 'make runtime add torch and transformers, for loramux train'
 	@echo 'make test    install torch and the development tools, and run the tests'
 	@echo 'make check   format, lint, types, import contracts, then the tests'
+	@echo 'make fuzz    read broken files of every kind, FUZZ_SECONDS=60 for each; faults are kept in fuzz-faults'
 	@echo 'make gpu     everything that needs a GPU (torch 2.11+, transformers 5.17+): tests and benchmarks into $(GPU_OUT)'
 	@echo 'make clean   remove what make made, .venv included'
 
@@ -41,7 +44,11 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=$(CHECK_FUZZ_SECONDS)
 	@$(MAKE) --no-print-directory test
+
+fuzz: $(DEV)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 runtime: $(RUNTIME)
 

@@ -6,19 +6,29 @@ The comparison has means with 95% intervals, and paired differences against a ba
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from loramux_analysis.intervals import Interval, change_over_jobs, change_over_seeds, over_jobs, over_seeds
-from loramux_analysis.load import Results, load, pair_of
+from loramux_analysis.intervals import (
+    Interval,
+    change_of_batches,
+    change_over_jobs,
+    change_over_seeds,
+    of_batches,
+    over_jobs,
+    over_seeds,
+)
+from loramux_analysis.load import Results, load, pair_of, ranked
 from loramux_analysis.metrics import FIGURES, Figure, completed
 from loramux_traces.arrays import Floats
+from loramux_traces.batches import BATCHED, batch_column, counted, read_batches
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.filesafe import plain
+from loramux_traces.overload import overload_note
 from loramux_traces.results import SCHEMA_VERSION
 from loramux_traces.runfolder import Run
 
@@ -33,15 +43,18 @@ COLUMNS: Final = (
 class Comparison:
     """A Comparison is a tidy table with one row per (load, policy, metric).
 
-    A row has a 95% interval and the paired difference against the baseline. `over` and `diff_over`
-    say what an interval resamples: `seeds`, `jobs` (one seed only), or empty (no interval). `diff`
-    is policy minus baseline in the figure's unit, averaged over `pairs` that had the same jobs;
-    `change` is the ratio of the two means minus 1.
+    Rows are in order of load, then of the mean turnaround at that load. A row has a 95% interval
+    and the paired difference against the baseline. `over` and `diff_over` say what an interval is
+    over: `seeds` (each drew its own jobs), `jobs` (of one trace, in batches), or empty (no
+    interval); `n` and `pairs` are how many there are of them. `diff` is policy minus baseline in
+    the figure's unit, on the same jobs; `change` is the ratio of the two means minus 1.
     """
 
     table: pd.DataFrame
     baseline: str
     about: str
+    notes: tuple[str, ...] = ()
+    """What a reader must know: overload, policies that failed, jobs that fit nowhere."""
 
     def wide(self, columns: Sequence[str] = (), *, brief: bool = False) -> pd.DataFrame:
         """Return one row per policy (and load) and one column per metric.
@@ -70,19 +83,30 @@ class Comparison:
         wide = self.wide(columns)
         lines = ["| " + " | ".join(wide.columns) + " |", "|" + "---|" * len(wide.columns)]
         lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in wide.itertuples(index=False)]
-        return "\n".join([*lines, "", self.legend()])
+        return "\n".join([*lines, "", self.legend(), *(f"\n{note}" for note in self.notes)])
 
     def legend(self) -> str:
         """Say what the intervals and differences in the table are."""
-        over = sorted({str(o) for o in self.table["over"] if o})
-        what = f"± half of the 95% bootstrap interval over {' or '.join(over)}" if over else "one seed: no intervals"
-        jobs_only = " (jobs of one run: seeds would say more)" if over == ["jobs"] else ""
-        return f"{what}{jobs_only}; in brackets the paired change against {self.baseline}. {self.about}."
+        kinds = {str(o) for o in self.table["over"] if o}
+        parts = []
+        if "seeds" in kinds:
+            parts.append("over seeds, which drew their own jobs (bootstrap)")
+        if "jobs" in kinds:
+            parts.append("over jobs of one run or trace (batch means; seeds that draw other jobs would say more)")
+        what = f"Low and high: 95% interval {'; '.join(parts)}" if parts else "One seed and few jobs: no intervals"
+        return f"{what}. change: the paired change against {self.baseline}, on the same jobs. {self.about}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as the object of `compare --json`; never NaN."""
         rows = self.table.to_dict(orient="records")
-        body = {"schema_version": SCHEMA_VERSION, "baseline": self.baseline, "about": self.about, "rows": rows}
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "baseline": self.baseline,
+            "about": self.about,
+            "legend": self.legend(),
+            "notes": list(self.notes),
+            "rows": rows,
+        }
         value: dict[str, Any] = plain(body)
         return value
 
@@ -100,15 +124,57 @@ def compare_results(results: Results, baseline: str | None = None) -> Comparison
     """Do the same as `compare` with results that were already read."""
     base = choose_baseline(results, baseline)
     rows: list[dict[str, Any]] = []
-    loads: list[float | None] = [*results.loads] or [None]
-    for load_value in loads:
-        table = results.table if load_value is None else results.at_load(load_value)
-        for policy in results.policies:
+    for load_value in results.groups:
+        table = results.at_load(load_value)
+        for policy in ranked(table):
             for f in FIGURES:
-                if f.column in table.columns and policy in set(table["policy"]):
+                if f.column in table.columns:
                     against = None if policy == base else paired(results, table, policy, base, f)
                     rows.append(_flat(load_value, policy, f, interval(results, table, policy, f), against))
-    return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), base, results.about())
+    notes = (*_redrawn(results), *_overload(results), *_left_out(results), *results.failed)
+    return Comparison(pd.DataFrame(rows, columns=list(COLUMNS)), base, results.about(), notes)
+
+
+def _redrawn(results: Results) -> list[str]:
+    """Say what seeds redrew where they had one and the same trace."""
+    groups = results.table.groupby(["policy", results.table["load"].fillna(-1.0)], sort=False)
+    same = [rows for _, rows in groups if len(rows) > 1 and _one_trace(rows)]
+    if not same:
+        return []
+    parts = dict.fromkeys(part for rows in same for text in _texts(rows, "seed_redraws") for part in text.split("; "))
+    what = ", ".join(part for part in parts if part) or "nothing"
+    return [f"Seeds of one trace redrew {what}; jobs and arrivals stayed, so intervals are over jobs, not over seeds."]
+
+
+def _overload(results: Results) -> list[str]:
+    """Say at which loads the jobs bring more than the devices can do."""
+    known = [results.table[name] for name in ("offered_load", "load") if name in results.table.columns]
+    loads = pd.to_numeric(known[0].fillna(known[-1])).dropna() if known else pd.Series(dtype=np.float64)
+    note = overload_note(float(value) for value in loads)
+    return [note] if note else []
+
+
+def _left_out(results: Results) -> list[str]:
+    """Say how many jobs did not complete under each policy: no figure but the counts is of them."""
+    lines = []
+    for policy in results.policies:
+        rows = results.table[results.table["policy"] == policy]
+        counts = {
+            word: int(pd.to_numeric(rows[word]).fillna(0).sum())
+            for word in ("unschedulable", "failed", "rejected")
+            if word in rows.columns
+        }
+        said = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+        if said:
+            names = sorted({name for text in _texts(rows, "unfit_jobs") for name in text.split()})
+            which = f" (no device fits {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+            runs = f" in {len(rows)} runs" if len(rows) > 1 else ""
+            lines.append(f"{policy}: {said}{runs}{which}; means are of the jobs that completed")
+    return lines
+
+
+def _texts(rows: pd.DataFrame, column: str) -> list[str]:
+    return [str(text) for text in rows[column].dropna()] if column in rows.columns else []
 
 
 def choose_baseline(results: Results, wanted: str | None = None) -> str:
@@ -129,34 +195,84 @@ def choose_baseline(results: Results, wanted: str | None = None) -> str:
 def interval(results: Results, table: pd.DataFrame, policy: str, f: Figure) -> Interval:
     """Return a policy's figure with its interval.
 
-    The interval is over seeds, or over the jobs of its one run when the figure is a mean over jobs.
+    The interval is over seeds where each drew jobs of its own. Seeds of one and the same trace
+    redraw little or nothing, so that their spread would pass for certainty: there, and with one
+    seed, it is over the jobs, where the figure is a mean over jobs, and else there is none.
     """
     rows = table[table["policy"] == policy]
     values = rows[f.column].to_numpy(dtype=np.float64)
-    if len(rows) == 1 and f.job_column:
-        runs = _runs_of(results, policy, str(rows["pair"].iloc[0]))
-        if len(runs) == 1:
-            return over_jobs(_job_values(runs[0], f))
-    return over_seeds(values)
+    if not _one_trace(rows):
+        return over_seeds(values)
+    mean = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+    if f.job_column:
+        runs = [run for pair in rows["pair"] for run in _runs_of(results, policy, str(pair))]
+        if len(runs) == len(rows):
+            found = over_jobs(_mean_of([_job_values(run, f) for run in runs]).to_numpy())
+        else:
+            found = of_batches(_batches(rows, f), mean, int(rows["completed"].mean()) if "completed" in rows else 0)
+        if found.known:
+            return replace(found, mean=mean, low=max(0.0, found.low))
+        return replace(found, mean=mean)
+    return Interval(mean, np.nan, np.nan, int(np.isfinite(values).sum()), "")
+
+
+def _one_trace(rows: pd.DataFrame) -> bool:
+    """Say whether the rows are of one run, or of several draws over one and the same trace."""
+    if len(rows) <= 1:
+        return True
+    traces = rows["trace"].fillna("") if "trace" in rows.columns else pd.Series("", index=rows.index)
+    simulated = (rows["kind"] != "real").all()
+    return bool(simulated and (traces != "").all() and traces.nunique() == 1)
+
+
+def _batches(rows: pd.DataFrame, f: Figure) -> Floats:
+    """Return the batch means that a sweep kept, averaged over seeds; none where it kept none."""
+    found = [read_batches(text) for text in _texts(rows, batch_column(BATCHED[f.job_column]))]
+    none: Floats = np.zeros(0)
+    if not found or len(found) < len(rows) or not all(map(len, found)):
+        return none
+    means: Floats = np.mean(found, axis=0)
+    return means
 
 
 def paired(results: Results, table: pd.DataFrame, policy: str, base: str, f: Figure) -> tuple[Interval, Interval]:
     """Return the difference and the relative change of a policy against the baseline.
 
-    Both are over pairs that had the same jobs (common random numbers). With one pair only, and a
-    figure that is a mean over jobs, both are taken job by job.
+    Both are over pairs that had the same jobs (common random numbers), and of what `interval` is
+    over: of seeds, or of the jobs of one trace.
     """
     sides = [table[table["policy"] == who].groupby("pair")[f.column].mean() for who in (policy, base)]
     both = pd.concat(sides, axis=1, keys=["policy", "base"]).dropna()
-    if len(both) == 1 and f.job_column:
-        runs = [_runs_of(results, who, str(both.index[0])) for who in (policy, base)]
-        if all(len(found) == 1 for found in runs):
-            a, b = (completed(found[0].jobs).set_index("job_id") for found in runs)
-            ids = [job_id for job_id in _in_order(a) if job_id in b.index]
-            x, y = (side.loc[ids, f.job_column].to_numpy(dtype=np.float64) for side in (a, b))
-            return over_jobs(x - y), change_over_jobs(x, y)
     x, y = (both[side].to_numpy(dtype=np.float64) for side in ("policy", "base"))
+    rows = [table[(table["policy"] == who) & table["pair"].isin(both.index)] for who in (policy, base)]
+    if not both.empty and all(map(_one_trace, rows)):
+        if f.job_column:
+            return _paired_jobs(results, rows, (policy, base), f, (x, y))
+        if len(both) > 1:  # draws over one trace, and no mean over jobs: no interval
+            bare = Interval(float((x - y).mean()), np.nan, np.nan, len(both), "")
+            return bare, replace(bare, mean=float(x.sum() / y.sum() - 1) if y.sum() else np.nan)
     return over_seeds(x - y), change_over_seeds(x, y)
+
+
+def _paired_jobs(
+    results: Results, rows: list[pd.DataFrame], who: tuple[str, str], f: Figure, means: tuple[Floats, Floats]
+) -> tuple[Interval, Interval]:
+    """Return difference and change over the jobs that both sides completed."""
+    runs = [
+        [run for pair in part["pair"] for run in _runs_of(results, name, str(pair))]
+        for part, name in zip(rows, who, strict=True)
+    ]
+    if all(len(found) == len(part) for found, part in zip(runs, rows, strict=True)):
+        sides = [_mean_of([_job_values(run, f) for run in found]) for found in runs]
+        both = pd.concat(sides, axis=1, keys=["x", "y"], join="inner").dropna()
+        x, y = (both[side].to_numpy(dtype=np.float64) for side in ("x", "y"))
+        return over_jobs(x - y), change_over_jobs(x, y)
+    a, b = (_batches(part, f) for part in rows)
+    x, y = means
+    n = int(min(part["completed"].mean() if "completed" in part else 0 for part in rows))
+    gap = a - b if len(a) == len(b) else a[:0]
+    change = change_of_batches(a, b, (float(x.sum()), float(y.sum())), n or len(x))
+    return of_batches(gap, float((x - y).mean()), n or len(x)), change
 
 
 def _flat(
@@ -184,15 +300,23 @@ def _runs_of(results: Results, policy: str, pair: str) -> list[Run]:
     return [run for run, label in pairs if label == policy and pair_of(run.manifest) == pair]
 
 
-def _in_order(jobs: pd.DataFrame) -> list[str]:
-    """Return the job ids in order of submission."""
-    return [str(job_id) for job_id in jobs.sort_values("submission_time", kind="stable").index]
+def _job_values(run: Run, f: Figure) -> pd.Series:
+    """Return a figure of the completed jobs by job id, in order of submission.
+
+    Jobs that were to warm the run up are left out, as they are of the run's summary.
+    """
+    options = run.manifest.get("options")
+    warmup = float(options.get("warmup") or 0.0) if isinstance(options, dict) else 0.0
+    jobs = completed(counted(run.jobs, warmup))
+    return jobs.set_index("job_id")[f.job_column].astype(np.float64)
 
 
-def _job_values(run: Run, f: Figure) -> Floats:
-    """Return a per-job column of the completed jobs, in order of submission."""
-    jobs = completed(run.jobs).sort_values(["submission_time", "job_id"], kind="stable")
-    return jobs[f.job_column].to_numpy(dtype=np.float64)
+def _mean_of(draws: list[pd.Series]) -> pd.Series:
+    """Return each job's mean over the draws that completed it, in order of submission."""
+    if len(draws) == 1:
+        return draws[0]
+    together = pd.concat(draws, axis=1)
+    return together.mean(axis=1)
 
 
 def unit_of(f: Figure) -> str:
@@ -215,14 +339,24 @@ def number(value: float) -> str:
 
 
 def _cell(f: Figure, row: pd.Series) -> str:
-    """Return `1,234 ± 56 (-12%)`: mean, half of the interval, paired difference."""
+    """Return `1,234 [1,180 to 1,290] (-12% [-15% to -9%])`: mean, interval, paired change."""
     text = number(shown(f, float(row["mean"])))
-    low, high = (shown(f, float(row[side])) for side in ("low", "high"))
-    if np.isfinite(low) and np.isfinite(high) and high - low > 1e-9 * abs(high):
-        half = (high - low) / 2
-        text += f" ± {number(half)}" if half >= 1e-3 else " ± <0.001"
+    if np.isfinite(row["low"]) and np.isfinite(row["high"]):
+        text += f" [{number(shown(f, float(row['low'])))} to {number(shown(f, float(row['high'])))}]"
     share = row["change"]
-    return text if share is None or not np.isfinite(share) else f"{text} ({100 * share:+.1f}%)"
+    if share is None or not np.isfinite(share):
+        return text
+    change = percent(float(share))
+    if np.isfinite(row["change_low"]) and np.isfinite(row["change_high"]):
+        change += f" [{percent(float(row['change_low']))} to {percent(float(row['change_high']))}]"
+    return f"{text} ({change})"
+
+
+def percent(share: float) -> str:
+    """Return a change as text: `-12.3%`; `-` where there is none."""
+    if not np.isfinite(share):
+        return "-"
+    return f"{100 * share:+.1f}%".replace("-0.0%", "+0.0%") if abs(share) < 10 else f"{100 * share:+,.0f}%"
 
 
 def _escape(cell: object) -> str:

@@ -18,11 +18,15 @@ import pandas as pd
 from loramux_analysis.metrics import fairness_figures, n_devices
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.filesafe import read_json_object
-from loramux_traces.runfolder import MANIFEST, Run, find_runs
-from loramux_traces.tidy import RESULTS_NAME, flatten_summary, read_results
+from loramux_traces.results import UNSCHEDULABLE
+from loramux_traces.runfolder import MANIFEST, SUMMARY, Run, find_runs
+from loramux_traces.tidy import FAILED_COLUMN, RESULTS_NAME, flatten_summary, read_results
 
 #: Settings that, where they differ between runs of one policy, become part of its label.
-_SETTINGS: Final = ("kind", "fidelity", "fusion", "ideal", "speedup_curve", "max_resident", "profile_sha256", "devices")
+_SETTINGS: Final = (
+    "kind", "fidelity", "fusion", "ideal", "speedup_curve", "max_resident", "prediction_error", "multi_gpu",
+    "row_order", "warmup", "profile_sha256", "devices",
+)  # fmt: skip
 #: Worst first: a figure is no better known than the least known cost it came from.
 _ORIGINS: Final = ("unknown", "assumed", "modelled", "fitted", "measured")
 
@@ -33,14 +37,16 @@ class Results:
 
     `table` has one row a run (of run folders and of results.csv files); `runs` only those with
     their jobs. Columns of `table`: `policy` (the label), `name` (the policy alone), `kind`, `load`,
-    `seed`, `pair` (equal for runs of the same jobs: trace, load and seed), then the figures.
-    `labels` are those of `runs`, in their order.
+    `seed`, `pair` (equal for runs of the same jobs: trace, load and seed), `trace` (equal for runs
+    of the same jobs whatever the seed; empty where nobody knows), then the figures. `labels` are
+    those of `runs`, in their order. `failed`: a line for each run that a policy's fault ended.
     """
 
     runs: tuple[Run, ...]
     labels: tuple[str, ...]
     table: pd.DataFrame
     manifests: tuple[dict[str, Any], ...]
+    failed: tuple[str, ...] = ()
 
     @cached_property
     def policies(self) -> list[str]:
@@ -49,17 +55,22 @@ class Results:
         The best mean turnaround is first (at the highest load).
         """
         top = self.at_load(self.loads[-1]) if self.loads else self.table
-        means = top.groupby("policy", sort=True)["turnaround_mean_s"].mean()
-        return [str(label) for label in means.sort_values(kind="stable", na_position="last").index]
+        first = ranked(top)
+        return first + [label for label in ranked(self.table) if label not in first]
 
     @property
     def loads(self) -> list[float]:
         """The loads of a sweep, ascending (empty when nothing says its load)."""
         return sorted(float(load) for load in self.table["load"].dropna().unique())
 
-    def at_load(self, load: float) -> pd.DataFrame:
-        """Return the rows of one load."""
-        return self.table[self.table["load"] == load]
+    @property
+    def groups(self) -> list[float | None]:
+        """The loads, ascending, with None at the end where runs say none."""
+        return [*self.loads, *([None] if self.table["load"].isna().any() else [])]
+
+    def at_load(self, load: float | None) -> pd.DataFrame:
+        """Return the rows of one load; None: those that say none."""
+        return self.table[self.table["load"].isna() if load is None else self.table["load"] == load]
 
     @cached_property
     def one_per_policy(self) -> dict[str, Run]:
@@ -97,28 +108,45 @@ def load(paths: Sequence[Path]) -> Results:
     tables: list[pd.DataFrame] = []
     manifests: list[dict[str, Any]] = []
     in_sweep: set[Path] = set()
-    for path in dict.fromkeys(Path(p) for p in paths):
+    failed: list[str] = []
+    for path in {Path(p).resolve(): Path(p) for p in paths}.values():
         found = find_runs(path)
         runs.update({run.path.resolve(): run for run in found})
         if (path / RESULTS_NAME).is_file():
-            swept = read_results(path)
-            tables.append(swept.assign(policy=swept_labels(swept), name=swept["policy"], pair=_swept_pairs(swept)))
+            about = _sweep_manifest(path)
+            swept, lines = _without_failed(read_results(path), path)
+            failed += lines
+            tables.append(_swept(swept, about, path))
             in_sweep.update(run.path.resolve() for run in found)
-            manifests.append(_sweep_manifest(path))
+            manifests.append(about)
+        else:
+            failed += _failed_beside(path)
     kept = tuple(runs.values())
     labels = label_runs(kept)
     alone = [(run, label) for run, label in zip(kept, labels, strict=True) if run.path.resolve() not in in_sweep]
     tables.append(pd.DataFrame([_row(run, label) for run, label in alone]))
+    of_runs = {str(run.path) for run, _ in alone}
     table = pd.concat([t for t in tables if len(t)], ignore_index=True) if any(map(len, tables)) else pd.DataFrame()
     if table.empty:
         where = ", ".join(str(p) for p in paths) or "."
-        raise InvalidInputError([Problem(file=where, line=0, column="", value="", allowed="holds no finished run")])
+        lack = "; ".join(["holds no finished run", *failed])
+        raise InvalidInputError([Problem(file=where, line=0, column="", value="", allowed=lack)])
     for column in ("load", "seed", "turnaround_mean_s"):
         table[column] = pd.to_numeric(table[column]) if column in table.columns else np.nan
     if "kind" not in table.columns:
         table["kind"] = "simulated"
     table["kind"] = table["kind"].fillna("simulated")
-    return Results(kept, tuple(labels), table, (*manifests, *(run.manifest for run in kept)))
+    sources = {str(path): _sources(Path(path), of_run=path in of_runs) for path in table["source"].unique()}
+    table["policy"] = _told_apart(table, [sources[path] for path in table["source"]])
+    told = dict(zip(table["source"], table["policy"], strict=True))
+    labels = [told.get(str(run.path), label) for run, label in zip(kept, labels, strict=True)]
+    return Results(kept, tuple(labels), table, (*manifests, *(run.manifest for run in kept)), tuple(failed))
+
+
+def ranked(table: pd.DataFrame) -> list[str]:
+    """Return the labels of a table's rows, the best mean turnaround first."""
+    means = table.groupby("policy", sort=True)["turnaround_mean_s"].mean()
+    return [str(label) for label in means.sort_values(kind="stable", na_position="last").index]
 
 
 def _row(run: Run, label: str) -> dict[str, Any]:
@@ -130,25 +158,94 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "name": run.policy,
         "kind": run.manifest.get("kind", "simulated"),
         "load": run.manifest.get("load"),
+        "offered_load": run.manifest.get("offered_load"),
+        "seed_redraws": "; ".join(run.manifest.get("seed_redraws") or ()),
+        "unfit_jobs": " ".join(run.jobs[run.jobs["final_state"] == UNSCHEDULABLE]["job_id"].astype(str)[:5]),
         "seed": run.seed,
         "pair": pair_of(run.manifest),
+        "trace": _digest(run.manifest),
+        "source": str(run.path),
     }
 
 
 def pair_of(manifest: dict[str, Any]) -> str:
     """Return a text that is equal for runs that were given the same jobs with the same draws."""
+    return f"{_digest(manifest)}/{manifest.get('load') or ''}/{manifest.get('seed') or 0}"
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Return what names the jobs of a run; empty where nothing does."""
     trace = manifest.get("trace")
-    digest = str(trace.get("sha256", ""))[:12] if isinstance(trace, dict) else ""
-    return f"{digest}/{manifest.get('load') or ''}/{manifest.get('seed') or 0}"
+    return str(trace.get("sha256", "")) if isinstance(trace, dict) else ""
 
 
-def _swept_pairs(table: pd.DataFrame) -> list[str]:
-    """Return the pairs of a sweep's rows.
+def _swept(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> pd.DataFrame:
+    """Return a sweep's rows with their labels, pairs and traces.
 
-    A sweep has one trace, so that load and seed tell them apart.
+    Its trace is one and the same, or drawn anew for each seed.
     """
+    digest = _digest(manifest)
+    drawn = manifest.get("trace") if isinstance(manifest.get("trace"), dict) else {}
+    made = f"{drawn.get('generated')}{drawn.get('parameters')}" if drawn and "generated" in drawn else ""
     loads = table["load"] if "load" in table.columns else pd.Series("", index=table.index)
-    return [f"/{load}/{seed}" for load, seed in zip(loads, table["seed"], strict=True)]
+    rows = list(zip(loads, table["seed"], strict=True))
+    return table.assign(
+        policy=swept_labels(table),
+        name=table["policy"],
+        pair=[f"{digest or made}/{load}/{seed}" for load, seed in rows],
+        trace=[digest or (f"{made}/{seed}" if made else "") for _, seed in rows],
+        source=str(path),
+    )
+
+
+def _without_failed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return a sweep's rows without those that a policy's fault ended, and a line a policy."""
+    if FAILED_COLUMN not in table.columns:
+        return table, []
+    said = table[FAILED_COLUMN].fillna("").astype(str)
+    lost = table[said != ""]
+    lines = []
+    for policy, rows in lost.groupby("policy", sort=False):
+        error = str(rows[FAILED_COLUMN].iloc[0])
+        lines.append(f"{path}: {policy} failed in {len(rows)} of its runs: {error}")
+    return table[said == ""].drop(columns=FAILED_COLUMN), lines
+
+
+def _failed_beside(path: Path) -> list[str]:
+    """Return a line for each policy that failed in the command which wrote this folder of runs."""
+    file = path / SUMMARY
+    found = read_json_object(file).get("policy_errors") if file.is_file() else None
+    rows = found if isinstance(found, list) else []
+    lines = [f"{path}: {row.get('policy')} failed: {row.get('error')}" for row in rows if isinstance(row, dict)]
+    return list(dict.fromkeys(lines))  # seeds often fail alike
+
+
+def _told_apart(table: pd.DataFrame, sources: Sequence[Sequence[str]]) -> list[str]:
+    """Return the labels, with the folder where simulations of one label would pass for seeds.
+
+    That is where they have the same load and seed: on other jobs, or by other code. Real runs are
+    repeats of each other. `sources`: for each row what it may be told apart by, the shortest first.
+    """
+    rows = table.assign(load=table["load"].fillna(-1.0), at=range(len(table)))[["policy", "load", "seed", "kind", "at"]]
+    labels = [str(label) for label in rows["policy"]]
+    drawn = rows[rows["kind"] != "real"]
+    for label, part in drawn.groupby("policy", sort=False):
+        if not part.duplicated(["load", "seed"]).any():
+            continue
+        for choice in range(min(len(sources[at]) for at in part["at"])):
+            names = [sources[at][choice] for at in part["at"]]
+            if not part.assign(source=names).duplicated(["load", "seed", "source"]).any():
+                break
+        for at, name in zip(part["at"], names, strict=True):
+            labels[at] = f"{label} [{name}]"
+    return labels
+
+
+def _sources(path: Path, *, of_run: bool) -> tuple[str, ...]:
+    """Return the texts that a run or a sweep may be told apart by, the shortest first."""
+    near = path.resolve()
+    own = (near.name, "/".join(near.parts[-2:]), str(near))
+    return (near.parent.name, "/".join(near.parts[-3:-1]), *own) if of_run else own
 
 
 def _sweep_manifest(path: Path) -> dict[str, Any]:
@@ -179,12 +276,18 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
             key: value for key, value in params.items() if any(_params(other).get(key) != value for other in peers)
         }
         settings = [
-            _setting(key, run.manifest.get(key))
+            _setting(key, _said(run, key))
             for key in _SETTINGS
-            if any(other.manifest.get(key) != run.manifest.get(key) for other in peers)
+            if any(_said(other, key) != _said(run, key) for other in peers)
         ]
         labels.append(" ".join([spec(run.policy, differing), *(f"({text})" for text in settings if text)]))
     return labels
+
+
+def _said(run: Run, key: str) -> Any:
+    """Return a setting of a run: of its manifest, or of the options in it."""
+    options = run.manifest.get("options")
+    return run.manifest.get(key, options.get(key) if isinstance(options, dict) else None)
 
 
 def _params(run: Run) -> dict[str, Any]:
@@ -197,6 +300,8 @@ def _setting(key: str, value: Any) -> str:
     """Return a setting in a few letters."""
     if isinstance(value, bool):
         return key if value else f"not {key}"
+    if key in ("max_resident", "prediction_error", "warmup"):
+        return f"{key.replace('_', '-')} {value}"
     if key == "devices":
         return f"{len(value)} devices" if isinstance(value, list) else f"{value} devices"
     return str(value)[:8] if key == "profile_sha256" else str(value)

@@ -134,6 +134,9 @@ class Validation:
         """Return the criteria that are not met, in words."""
         found = []
         for row in self.policies:
+            if not row.jobs:
+                found.append(f"{row.policy}: no job completed in all of its runs, nothing can be compared")
+                continue
             if not row.mean_ok:
                 found.append(f"{row.policy}: mean turnaround is off by {row.mean_error:+.1%}")
             if not row.jobs_ok:
@@ -208,7 +211,7 @@ def _agreement(policy: str, twins: Sequence[Twin]) -> PolicyAgreement:
     simulated_mean = float(np.mean([v.mean() for v in simulated])) if common else np.nan
     errors = [turnarounds(run, twin.real) for twin in twins for run in twin.simulated]
     noise = [turnarounds(a, b) for a, b in permutations(reals, 2)]
-    pooled = (np.concatenate(simulated), np.concatenate(real))
+    pooled = (np.concatenate(simulated), np.concatenate(real)) if common else (np.zeros(0), np.zeros(0))
     job, between = (_quantiles(pairs) for pairs in (errors, noise))
     return PolicyAgreement(
         policy=policy,

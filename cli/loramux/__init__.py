@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from loramux_policies.rule_helpers import fuse_all, start_in_order, start_or_preempt
     from loramux_policies.stepping.replay import replay
     from loramux_policies.views import Entry, FusedStep, JobView, Order
+    from loramux_profiles.checked import generate
     from loramux_simulator.api import simulate
     from loramux_simulator.options import SimOptions
     from loramux_simulator.run import RunResult
-    from loramux_traces.generators import generate
     from loramux_traces.job import JobSpec, Trace
     from loramux_traces.reader import read_trace
     from loramux_traces.writer import write_trace
@@ -39,7 +39,7 @@ HOME: Final = {
     "Trace": "loramux_traces.job",
     "create": "loramux_policies.registry",
     "fuse_all": "loramux_policies.rule_helpers",
-    "generate": "loramux_traces.generators",
+    "generate": "loramux_profiles.checked",
     "load_file": "loramux_policies.registry",
     "read_trace": "loramux_traces.reader",
     "register": "loramux_policies.registry",

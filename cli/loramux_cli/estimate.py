@@ -111,21 +111,23 @@ def _table(e: Estimate) -> None:
     from rich.text import Text
 
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 80)
     mode = "with recompute" if e.recompute else "without recompute"
     typer.echo(f"ESTIMATED, not measured: {e.model} in {e.dtype} on {e.device}, {mode}, by {e.method}")
-    table = Table(box=None, pad_edge=False)
-    heads = ("job", "method", "rank", "adapter", "gra-\ndients", "moments", "rows", "tokens", "mean", "alone\nexpected")
-    for head in (*heads, "\nat most", "alone"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    heads = ("job", "method", "rank", "adapter", "gra-\ndients", "moments", "rows", "tokens\n(mean)", "alone\nexpected")
+    for head in (*heads, "\nat most"):
         left = head in ("job", "method")
-        table.add_column(head, justify="left" if left else "right", no_wrap=True)
+        table.add_column(head, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for job in e.jobs:
         sizes = (gib(size) for size in (job.adapter_bytes, job.gradient_bytes, job.moment_bytes))
-        alone = (gib(job.alone_expected_bytes), gib(job.alone_upper_bytes), "fits" if job.alone_fits else "too large")
-        counts = (str(job.micro_batch), f"{job.tokens:,}", f"{job.mean_tokens:,}")
+        upper = gib(job.alone_upper_bytes) + ("" if job.alone_fits else "\ntoo large")
+        alone = (gib(job.alone_expected_bytes), upper)
+        counts = (str(job.micro_batch), f"{job.tokens:,}\n({job.mean_tokens:,})")
         table.add_row(Text(job.job_id), job.method, str(job.rank), *sizes, *counts, *alone)
     console.print(table)
-    typer.echo(f"tokens: of a micro-batch at the .999 quantile of its lengths ({e.lengths}); mean: of the mean one\n")
+    note = f"tokens: of a micro-batch at the .999 quantile of its lengths ({e.lengths}); in brackets: of the mean one\n"
+    console.print(note, markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     for head in ("all jobs in one step", "at the quantile", "at the mean"):
         table.add_column(head, justify="left" if head.startswith("all") else "right", no_wrap=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loramux_cli import options as o
+from loramux_cli.terms import epilog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ def _group() -> None:
     """Set published evaluations beside what the simulator says."""
 
 
-@app.command("aspen")
+@app.command("aspen", epilog=epilog("evaluate"))
 def aspen_command(
     out: Annotated[Path, typer.Option(help="Folder for evaluation.md, evaluation.csv and the charts.")] = Path(
         "aspen-evaluation"

@@ -90,18 +90,21 @@ def fit_table(record: ProfileRecord) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from loramux_profiles.time_features import FEATURES
+
     fit = record.fit
     assert fit is not None
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "points", "mean", "median", "worst under", "worst over"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "points", "mean", "median", "worst\nunder", "worst\nover"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=bool(name), overflow="fold")
     for title, part in (("memory", fit.memory), ("step time", fit.time)):
         if part is None:
             continue
         for key, figures in {"ours": part.cross_validated, **part.rivals}.items():
             cells = [figures.mape, figures.median, figures.worst_under, figures.worst_over]
             table.add_row(f"{title}, {LABELS.get(key, key)}", str(figures.n), *(f"{cell:.2%}" for cell in cells))
-    console = Console(width=110)
+    console = Console()
+    console.width = max(console.width, 80)
     console.print(table)
     if fit.memory is not None:
         m = fit.memory
@@ -110,6 +113,11 @@ def fit_table(record: ProfileRecord) -> None:
             f"({m.violations} of {m.cross_validated.n} exceed it); trusted up to {m.trusted_tokens:,.0f} tokens"
         )
     if fit.time is not None:
+        if fit.time.cross_validated.n < len(FEATURES):
+            console.print(
+                f"step time: {fit.time.cross_validated.n} steps are fewer than the model's {len(FEATURES)} features: "
+                "its errors on held-out steps hold, its single coefficients mean little"
+            )
         console.print(f"step time: repeats of one step are {fit.time.repeats:.1%} from their median in the mean")
     console.print(f"Errors are of held-out steps ({fit.folds} folds).", style="dim")
 

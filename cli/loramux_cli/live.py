@@ -58,6 +58,10 @@ class RunOptions:
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Seconds of training that a crash may cost (more where saving is slow).")
     ] = 60.0
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Delete what is known of jobs that ended longer ago: 30d, 12h."),
+    ] = None
     exit_when_idle: Annotated[
         bool, typer.Option("--exit-when-idle", help="End when every job has ended; default: wait for more.")
     ] = False
@@ -111,13 +115,17 @@ class RunOptions:
 
     def settings(self, policy: str) -> LiveSettings:
         """Return how the scheduler is to be run under this policy."""
+        from math import inf
+
         from loramux_runtime.live.settings import LiveSettings
+        from loramux_runtime.live.state.retention import span_s
 
         return LiveSettings(
             policy=policy,
             max_resident=float("inf") if self.max_resident is None else float(self.max_resident),
             recompute=self.recompute,
             checkpoint_s=self.checkpoint_every,
+            keep_s=inf if self.keep is None else span_s(self.keep),
             exit_when_idle=self.exit_when_idle or self.trace is not None,
             on_policy_error="exit" if self.on_policy_error == "exit" else "fallback",
             record=self.record,

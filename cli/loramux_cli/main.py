@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,11 +19,14 @@ from loramux_cli import simulate as simulate_module
 from loramux_cli import sweep as sweep_module
 from loramux_cli import train as train_module
 from loramux_cli import validate as validate_module
+from loramux_cli.terms import epilog
 from loramux_traces.errors import Interrupted, LoramuxError
 
 EXIT_INTERNAL = 1
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="loramux",
@@ -31,34 +34,63 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings=HELP,
 )
-app.command("simulate")(simulate_module.simulate_command)
-app.command("sweep")(sweep_module.sweep_command)
-app.command("train")(train_module.train_command)
-app.command("run")(live.run_command)
-app.command("submit")(queue.submit_command)
-app.command("status")(queue.status_command)
-app.command("cancel")(queue.cancel_command)
-app.command("pause")(queue.pause_command)
-app.command("resume")(queue.resume_command)
-app.command("logs")(queue.logs_command)
-app.command("export")(queue.export_command)
-app.command("drain")(queue.drain_command)
-app.command("set-policy")(queue.set_policy_command)
-app.command("profile")(profiling.profile_command)
-app.command("fit")(fitting.fit_command)
-app.command("estimate")(estimate.estimate_command)
-app.command("recommend")(recommend.recommend_command)
-app.command("validate")(validate_module.validate_command)
-app.command("compare")(plot.compare_command)
-app.command("plot")(plot.plot_command)
-app.command("policies")(policies.policies_command)
-app.command("doctor")(doctor.doctor_command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate_module.simulate_command,
+    "sweep": sweep_module.sweep_command,
+    "train": train_module.train_command,
+    "run": live.run_command,
+    "submit": queue.submit_command,
+    "status": queue.status_command,
+    "cancel": queue.cancel_command,
+    "pause": queue.pause_command,
+    "resume": queue.resume_command,
+    "logs": queue.logs_command,
+    "export": queue.export_command,
+    "drain": queue.drain_command,
+    "prune": queue.prune_command,
+    "set-policy": queue.set_policy_command,
+    "profile": profiling.profile_command,
+    "fit": fitting.fit_command,
+    "estimate": estimate.estimate_command,
+    "recommend": recommend.recommend_command,
+    "validate": validate_module.validate_command,
+    "compare": plot.compare_command,
+    "plot": plot.plot_command,
+    "policies": policies.policies_command,
+    "doctor": doctor.doctor_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name, epilog=epilog(name))(command)
 app.add_typer(trace.app, name="trace")
 app.add_typer(evaluate.app, name="evaluate")
 
-simulate_app = typer.Typer(name="simulate", pretty_exceptions_enable=False, add_completion=False)
-simulate_app.command()(simulate_module.simulate_command)
+simulate_app = typer.Typer(name="simulate", pretty_exceptions_enable=False, add_completion=False, context_settings=HELP)
+simulate_app.command(epilog=epilog("simulate"))(simulate_module.simulate_command)
+
+
+def _version(asked: bool) -> None:
+    if not asked:
+        return
+    import platform
+    from importlib.metadata import version
+
+    typer.echo(f"loramux {version('loramux')}")
+    typer.echo(f"Python {platform.python_version()} on {platform.platform()}")
+    raise typer.Exit
+
+
+@app.callback()
+def _loramux(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version, Python and platform."
+        ),
+    ] = False,
+) -> None:
+    """Memory-aware scheduling of LoRA fine-tuning jobs that share a frozen base model."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

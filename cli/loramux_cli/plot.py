@@ -12,7 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from loramux_analysis.compare import Comparison
-    from loramux_analysis.load import Results
     from loramux_analysis.real import RealComparison
 
 _Runs = Annotated[
@@ -23,14 +22,6 @@ _Baseline = Annotated[
     str | None,
     typer.Option(help="Policy to compare the others with (default: exclusive, sequential, fifo, or the slowest)."),
 ]
-_SHOWN = (
-    "turnaround_mean_s",
-    "turnaround_p99_s",
-    "waiting_mean_s",
-    "makespan_s",
-    "effective_tokens_per_s",
-    "padding_fraction",
-)
 
 
 def plot_command(
@@ -56,7 +47,7 @@ def plot_command(
     from loramux_analysis.load import load
     from loramux_analysis.plots import draw_charts
     from loramux_analysis.report import write_report
-    from loramux_traces.errors import UsageError
+    from loramux_traces.errors import UsageError, printable
 
     if report and kind:
         raise UsageError("--report draws every chart; leave out --kind")
@@ -92,6 +83,7 @@ def compare_command(
     from loramux_analysis.compare import compare_results
     from loramux_analysis.load import load
     from loramux_analysis.real import compare_real
+    from loramux_cli.compare_view import show_comparison
     from loramux_traces.filesafe import json_text
 
     results = load(runs)
@@ -103,7 +95,7 @@ def compare_command(
     if as_json:
         typer.echo(text)
         return
-    _show(results, comparison, real)
+    show_comparison(results, comparison, real)
 
 
 def _as_object(comparison: Comparison, real: list[tuple[str, RealComparison]]) -> dict[str, object]:
@@ -124,43 +116,3 @@ def _write(out: Path, comparison: Comparison, real: list[tuple[str, RealComparis
     markdown = [comparison.to_markdown(), *(["", *real_table(real)] if real else [])]
     write_text(out / "comparison.md", "\n".join(markdown) + "\n")
     write_text(out / "comparison.json", text + "\n")
-
-
-def _show(results: Results, comparison: Comparison, real: list[tuple[str, RealComparison]]) -> None:
-    """Print the tables on stdout."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from loramux_analysis.report import REAL_COLUMNS, real_cells
-
-    console = Console()
-
-    def show(columns: list[str], rows: list[list[str]], title: str, left: int = 1) -> None:
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for place, column in enumerate(columns):
-            table.add_column(Text(printable(column)), justify="left" if place < left else "right", overflow="fold")
-        # interval and change go under their figure, so that six figures fit 80 columns
-        for row in rows:
-            cells = [printable(cell) for cell in row]
-            under = (cell.replace(" ±", "\n±").replace(" (", "\n(") for cell in cells[left:])
-            table.add_row(*(Text(cell) for cell in (*cells[:left], *under)))
-        console.print(table)
-
-    wide = comparison.wide(_SHOWN, brief=True)
-    left = 2 if "load" in wide.columns else 1
-    show(list(wide.columns), [[str(cell) for cell in row] for row in wide.itertuples(index=False)], "Policies", left)
-    console.print(Text(printable(comparison.legend())), soft_wrap=True)
-    if real:
-        show(list(REAL_COLUMNS), [list(real_cells(*row)) for row in real], "Simulated against real")
-    if len(results.policies) == 1:
-        console.print("One policy: give the folder of another run to compare it with.", soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Return text from a run folder without control characters.
-
-    So it cannot move the cursor or colour the terminal.
-    """
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

@@ -10,6 +10,7 @@ import gc
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,9 @@ def profile_command(
         str | None, typer.Option(help="Name of the device's profile (cpu, h100-80g, ...). Default: by the card.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: fp32 on cpu, bf16 on cuda.")] = None,
-    budget: Annotated[str, typer.Option(help="Most time on the wall, as in 90s, 10m, 1h.")] = "10m",
+    budget: Annotated[
+        str, typer.Option(help="Most time on the wall, loading and fitting included, as in 90s, 10m, 1h.")
+    ] = "10m",
     goal: Annotated[float, typer.Option(help="Cross-validated error of step times that is good enough.")] = 0.04,
     points: Annotated[int | None, typer.Option(min=1, max=20_000, help="Most steps to measure.")] = None,
     memory: Annotated[
@@ -66,6 +69,7 @@ def profile_command(
 
     So predictions are of this device and not assumed.
     """
+    began_s = time.monotonic()
     if check is not None:
         _check(check, as_json=as_json)
         return
@@ -120,7 +124,7 @@ def profile_command(
     ) as session:
         try:
             with _progress(budget_s, quiet=quiet) as session.tell:
-                reason = session.run(budget_s)
+                reason = session.run(budget_s, began_s)
         except BaseException:
             # an interrupt or a fault: what was measured is written, its journal stays for --resume
             _write(target, _record(head, session))
@@ -130,7 +134,11 @@ def profile_command(
     if record is None:
         raise StateError(f"not one step could be measured within {budget}")
     if not quiet:
-        typer.echo(f"stopped: {reason}; {target} holds {len(record.points)} steps", err=True)
+        took_s = time.monotonic() - began_s
+        left = f", {budget_s - took_s:,.0f} s of it left" if reason == "budget" else ""
+        if reason == "budget" and session.next_s > 0.0:
+            left += f": the next step was expected to take {session.next_s:,.1f} s"
+        typer.echo(f"stopped: {reason}{left}; {target} holds {len(record.points)} steps", err=True)
     _print(record, as_json=as_json)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -66,23 +67,46 @@ def status_command(
     show_all: Annotated[bool, typer.Option("--all", help="Show jobs that have ended, too, however many.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Show every job: state, steps, loss, speed, memory, expected finish, and why it waits."""
+    """Show the jobs: state, steps, loss, speed, memory, expected finish, and why they wait.
+
+    Of those that have ended the newest are listed (--all: every one), the others counted.
+    """
+    from loramux_runtime.live.state.retention import RECENT_JOBS
     from loramux_runtime.live.watch.status import read_status
 
     store = _open(state, look_only=True)
+    most = None if show_all else RECENT_JOBS
     if as_json:
         from loramux_traces.filesafe import json_text
 
-        typer.echo(json_text(read_status(store), indent=2))
+        typer.echo(json_text(read_status(store, most_ended=most), indent=2))
         return
     from loramux_cli.status_view import show
     from loramux_cli.status_view import watch as keep_watching
 
     if watch:
         store.close()
-        keep_watching(lambda: _look(state, read_status), every, show_all=show_all)
+        keep_watching(lambda: _look(state, partial(read_status, most_ended=most)), every, show_all=show_all)
         return
-    show(read_status(store), show_all=show_all)
+    show(read_status(store, most_ended=most), show_all=show_all)
+
+
+def prune_command(
+    state: State,
+    keep: Annotated[str, typer.Option(help="Keep jobs that ended within this span: 30d, 12h, 90m.")] = "30d",
+) -> None:
+    """Delete what is known of jobs that ended long ago: their rows, loss curves and events.
+
+    Adapters stay. A scheduler may run meanwhile.
+    """
+    from loramux_runtime.live.state.retention import prune, shrink, span_s
+    from loramux_runtime.live.watch.status import read_status
+
+    span = span_s(keep)
+    store = _open(state)
+    gone = prune(store, float(read_status(store, most_ended=0)["now_s"]) - span)
+    shrink(store)
+    typer.echo(f"deleted what was known of {len(gone):,} jobs that ended over {keep} ago; their adapters stay")
 
 
 def cancel_command(job: JobName, state: State, wait: Wait = 30.0) -> None:

@@ -11,7 +11,6 @@ import typer
 
 from loramux_cli import options as o
 from loramux_cli.estimate import EXIT_NEVER_FITS, DtypeOption, SeqLen, SeqLenP95, checked_dtype, gib, lengths
-from loramux_cli.estimate import Device as DeviceOption
 
 if TYPE_CHECKING:
     from loramux_profiles.devices import DeviceProfile
@@ -19,15 +18,25 @@ if TYPE_CHECKING:
     from loramux_traces.job import JobSpec
 
 METHODS = ("lora", "mixlora", "mola", "loramoe", "dynmole")
-MOST_JOBS = 256
+MOST_SPECS = 256
 TARGETS = ("all-linear", "attention", "mlp", "qv")
 
 
 def recommend_command(
-    device: DeviceOption,
     jobs: Annotated[
-        str | None, typer.Argument(help="Several jobs: jobs.yaml, or a trace. Omitted: one job, described by options.")
+        str | None,
+        typer.Argument(
+            help="Several jobs: jobs.yaml as for train, or a trace. Omitted: one job, described by options."
+        ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="A device that ships (a100-80g, ...), a profile, or a measured record; or as for train: cpu, cuda, "
+            "cuda:1, auto."
+        ),
+    ] = "auto",
+    device_profile: o.ProfileName = None,
     model: Annotated[
         str | None, typer.Option(help="Base model: a name, or the path of a config.json. Default: the file's.")
     ] = None,
@@ -41,6 +50,9 @@ def recommend_command(
     seq_len_p95: SeqLenP95 = None,
     dtype: DtypeOption = None,
     allow_other: o.AllowOther = False,
+    memory: o.JobMemory = None,
+    max_resident: o.Residents = None,
+    recompute: o.Recompute = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -48,12 +60,11 @@ def recommend_command(
 
     Also say how many jobs share the device, and where fusing stops paying.
     """
-    from loramux_profiles.devices import load_device
     from loramux_profiles.recommend import recommend
     from loramux_traces.errors import UsageError
 
     lengths(seq_len, seq_len_p95)
-    profile = load_device(device, allow_other=allow_other)
+    profile = _profile(device, device_profile, memory, allow_other=allow_other)
     folder = ""
     notes: tuple[str, ...] = ()
     if jobs is None:
@@ -85,9 +96,15 @@ def recommend_command(
         )
         specs, folder, notes = list(found.specs), found.folder, found.notes
         notes += tuple(f"{spec.job_id}: reckoned without {what}" for spec in specs for what in found.unsaid(spec))
-        if len(specs) > MOST_JOBS:
-            raise UsageError(f"{jobs}: {len(specs):,} jobs; at most {MOST_JOBS} are looked at together")
-    result = recommend(profile, specs, folder=folder)
+        if len(specs) > MOST_SPECS:
+            raise UsageError(f"{jobs}: {len(specs):,} jobs; at most {MOST_SPECS} are looked at together")
+    result = recommend(
+        profile,
+        specs,
+        folder=folder,
+        max_jobs=max_resident,
+        recompute=recompute,
+    )
     if as_json:
         from loramux_traces.filesafe import json_text
 
@@ -101,6 +118,21 @@ def recommend_command(
         what = "not one row fits, not even with recompute"
         typer.echo(f"loramux: can never run on {result.device}: {', '.join(result.never)} ({what})", err=True)
         raise typer.Exit(EXIT_NEVER_FITS)
+
+
+def _profile(device: str, name: str | None, memory: str | None, *, allow_other: bool) -> DeviceProfile:
+    """Return the profile that is named, or that of the device which train would take."""
+    from loramux_cli.device_choice import choose_profile, memory_bytes, need_torch
+    from loramux_profiles.devices import load_device, with_memory
+
+    if name is None and device != "auto" and not device.startswith("cuda"):
+        found = load_device(device, allow_other=allow_other)
+        return found if memory is None else with_memory(found, memory_bytes(memory), "--memory")
+    need_torch()
+    from loramux_runtime.fused.torch_devices import choose_device
+
+    chosen: DeviceProfile = choose_profile(choose_device(device), name, memory, allow_other=allow_other)
+    return chosen
 
 
 def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
@@ -133,19 +165,21 @@ def _tables(r: Recommendation) -> None:
     from rich.text import Text
 
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 80)
 
     def table(*heads: str) -> Table:
-        made = Table(box=None, pad_edge=False)
+        made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for head in heads:
-            made.add_column(head, justify="left" if head in ("alone", "jobs together") else "right", no_wrap=True)
+            name = head in ("alone", "")
+            made.add_column(head, justify="left" if name else "right", no_wrap=not name, overflow="fold")
         return made
 
-    typer.echo(
+    console.print(
         f"{', '.join(r.models)} on {r.device}: {gib(r.weight_bytes)} of weights, {gib(r.capacity_bytes)} to use "
-        f"(memory {r.memory_origin}, tokens/s {r.time_origin})\n"
-    )
-    alone = table("alone", "recompute", "largest micro-batch", "own bytes", "needs at most", "tokens/s")
+        f"(memory {r.memory_origin}, tokens/s {r.time_origin})\n",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    alone = table("alone", "recom-\npute", "largest\nmicro-batch", "own bytes", "needs\nat most", "tokens/s")
     for one in r.alone:
         fits = f"{one.largest} rows" if one.largest else "none fits"
         speed = f"{one.tokens_per_s:,.0f}" if one.largest else "-"
@@ -155,7 +189,17 @@ def _tables(r: Recommendation) -> None:
     if not r.frontier:
         typer.echo(f"\n{r.advice}")
         return
-    together = table("jobs together", "micro-batch", "recompute", "expected", "at most", "headroom", "tokens/s", "")
+    heads = (
+        "jobs to-\ngether",
+        "micro-\nbatch",
+        "recom-\npute",
+        "\nexpected",
+        "\nat most",
+        "\nheadroom",
+        "tokens\n/s",
+        "",
+    )
+    together = table(*heads)
     for row in r.frontier:
         sizes = sorted(set(row.micro_batches))
         size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -165,6 +209,10 @@ def _tables(r: Recommendation) -> None:
         together.add_row(f"{row.jobs}", size, mode, *memory, f"{row.tokens_per_s:,.0f}", marks)
     typer.echo("")
     console.print(together)
-    most = [f"{'more than ' if r.capped[mode] else ''}{r.most[mode]}" for mode in (False, True)]
-    typer.echo(f"\nat most {most[0]} jobs share the device without recompute, {most[1]} with; recompute: {r.recompute}")
+    most = [
+        f"{'more than ' if r.capped[mode] else ''}{r.most[mode]} {'with' if mode else 'without'} recompute"
+        for mode in (False, True)
+        if any(one.recompute is mode for one in r.alone)
+    ]
+    typer.echo(f"\nmost jobs that share the device: {', '.join(most)}; recompute: {r.recompute}")
     typer.echo(r.advice)

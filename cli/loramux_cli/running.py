@@ -133,6 +133,7 @@ def manifest(
         "options": result.options,
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "origin": result.origin,
+        "seed_redraws": list(result.seed_redraws),
         "wall": {"sim_wall_s": result.summary["sim_wall_s"]},
     }
 

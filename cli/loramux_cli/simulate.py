@@ -14,23 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_traces.errors import printable
 
 if TYPE_CHECKING:
+    from loramux_cli.simulate_view import PolicyFailure
     from loramux_simulator import RunResult
     from loramux_traces.job import Trace
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
-COLUMNS = (
-    "done",
-    "turnaround\nmean",
-    "\np95",
-    "waiting\nmean",
-    "make-\nspan",
-    "tokens\n/s",
-    "GPU\nbusy",
-    "memory\npeak",
-)
 
 
 def simulate_command(
@@ -66,8 +58,11 @@ def simulate_command(
     Without options: the shipped sample.
     """
     from loramux_cli import running
+    from loramux_cli.simulate_view import by_text, show_simulation, simulation_report
+    from loramux_policies.errors import PolicyError
     from loramux_policies.registry import create
     from loramux_simulator import SimOptions, simulate
+    from loramux_simulator.offered_load import load_or_none
     from loramux_traces.errors import UsageError
 
     names = running.load_policies(policy, policy_file)
@@ -81,7 +76,7 @@ def simulate_command(
         "multi_gpu": multi_gpu,
         "warmup": warmup,
     }
-    SimOptions(**chosen)
+    options = SimOptions(**chosen)
     if plots and out is None:
         raise UsageError("--plots needs --out DIR")
     profiles = running.load_devices(
@@ -100,29 +95,33 @@ def simulate_command(
                     raise UsageError(f"--out: two of these policies would both write {folder}; run them one by one")
             prepare_folder(out, force=force)
         results: list[tuple[str, RunResult]] = []
+        errors: list[PolicyFailure] = []
+        load = load_or_none(jobs, profiles, options)
         for name in names:
             for number in range(seed, seed + seeds):
-                with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell, running.prints_aside():
-                    result = simulate(
-                        jobs,
-                        create(name),
-                        devices=profiles,
-                        events=events and out is not None,
-                        timeline=out is not None,
-                        progress=tell,
-                        on_plan=None if explain is None else _explainer(explain, name),
-                        seed=number,
-                        **chosen,
-                    )
+                try:
+                    with _progress(f"{name} seed {number}", len(jobs), quiet=quiet) as tell, running.prints_aside():
+                        result = simulate(
+                            jobs,
+                            create(name),
+                            devices=profiles,
+                            events=events and out is not None,
+                            timeline=out is not None,
+                            progress=tell,
+                            on_plan=None if explain is None else _explainer(explain, name),
+                            seed=number,
+                            **chosen,
+                        )
+                except PolicyError as error:  # the other policies' results are worth having all the same
+                    errors.append({"policy": name, "seed": number, "error": str(error)})
+                    continue
                 result.policy = name
                 results.append((name, result))
                 if out is not None:
-                    _write(out, name, result, jobs, profiles)
-        report = {
-            "schema_version": 1,
-            "trace": running.trace_facts(jobs),
-            "runs": [result.entry() for _, result in results],
-        }
+                    _write(out, name, result, jobs, profiles, load)
+        if not results:
+            raise PolicyError("\n".join(by_text(errors)))
+        report = simulation_report(running.trace_facts(jobs), results, errors, load, seeds)
         if out is not None:
             from loramux_traces.filesafe import write_json
 
@@ -135,13 +134,17 @@ def simulate_command(
 
             typer.echo(json_text(report, indent=2))
         else:
-            _table(jobs, results)
+            show_simulation(jobs, results, report)
+        for text, rows in by_text(errors).items():
+            typer.echo(
+                f"loramux: {text}" + (f" (and so with {len(rows) - 1} other seeds)" if rows[1:] else ""), err=True
+            )
         if not quiet:
             _notes(results)
-        _exit(results)
+        _exit(results, errors)
 
 
-def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any]) -> None:
+def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequence[Any], load: float | None) -> None:
     from loramux_cli.running import manifest
     from loramux_traces.runfolder import prepare_folder, run_folder_name, write_run
 
@@ -149,7 +152,7 @@ def _write(out: Path, name: str, result: RunResult, trace: Trace, profiles: Sequ
         prepare_folder(
             out / run_folder_name(name, result.seed), resume=True
         ),  # cleared with `out`, but for strangers' files
-        manifest=manifest(result, name, trace, profiles, sys.argv),
+        manifest=manifest(result, name, trace, profiles, sys.argv) | {"offered_load": load},
         jobs=result.jobs,
         events=result.events,
         summary=result.entry(),
@@ -168,50 +171,6 @@ def draw(out: Path, *, quiet: bool) -> None:
     draw_charts(load([out]), out / "plots", (), tell=tell)
 
 
-def _table(trace: Trace, results: Sequence[tuple[str, RunResult]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    console.width = max(console.width, 80)  # in a narrower terminal lines wrap, but no name is lost
-    several = len({result.seed for _, result in results}) > 1
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("policy", overflow="fold")
-    if several:
-        table.add_column("seed", justify="right")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, result in results:
-        s = result.summary
-        cells = [
-            f"{s['completed']}/{s['jobs']}",
-            duration(s["turnaround_s"]["mean"]),
-            duration(s["turnaround_s"]["p95"]),
-            duration(s["waiting_s"]["mean"]),
-            duration(s["makespan_s"]),
-            f"{s['effective_tokens_per_s']:,.0f}",
-            f"{s['gpu_busy_fraction']:.0%}",
-            f"{s['memory_peak_bytes'] / 2**30:.1f} GiB",
-        ]
-        table.add_row(Text(name), *([str(result.seed)] if several else []), *cells)
-    console.print(table)
-    origin = results[0][1].origin
-    facts = f"{trace.name}: {len(trace)} job{'s' if len(trace) > 1 else ''}. Simulated; costs {origin}"
-    console.print(Text(facts + (f". {trace.provenance}" if trace.provenance else "")), style="dim")
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as text for people: 12.3 s, 4.5 min, 6.7 h, 8.9 d."""
-    if seconds is None:
-        return "-"
-    for unit, size, upto in (("s", 1.0, 120.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172800.0)):
-        if seconds < upto:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400.0:.1f} d"
-
-
 def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
     told: set[tuple[str, str]] = set()
     for name, result in results:
@@ -228,11 +187,15 @@ def _notes(results: Sequence[tuple[str, RunResult]]) -> None:
         counts = f"{s['failed']} jobs failed, {s['unschedulable']} fit no device, {s['rejected']} were turned away"
         typer.echo(f"note: {name}: {counts}, for example", err=True)
         for job_id, state, reason in fresh[:3]:
-            typer.echo(f"  {job_id}: {state}: {reason}", err=True)
+            typer.echo(printable(f"  {job_id}: {state}: {reason}"), err=True)
         told |= {(job_id, reason) for job_id, _, reason in fresh}
 
 
-def _exit(results: Sequence[tuple[str, RunResult]]) -> None:
+def _exit(results: Sequence[tuple[str, RunResult]], errors: Sequence[PolicyFailure]) -> None:
+    if errors:
+        from loramux_policies.errors import PolicyError
+
+        raise typer.Exit(PolicyError.exit_code)
     if any(result.hopeless for _, result in results):
         raise typer.Exit(EXIT_NEVER_FITS)
     if any(result.summary["failed"] for _, result in results):

@@ -104,6 +104,9 @@ class StatusTable:
         self._shown = live + self._ended if show_all else live[:most_rows] + self._ended[:room]
         self._hidden = [] if show_all else live[most_rows:]
         self._folded = [] if show_all else self._ended[room:]
+        listed = Counter(str(job["state"]) for job in jobs)
+        self._unlisted = Counter(status.get("states") or listed) - listed
+        """Ended jobs that the status counts and does not list, by state."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
@@ -130,6 +133,8 @@ class StatusTable:
         if not s["running"] or self._old_s > STALE_S:
             state += f", figures of {clock(self._old_s)} ago"
         yield f"{policy} on {base}, {device}: {state}"
+        if s.get("unsaved_s") is not None:
+            yield f"nothing is committed for {clock(s['unsaved_s'])}: another process holds the lock of the queue"
         if s["running"]:
             yield f"{self._memory()}, {s['tokens_per_s']:,.0f} tokens/s"
         counts = [f"{s['resident']:,} running", f"{s['waiting']:,} waiting", _counted(s["steps"], "fused step")]
@@ -152,17 +157,15 @@ class StatusTable:
         if s["capacity_bytes"] is not None:
             parts.append(f"of {gib(s['capacity_bytes'])}")
         if used is not None:
-            # nobody counts tensors there: the figure is all that the process has held
-            if s["device"].startswith("cpu"):
-                return f"memory of the process {gib(used)} (jobs at most {' '.join([gib(most), *parts[1:]])})"
             parts.append(f"(jobs at most {gib(most)})")
         return " ".join(parts)
 
     def _footer(self) -> Iterable[str]:
         if self._hidden:
             yield f"and {_by_state(self._hidden)} more (--all lists them)"
-        if self._folded:
-            yield f"and {_by_state(self._folded)} before (--all lists them)"
+        before = Counter(job["state"] for job in self._folded) + self._unlisted
+        if before:
+            yield f"and {_counts(before)} before (--all lists them)"
             failed = [job for job in self._folded if job["state"] not in ("COMPLETED", "CANCELLED")]
             for job in failed[:MOST_FAILURES]:
                 why = f": {printable(job['why'], 300)}" if job["why"] else ""
@@ -238,7 +241,11 @@ def _memory_cell(job: Mapping[str, Any], size: float, *, wide: bool) -> str:
 
 
 def _by_state(jobs: Iterable[Mapping[str, Any]]) -> str:
-    return ", ".join(f"{count:,} {state}" for state, count in Counter(job["state"] for job in jobs).items())
+    return _counts(Counter(job["state"] for job in jobs))
+
+
+def _counts(states: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {state}" for state, count in states.items())
 
 
 def _counted(count: int, noun: str) -> str:

@@ -71,5 +71,35 @@ def other_base(file: Path, store: Store) -> str | None:
 
 
 def send(store: Store, jobs: Sequence[TrainJob], folder: Path) -> None:
-    """Put the jobs into the queue, all or none."""
+    """Put the jobs into the queue, all or none.
+
+    Raises StateError where that is not the queue that the running scheduler has open: the jobs
+    would be in a file that nobody reads.
+    """
     store.submit([(job.model_dump(mode="json"), folder, job.submit_s) for job in jobs])
+    _arrived(store, [job.id for job in jobs])
+
+
+def _arrived(store: Store, names: Sequence[str]) -> None:
+    """Raise StateError where the jobs are not to be found by whoever looks for them."""
+    from loramux_runtime.live.state.marker import read_marker
+    from loramux_runtime.live.state.nodes import node
+    from loramux_runtime.live.state.store import Store
+    from loramux_traces.errors import StateError
+    from loramux_traces.locking import owner
+
+    doing = read_marker(store.folder) if owner(store.folder) is not None else None
+    for name, known in ({} if doing is None else doing.nodes).items():
+        if node(store.folder / name) != known:
+            what = "its folder" if name == "." else name
+            raise StateError(
+                f"{store.folder}: not submitted: the scheduler that runs on it has another {what} open than is "
+                "there now (deleted, moved or replaced); end it, and submit again"
+            )
+    again = Store(store.folder)
+    try:
+        missing = [name for name in names if not again.has_job(name)]
+    finally:
+        again.close()
+    if missing:
+        raise StateError(f"{store.folder}: not submitted: {', '.join(missing[:5])} cannot be found in the queue again")

@@ -55,9 +55,12 @@ def sweep_command(
     There is one row a run in results.csv.
     """
     from loramux_cli import running
+    from loramux_cli.sweep_view import show_sweep, sweep_report
+    from loramux_policies.errors import PolicyError
     from loramux_simulator import SimOptions
     from loramux_simulator.sweep import SweepPlan, sweep
     from loramux_traces.errors import UsageError
+    from loramux_traces.filesafe import write_json
     from loramux_traces.runfolder import prepare_folder
 
     if engine not in ("local", "ray"):
@@ -87,7 +90,7 @@ def sweep_command(
         ),
         seeds=tuple(range(seeds)),
         loads=tuple(load) if load else (None,),
-        policy_files=tuple(policy_file or ()),
+        policy_files=tuple(path.absolute() for path in policy_file or ()),
         options=chosen,
     )
     with running.hold(out):
@@ -100,6 +103,10 @@ def sweep_command(
             running.prints_aside(),
         ):
             table = sweep(plan, out=out, n_jobs=workers, backend=backend, resume=resume, progress=tell)
+        report = sweep_report(plan, table)
+        if not report["intervals"]:
+            raise PolicyError("\n".join(dict.fromkeys(row["error"] for row in report["policy_errors"])))
+        write_json(out / "summary.json", report)
         if plots:
             from loramux_analysis.load import load as load_results
             from loramux_analysis.plots import draw_charts
@@ -108,11 +115,16 @@ def sweep_command(
         if as_json:
             from loramux_traces.filesafe import json_text
 
-            typer.echo(json_text({"schema_version": 1, "rows": table.to_dict(orient="records")}, indent=2))
+            typer.echo(json_text({**report, "rows": table.to_dict(orient="records")}, indent=2))
         else:
-            _show(table)
+            show_sweep(report)
+        failed = report["policy_errors"]
+        for row in failed:
+            typer.echo(f"loramux: {row['policy']} failed in {row['runs']} runs: {row['error']}", err=True)
         if not quiet:
             typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
+    if failed:
+        raise typer.Exit(PolicyError.exit_code)
 
 
 @contextmanager
@@ -156,27 +168,3 @@ def _value(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-def _show(table: Any) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from loramux_cli.simulate import duration
-
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("load", "policy", "runs", "turnaround mean", "p95", "makespan", "tokens/s"):
-        shown.add_column(column, justify="left" if column == "policy" else "right")
-    for (load, policy), rows in table.groupby(["load", "policy"], dropna=False, sort=False):
-        shown.add_row(
-            "-" if load != load else f"{load:g}",
-            Text(str(policy)),
-            str(len(rows)),
-            duration(rows["turnaround_mean_s"].mean()),
-            duration(rows["turnaround_p95_s"].mean()),
-            duration(rows["makespan_s"].mean()),
-            f"{rows['effective_tokens_per_s'].mean():,.0f}",
-        )
-    Console().print(shown)

@@ -86,6 +86,12 @@ def import_(
     out: Out,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(help="Keep the first so many jobs by submission.")] = None,
+    processors_per_gpu: Annotated[
+        int | None,
+        typer.Option(
+            "--processors-per-gpu", help="swf counts processors: how many make one GPU (default: each is taken as one)."
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Turn a public cluster trace into jobs.
@@ -99,7 +105,9 @@ def import_(
 
     check_writable(out, force=force)
     with _progress(f"importing {get_source(source).title}"):
-        trace = import_trace(source, list(paths), seed=seed, limit=limit)
+        trace = import_trace(source, list(paths), seed=seed, limit=limit, processors_per_gpu=processors_per_gpu)
+    if get_source(source).counts_processors and processors_per_gpu is None:
+        _say("note: the log counts processors, not GPUs; each was taken as one GPU (--processors-per-gpu N)")
     _written(trace, out, force)
 
 
@@ -158,7 +166,8 @@ def generate(
     ] = None,
 ) -> None:
     """Make a modelled trace; the same arguments give the same file, byte for byte."""
-    from loramux_traces.generators import generate as make
+    from loramux_profiles.checked import generate as make
+    from loramux_traces.reader import folder_of
     from loramux_traces.writer import check_writable
 
     check_writable(out, force=force)
@@ -169,7 +178,7 @@ def generate(
     }  # fmt: skip
     given.update({name: value for name, value in common.items() if value is not None})
     with _progress(f"generating {kind}"):
-        trace = make(kind, jobs=jobs, seed=seed, **given)
+        trace = make(kind, folder=folder_of(out), jobs=jobs, seed=seed, **given)
     _written(trace, out, force)
 
 

@@ -20,7 +20,7 @@ def table(file: JobsFile, result: TrainResult) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from loramux_cli.simulate import duration
+    from loramux_cli.words import duration
 
     losses: dict[str, list[float]] = {}
     for row in result.training:

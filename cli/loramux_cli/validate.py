@@ -232,7 +232,7 @@ def _show(found: Validation, steps: int) -> None:
     from rich.text import Text
 
     from loramux_analysis.validation_report import said
-    from loramux_cli.simulate import duration
+    from loramux_cli.words import duration
 
     console = Console()
     console.width = max(console.width, 80)
@@ -244,7 +244,7 @@ def _show(found: Validation, steps: int) -> None:
         cells: list[Any] = [
             duration(row.real_mean_s),
             duration(row.simulated_mean_s),
-            f"{row.mean_error:+.1%}",
+            f"{row.mean_error:+.1%}" if row.jobs else "-",
             *(_percent(v) for v in (row.spread, row.job_error_p90, row.job_noise_p90)),
             "-" if row.makespan_error is None else f"{row.makespan_error:+.1%}",
             "yes" if row.mean_ok and row.jobs_ok and row.same_jobs else "no",
@@ -253,6 +253,7 @@ def _show(found: Validation, steps: int) -> None:
     console.print(table)
     for line in said(found, steps):
         console.print(Text(line), soft_wrap=True)
+    console.print("What the columns mean: loramux validate -h", style="dim")
 
 
 def _percent(value: float | None) -> str:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from loramux_policies.errors import let_through
 from loramux_policies.policy import Policy
 from loramux_traces.errors import UsageError
+from loramux_traces.files import MAX_SMALL, open_file
 
 ENTRY_POINTS = "loramux.policies"
 P = TypeVar("P", bound=type[Policy])
@@ -149,6 +150,8 @@ def load_file(path: str | Path) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"no policy file {file}")
+    with open_file(file, MAX_SMALL, "a policy file"):
+        pass  # its size, before Python reads it whole
     _load_all()
     before = set(_known)
     module_name = f"loramux_user_policy_{file.stem}"

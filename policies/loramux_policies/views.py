@@ -87,6 +87,7 @@ def first_come(job: JobView) -> tuple[Any, ...]:
 class Order:
     """Says how the waiting queue is kept: by `key`, smallest first, then submission, then job id.
 
+    The key is a tuple of numbers or texts, never NaN, that compare with those of every other job.
     `moves=True`: the key depends on what changes while a job waits (`attained_s`, the clock), so
     the queue is re-keyed at enqueue, pause and review.
     """

@@ -1,4 +1,4 @@
-"""This module reads a trace and checks that all names in it are known.
+"""This module reads or makes a trace and checks that all names in it are known.
 
 The names are models, reference devices and length distributions; they are checked row by row.
 """
@@ -13,6 +13,7 @@ from loramux_profiles.devices import load_device
 from loramux_profiles.lengths import length_dist
 from loramux_profiles.shape_catalog import load_shape
 from loramux_traces.errors import InvalidInputError, LoramuxError
+from loramux_traces.generators import generate as make
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.reader import folder_of, read_trace
 
@@ -54,6 +55,14 @@ class KnownNames:
         if ref_gpu is not None:
             look("ref_gpu", ref_gpu, lambda: load_device(ref_gpu))
         return wrong
+
+
+def generate(kind: str, *, folder: str = "", **options: Any) -> Trace:
+    """Make a modelled trace as `loramux_traces.generate` does, of names that are known.
+
+    Relative paths of models start at `folder`. Raises UsageError with the nearest known name.
+    """
+    return make(kind, check=KnownNames(folder), **options)
 
 
 def read_checked(path: Path | str, **options: Any) -> Trace:

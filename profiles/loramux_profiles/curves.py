@@ -6,6 +6,7 @@ phi(n) is the work done per second by n jobs together, in units of one job alone
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 from loramux_profiles.datafiles import problem
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
+from loramux_traces.files import MAX_SMALL, read_text
 
 KNOWN: Final = "none, free, linear:SLOPE,MAX, or a CSV file with columns n,phi"
 _MAX_ROWS: Final = 100_000
@@ -100,7 +102,7 @@ def _from_csv(path: Path) -> SpeedupCurve:
     problems: list[Problem] = []
     points: list[tuple[int, float]] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_text(path, MAX_SMALL, "a speed-up curve"), newline="") as file:
             rows = csv.reader(file)
             header = [cell.strip() for cell in next(rows, [])]
             if header != ["n", "phi"]:
@@ -120,9 +122,8 @@ def _from_csv(path: Path) -> SpeedupCurve:
                     problems.append(problem(path, "phi", phi, "must be above 0 and at most n", line))
                 else:
                     points.append((n, phi))
-    except (OSError, ValueError, csv.Error) as error:
-        text = getattr(error, "strerror", None) or f"must be a UTF-8 CSV file: {str(error)[:80]}"
-        raise InvalidInputError([problem(path, "", "", text)]) from error
+    except csv.Error as error:
+        raise InvalidInputError([problem(path, "", "", f"must be a CSV file: {str(error)[:80]}")]) from error
     if not problems and not points:
         problems.append(problem(path, "", "", "must have at least one row n,phi"))
     if problems:

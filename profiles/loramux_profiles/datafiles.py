@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from loramux_traces.errors import InvalidInputError, Problem, UsageError
-from loramux_traces.wholes import whole_number
-
-MAX_BYTES: Final = 16 << 20
-"""Largest size in bytes; a larger file is no profile or configuration."""
+from loramux_traces.files import MAX_SMALL, read_text
+from loramux_traces.problems import shown
+from loramux_traces.strict_json import JsonError, parse_json
 
 
 def data_dir() -> Path:
@@ -25,8 +23,7 @@ def data_dir() -> Path:
 
 def problem(path: Path | str, column: str, value: object, allowed: str, line: int = 0) -> Problem:
     """Return one thing that is wrong with a file; its value is cut to what fits on a line."""
-    text = "" if value is None else str(value)
-    return Problem(file=str(path), line=line, column=column, value=text[:80], allowed=allowed)
+    return Problem(file=str(path), line=line, column=column, value=shown(value), allowed=allowed)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -34,30 +31,12 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
     Raises InvalidInputError that says what is wrong with it and where.
     """
-
-    def fail(allowed: str, line: int = 0) -> InvalidInputError:
-        return InvalidInputError([problem(path, "", "", allowed, line)])
-
-    def no_constant(name: str) -> float:
-        raise ValueError(f"{name} is not a JSON number")
-
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise fail("no such file") from None
-    except (OSError, ValueError) as error:
-        raise fail(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > MAX_BYTES:
-        raise fail(f"must be at most {MAX_BYTES >> 20} MiB")
-    try:
-        result = json.loads(data.decode("utf-8-sig"), parse_constant=no_constant, parse_int=whole_number)
-    except json.JSONDecodeError as error:
-        raise fail(f"must be JSON: {error.msg}", error.lineno) from error
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise fail(f"must be UTF-8 JSON: {str(error)[:100]}") from error
+        result = parse_json(read_text(path, MAX_SMALL, "a profile or configuration"))
+    except JsonError as error:
+        raise InvalidInputError([problem(path, "", "", error.said, error.line)]) from error
     if not isinstance(result, dict):
-        raise fail("must hold a JSON object")
+        raise InvalidInputError([problem(path, "", "", "must hold a JSON object")])
     return result
 
 

@@ -30,6 +30,7 @@ from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unk
 from loramux_profiles.file_model import validate
 from loramux_profiles.fitted import FittedModel, fitted_model
 from loramux_traces.errors import UsageError
+from loramux_traces.files import read_file
 
 Origin = Literal["assumed", "fitted", "measured"]
 SCHEMA_VERSION: Final = 1
@@ -232,7 +233,7 @@ def _measured(path: Path, allow_other: bool) -> DeviceProfile:
     device = load_device(str(beside) if beside.is_file() else record.device.name)
     if device.name != record.device.name:
         raise UsageError(f"{path}: measured on {record.device.name!r}, beside the profile of {device.name!r}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_file(path)).hexdigest()
     return device.model_copy(update={"fitted": fitted_model(record, digest, path, allow_other=allow_other)})
 
 

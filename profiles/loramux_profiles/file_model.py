@@ -5,40 +5,53 @@ There is one problem per bad key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from loramux_profiles.datafiles import problem
-from loramux_traces.errors import InvalidInputError
+from loramux_traces.errors import InvalidInputError, Problem, printable
+from loramux_traces.problems import CAP
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_KEY: Final = 120
+"""Characters of a field's name that a message shows."""
 
 
-def validate(model: type[Model], path: Path | str, data: dict[str, Any]) -> Model:
+LineOf = Callable[[tuple[str | int, ...]], int]
+
+
+def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of: LineOf | None = None) -> Model:
     """Return `data` as a pydantic model.
 
-    Raises InvalidInputError with one problem per bad key, named with dots.
+    Raises InvalidInputError with one problem per bad key, named with dots; `line_of` says on which
+    line of the file the value at a path begins.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = []
+        problems: list[Problem] = []
         items = error.errors(include_url=False)
+        within = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
         for item in items:
             loc = item["loc"]
-            if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in items):
+            if item["type"] == "job_rule":  # a rule over several fields says which of them is meant
+                loc = (*loc, *(int(part) if part.isdecimal() else part for part in item["ctx"]["column"].split(".")))
+            if item["type"] == "too_short" and loc in within:
                 continue  # a list is short of the members that are wrong themselves
-            key = ".".join(str(part) for part in loc)
+            if len(problems) == CAP:
+                break
+            key = printable(".".join(str(part) for part in loc), MAX_KEY)
             value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
             said = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 value = None
                 said = f"is no field{_meant(model, loc)}"
-            problems.append(problem(path, key, value, said))
-        raise InvalidInputError(problems[:50], total=len(problems)) from error
+            problems.append(problem(path, key, value, said, line_of(loc) if line_of is not None else 0))
+        raise InvalidInputError(problems, total=len(items) if len(problems) == CAP else len(problems)) from error
 
 
 def _meant(model: Any, loc: tuple[int | str, ...]) -> str:

@@ -27,7 +27,11 @@ Walk = Callable[[StepPoint], float]
 """Gives the dynamic bytes of a step by formula."""
 FOLDS: Final = 10
 FEWEST: Final = 20
-"""Points below which nothing is fitted, because so few say nothing of an error."""
+"""Points below which nothing is fitted, because so few say nothing of an error.
+
+They may be fewer than the features of the time model: most of a non-negative fit's coefficients are
+0 then, its errors are of held-out points all the same, and `fit_table` says so.
+"""
 STATE_BYTES: Final = 16
 """Bytes per trainable parameter: fp32 weight, gradient and two Adam moments."""
 

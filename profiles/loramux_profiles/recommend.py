@@ -61,23 +61,37 @@ def most_that(fits: Callable[[int], bool], limit: int, look_ahead: int = 0) -> i
     return max(beyond, default=low)
 
 
-def recommend(device: DeviceProfile, specs: Sequence[JobSpec], *, folder: str = "") -> Recommendation:
+def recommend(
+    device: DeviceProfile,
+    specs: Sequence[JobSpec],
+    *,
+    folder: str = "",
+    max_jobs: int | None = None,
+    recompute: bool = False,
+) -> Recommendation:
     """Return what to run on a device.
 
-    `folder`: where relative paths of models start. Raises UsageError for an unknown model or one
-    that the device's record does not cover.
+    `folder`: where relative paths of models start. `max_jobs`: most jobs on the device at a time.
+    `recompute`: it is decided already, in favour; else it is part of the advice. Raises
+    UsageError for an unknown model or one that the device's record does not cover.
     """
     model = CostModel(device, planned=True, folder=folder)
-    alone = tuple(_alone(model, replace(spec, recompute=r)) for spec in specs for r in (False, True))
+    seats = MAX_JOBS if max_jobs is None else max_jobs
+    modes = (True,) if recompute else (False, True)
+    alone = tuple(_alone(model, replace(spec, recompute=r)) for spec in specs for r in modes)
     copies = len(specs) == 1
-    found = {r: _frontier(model, [replace(spec, recompute=r) for spec in specs]) for r in (False, True)}
+    found: dict[bool, list[Packing]] = {False: [], True: []}
+    for r in modes:
+        found[r] = _frontier(model, [replace(spec, recompute=r) for spec in specs], seats)
     frontier = tuple(row for r in (False, True) for row in found[r])
     most = {r: max((row.jobs for row in found[r]), default=0) for r in (False, True)}
     best_of = {r: _best(found[r], copies) for r in (False, True)}
     fitting = {r: {one.job_id for one in alone if one.recompute is r and one.largest} for r in (False, True)}
     never = tuple(spec.job_id for spec in specs if spec.job_id not in fitting[False] | fitting[True])
     verdict = _verdict(best_of[False], best_of[True], copies, bool(fitting[True] - fitting[False]))
-    best = best_of[verdict in ("needed", "worthwhile")]
+    if recompute and best_of[True] is not None:
+        verdict = "as asked"
+    best = best_of[verdict in ("needed", "worthwhile", "as asked")]
     held = set() if best is None else set(best.job_ids)
     left_out = tuple(spec.job_id for spec in specs if spec.job_id not in held and spec.job_id not in never)
     bases = {cost.base.key: cost.base for cost in map(model.job_cost, specs)}
@@ -96,7 +110,7 @@ def recommend(device: DeviceProfile, specs: Sequence[JobSpec], *, folder: str = 
         frontier=frontier,
         best=best,
         most=most,
-        capped={r: copies and most[r] == MAX_JOBS for r in (False, True)},
+        capped={r: copies and most[r] == seats for r in (False, True)},
         recompute=verdict,
         never=never,
         left_out=left_out,
@@ -126,7 +140,7 @@ def _alone(model: CostModel, spec: JobSpec) -> Alone:
     )
 
 
-def _frontier(model: CostModel, specs: Sequence[JobSpec]) -> list[Packing]:
+def _frontier(model: CostModel, specs: Sequence[JobSpec], max_jobs: int) -> list[Packing]:
     """Return packings of jobs of one recompute mode.
 
     For every level of micro-batches there are packings of 1, 2, 4, ... jobs, and of the most.
@@ -138,7 +152,7 @@ def _frontier(model: CostModel, specs: Sequence[JobSpec]) -> list[Packing]:
             (spec.job_id, model.job_cost(replace(spec, micro_batch_size=size)))
             for (spec, _), size in zip(usable, sizes, strict=True)
         ]
-        rows += _ladder(model, costs * MAX_JOBS if len(specs) == 1 else _lightest_first(model, costs))
+        rows += _ladder(model, costs * max_jobs if len(specs) == 1 else _lightest_first(model, costs), max_jobs)
     return rows
 
 
@@ -161,8 +175,8 @@ def _lightest_first(model: CostModel, costs: Sequence[tuple[str, JobCost]]) -> l
     return sorted(costs, key=lambda one: (one[1].own_bytes + (1 + model.upper_margin) * one[1].dynamic_q, one[0]))
 
 
-def _ladder(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> list[Packing]:
-    """Return packings of the first 1, 2, 4, ... of the jobs, and of as many as fit.
+def _ladder(model: CostModel, jobs: Sequence[tuple[str, JobCost]], max_jobs: int) -> list[Packing]:
+    """Return packings of the first 1, 2, 4, ... of the jobs, and of as many as fit and may be.
 
     Past a job that does not fit, the others are tried too.
     """
@@ -170,11 +184,11 @@ def _ladder(model: CostModel, jobs: Sequence[tuple[str, JobCost]]) -> list[Packi
     def fits(some: Sequence[tuple[str, JobCost]]) -> bool:
         return model.upper_bytes([cost for _, cost in some]) <= model.capacity_bytes
 
-    most = most_that(lambda n: fits(jobs[:n]), len(jobs))
+    most = most_that(lambda n: fits(jobs[:n]), min(len(jobs), max_jobs))
     chosen = list(jobs[:most])
     if len({id(cost) for _, cost in jobs}) > 1:
         for one in jobs[most + 1 :]:
-            if fits([*chosen, one]):
+            if len(chosen) < max_jobs and fits([*chosen, one]):
                 chosen.append(one)
     counts = {1 << i for i in range(len(chosen).bit_length()) if 1 << i <= len(chosen)} | {len(chosen)}
     return [_packing(model, chosen[:n]) for n in sorted(counts) if n]

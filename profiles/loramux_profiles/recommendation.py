@@ -78,7 +78,7 @@ class Recommendation:
     capped: dict[bool, bool]
     """Whether `most` is where the search ended, and not where memory ended."""
     recompute: str
-    """One of needed, worthwhile, not worthwhile, or impossible (nothing fits)."""
+    """One of needed, worthwhile, not worthwhile, as asked, or impossible (nothing fits)."""
     never: tuple[str, ...]
     """Jobs of which not one row fits, not even with recompute."""
     left_out: tuple[str, ...]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +45,28 @@ def simulate(
     profiles = parse_devices(devices) if isinstance(devices, str) else tuple(devices)
     if not profiles:
         raise UsageError("a run needs at least one device")
-    run = SimulatedRun(
-        loaded, chosen, profiles, opts, events=events, timeline=timeline, progress=progress, on_plan=on_plan
-    )
-    result = run.play()
+    with _same_folder():
+        run = SimulatedRun(
+            loaded, chosen, profiles, opts, events=events, timeline=timeline, progress=progress, on_plan=on_plan
+        )
+        result = run.play()
     result.summary["sim_wall_s"] = time.perf_counter() - wall
     return result
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    """Go back to the working folder of before, wherever the policy has gone: results have paths."""
+    try:
+        before = os.getcwd()
+    except OSError:  # it was deleted; there is nothing to go back to
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.chdir(before)
 
 
 def _policy(policy: Policy | type[Policy] | str) -> Policy:

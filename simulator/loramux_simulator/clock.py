@@ -12,7 +12,7 @@ from typing import Any, Final
 import simpy
 from simpy.core import EmptySchedule
 
-from loramux_policies.errors import PolicyError
+from loramux_policies.loop.blame import failed
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
 
@@ -189,10 +189,9 @@ class Clock:
         if loop.decisions >= self._look_at:
             self._look(now_s)
         if self._fruitless > MOST_FRUITLESS or self._barren > BARREN_LOOKS:
-            raise PolicyError(
-                f"policy {loop.policy.name} stalled at {now_s:.3f} s: it asks for review after review, and no job "
-                f"arrives, starts for good or ends ({len(loop.cluster.queue)} wait, {len(loop.cluster.running)} run)"
-            )
+            what = "it asks for review after review, and no job arrives, starts for good or ends"
+            hint = "ask for plan.review_at(t_s) and plan.review_when(job, attained_s) less often, or pause fewer jobs"
+            raise failed(loop.policy, now_s, what, loop.cluster, hint, did="stalled")
         loop.decide()
         self._on_decided()
 

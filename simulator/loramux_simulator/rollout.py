@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from loramux_policies.errors import let_through
+from loramux_policies.loop.blame import failed, raised
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
 from loramux_policies.policy import Policy
@@ -36,12 +38,15 @@ class RollOut:
         seed: int,
         *,
         padded: bool,
+        clock: Callable[[], float],
         stops: Callable[[Job], float | None] = lambda _: None,
     ) -> None:
         self._policy = policy
         self._ledger_of = ledger_of
         self._seed = seed
         self._padded = padded
+        self._clock = clock
+        """The time of the run, for messages: a roll-out itself is of no time."""
         self._stops = stops
         self._known: dict[tuple[tuple[JobCost, int, float], ...], Rolled] = {}
 
@@ -50,7 +55,12 @@ class RollOut:
 
         None where the policy would leave no job out.
         """
-        if not self._policy.windows(len(runs)):
+        try:
+            windows = self._policy.windows(len(runs))
+        except BaseException as error:
+            let_through(error)
+            raise failed(self._policy, self._clock(), f"windows({len(runs)}) {raised(error)}") from error
+        if not windows:
             return None
         order = sorted(range(len(runs)), key=lambda i: place_of(runs[i]))
         key = tuple((runs[i].cost, runs[i].job.spec.priority, runs[i].job.share) for i in order)
@@ -66,6 +76,7 @@ class RollOut:
 
     def _play(self, runs: Sequence[Run]) -> Rolled:
         device: FusedDevice[ReadyRun] = FusedDevice(runs[0].job.devices[0], self._policy, padded=self._padded)
+        device.clock = self._clock
         device.costs.ledger = self._ledger_of(device.device_id)
         players = {
             run.job.job_id: ReadyRun(run.job, run.cost, self._seed, stop_steps=self._stops(run.job)) for run in runs

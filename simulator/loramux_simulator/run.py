@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from loramux_policies import Policy
-from loramux_policies.errors import PolicyError
 from loramux_policies.loop.asking import OnPlan
+from loramux_policies.loop.blame import check_policy, failed, few
 from loramux_policies.loop.events import ARRIVE, FAIL, FINISH, REJECT, Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
@@ -34,6 +34,7 @@ from loramux_simulator.paces import CurvePace, FusedPace, Pace, SlicedPace, Wind
 from loramux_simulator.predictions import Predictions
 from loramux_simulator.rate_engine import RateEngine
 from loramux_simulator.rollout import RollOut
+from loramux_simulator.seeds import seed_redraws
 from loramux_simulator.step_engine import StepEngine
 from loramux_traces.decimals import as_written
 from loramux_traces.errors import UsageError
@@ -68,6 +69,8 @@ class RunResult:
     """The weakest origin among the cost parameters used: assumed, fitted or measured."""
     hopeless: int = 0
     """Number of jobs that fit no device of the run."""
+    seed_redraws: tuple[str, ...] = ()
+    """What another seed would have drawn anew (`seeds.seed_redraws`)."""
 
     def entry(self) -> dict[str, Any]:
         """Return this run's object in the `runs` of `simulate --json`."""
@@ -105,6 +108,7 @@ class SimulatedRun:
         progress: OnProgress | None,
         on_plan: OnPlan | None,
     ) -> None:
+        check_policy(policy)
         self.policy, self.options = policy, options
         specs = list(trace.jobs)
         self.notes: list[str] = []
@@ -236,6 +240,7 @@ class SimulatedRun:
             lambda i: self.loop.cluster.fleet[i],
             options.seed,
             padded=options.fusion == "padded",
+            clock=lambda: self.engine.now_s,
             stops=self.predictions.end_steps,
         )
         return WindowPace(roll, fused)
@@ -327,6 +332,7 @@ class SimulatedRun:
             options=self.options.as_dict(),
             origin=weakest_origin(self.types),
             hopeless=self.intake.hopeless,
+            seed_redraws=seed_redraws(self.specs, self.policy, self.models, self.options),
         )
 
     def _begin_window(self, _: Any) -> None:
@@ -339,13 +345,16 @@ class SimulatedRun:
         self.decided_warm = self.loop.decisions
 
     def _check_nobody_starved(self) -> None:
-        waiting = list(self.loop.cluster.queue)
-        if waiting:
-            names = ", ".join(job.job_id for job in waiting[:3])
-            raise PolicyError(
-                f"policy {self.policy.name} stalled at {self.engine.now_s:.3f} s: {len(waiting)} jobs wait "
-                f"({names}{', ...' if len(waiting) > 3 else ''}) and nothing will wake it"
+        cluster = self.loop.cluster
+        if cluster.queue.count:
+            first = cluster.queue[0]
+            hint = (
+                f"{first.job_id} alone needs {first.need_bytes:.0f} bytes at most; plan.candidates(job) yields the "
+                "devices that a job fits, plan.review_at(t_s) asks for another place() at that time"
             )
+            names = few((job.job_id for job in cluster.queue), cluster.queue.count)
+            what = f"{cluster.queue.count} jobs wait ({names}) and nothing will wake it"
+            raise failed(self.policy, self.engine.now_s, what, cluster, hint, did="stalled")
 
     def _rate_notes(self) -> list[str]:
         if not isinstance(self.engine, RateEngine):

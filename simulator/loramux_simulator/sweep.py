@@ -9,6 +9,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,15 +20,19 @@ from typing import Any, Final
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 
+from loramux_policies.errors import PolicyError
 from loramux_policies.registry import create, load_file
 from loramux_profiles.devices import DeviceProfile
 from loramux_simulator.api import simulate
-from loramux_simulator.offered_load import at_load
+from loramux_simulator.offered_load import at_load, load_or_none
+from loramux_simulator.options import SimOptions
 from loramux_simulator.run import weakest_origin
+from loramux_traces.batches import batch_columns
 from loramux_traces.errors import StateError, UsageError
 from loramux_traces.filesafe import json_text, read_json_object, write_json
 from loramux_traces.job import Trace
-from loramux_traces.tidy import flatten_summary, read_results, write_results
+from loramux_traces.results import UNSCHEDULABLE
+from loramux_traces.tidy import FAILED_COLUMN, flatten_summary, read_results, write_results
 
 RESULTS: Final = "results.csv"
 MANIFEST: Final = "manifest.json"
@@ -37,6 +42,10 @@ ROUNDS: Final = 4
 """Runs for each worker in one list, because some backends of joblib give no result before the list
 is done.
 """
+MOST_NAMED: Final = 5
+"""Jobs that fit no device which a row names."""
+EVERYTHING: Final = "all jobs and their arrivals"
+"""What a seed redraws where it has the trace generated anew."""
 Point = tuple[str, float | None, int]
 """Policy text, load (None: the trace as it is), seed."""
 
@@ -50,6 +59,12 @@ class Generated:
 
     kind: str
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    def trace(self, seed: int) -> Trace:
+        """Return the jobs of one seed, with the provenance that says that they are modelled."""
+        from loramux_traces.generators import generate
+
+        return generate(self.kind, seed=seed, **self.parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +108,16 @@ class SweepPlan:
     def describe(self) -> dict[str, Any]:
         """Return what must be equal for an interrupted sweep to be resumed."""
         trace = self.trace
-        what = (
-            {"generated": trace.kind, "parameters": trace.parameters}
-            if isinstance(trace, Generated)
-            else {"name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace)}
-        )
+        if isinstance(trace, Generated):
+            first = trace.trace(self.seeds[0])
+            what: dict[str, Any] = {
+                "name": trace.kind,
+                "generated": trace.kind,
+                "parameters": trace.parameters,
+                "provenance": f"{first.provenance} (seed {self.seeds[0]}; every seed draws its own jobs)",
+            }
+        else:
+            what = {"name": trace.name, "sha256": trace.sha256, "provenance": trace.provenance, "jobs": len(trace)}
         return {
             "schema_version": 1,
             "kind": "simulated",
@@ -131,11 +151,13 @@ def sweep(
     """Run the plan and return the table, a row per run.
 
     Rows already in `out`/results.csv are kept with `resume`. `n_jobs`, `backend`: joblib's (-1: all
-    cores; `backend="ray"` once ray's joblib backend is registered). Raises what `simulate` raises,
-    and StateError where `out` holds another sweep.
+    cores; `backend="ray"` once ray's joblib backend is registered). A run that a policy's fault
+    ended has a row without figures, and the error in the column `policy_error`; `resume` tries it
+    again. Raises what else `simulate` raises, and StateError where `out` holds another sweep.
     """
     points = plan.points()
     sources = plan.sources()
+    out = None if out is None else out.absolute()
     done, before = _resume(plan, sources, out) if resume and out is not None else ({}, {})
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -154,6 +176,11 @@ def sweep(
             if out is not None and time.monotonic() - saved > SAVE_EVERY_S:
                 write_results(out / RESULTS, _table(points, done))
                 saved = time.monotonic()
+    except BrokenProcessPool as error:
+        raise PolicyError(
+            f"a worker process died after {known} of {len(points)} runs: a policy ended it, or memory ran out. The "
+            "rows so far are kept; --resume goes on, and --workers 1 runs it in one process"
+        ) from error
     except UsageError:
         if out is not None and not done and not (out / RESULTS).exists():
             (out / MANIFEST).unlink()  # nothing was run: leave nothing behind
@@ -195,25 +222,41 @@ def run_point(plan: SweepPlan, point: Point) -> dict[str, Any]:
     policy, load, seed = point
     for file in plan.policy_files:
         load_file(file)
-    if isinstance(plan.trace, Generated):
-        from loramux_traces.generators import generate
-
-        trace = generate(plan.trace.kind, seed=seed, **plan.trace.parameters)
-    else:
-        trace = plan.trace
+    trace = plan.trace.trace(seed) if isinstance(plan.trace, Generated) else plan.trace
+    options = SimOptions(**plan.options)
     if load is not None:
-        trace = at_load(trace, load, plan.devices, fusion=plan.options.get("fusion", "packed"))
-    chosen = create(policy)
-    result = simulate(trace, chosen, devices=plan.devices, timeline=False, seed=seed, **plan.options)
-    return {
+        trace = at_load(trace, load, plan.devices, options)
+    row = {
         "policy": policy,
         "params": policy.partition(":")[2],
         "load": load,
         "seed": seed,
-        "fidelity": result.options["fidelity"],
-        "devices": str(len(result.devices)),
-        **flatten_summary(result.summary),
+        "fidelity": options.fidelity,
+        "devices": str(len(plan.devices)),
+        "offered_load": load_or_none(trace, plan.devices, options),
+        "provenance": trace.provenance,
     }
+    try:
+        result = simulate(trace, create(policy), devices=plan.devices, timeline=False, seed=seed, **plan.options)
+    except PolicyError as error:  # the runs of other policies are worth having all the same
+        return row | {FAILED_COLUMN: str(error)}
+    generated = isinstance(plan.trace, Generated)
+    unfit = result.jobs[result.jobs["final_state"] == UNSCHEDULABLE]["job_id"].astype(str)
+    return row | {
+        "seed_redraws": EVERYTHING if generated else "; ".join(result.seed_redraws),
+        "interval_over": "seeds" if generated and len(plan.seeds) > 1 else "jobs",
+        **flatten_summary(result.summary),
+        "unfit_jobs": " ".join(unfit[:MOST_NAMED]),
+        **batch_columns(result.jobs, options.warmup),
+    }
+
+
+def _same(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a sweep's manifest without what follows from the rest, for it may be an older one."""
+    trace = manifest.get("trace")
+    if not isinstance(trace, dict) or "generated" not in trace:
+        return manifest
+    return manifest | {"trace": {name: trace.get(name) for name in ("generated", "parameters")}}
 
 
 def _table(points: Sequence[Point], done: dict[Point, dict[str, Any]]) -> pd.DataFrame:
@@ -238,17 +281,21 @@ def _resume(plan: SweepPlan, sources: dict[str, str], out: Path) -> tuple[dict[P
     before = found.pop(SOURCES, {})
     if not isinstance(before, dict):
         raise StateError(f"{out / MANIFEST}: {SOURCES} is not an object; --force starts anew")
-    edited = sorted(text for text, digest in sources.items() if before.get(text, digest) != digest)
+    rows = read_results(out / RESULTS)
+    if FAILED_COLUMN in rows.columns:
+        rows = rows[rows[FAILED_COLUMN] == ""].drop(columns=FAILED_COLUMN)
+    kept = set(rows["policy"].astype(str))
+    edited = sorted(text for text, digest in sources.items() if text in kept and before.get(text, digest) != digest)
     if edited:
         raise StateError(
             f"{out}: the code of {', '.join(edited)} has changed since its rows were made: "
             "use --force or another folder"
         )
-    if json_text(plan.describe()) != json_text(found):
+    if json_text(_same(plan.describe())) != json_text(_same(found)):
         raise StateError(f"{out} holds another sweep (trace, devices or options differ): use --force or another folder")
     done: dict[Point, dict[str, Any]] = {}
     try:
-        for row in read_results(out / RESULTS).to_dict(orient="records"):
+        for row in rows.to_dict(orient="records"):
             load = row["load"]
             key = (str(row["policy"]), None if pd.isna(load) else float(load), int(row["seed"]))
             done[key] = {str(name): value for name, value in row.items()}

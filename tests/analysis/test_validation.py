@@ -193,3 +193,25 @@ def test_the_words_say_what_was_done_to_the_times(drawn: Validation) -> None:
     assert "multiplied by 1.100, one number for all runs" in corrected
     unknown = " ".join(said(replace(drawn, speed_factor=None)))
     assert "recorded no steps" in unknown
+
+
+def test_nothing_completed_everywhere_is_said_and_never_nan(tmp_path: Path) -> None:
+    """The charts raised a bare ValueError, and the verdict said nan%."""
+    failed = {0: FAILED_OOM, 1: FAILED_OOM}
+    bad = Twin("srtf", run_of([5.0, 6.0], states=failed), (run_of([5.0, 6.0], kind="simulated"),))
+    nothing = compare(bad)
+    assert nothing.missed() == ["srtf: no job completed in all of its runs, nothing can be compared"]
+    assert draw(nothing) == []
+    both = compare(bad, *policy("fifo", [[10.0, 20.0]], [[10.4, 20.8]]))
+    drawings = draw(both)
+    assert [drawing.name for drawing in drawings] == ["jobs", "turnaround_cdf", "means"]
+    for drawing in drawings:
+        save(drawing, tmp_path)
+    for found in (nothing, both):
+        for text in (*said(found), markdown(found, [])):
+            assert "nan" not in text
+    import json
+
+    from loramux_traces.filesafe import json_text
+
+    assert json.loads(json_text(nothing.to_dict()))["policies"][0]["mean_error"] is None

@@ -119,3 +119,27 @@ def test_errors_are_one_line(jobs: Path, cli: Cli, arguments: tuple[str, ...], c
     ran = cli(*(str(jobs) if word == "JOBS" else word for word in arguments))
     assert (ran.code, text in ran.err) == (code, True), ran.err
     assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_recommend_takes_what_train_takes(cli: Cli) -> None:
+    """A jobs file with base, methods, ranks and data; the device's options by the same names."""
+    example = Path(__file__).parents[2] / "runtime" / "examples" / "tiny.yaml"
+    common = ("recommend", example, "--device", "cpu", "--quiet", "--json")
+    free = json.loads(cli(*common).out)
+    assert {one["job_id"] for one in free["alone"]} == {"lora", "mixlora", "mola", "dynmole"}
+    assert max(row["jobs"] for row in free["frontier"]) == 4
+    tight = json.loads(cli(*common, "--memory", "1GiB", "--max-resident", 2, "--recompute").out)
+    assert tight["capacity_bytes"] == 2**30
+    assert max(row["jobs"] for row in tight["frontier"]) == 2
+    assert {one["recompute"] for one in tight["alone"]} == {True}
+    assert tight["recompute"] == "as asked"
+    assert json.loads(cli("recommend", example, "--quiet", "--json").out)["device"]  # as for train: the device here
+    named = json.loads(cli("recommend", example, "--device-profile", "l4", "--allow-other", "--quiet", "--json").out)
+    assert named["device"] == "l4"
+
+
+def test_recommend_fits_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = cli("recommend", "--model", "llama-7b", "--device", "a100-80g", "--quiet")
+    tables = ran.out.split("most jobs that share")[0].splitlines()[1:]
+    assert max(map(len, tables)) <= 80

@@ -51,7 +51,7 @@ def test_data_that_is_not_there_is_refused_at_once(folder: Path, cli: Cli) -> No
 def test_an_unknown_field_of_one_job_is_named_as_it_is_written(folder: Path, cli: Cli) -> None:
     (folder / "job.yaml").write_text(JOB + "adaptor: {rank: 4}\n")
     sent = cli("submit", "job.yaml", "--state", "state")
-    assert sent.err.splitlines() == ["loramux: job.yaml: column adaptor: is no field; did you mean adapter?"]
+    assert sent.err.splitlines() == ["loramux: job.yaml:5: column adaptor: is no field; did you mean adapter?"]
     (folder / "job.yaml").write_text("jobs:\n- {id: a, data: {path: r}, steps: 1, optimizer: {learning: 1}}\n")
     sent = cli("submit", "job.yaml", "--state", "state")
     assert sent.err.splitlines() == ["loramux: job.yaml: column jobs.0.optimizer.learning: is no field"]

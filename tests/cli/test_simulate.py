@@ -54,7 +54,9 @@ def test_json_is_one_object_and_nothing_else(cli: Cli, trace: Path) -> None:
     ran = cli("simulate", "--trace", trace, "--policy", "fifo", "--policy", "aspen:k=2", "--seeds", 2, *FAST, "--json")
     assert ran.code == 0
     report = json.loads(ran.out)
-    assert set(report) == {"schema_version", "trace", "runs"}
+    assert set(report) == {
+        "schema_version", "trace", "offered_load", "seeds", "intervals", "runs", "policy_errors",
+    }  # fmt: skip
     assert report["schema_version"] == 1
     assert report["trace"]["jobs"] == 18
     assert [(run["policy"], run["seed"]) for run in report["runs"]] == [

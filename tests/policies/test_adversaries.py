@@ -270,3 +270,266 @@ def test_an_order_that_raises(key: Callable[[Any], Any]) -> None:
     policy = type("Odd", (Policy,), {"order": Order(key=key), "place": lambda _, view: view.plan(), "name": "odd"})
     with pytest.raises(PolicyError, match="odd"):
         simulate(TRACE, policy, devices="2xl4")
+
+
+# --- what a failing policy is told
+# ------------------------------------------------------------------------------------------------
+
+
+def told(place: Callable[[Any, ClusterView], Any]) -> str:
+    """Return the message of a policy with this `place`."""
+    with pytest.raises(PolicyError) as caught:
+        play(place)
+    return str(caught.value)
+
+
+def test_an_over_commit_names_time_device_jobs_and_bytes() -> None:
+    text = told(over_commits)
+    assert text.startswith("policy villain at 4.000 s: j2 does not fit device 0")
+    assert "beside j0" in text
+    assert f"of {23 * GIB} bytes" in text
+    for asked in ("plan.fits(0, ['", "plan.free_bytes(0) is ", "plan.candidates('"):
+        assert asked in text
+    assert "device 0 holds j0" in text
+
+
+def test_what_is_raised_is_told_with_its_line_and_what_was_there() -> None:
+    text = told(raises)
+    assert "at 0.000 s: place() raised KeyError: 'sorry' (test_adversaries.py, line" in text
+    assert "1 job waits (j0); nothing runs" in text
+    for asked in ("plan.fits(", "plan.free_bytes(", "plan.candidates(", "view.waiting("):
+        assert asked in text
+
+
+def test_a_generator_is_told_of_its_yield() -> None:
+    def place(_: Any, view: ClusterView) -> Any:
+        yield view.plan()
+
+    assert "`yield`" in told(place)
+
+
+class Textless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Reprless:
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
+def acting(act: Callable[[ClusterView, Plan, str], Any]) -> Callable[[Any, ClusterView], Plan]:
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = view.plan()
+        act(view, plan, view.waiting(1)[0].job_id)
+        return plan
+
+    return place
+
+
+def raising(error: BaseException) -> Callable[[Any, ClusterView], Plan]:
+    def place(_: Any, view: ClusterView) -> Plan:
+        raise error
+
+    return place
+
+
+WORSE: dict[str, Callable[[Any, ClusterView], Any]] = {
+    "exits": raising(SystemExit(0)),
+    "no-text": raising(Textless()),
+    "a-megabyte-of-text": raising(ValueError("x" * 10**6)),
+    "own-policy-error": raising(PolicyError("no")),
+    "object-without-repr": lambda _, view: Reprless(),
+    "recursion": lambda self, view: self.place(view),
+    "no-memory": raising(MemoryError()),
+    "review-text": acting(lambda view, plan, job: plan.review_at("soon")),  # type: ignore[arg-type]
+    "review-past": acting(lambda view, plan, job: plan.review_at(-1.0)),
+    "watch-nan": acting(lambda view, plan, job: (plan.start(job, 0), plan.review_when(job, float("nan")))),
+    "reject-junk": acting(lambda view, plan, job: plan.reject(job, 3, "a", None)),  # type: ignore[arg-type]
+    "reject-nan": acting(lambda view, plan, job: plan.reject(job, "no", float("nan"), 0.0)),
+    "unhashable-job": acting(lambda view, plan, job: plan.start([], 0)),  # type: ignore[arg-type]
+    "device-text": acting(lambda view, plan, job: plan.start(job, "0")),  # type: ignore[arg-type]
+    "device-half": acting(lambda view, plan, job: plan.start(job, 0.5)),  # type: ignore[arg-type]
+    "share-nan": acting(lambda view, plan, job: plan.start(job, 0, float("nan"))),
+    "sets-the-view": acting(lambda view, plan, job: setattr(view, "now_s", 9.0)),
+    "sets-a-job": acting(lambda view, plan, job: setattr(view.waiting(1)[0], "rows", 1)),
+    "changes-the-changes": acting(lambda view, plan, job: view.changes.arrived.append("x")),  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.parametrize("place", WORSE.values(), ids=WORSE.keys())
+def test_worse_places_are_policy_errors_of_bounded_length(place: Callable[[Any, ClusterView], Any]) -> None:
+    text = told(place)
+    assert text.startswith("policy villain at 0.000 s: ")
+    assert len(text) < 2000
+
+
+def test_a_numpy_device_is_a_device() -> None:
+    """Policies that reckon with numpy hand over its integers; results hold plain ones."""
+    from json import dumps
+
+    from numpy import int64
+
+    def place(_: Any, view: ClusterView) -> Plan:
+        plan = view.plan()
+        for waiting in view.waiting(9):
+            for device in plan.candidates(waiting.job_id):
+                plan.start(waiting.job_id, int64(device))  # type: ignore[arg-type]
+                break
+        return plan
+
+    result = play(place, events=True)
+    assert result.summary["completed"] == 5
+    dumps(result.events)
+
+
+def test_fuse_is_told_time_device_jobs_and_bytes() -> None:
+    """Also where steps are only tried out: the time is that of the run."""
+
+    def answer(device: DeviceView) -> FusedStep:
+        if device.n_residents > 1:
+            raise KeyError("sorry")
+        return device.step(device.ready)
+
+    for fidelity in ("rate", "step"):
+        policy = type("Late", (Fuser,), {"answer": staticmethod(answer), "name": "late"})
+        with pytest.raises(PolicyError) as caught:
+            simulate(SINGLE, policy, devices="1xl4", fidelity=fidelity)
+        text = str(caught.value)
+        assert text.startswith("policy late at ")
+        assert not text.startswith("policy late at 0.000 s")
+        for words in ("fuse() raised KeyError", "on device 0", "j0, j1", "bytes at most", "device.fits(jobs)"):
+            assert words in text
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"seats": "many"}, {"seats": 0}, {"seats": float("nan")}, {"max_fused": "all"}, {"max_fused": 0}, {"order": 3},
+        {"order": Order(key=3)}, {"order": property(lambda self: 1 / 0)}, {"copies": "some"},
+        {"max_fused": 1, "windows": lambda self, n: 1 / 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attributes_without_meaning(attribute: dict[str, Any]) -> None:
+    policy = type("Odd", (Policy,), {"place": lambda _, view: starting(view), "name": "odd", **attribute})
+    with pytest.raises(PolicyError, match="odd"):
+        simulate(SINGLE, policy, devices="1xl4")
+
+
+# --- orders
+# ------------------------------------------------------------------------------------------------
+
+
+class Sly:
+    """Is smaller than what comes before it and larger than what comes after it, as it likes."""
+
+    asked = 0
+
+    def __lt__(self, other: object) -> bool:
+        Sly.asked += 1
+        return Sly.asked % 3 == 0
+
+    __gt__ = __lt__
+
+
+class Raising:
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("eq")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def deep() -> tuple[Any, ...]:
+    key: tuple[Any, ...] = ()
+    for _ in range(50_000):
+        key = (key,)
+    return key
+
+
+NAN = float("nan")
+DEEP = deep()
+KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "nan": (lambda job: (NAN,), "holds NaN"),
+    "new-nan": (lambda job: (0, float("nan")), "holds NaN"),
+    "bare-nan": (lambda job: NAN, "holds NaN"),
+    "nested-nan": (lambda job: ((1, NAN),), "holds NaN"),
+    "deep": (lambda job: DEEP, "RecursionError"),
+    "eq-raises": (lambda job: (Raising(),), "ValueError: eq"),
+    "exits": (lambda job: (_ for _ in ()).throw(SystemExit(0)), "SystemExit"),
+    "generators": (lambda job: (x for x in "a"), "TypeError"),
+    "mixed": (lambda job: (None,) if job.job_id == "j1" else (1,), "TypeError"),
+    "recursion": (lambda job: KEYS["recursion"][0](job), "RecursionError"),
+}
+
+
+def ordered(key: Callable[[Any], Any], place: Callable[[Any, ClusterView], Any] | None = None) -> type[Policy]:
+    body = {"order": Order(key=key), "place": place or (lambda _, view: view.plan()), "name": "odd"}
+    return type("Odd", (Policy,), body)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_keys_without_an_order_name_policy_and_job(name: str) -> None:
+    key, words = KEYS[name]
+    with pytest.raises(PolicyError) as caught:
+        simulate(TRACE, ordered(key), devices="2xl4")
+    text = str(caught.value)
+    assert text.startswith("policy odd at ")
+    assert "the order key of " in text
+    assert words in text
+    assert len(text) < 2000
+
+
+def test_a_key_that_compares_differently_each_time() -> None:
+    """It was `internal error: not in list`, when the job was to be taken out of the queue."""
+    jobs = trace_of(*(job(f"j{i:02}", float(i), total_steps=600.0, mem_bytes=20 * GIB) for i in range(40)))
+    policy = ordered(lambda view: (Sly(),), lambda _, view: starting(view))
+    with pytest.raises(PolicyError, match=r"policy odd at .* the order key of j\d\d compares differently each time"):
+        simulate(jobs, policy, devices="1xl4")
+
+
+@pytest.mark.parametrize("key", [lambda view: (float(hash(view.remaining_s)),), lambda view: (10**4000, "x" * 10**5)])
+def test_odd_keys_that_are_an_order_all_the_same(key: Callable[[Any], Any]) -> None:
+    result = simulate(TRACE, ordered(key, lambda _, view: starting(view)), devices="2xl4")
+    assert result.summary["completed"] == 5
+
+
+# --- observers
+# ------------------------------------------------------------------------------------------------
+
+
+def test_an_observer_that_fails_is_not_the_policys_fault() -> None:
+    def watch(view: Any, plan: Any) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        simulate(SINGLE, "fifo", devices="1xl4", on_plan=watch)
+
+
+def test_why_passes_on_what_it_cannot_answer() -> None:
+    """A job that has not come yet is no fault; a view that is over is."""
+    from loramux_policies import StaleViewError
+    from loramux_policies.loop.explain import why
+
+    kept: list[Any] = []
+
+    def watch(view: Any, plan: Any) -> None:
+        kept[:] = [view, plan]
+        assert why(view, plan, "nobody") == ""
+
+    simulate(SINGLE, "fifo", devices="1xl4", on_plan=watch)
+    with pytest.raises(StaleViewError):
+        why(kept[0], kept[1], "j0")
+
+
+def test_a_policy_that_changes_directory_leaves_it_as_it_was(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.chdir(tmp_path)
+
+    def place(_: Any, view: ClusterView) -> Plan:
+        os.chdir("/")
+        return starting(view)
+
+    assert play(place).summary["completed"] == 5
+    assert os.getcwd() == str(tmp_path.resolve())

@@ -19,6 +19,7 @@ from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.adapters.mola.config import LoraMoeConfig, MolaConfig
 from loramux_runtime.jobs.adapter_config import config_of, known_keys, parse_config, write_config
 from loramux_runtime.jobs.adapter_files import read_adapter_config
+from loramux_runtime.jobs.peft_fields import CHECKED, IGNORED, REFUSED, WHICH
 from loramux_traces.errors import InvalidInputError
 
 from .matrix import CASES
@@ -241,6 +242,43 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "dynmole", "entropy_index": 1.001}, "entropy_index"),
     ({"method": "dynmole", "top_p": "0.5"}, "column top_p: .* must be a finite number"),
     ({"routing_strategy": "mixlora-switch"}, "column routing_strategy"),
+    ({"routing_strategy": "mixlora", "peft_type": "IA3"}, "column peft_type"),
+    ({"method": "lora", "r": 10**400}, "column r: .* must be an integer of at most 4096"),
+    ({"method": "lora", "lora_alpha": 10**400}, "column lora_alpha"),
+    ({"method": "lora", "lora_alpha": 10**13}, "alpha must be a number from 0 to 1e"),
+    ({"method": "lora", "lora_alpha": 0}, "alpha must be above 0"),
+    ({"method": "lora", "lora_dropout": -0.1}, "dropout must be a number"),
+    ({"method": "mola", "num_experts": 1025}, "num_experts must be at most 1024"),
+    ({"method": "mola", "num_experts": [2] * 1001}, "num_experts must be 1 to 1000 numbers"),
+    ({"method": "mola", "top_k": 4000}, "top_k must be at most 8"),
+    ({"method": "lora", "target_modules": [f"x{i}" for i in range(1001)]}, "target_modules must be at most 1000"),
+    ({"method": "lora", "target_modules": ["x" * 300]}, "target_modules must be names"),
+    ({"method": "lora", "target_modules": ["model.layers.1.self_attn.q_proj"]}, "in each of the 2 layers"),
+    ({"method": "lora", "target_modules": [f"layers.{i}.mlp.up_proj" for i in (0, 2)]}, "in each of the 3 layers"),
+    ({"method": "lora", "target_modules": ["q_proj"], "exclude_modules": "q.*"}, "column exclude_modules"),
+    ({"method": "lora", "exclude_modules": ["q_proj"]}, "column exclude_modules: .* list the linears"),
+    ({"method": "lora", "revision": "v1.2"}, "column revision: .*v1.2.*one revision of the base"),
+    ({"method": "lora", "task_type": "SEQ_CLS"}, "column task_type: .* must be CAUSAL_LM"),
+    ({"method": "lora", "task_type": ["CAUSAL_LM"]}, "column task_type"),
+    ({"method": "lora", "auto_mapping": {"base_model_class": "LlamaForTokenClassification"}}, "column auto_mapping"),
+    (
+        {"method": "lora", "init_lora_weights": "pissa"},
+        "init_lora_weights: .* path_initial_model_for_weight_conversion",
+    ),
+    ({"method": "lora", "init_lora_weights": "pissa_niter_16"}, "column init_lora_weights: .*changes the base"),
+    ({"method": "lora", "init_lora_weights": "OLoRA"}, "column init_lora_weights: .*changes the base"),
+    ({"method": "lora", "init_lora_weights": "corda"}, "column init_lora_weights: .*changes the base"),
+    ({"method": "lora", "init_lora_weights": "lora_ga"}, "column init_lora_weights: .*changes the base"),
+    ({"method": "lora", "init_lora_weights": "loftq"}, "column init_lora_weights: .*quantised"),
+    ({"method": "lora", "init_lora_weights": "mica"}, "column init_lora_weights: .*keeps B fixed"),
+    (
+        {"method": "lora", "init_lora_weights": "next year's"},
+        "column init_lora_weights: .*true, false or one of gaussian",
+    ),
+    ({"method": "lora", "init_lora_weights": {"a": 1}}, "column init_lora_weights"),
+    ({"method": "mixlora", "attention_lora": {"init_lora_weights": "pissa"}}, "attention_lora.init_lora_weights"),
+    ({"method": "lora", "next_years_field": 1}, "column next_years_field: .*is not supported"),
+    ({"method": "lora", "next_years_field": {"a": None}}, "column next_years_field"),
 ]
 
 
@@ -269,3 +307,69 @@ def test_a_wrong_key_is_named(document: dict[str, Any], words: str) -> None:
 def test_what_is_not_a_json_object_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="JSON"):
         parse_config(text.encode("utf-8", "surrogatepass"), "f")
+
+
+def test_every_field_of_peft_is_known() -> None:
+    """Each is a field of ours or stands in one table, with a reason.
+
+    A field that a new PEFT adds breaks this test, and is refused until it is understood.
+    """
+    from peft import LoraConfig as PeftConfig
+
+    ours = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
+    tables: list[Any] = [ours, IGNORED, REFUSED, CHECKED.keys() - IGNORED.keys(), WHICH]
+    found = {field.name: sum(field.name in table for table in tables) for field in fields(PeftConfig)}
+    assert set(found.values()) == {1}, found
+    assert known_keys("lora") >= ours and all(reason for table in (IGNORED, REFUSED) for reason in table.values())
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_would_be_another_function_is_refused_unless_it_asks_for_nothing(key: str) -> None:
+    for nothing in (None, False, {}, [], ""):
+        assert config_of({"method": "lora", key: nothing}, "")[0] == "lora"
+    for something in (True, 1, "x", [1], {"a": 1}, 0.5):
+        with pytest.raises(InvalidInputError, match=f"column {key}"):
+            config_of({"method": "lora", "target_modules": ["q_proj"], key: something}, "")
+
+
+@pytest.mark.parametrize("init", [None, True, False, "gaussian", "eva", "orthogonal"])
+def test_first_values_alone_are_no_reason_to_refuse(init: Any) -> None:
+    document = {
+        "peft_type": "LORA",
+        "init_lora_weights": init,
+        "eva_config": {"rho": 2.0},
+        "revision": "main",
+        "auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers"},
+    }
+    assert config_of(document, "")[1] == LoraConfig()
+
+
+def test_linears_with_their_paths_are_names() -> None:
+    paths = [f"model.layers.{i}.{name}" for i in range(12) for name in ("self_attn.q_proj", "mlp.up_proj")]
+    for modules, names in (
+        (paths[::-1], {"q_proj", "up_proj"}),
+        (["self_attn.q_proj", "q_proj"], {"q_proj"}),
+        ([*paths, "o_proj"], {"q_proj", "up_proj", "o_proj"}),
+    ):
+        found = config_of({"method": "lora", "target_modules": modules}, "")[1].target_modules
+        assert set(found) == names and len(found) == len(names)
+    document = {"method": "lora", "target_modules": paths, "exclude_modules": ["mlp.up_proj"]}
+    assert config_of(document, "")[1].target_modules == ("q_proj",)
+
+
+ABSURD: list[Any] = [0, -1, 10**9, 10**400, 1.5, True, "8", None, float("nan"), float("inf"), [2] * 10**5]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("field", ["rank", "num_experts", "top_k", "alpha", "dropout", "target_modules", "keep_top_k"])
+def test_absurd_values_make_no_configuration(method: str, field: str) -> None:
+    """Whatever the way to it: nothing is allocated or listed for them."""
+    kind = METHODS[method].config_type
+    if field not in kind.__dataclass_fields__:
+        return
+    right = {"alpha": {10**9, 1.5}, "dropout": {0}, "target_modules": {"8"}, "keep_top_k": {0}}
+    for value in ABSURD:
+        if not isinstance(value, list) and value in right.get(field, ()) and value is not True:
+            continue
+        with pytest.raises(ValueError, match=rf"{field}|target_modules"):
+            kind(**{field: tuple(value) if isinstance(value, list) else value})

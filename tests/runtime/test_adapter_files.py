@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from loramux_runtime.fused.base_model import load_base
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
 from loramux_runtime.jobs import adapter_files
@@ -105,6 +108,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "surplus": (_tensors(lambda t: t.update(x=torch.ones(1))), "column x: tensor is surplus"),
     "shape": (_tensors(lambda t: t.update({GATE: torch.ones(4, 23)})), rf"{GATE}: has shape \(4, 23\), must have \(4, 24\)"),
     "dtype": (_tensors(lambda t: t.update({GATE: t[GATE].half()})), rf"{GATE}: has dtype F16, must have F32"),
+    "nan": (_tensors(lambda t: t[GATE].fill_(float("nan"))), rf"column {GATE}: holds NaN or infinite"),
+    "infinite": (_tensors(lambda t: t[GATE].fill_(float("inf"))), rf"column {GATE}: holds NaN or infinite"),
+    "bfloat": (_tensors(lambda t: t.update({GATE: t[GATE].bfloat16()})), rf"{GATE}: has dtype BF16, must have F32"),
+    "bin": (lambda f: (f / TENSORS).rename(f / "adapter_model.bin"), "adapter_model.bin: pickled tensors are code"),
     "half": (_cut(0.5), "not a whole safetensors file"),
     "header": (_cut(0.01), "not a whole safetensors file"),
     "empty": (_cut(0.0), "not a whole safetensors file"),
@@ -152,6 +159,31 @@ def test_a_linked_or_missing_folder_is_refused(saved: Path) -> None:
     for path in (saved.parent / "link", saved.parent / "none", saved / CONFIG):
         with pytest.raises(InvalidInputError, match="must be a folder"):
             load_adapter(fused(), path, "j")
+
+
+def test_a_base_that_is_here_and_another_model_is_refused(tmp_path: Path) -> None:
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    for seed, name in enumerate(("one", "other")):
+        torch.manual_seed(seed)
+        build("llama", initializer_range=0.1 + seed / 10).hf.save_pretrained(tmp_path / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    model = FusedModel(load_base(tmp_path / "one", dtype="fp32"))
+    for base, fits in (("one", True), ("copy", True), ("other", False), ("org/name", True), ("gone", True), ("", True)):
+        save_adapter(shaken(model, "lora"), tmp_path / "a", str(tmp_path / base) if base else "", overwrite=True)
+        if fits:
+            load_adapter(model, tmp_path / "a", "j")
+        else:
+            with pytest.raises(InvalidInputError, match=r"column base_model_name_or_path: was trained on .*/other"):
+                load_adapter(model, tmp_path / "a", "j")
+
+
+def test_many_experts_are_refused_before_they_are_listed(tmp_path: Path) -> None:
+    model = FusedModel(build("llama", num_hidden_layers=8))
+    save_adapter(shaken(model, "mola"), tmp_path / "a", "b")
+    document = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps({**document, "num_experts": 1024}))
+    with pytest.raises(InvalidInputError, match="asks for at least 16384 tensors"):
+        load_adapter(model, tmp_path / "a", "j")
 
 
 def test_another_base_is_refused(saved: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_runtime.fused.base_model import FAMILIES, BaseModel
+from loramux_runtime.fused.base_config import FAMILIES
+from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import Part
 

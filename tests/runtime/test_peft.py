@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
 from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.packing import IGNORED, MicroBatch, Part
 from loramux_runtime.jobs.adapter_files import load_adapter, save_adapter
+from loramux_traces.errors import InvalidInputError
 
 from .matrix import batch, case, fused, grads, shaken, worst
 from .reference import plain_model
@@ -128,3 +129,52 @@ def test_a_file_written_by_peft_is_read(tmp_path: Path) -> None:
     assert replace(again.config, target_modules="all-linear") == replace(ours.config, target_modules="all-linear")
     mine, theirs = first.slab.named_parts(), again.slab.named_parts()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def _row_logits(model: FusedModel, folder: Path) -> Tensor:
+    part = Part(adapter=load_adapter(model, folder, "j"), batch=batch((9,)))
+    return model.logits([part])[0][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*changes the base weights:UserWarning")
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal", "gaussian"])
+def test_an_adapter_that_changed_its_base_is_refused_and_its_conversion_is_the_same_function(
+    init: str, tmp_path: Path
+) -> None:
+    """The way that the refusal names is tried here. What only chose the first values is read."""
+    model = fused()
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=init, lora_dropout=0.0
+    )
+    peft = get_peft_model(plain_model(model.base), config)
+    peft.save_pretrained(str(tmp_path / "before"))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+        expected = peft.eval()(input_ids=torch.from_numpy(batch((9,)).tokens[0])[None], use_cache=False).logits[0]
+    peft.save_pretrained(str(tmp_path / "after"))
+    folder = tmp_path / "after"
+    if init in ("pissa", "olora"):
+        with pytest.raises(InvalidInputError, match="path_initial_model_for_weight_conversion"):
+            load_adapter(model, folder, "j")
+        folder = tmp_path / "converted"
+        peft.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    torch.testing.assert_close(_row_logits(model, folder), expected, rtol=0, atol=1e-4)
+
+
+def test_all_linear_as_peft_writes_it_is_read(tmp_path: Path) -> None:
+    """PEFT writes the path of every linear."""
+    model = fused()
+    peft = get_peft_model(
+        plain_model(model.base),
+        LoraConfig(r=4, target_modules="all-linear", exclude_modules=["k_proj"], lora_dropout=0.0),
+    )
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+        expected = peft.eval()(input_ids=torch.from_numpy(batch((9,)).tokens[0])[None], use_cache=False).logits[0]
+    peft.save_pretrained(str(tmp_path / "a"))
+    assert len(load_adapter(model, tmp_path / "a", "j").config.target_modules) == 6
+    torch.testing.assert_close(_row_logits(model, tmp_path / "a"), expected, rtol=0, atol=1e-4)

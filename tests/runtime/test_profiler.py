@@ -355,3 +355,31 @@ def test_transfers_are_a_section_of_a_record(model: FusedModel) -> None:
     assert found.base_load_s > 0
     assert list(found.join.sizes) == sorted(found.join.sizes)
     assert found.pause.byte_s + found.pause.fixed_s > 0
+
+
+@pytest.mark.parametrize(("slow", "budget_s"), [(2.0, 30.0), (20.0, 30.0), (60.0, 200.0)])
+def test_the_budget_is_not_exceeded_however_slow_the_machine_is(
+    session: Make, monkeypatch: pytest.MonkeyPatch, slow: float, budget_s: float
+) -> None:
+    """A clock of numbers: steps take `slow` times what is guessed, and loading took 9 s before."""
+    from types import SimpleNamespace
+
+    from loramux_runtime.profiler import session as module
+
+    clock = [109.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    made = session()
+
+    def measured(journal: Any, model: Any, block: list[Measured], *, check: Callable[[], None], **_: Any) -> None:
+        for one in block:
+            clock[0] += slow * 3 * made._seconds(one.point)
+            one.memory = {"dynamic": 1, "state": 0, "censored": False}
+            journal.found.append(one)
+            check()
+
+    monkeypatch.setattr(module, "record_block", measured)
+    assert made.run(budget_s, 100.0) == "budget"
+    assert clock[0] - 100.0 <= budget_s
+    assert made.found
+    assert made.next_s > 0.0
+    assert clock[0] + 2.5 * made.next_s + 0.1 * budget_s > 100.0 + budget_s - 2.0  # and not much is left unused

@@ -195,3 +195,19 @@ def test_every_family_is_planned(family: str, low: float, high: float) -> None:
         )
         measured = measure_peak(model, StepPoint(jobs=jobs)).dynamic
         assert (1 - low) * measured <= plan_bytes(shape, StepPoint(jobs=jobs)) <= (1 + high) * measured
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_go_by_the_length_of_each_row_take_nothing_at_the_peak(kind: str) -> None:
+    shape = SHAPES["llama"]
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "original_max_position_embeddings": 50}
+    stretched = config(shape)
+    stretched.max_position_embeddings, stretched.rope_parameters = 50, rope
+    adapter = AdapterPoint(method="lora", rank=8)
+    jobs = tuple(JobPoint(adapter=adapter, lengths=lengths, labels=40) for lengths in ((60, 40), (90, 91, 92, 93)))
+    measured = measure_peak(FusedModel(build_base(stretched, dtype="fp32")), StepPoint(jobs=jobs)).dynamic
+    assert plan_bytes(shape, StepPoint(jobs=jobs)) == pytest.approx(measured, rel=0.001)
+    fake = FakeStep(stretched, dtype="fp32", exact=True).peak(StepPoint(jobs=jobs))
+    assert fake.dynamic == pytest.approx(measured, rel=0.001)

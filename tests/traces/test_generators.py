@@ -227,7 +227,7 @@ def test_the_sample_is_valid_and_made_again(tmp_path: Path) -> None:
         ("poisson", {"seed": -1}, "seed must be"),
         ("philly-like", {"jobs": 1, "rho": 1}, "at least 2 jobs"),
         ("gavel", {"bases": "a:0"}, "weight above 0"),
-        ("gavel", {"methods": "qlora"}, "method is 'qlora'"),
+        ("gavel", {"methods": "qlora"}, "'qlora' is no method; did you mean lora"),
     ],
 )
 def test_wrong_arguments(kind: str, arguments: dict[str, Any], message: str) -> None:

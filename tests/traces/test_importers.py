@@ -59,7 +59,7 @@ SKIPPED = {
         "no running time above 0": 1, "no readable time": 1, "no GPU": 1, "wrong number of cells": 1,
     },
     "philly-json": {"not finished": 1, "no GPU": 1, "no readable time": 1},
-    "helios": {"no GPU": 1, "no running time above 0": 1, "repeated job id": 1},
+    "helios": {"no GPU": 1, "no running time above 0": 1, "shorter run of a requeued job": 1},
     "alibaba-pai2020": {"not finished": 1, "no GPU": 1, "no running time above 0": 1},
     "alibaba-gpu2023": {"no GPU": 1, "no running time above 0": 1},
     "acme": {"no running time above 0": 1, "no GPU": 1},

@@ -196,7 +196,7 @@ floats = st.floats(1e-9, 1e9)
 lengths = st.one_of(
     st.fixed_dictionaries({"duration_s": floats}),
     st.fixed_dictionaries({"total_steps": floats}),
-    st.fixed_dictionaries({"num_samples": st.integers(1, 10**12), "epochs": floats}),
+    st.fixed_dictionaries({"num_samples": st.integers(1, 10**12), "epochs": st.floats(1e-9, 1e6)}),
 )
 rows = st.builds(
     lambda base, length, extra: {**base, **length, **extra},
@@ -219,7 +219,7 @@ rows = st.builds(
             "dataset": texts,
             "priority": st.integers(-(10**6), 10**6),
             "alpha": floats,
-            "lr": floats,
+            "lr": st.floats(1e-12, 1e3),
             "recompute": st.booleans(),
             "mem_bytes": st.integers(1, 2**53),
             "seed": st.integers(0, 2**63 - 1),

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
-import yaml
-from yaml.reader import ReaderError
-
 from loramux_traces.allowed import FREE_PREFIX
-from loramux_traces.errors import printable
+from loramux_traces.errors import InvalidInputError, Problem
+from loramux_traces.files import MAX_SMALL, read_text
+from loramux_traces.job_types import is_absent, plain_text, without_blanks
 from loramux_traces.problems import Problems
-from loramux_traces.wholes import whole_number
+from loramux_traces.strict_json import ROW_DECODER, DuplicateKeyError, JsonError, is_deep, parse_json, say
+from loramux_traces.yaml_core import Document, YamlError, read_yaml
 
 Items = Iterator[tuple[int, Any]]
 _TEXT_COLUMNS: Final = frozenset(
@@ -25,21 +26,6 @@ _TEXT_COLUMNS: Final = frozenset(
 )
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _NOT_A_LIST: Final = "must be a list of jobs, or a mapping with `jobs`"
-
-
-class _DuplicateKeyError(ValueError):
-    """A JSON object names one key twice, and it is unknown which value was meant."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
-    return result
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_int=whole_number)
 
 
 def as_row(item: Any) -> dict[str, Any] | None:
@@ -52,19 +38,26 @@ def as_row(item: Any) -> dict[str, Any] | None:
     row: dict[str, Any] = {}
     for key, value in item.items():
         name = str(key)
-        if value is None or name.startswith(FREE_PREFIX):
+        if name.startswith(FREE_PREFIX) or is_absent(value):
             continue
-        if isinstance(value, bool):
-            if name not in _TEXT_COLUMNS and name != "recompute":
-                value = str(value).lower()  # pydantic would take true for the number 1
-        elif isinstance(value, int) and name in _TEXT_COLUMNS and value.bit_length() < 256:
-            value = str(value)
-        elif isinstance(value, str):
-            value = value.strip()
-            if not value:
-                continue
-        row[name] = value
+        if name in _TEXT_COLUMNS:
+            value = plain_text(value)
+        elif isinstance(value, bool) and name != "recompute":
+            value = str(value).lower()  # pydantic would take true for the number 1
+        row[name] = without_blanks(value)
     return row
+
+
+def _shallow(value: Any) -> Any:
+    """Return a decoded value.
+
+    Raises RecursionError where it is nested too deeply for those who walk it later.
+    """
+    if isinstance(value, dict) and not any(isinstance(member, dict | list) for member in value.values()):
+        return value
+    if is_deep(value):
+        raise RecursionError
+    return value
 
 
 class _JsonCursor:
@@ -101,8 +94,8 @@ class _JsonCursor:
     def value(self) -> Any:
         """Decode one value and step over it."""
         self.peek()
-        value, self.at = _DECODER.raw_decode(self.text, self.at)
-        return value
+        value, self.at = ROW_DECODER.raw_decode(self.text, self.at)
+        return _shallow(value)
 
     def array(self) -> Items:
         """Yield the values of an array, each with the line it begins on."""
@@ -126,8 +119,12 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
         cursor.expect("{")
         done = cursor.peek() == "}"
         cursor.at += done
+        seen: set[str] = set()
         while not done:
-            key = cursor.value()
+            key = str(cursor.value())
+            if key in seen:
+                raise DuplicateKeyError(key)
+            seen.add(key)
             cursor.expect(":")
             if key == rows_key:
                 yield from cursor.array()
@@ -138,18 +135,6 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
             done = cursor.expect(",}") == "}"
     if cursor.peek():
         raise json.JSONDecodeError("expected the end of the file", cursor.text, cursor.at)
-
-
-def _say(error: Exception) -> str:
-    if isinstance(error, _DuplicateKeyError):
-        return f"key {str(error)[:80]!r} is given twice in one object"
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg}"
-    if "int_max_str_digits" in str(error):
-        return "a number has thousands of digits"
-    return f"not readable: {printable(' '.join(str(error).split()), 200)}"
 
 
 def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs") -> Items:
@@ -164,7 +149,7 @@ def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key
             yield line, item
     except (ValueError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else line
-        problems.add(at, "", "", _say(error))
+        problems.add(at, "", "", say(error))
 
 
 def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str]) -> Items:
@@ -176,11 +161,12 @@ def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str])
         if not line.strip():
             continue
         try:
-            item, end = _DECODER.raw_decode(line.strip())
+            item, end = ROW_DECODER.raw_decode(line.strip())
+            _shallow(item)
             if end != len(line.strip()):
                 raise json.JSONDecodeError("expected one object a line", line, end)
         except (ValueError, RecursionError) as error:
-            problems.add(number, "", "", _say(error))
+            problems.add(number, "", "", say(error))
             continue
         if isinstance(item, dict) and set(item) == {"provenance"}:
             provenance.append(str(item["provenance"]))
@@ -189,28 +175,33 @@ def jsonl_items(lines: Iterable[str], problems: Problems, provenance: list[str])
 
 
 def yaml_items(text: str, problems: Problems, provenance: list[str]) -> Items:
-    """Yield the jobs of a YAML document (safe constructors only: no Python objects)."""
-    line = 1
+    """Yield the jobs of a YAML document (see `yaml_core`: plain data, within bounds)."""
     try:
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        if isinstance(root, yaml.MappingNode):
-            entries = {loader.construct_object(k, deep=True): v for k, v in root.value}
-            if isinstance(entries.get("provenance"), yaml.ScalarNode):
-                provenance.append(str(entries["provenance"].value))
-            root = entries.get("jobs")
-        if not isinstance(root, yaml.SequenceNode):
-            problems.add(1, "", "", _NOT_A_LIST)
-            return
-        for node in root.value:
-            line = node.start_mark.line + 1
-            yield line, loader.construct_object(node, deep=True)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problems.add(mark.line + 1 if mark else line, "", "", f"not YAML: {error.problem or error.context}")
-    except ReaderError as error:
-        problems.add(text.count("\n", 0, error.position) + 1, "", "", "must be text: this line has a control character")
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
-        # TypeError: an unhashable key; ValueError and AttributeError: a date or number that YAML
-        # cannot build.
-        problems.add(line, "", "", f"not YAML: {_say(error)}")
+        document = read_yaml(text)
+    except YamlError as error:
+        problems.add(error.line, "", "", error.said)
+        return
+    rows = document.value
+    if isinstance(rows, dict):
+        if isinstance(rows.get("provenance"), str):
+            provenance.append(rows["provenance"])
+        rows = rows.get("jobs")
+    if isinstance(rows, list):
+        yield from zip(document.lines(rows), rows, strict=True)
+    else:
+        problems.add(1, "", "", _NOT_A_LIST)
+
+
+def read_document(path: Path | str, most_bytes: int = MAX_SMALL, what: str = "this file") -> Document:
+    """Return what a YAML or JSON file holds, JSON where its name ends with .json.
+
+    Raises InvalidInputError with the line for a file that is too large, not text or not YAML.
+    """
+    text = read_text(path, most_bytes, what)
+    try:
+        if str(path).removesuffix(".gz").endswith(".json"):
+            return Document(parse_json(text), {})
+        return read_yaml(text)
+    except (YamlError, JsonError) as error:
+        problem = Problem(file=str(path), line=error.line, column="", value="", allowed=error.said)
+        raise InvalidInputError([problem]) from error

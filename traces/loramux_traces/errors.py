@@ -55,7 +55,7 @@ class Problem:
         where = f"{file}:{self.line}" if self.line else file
         column = f" column {printable(self.column)}:" if self.column else ""
         value = f" {self.value!r};" if self.value else ""
-        return f"{where}:{column}{value} {self.allowed}"
+        return f"{where}:{column}{value} {printable(self.allowed)}"
 
 
 class InvalidInputError(LoramuxError):

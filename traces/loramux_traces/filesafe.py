@@ -19,7 +19,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from loramux_traces.errors import StateError
+from loramux_traces.errors import InvalidInputError, StateError
+from loramux_traces.files import MAX_DOCUMENT, open_file, read_text
+from loramux_traces.strict_json import JsonError, parse_json
 
 if TYPE_CHECKING:  # functions of tables import it: the GPU suite writes JSON where there is no pandas
     import pandas as pd
@@ -197,9 +199,12 @@ def read_csv(path: Path, text_columns: Iterable[str]) -> pd.DataFrame:
     exact: dict[str, Any] = {} if version >= (3, 1) else {"float_precision": "round_trip"}
     text: dict[Any, Any] = dict.fromkeys(text_columns, str)
     try:
-        table: pd.DataFrame = pd.read_csv(
-            path, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8", **exact
-        )
+        with open_file(path, MAX_DOCUMENT, "a table of results") as stream:
+            table: pd.DataFrame = pd.read_csv(
+                stream, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8", **exact
+            )
+    except InvalidInputError as error:
+        raise StateError(str(error)) from error
     except (ValueError, OSError) as error:  # pandas' ParserError and UnicodeDecodeError are ValueErrors
         raise StateError(f"{path}: not a readable table ({(str(error).splitlines() or ['?'])[0]})") from error
     for name in table.columns:
@@ -213,11 +218,13 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
     Raises StateError when the file is missing or holds anything else.
     """
+    if not file.exists():
+        raise StateError(f"{file}: is missing")
     try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise StateError(f"{file}: is missing") from error
-    except (OSError, ValueError) as error:
+        value = parse_json(read_text(file, MAX_DOCUMENT, "a manifest or summary"))
+    except InvalidInputError as error:
+        raise StateError(str(error)) from error
+    except JsonError as error:
         raise StateError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise StateError(f"{file}: holds {type(value).__name__}, not an object")

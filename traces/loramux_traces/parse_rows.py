@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from typing import Any, Final
@@ -27,6 +27,7 @@ _KNOWN: Final = frozenset(COLUMNS)
 _EPOCH_S: Final = 1e9
 _NUMBERS: Final = frozenset(c for c in COLUMNS if "number" in (text := allowed(c)) or "seconds" in text)
 _CALENDAR: Final = "this is a calendar time: subtract the first submission from every row"
+NOT_EPOCH: Final = f"must be seconds from the start of the trace, not from 1970; {_CALENDAR}"
 
 
 def _submit_hint(value: object) -> str:
@@ -42,6 +43,19 @@ def _submit_hint(value: object) -> str:
     return f"; {_CALENDAR}" if calendar else ""
 
 
+def epoch_times(submit_s: Sequence[float]) -> list[int]:
+    """Return which of the times of one file, by their index, are seconds since 1970."""
+    if not any(time >= _EPOCH_S for time in submit_s):
+        return []
+    found, before, epoch = [], 0.0, False
+    for time, index in sorted(zip(submit_s, range(len(submit_s)), strict=True)):
+        epoch = epoch or time - before > _EPOCH_S / 2
+        if epoch and time >= _EPOCH_S:
+            found.append(index)
+        before = time
+    return found
+
+
 class JobRows:
     """A JobRows object collects validated jobs.
 
@@ -53,7 +67,7 @@ class JobRows:
         self._problems = problems
         self._check = check
         self._lines = array("q")
-        self._ids: set[str] = set()
+        self._ids: dict[str, int] = {}
 
     def add(self, line: int, row: Mapping[str, Any]) -> None:
         """Validate one row, a mapping of column names to values.
@@ -72,13 +86,13 @@ class JobRows:
             self._explain(line, row, error)
             return
         if job.job_id in self._ids:
-            first = self._lines[next(i for i, other in enumerate(self.jobs) if other.job_id == job.job_id)]
+            first = self._ids[job.job_id]
             self._problems.add(line, "job_id", job.job_id, f"every job_id must be used once; line {first} has it too")
             return
         if self._check is not None:
             for column, value, rule in self._check(job):
                 self._problems.add(line, column, value, rule)
-        self._ids.add(job.job_id)
+        self._ids[job.job_id] = line
         self._lines.append(line)
         self.jobs.append(job)
 
@@ -87,15 +101,8 @@ class JobRows:
 
         Only the rows together tell epoch seconds from a very long trace.
         """
-        if any(job.submit_s >= _EPOCH_S for job in self.jobs):
-            before = 0.0
-            epoch = False
-            for submit_s, line in sorted(zip((job.submit_s for job in self.jobs), self._lines, strict=True)):
-                epoch = epoch or submit_s - before > _EPOCH_S / 2
-                if epoch and submit_s >= _EPOCH_S:
-                    said = f"must be seconds from the start of the trace, not from 1970; {_CALENDAR}"
-                    self._problems.add(line, "submit_s", submit_s, said)
-                before = submit_s
+        for index in epoch_times([job.submit_s for job in self.jobs]):
+            self._problems.add(self._lines[index], "submit_s", self.jobs[index].submit_s, NOT_EPOCH)
         return self.jobs
 
     def _explain(self, line: int, row: Mapping[str, Any], error: ValidationError) -> None:

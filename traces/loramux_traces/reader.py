@@ -19,11 +19,11 @@ from loramux_traces.allowed import FREE_PREFIX, LENGTH_COLUMNS, unknown_column
 from loramux_traces.canonical import COLUMNS, REQUIRED, build_trace
 from loramux_traces.documents import as_row, json_items, jsonl_items, yaml_items
 from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
-from loramux_traces.files import open_input, text_lines, whole_text
+from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, MAX_YAML, open_input, text_lines, whole_text
 from loramux_traces.job import Trace
 from loramux_traces.parse_rows import Check, JobRows
-from loramux_traces.problems import Problems
-from loramux_traces.tables import csv_rows, split_comments
+from loramux_traces.problems import CAP, Problems
+from loramux_traces.tables import MAX_COLUMNS, csv_rows, split_comments
 
 #: Called every few thousand rows with the number of rows read so far.
 OnProgress = Callable[[int], None]
@@ -71,7 +71,8 @@ def read_trace(
     if format is not None and format not in FORMATS:
         raise UsageError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
     kind = format or _format_of(path)
-    with open_input(path) as (label, stream):
+    most = {"json": MAX_DOCUMENT, "yaml": MAX_YAML}.get(kind, MAX_TABLE)
+    with open_input(path, most, f"a {kind} trace") as (label, stream):
         problems = Problems(label)
         provenance: list[str] = []
         rows = JobRows(problems, check)
@@ -114,7 +115,8 @@ def _items(kind: str, stream: IO[bytes], problems: Problems, said: list[str]) ->
     if kind == "jsonl":
         items = jsonl_items(text_lines(stream, problems), problems, said)
     else:
-        text = whole_text(stream, problems)
+        most, what = (MAX_DOCUMENT, "a JSON trace") if kind == "json" else (MAX_YAML, "a YAML trace")
+        text = whole_text(stream, problems, most, what)
         items = (json_items if kind == "json" else yaml_items)(text, problems, said)
     for line, item in items:
         row = as_row(item)
@@ -180,13 +182,18 @@ def _check_header(line: int, header: list[str], problems: Problems) -> bool:
             problems.add(line, "", "", f"this is an original trace: use loramux trace import --source {source}")
             return False
     before = problems.total
+    if len(header) > MAX_COLUMNS:
+        problems.add(line, "", f"{len(header)} columns", f"a table may have at most {MAX_COLUMNS} columns")
+        return False
+    seen: set[str] = set()
     for i, name in enumerate(header):
         if not name:
             problems.add(line, "", f"column {i + 1}", "every column needs a name")
-        elif name in header[:i]:
+        elif name in seen:
             problems.add(line, name, "", "is named twice")
         elif name not in COLUMNS and not name.startswith(FREE_PREFIX):
-            problems.add(line, name, "", unknown_column(name))
+            problems.add(line, name, "", unknown_column(name) if problems.total < CAP else "")
+        seen.add(name)
     for name in REQUIRED:
         if name not in header:
             problems.add(line, name, "", "is a required column and is missing")

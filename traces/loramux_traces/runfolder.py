@@ -18,12 +18,12 @@ results.csv (see `tidy`).
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,11 @@ from typing import Any, Final
 import pandas as pd
 
 from loramux_traces.errors import InvalidInputError, Problem, StateError
+from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, open_file, read_text
 from loramux_traces.filesafe import read_csv, read_json_object, write_csv, write_json, write_json_gz, write_jsonl
 from loramux_traces.locking import LOCK
 from loramux_traces.results import COUNT_COLUMNS, JOB_COLUMNS, SCHEMA_VERSION, TEXT_COLUMNS, empty_timeline
+from loramux_traces.strict_json import JsonError, parse_json
 from loramux_traces.tidy import RESULTS_NAME
 
 MANIFEST: Final = "manifest.json"
@@ -46,6 +48,19 @@ PLOTS: Final = "plots"
 PROGRESS: Final = "progress"
 REPORT: Final = "report.md"
 _OWN_FILES: Final = (MANIFEST, JOBS, EVENTS, SUMMARY, TIMELINE, RESULTS_NAME, REPORT)
+
+
+_MAX_EVENT: Final = 16 << 20
+"""Bytes of the longest line of events; what is longer is cut, and then no JSON."""
+
+
+@contextmanager
+def _as_state() -> Iterator[None]:
+    """Raise StateError where a file of a run cannot be read."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise StateError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -94,11 +109,11 @@ class Run:
         file = self.path / EVENTS
         if not file.is_file():
             return
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with _as_state(), open_file(file, MAX_TABLE, "a log of events") as lines:
+            for number, line in enumerate(iter(lambda: lines.readline(_MAX_EVENT), b""), start=1):
                 try:
                     event = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise StateError(f"{file}:{number}: not a JSON object (truncated or corrupt)") from error
                 if not isinstance(event, dict):
                     raise StateError(f"{file}:{number}: not a JSON object")
@@ -212,10 +227,10 @@ def _is_ours(folder: Path) -> bool:
     if (folder / PROGRESS / "journal.sqlite").is_file():
         return True
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        manifest = None
-    if isinstance(manifest, dict) and "schema_version" in manifest and {"kind", "policy", "argv"} & set(manifest):
+        manifest = read_json_object(folder / MANIFEST)
+    except StateError:
+        manifest = {}
+    if "schema_version" in manifest and {"kind", "policy", "argv"} & set(manifest):
         return True
     return (folder / JOBS).is_file() and not _is_foreign_table(folder / JOBS)
 
@@ -325,8 +340,10 @@ def _read_timeline(file: Path) -> dict[str, Any]:
     Raises StateError for anything else.
     """
     try:
-        timeline = json.loads(gzip.decompress(file.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        timeline = parse_json(read_text(file, MAX_DOCUMENT, "a timeline"))
+    except InvalidInputError as error:
+        raise StateError(f"{error} (not readable as gzipped JSON)") from error
+    except JsonError as error:
         raise StateError(f"{file}: not readable as gzipped JSON ({error})") from error
     shape = empty_timeline()
     if not isinstance(timeline, dict) or any(not isinstance(timeline.get(key), type(shape[key])) for key in shape):

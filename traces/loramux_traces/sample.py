@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from loramux_traces.generators import generate
 from loramux_traces.job import Trace
 
 #: Two weeks of four busy devices: load .9 of four, gangs of at most 4, nothing above 12 hours,
 #: three base models.
-PARAMETERS: Final = {
+PARAMETERS: Final[dict[str, Any]] = {
     "rho": 0.9,
     "servers": 4,
     "max_gpus": 4,

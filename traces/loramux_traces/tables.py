@@ -12,6 +12,8 @@ from typing import Final
 
 from loramux_traces.problems import Problems
 
+#: Most columns of a table that is read.
+MAX_COLUMNS: Final = 4096
 #: Longest provenance that is kept, in characters.
 _MAX_COMMENT: Final = 4000
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from loramux_traces.batches import BATCHED, batch_column
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.filesafe import read_csv, write_csv
 from loramux_traces.results import STATISTICS
@@ -20,7 +21,12 @@ RESULTS_NAME: Final = "results.csv"
 
 #: Columns that say which run a row is; the figures follow them.
 KEY_COLUMNS: Final = ("policy", "params", "load", "seed", "fidelity", "devices")
-_TEXT_COLUMNS: Final = ("policy", "params", "fidelity", "devices", "notes")
+#: Why a run has no figures: its policy failed. Empty where it did not.
+FAILED_COLUMN: Final = "policy_error"
+_TEXT_COLUMNS: Final = (
+    "policy", "params", "fidelity", "devices", "notes", "provenance", "seed_redraws", "interval_over", "unfit_jobs",
+    FAILED_COLUMN, *(batch_column(figure) for figure in BATCHED.values()),
+)  # fmt: skip
 _NEEDED: Final = ("policy", "seed")
 #: Summary keys that hold the five statistics of a per-job figure.
 _SPREAD_KEYS: Final = ("turnaround_s", "waiting_s", "stretch")

@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 
 from loramux_traces.canonical import DEFAULTS
 from loramux_traces.errors import UsageError
+from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, MAX_YAML, size_text
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.reader import GUARDED
 
@@ -81,6 +82,8 @@ def _write_yaml(trace: Trace, out: IO[str]) -> None:
         out.write("- " + text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff") + "\n")
 
 
+#: Bytes that are read of a format; longer files are not written.
+_MOST: Final = {".json": MAX_DOCUMENT, ".yaml": MAX_YAML, ".yml": MAX_YAML}
 _WRITERS: Final = {
     ".csv": _write_csv,
     ".json": _write_json,
@@ -115,6 +118,11 @@ def write_trace(trace: Trace, path: Path | str, *, force: bool = False) -> None:
             packer = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") if packed else raw
             with io.TextIOWrapper(packer, encoding="utf-8", newline="") as out:
                 write(trace, out)
+                out.flush()
+                size, most = out.buffer.tell(), _MOST.get(suffix.lower(), MAX_TABLE)
+                if size > most:
+                    said = f"the trace has {size_text(size)}, and {size_text(most)} is read of this format"
+                    raise UsageError(f"{path}: {said}: write .csv or .jsonl")
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

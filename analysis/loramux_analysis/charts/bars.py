@@ -50,7 +50,7 @@ def draw(results: Results) -> list[Drawing]:
     with styled():
         title = "Policies side by side" + (f" at load {load:g}" if load is not None and len(results.loads) > 1 else "")
         over = sorted(set(data["over"]) - {""})
-        foot = f". Whiskers: 95% bootstrap interval over {', '.join(over)}" if over else ". One seed, no intervals"
+        foot = f". Whiskers: 95% interval over {', '.join(over)}" if over else ". No intervals: one seed, or one trace"
         height = 1.5 + 2 * (0.55 + 0.26 * len(names))
         fig = new_figure(9.6, height, title, results.about() + foot)
         grid = fig.subplots(2, 2, sharey=True).flat

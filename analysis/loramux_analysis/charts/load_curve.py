@@ -30,7 +30,7 @@ _MARKERS: Final = "osD^vP*X"
 
 
 def draw(results: Results) -> list[Drawing]:
-    """Draw mean and p99 turnaround with a log y axis, and 95% intervals over seeds.
+    """Draw mean and p99 turnaround with a log y axis, and 95% intervals.
 
     Up to four policies have bands, more have whiskers. Raises NothingToDrawError below two loads.
     """
@@ -46,12 +46,16 @@ def draw(results: Results) -> list[Drawing]:
                 if found.n:
                     rows.append(
                         {"policy": name, "metric": column, "load": load, "mean_s": found.mean, "low_s": found.low,
-                         "high_s": found.high, "n": found.n}
+                         "high_s": found.high, "n": found.n, "over": found.over}
                     )  # fmt: skip
     data = pd.DataFrame(rows)
     with styled():
-        seeds = int(data["n"].max())
-        foot = f". Bands or whiskers: 95% bootstrap interval over {seeds} seeds" if seeds > 1 else ". One seed"
+        kinds = [
+            f"{data[data['over'] == over]['n'].max():,} {over}"
+            for over in ("seeds", "jobs")
+            if (data["over"] == over).any()
+        ]
+        foot = f". Bands or whiskers: 95% interval over {' or '.join(kinds)}" if kinds else ". No intervals"
         fig = new_figure(10.4, 4.7, "Turnaround against load", results.about() + foot)
         for axes, column in zip(fig.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
             _panel(axes, data[data["metric"] == column], figure(column), results.policies)

@@ -38,7 +38,7 @@ def draw(results: Results, baseline: str | None = None) -> list[Drawing]:
         over = sorted(set(data["over"]) - {""})
         foot = ". One pair"
         if over:
-            foot = f". Whiskers: 95% bootstrap interval over {', '.join(over)}; grey: it holds zero"
+            foot = f". Whiskers: 95% interval over {', '.join(over)}; grey: it holds zero"
             foot += ", or there is none (one run of each)" if data["percent_low"].isna().any() else ""
         title = f"Change against {short(base)} on the same jobs"
         title += f", load {load:g}" if load is not None and len(results.loads) > 1 else ""

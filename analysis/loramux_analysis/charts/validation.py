@@ -6,6 +6,7 @@ The charts show jobs, distributions and Gantts, and the means with their interva
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -40,13 +41,16 @@ _MOST_LANES = 24
 
 
 def draw(validation: Validation) -> list[Drawing]:
-    """Draw all charts of a validation.
+    """Draw all charts of a validation that there is data for.
 
     They are scatter, CDFs, means, and the Gantts of one real run of each policy and its simulation.
+    Policies of which no job completed in every run are left out of the first three.
     """
+    known = replace(validation, policies=tuple(row for row in validation.policies if row.jobs))
     with styled():
         gantts = [_gantts(validation, twin) for twin in _first_twins(validation)]
-        return [_scatter(validation), _cdfs(validation), _means(validation), *(g for g in gantts if g is not None)]
+        told = [_scatter(known), _cdfs(known), _means(known)] if known.policies else []
+        return [*told, *(g for g in gantts if g is not None)]
 
 
 def _first_twins(validation: Validation) -> Iterator[Twin]:

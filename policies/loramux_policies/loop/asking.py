@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
+from loramux_policies.loop.blame import TO_ASK, failed, raised, text_of
 from loramux_policies.loop.live_view import LiveView
 from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.policy import Policy
@@ -16,23 +17,27 @@ OnPlan = Callable[[LiveView, DeltaPlan], None]
 def ask(policy: Policy, view: LiveView, on_plan: OnPlan | None) -> DeltaPlan:
     """Return the policy's plan for this view, which is closed then.
 
-    PolicyError, with the policy's name and the time, where it fails or returns no plan of the view.
+    PolicyError, with the policy's name, the time and what was there, where it fails or returns no
+    plan of the view. What `on_plan` raises is not the policy's doing and passes.
     """
+    now_s, cluster = view._now_s, view._cluster
     try:
         plan = policy.place(view)
-        if on_plan is not None and isinstance(plan, DeltaPlan):
-            on_plan(view, plan)
-    except PolicyError as error:
-        raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s: {error}") from error
+    except PolicyError as error:  # of a plan's call: it says what to ask beforehand
+        raise failed(policy, now_s, text_of(str(error), 1000), cluster) from error
     except LeftTheRecord:  # not the policy's doing
         raise
     except BaseException as error:
         let_through(error)
-        what = f"raised {type(error).__name__}: {error}"
-        raise PolicyError(f"policy {policy.name} at {view._now_s:.3f} s {what}") from error
+        raise failed(policy, now_s, f"place() {raised(error)}", cluster, TO_ASK) from error
+    else:
+        if on_plan is not None and isinstance(plan, DeltaPlan):
+            on_plan(view, plan)
     finally:
         view.close()
-    if not isinstance(plan, DeltaPlan) or plan not in view.plans:
-        what = f"place() must return a plan made by this view's plan(), not {plan!r}"
-        raise PolicyError(f"policy {policy.name}: {what}")
+    if not isinstance(plan, DeltaPlan) or not any(plan is own for own in view.plans):
+        what = f"place() must return a plan made by this view's plan(), not {text_of(plan, 120)}"
+        if isinstance(plan, Generator):
+            what += " (a `yield` makes place() a generator)"
+        raise failed(policy, now_s, what, cluster)
     return plan

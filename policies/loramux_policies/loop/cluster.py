@@ -6,10 +6,11 @@ scheduler alone changes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sortedcontainers import SortedKeyList
 
+from loramux_policies.errors import let_through
 from loramux_policies.loop.backend import Backend
 from loramux_policies.loop.fleet import Fleet
 from loramux_policies.loop.job import RUNNING, WAITING, Job, view_of
@@ -84,7 +85,7 @@ class Cluster:
         job.state, job.devices, job.share = RUNNING, devices, share
         self.running[job.job_id] = job
         if self._sorted is not None:
-            self._sorted.add(job)
+            self._resort(self._sorted.add, job)
 
     def leave(self, job: Job) -> tuple[int, ...]:
         """Note that the job is no resident any more, and return the devices where it was.
@@ -94,9 +95,20 @@ class Cluster:
         devices = job.devices
         del self.running[job.job_id]
         if self._sorted is not None:
-            self._sorted.remove(job)
+            self._resort(self._sorted.remove, job)
         job.devices = ()
         return devices
+
+    def _resort(self, change: Callable[[Job], None], job: Job) -> None:
+        """Change the sorted list of the running jobs, or give it up where the keys have no order.
+
+        It is sorted again when a policy asks, and its `place()` then hears of the fault.
+        """
+        try:
+            change(job)
+        except BaseException as error:
+            self._sorted = None
+            let_through(error)
 
     def reorder(self, order: Order, max_resident: float) -> None:
         """Rebuild the fleet for another number of seats, and start an empty queue in another order.

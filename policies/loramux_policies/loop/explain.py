@@ -5,6 +5,7 @@ The plan is the policy's own, or an empty one, which says what would fit now.
 
 from __future__ import annotations
 
+from loramux_policies.errors import PlanError
 from loramux_policies.loop.live_view import LiveView
 from loramux_policies.loop.plan import DeltaPlan, Pause, Reject, Start
 from loramux_policies.loop.snapshot import ClusterSnapshot
@@ -28,7 +29,7 @@ def why(view: LiveView | ClusterSnapshot, plan: DeltaPlan, job_id: str, place: i
                 return f"is turned away: {action.reason}"
     try:
         device = view.device_of(job_id)
-    except Exception:
+    except PlanError:  # it has not arrived yet, or has ended
         return ""
     if device is not None:
         return f"runs on device {device}"

@@ -6,6 +6,7 @@ Every call is checked at once, so that a finished plan is valid.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from typing import NamedTuple
 
 from loramux_policies.errors import PlanError
@@ -147,21 +148,26 @@ class DeltaPlan:
         """Start or resume a waiting job, or change the share of a resident of that device."""
         self._open()
         job = self._job(job_id)
-        self._device(device_id)
+        device_id = self._device(device_id)
         if not 0.0 < share <= 1.0:
-            raise PlanError(f"share of {job_id} must be in (0, 1], not {share!r}")
+            raise PlanError(f"share of {job_id} on device {device_id} must be in (0, 1], not {share!r:.80}")
         devices, old_share = self._moved.get(job_id) or _Seat(job.devices, job.share)
         if devices is None:
             raise PlanError(f"{job_id} was turned away earlier in this plan")
         if devices:
             if device_id != devices[0]:
                 raise PlanError(
-                    f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id}"
+                    f"{job_id} is on device {devices[0]}: pause it before starting it on device {device_id} "
+                    "(view.device_of(job) says where a job is)"
                 )
             if share == old_share:  # it is there already: nothing to do
                 return
             if self.fleet[device_id].seats + share - old_share > self.fleet[device_id].seats_max + 1e-9:
-                raise PlanError(f"no seat on device {device_id} for a share of {share} of {job_id}")
+                raise PlanError(
+                    f"no seat on device {device_id} for a share of {share} of {job_id}: "
+                    f"{self.fleet[device_id].seats:g} of {self.fleet[device_id].seats_max:g} are taken "
+                    "(plan.free_seats(device) says how many are left)"
+                )
             fleet = self._written()
             for device in devices:
                 fleet.set_share(device, share - old_share)
@@ -206,7 +212,7 @@ class DeltaPlan:
         job = self._job(job_id)
         seat = self._seat(job)
         if not seat.devices:
-            raise PlanError(f"{job_id} is not running: nothing to pause")
+            raise PlanError(f"{job_id} is not running: nothing to pause (view.device_of(job) is None where it waits)")
         fleet = self._written()
         for device in seat.devices:
             fleet.remove(job, device, seat.share)
@@ -217,8 +223,13 @@ class DeltaPlan:
         """Turn a waiting job away for good, with the bytes needed and available."""
         self._open()
         job = self._job(job_id)
-        if self._seat(job).devices != ():
-            raise PlanError(f"{job_id} is not waiting: only a waiting job can be turned away")
+        devices = self._seat(job).devices
+        if devices != ():
+            where = f"is on device {devices[0]}" if devices else "was turned away earlier in this plan"
+            raise PlanError(f"{job_id} {where}: only a waiting job can be turned away (view.waiting(n) has those)")
+        if not isinstance(reason, str) or not need_bytes >= 0.0 or not have_bytes >= 0.0:
+            said = f"{reason!r:.80}, {need_bytes!r:.40}, {have_bytes!r:.40}"
+            raise PlanError(f"reject({job_id}): a text and two numbers of bytes from 0 up, not {said}")
         self.actions.append(Reject(job, reason, need_bytes, have_bytes))
         self._moved[job_id] = _Seat(None, 0.0)
 
@@ -226,7 +237,7 @@ class DeltaPlan:
         """Ask for `place()` to be called at a later time."""
         self._open()
         if not self.now_s < t_s < float("inf"):
-            raise PlanError(f"review_at({t_s!r}): not after now ({self.now_s})")
+            raise PlanError(f"review_at({t_s!r:.40}): not a time after now, {self.now_s} s (view.now_s)")
         self.reviews.append(t_s)
 
     def review_when(self, job_id: str, attained_s: float) -> None:
@@ -234,7 +245,9 @@ class DeltaPlan:
         self._open()
         job = self._job(job_id)
         if not self._seat(job).devices:
-            raise PlanError(f"review_when({job_id}): not running")
+            raise PlanError(f"review_when({job_id}): not running (view.device_of(job) is None where it waits)")
+        if not attained_s >= 0.0:
+            raise PlanError(f"review_when({job_id}): not an attained service in seconds: {attained_s!r:.40}")
         self.watches.append((job, attained_s))
 
     # -- checks
@@ -252,13 +265,16 @@ class DeltaPlan:
     def _job(self, job_id: str) -> Job:
         job = self._jobs.get(job_id)
         if job is None or job.state == DONE:
-            raise PlanError(f"no waiting or running job is called {job_id!r}")
+            raise PlanError(
+                f"no waiting or running job is called {job_id!r:.80} (view.waiting(n) and view.residents(device) have "
+                f"them, {len(self._jobs)} in all)"
+            )
         return job
 
     def _device(self, device_id: int) -> int:
         if not 0 <= device_id < len(self.fleet):
-            raise PlanError(f"no device {device_id}; there are {len(self.fleet)}, from 0")
-        return device_id
+            raise PlanError(f"no device {device_id}; there are {len(self.fleet)}, from 0 (view.n_devices)")
+        return index(device_id)  # numpy's integers are none in files
 
     def _seat(self, job: Job) -> _Seat:
         return self._moved.get(job.job_id) or _Seat(job.devices, job.share)
@@ -266,15 +282,30 @@ class DeltaPlan:
     def _room(self, job: Job, device_id: int, share: float) -> tuple[int, ...]:
         ledger = self.fleet[device_id]
         cost = job.costs[ledger.type_index]
+        ask = f"plan.candidates('{job.job_id}') yields the devices that it fits"
         if cost is None:
-            raise PlanError(f"{job.job_id} fits no device like device {device_id}")
+            raise PlanError(
+                f"{job.job_id} fits no device like device {device_id}, which has {ledger.capacity:.0f} bytes; {ask}"
+            )
         if not ledger.has_room(cost, share):
             need, have = ledger.used_with(cost), ledger.capacity
+            beside = ", ".join([*ledger.jobs][:3]) + (
+                f" and {len(ledger.jobs) - 3} more" if len(ledger.jobs) > 3 else ""
+            )
             raise PlanError(
-                f"{job.job_id} does not fit device {device_id}: {need:.0f} of {have:.0f} bytes, "
-                f"{ledger.seats:g} of {ledger.seats_max:g} seats taken"
+                f"{job.job_id} does not fit device {device_id}: with it {need:.0f} of {have:.0f} bytes would be taken "
+                f"(upper bounds), {ledger.seats:g} of {_seats(ledger.seats_max)} are, beside {beside or 'no job'}. "
+                f"Before: plan.fits({device_id}, ['{job.job_id}']) is False, plan.free_bytes({device_id}) is "
+                f"{ledger.free:.0f}; {ask}"
             )
         devices = self.fleet.gang(job, device_id)
         if devices is None:
-            raise PlanError(f"{job.job_id} needs {job.spec.num_gpus} devices at once and they are not free")
+            raise PlanError(
+                f"{job.job_id} needs {job.spec.num_gpus} devices at once, device {device_id} and others of its type, "
+                f"and they have no room for {ledger.used_with(cost):.0f} bytes each; {ask}"
+            )
         return devices
+
+
+def _seats(seats_max: float) -> str:
+    return "any number of seats" if seats_max == float("inf") else f"{seats_max:g} seats"

@@ -12,6 +12,7 @@ from typing import Final
 from loramux_policies.errors import PolicyError, let_through
 from loramux_policies.loop.asking import OnPlan, ask
 from loramux_policies.loop.backend import Backend
+from loramux_policies.loop.blame import check_policy, wrong_order
 from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.events import ARRIVE, FAIL, FINISH, LOST, OOM, PAUSE, REJECT, RESUME, START, Event
 from loramux_policies.loop.job import DONE, RUNNING, WAITING, Job
@@ -65,6 +66,7 @@ class Scheduler:
         listener: Listener | None = None,
         on_plan: OnPlan | None = None,
     ) -> None:
+        check_policy(policy)
         self.policy = policy
         for ledger in ledgers:
             ledger.seats_max = min(ledger.seats_max, policy.seats)
@@ -75,20 +77,14 @@ class Scheduler:
         self.decisions = 0
         self._tell = listener or _nobody
         self._on_plan = on_plan
-        """Called with the view, still open, and the plan of every decision.
-
-        Contract tests and the recording use it.
-        """
+        """Called with the view, still open, and the plan of every decision (tests, recording)."""
         self._arrived: list[str] = []
         self._finished: list[str] = []
         self._paused: list[str] = []
         self._freed: list[int] = []
         self._due = False
         self._barrier: tuple[object, ...] | None = None
-        """Key of the last waiting job that the policy looked at.
-
-        A job that arrives behind it changes nothing.
-        """
+        """Key of the last waiting job that was looked at: arrivals behind it change nothing."""
 
     # -- events
 
@@ -102,7 +98,7 @@ class Scheduler:
             # may take over
             self._tell(ARRIVE, job, (), "")
             self._arrived.append(job.job_id)
-        if self._barrier is None or job.key < self._barrier:
+        if self._barrier is None or not self._behind(job, self._barrier):
             self._due = True
         return self._due
 
@@ -198,7 +194,7 @@ class Scheduler:
         elif job in self.cluster.apart:
             self.cluster.apart.remove(job)
         elif job.state == WAITING:
-            self.cluster.queue.remove(job)
+            self._take(job)
         job.share = 1.0
         self.drop(job, event, detail, devices)
 
@@ -207,7 +203,7 @@ class Scheduler:
 
         What the job ran out of memory with is forgotten.
         """
-        self.cluster.queue.remove(job)
+        self._take(job)
         job.oom_alone = 0
         job.costs, job.need_min, job.need_bytes = like.costs, like.need_min, like.need_bytes
         job.seen = None
@@ -236,6 +232,7 @@ class Scheduler:
 
         What a plan of the old policy left half done is put right from the jobs' states.
         """
+        check_policy(policy)
         self.policy = policy
         self._barrier = None
         self.cluster.reorder(policy.order, min(self._seats_wanted, policy.seats))
@@ -247,7 +244,7 @@ class Scheduler:
             self._put(job)
         # Residents do not wait; they were queued only to get their place by the new order
         for job in self.cluster.running.values():
-            self.cluster.queue.remove(job)
+            self._take(job)
         for ledger in list(self.cluster.fleet):
             while self.cluster.fleet[ledger.device_id].seats > ledger.seats_max + SEAT_SLACK:
                 newest = list(self.cluster.fleet[ledger.device_id].jobs.values())[-1]
@@ -283,10 +280,7 @@ class Scheduler:
         return self._due
 
     def decide(self) -> None:
-        """Ask the policy and carry out its plan.
-
-        Raises PolicyError, with the policy's name, where the plan is not valid.
-        """
+        """Ask the policy and carry out its plan; PolicyError where the plan is not valid."""
         if not self._due:
             return
         cluster = self.cluster
@@ -318,7 +312,7 @@ class Scheduler:
         job = action.job
         if isinstance(action, Start):
             _, devices, share = action
-            self.cluster.queue.remove(job)
+            self._take(job)
             again = job.first_start_s >= 0
             if again:
                 job.paused_s += self.backend.now_s - job.last_stop_s
@@ -338,7 +332,7 @@ class Scheduler:
             self.backend.set_share(job, action.share)
         else:
             assert isinstance(action, Reject)
-            self.cluster.queue.remove(job)
+            self._take(job)
             detail = f"{action.reason} (needs {action.need_bytes:.0f} bytes, {action.have_bytes:.0f} available)"
             self.drop(job, REJECT, detail)
             self._due = False
@@ -355,7 +349,7 @@ class Scheduler:
                 self._barrier = None
                 return False
             furthest = window.last
-            if furthest is not None and (last is None or furthest.key > last.key):
+            if furthest is not None and (last is None or self._behind(furthest, last.key)):
                 last = furthest
             if window.read == window._n:
                 cut = True
@@ -365,6 +359,12 @@ class Scheduler:
         else:
             self._due = False
         return self._due
+
+    def _behind(self, job: Job, key: tuple[object, ...]) -> bool:
+        try:
+            return job.key > key
+        except BaseException as error:
+            raise self._wrong_order(job, error) from error
 
     # -- small moves
 
@@ -378,9 +378,17 @@ class Scheduler:
         try:
             self.cluster.queue.add(job)
         except BaseException as error:
-            let_through(error)
-            what = f"the order of {job.job_id} raised {type(error).__name__}: {error}"
-            raise PolicyError(f"policy {self.policy.name} at {self.backend.now_s:.3f} s: {what}") from error
+            raise self._wrong_order(job, error) from error
+
+    def _take(self, job: Job) -> None:
+        try:
+            self.cluster.queue.remove(job)
+        except BaseException as error:
+            raise self._wrong_order(job, error) from error
+
+    def _wrong_order(self, job: Job, error: BaseException) -> PolicyError:
+        let_through(error)
+        return wrong_order(self.policy, self.backend.now_s, job, error)
 
     def _leave(self, job: Job) -> tuple[int, ...]:
         devices, share = job.devices, job.share

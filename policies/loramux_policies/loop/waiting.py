@@ -12,6 +12,10 @@ from loramux_policies.loop.job import Job
 from loramux_policies.views import JobView, Order, StaleViewError, first_come
 
 
+class OrderFault(ValueError):
+    """Means that the policy's keys put no order on the jobs."""
+
+
 class WaitingQueue:
     """The queue holds waiting jobs sorted by (order key, submit_s, job_id).
 
@@ -48,18 +52,35 @@ class WaitingQueue:
     def add(self, job: Job) -> None:
         """Put the job into the queue by its current view.
 
-        First come, first served needs no view, and so makes none.
+        First come, first served needs no view, and so makes none. Raises OrderFault where the key
+        holds NaN, which is neither before nor behind anything, and what comparing keys raises.
         """
-        order = () if self._order is first_come else self._order(job.view)
+        if self._order is first_come:
+            order: Any = ()
+        else:
+            job.key = (order := self._order(job.view),)  # what a message can show
+            for part in order if order.__class__ is tuple else job.key:
+                if part != part or (part.__class__ is tuple and _holds_nan(part)):
+                    raise OrderFault("holds NaN, or what is not equal to itself")
         submit_s, job_id = job.spec.submit_s, job.job_id
         job.key = (order, submit_s, job_id)
         self._line.add((order, submit_s, job_id, job))
         self.count += 1
 
     def remove(self, job: Job) -> None:
-        """Take the job out of the queue."""
-        self._line.remove((*job.key, job))
+        """Take the job out of the queue.
+
+        Raises OrderFault where it is not at its place any more.
+        """
+        try:
+            self._line.remove((*job.key, job))
+        except ValueError as error:
+            raise OrderFault("compares differently each time: the job is not found at its place") from error
         self.count -= 1
+
+
+def _holds_nan(key: tuple[Any, ...]) -> bool:
+    return any(part != part or (part.__class__ is tuple and _holds_nan(part)) for part in key)
 
 
 class _Closed:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Generic
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
+from loramux_policies.loop.blame import failed, few, raised, text_of
 from loramux_policies.policy import Policy
 from loramux_policies.stepping.fuse_view import FuseView
 from loramux_policies.stepping.shares import Seating, phi_at, seating
@@ -30,6 +31,7 @@ class FusedDevice(Generic[R]):
         "_seated",
         "_seating",
         "_spent",
+        "clock",
         "costs",
         "debts",
         "device_id",
@@ -48,6 +50,8 @@ class FusedDevice(Generic[R]):
         self.phi = phi
         self.costs: StepCosts[R] = StepCosts(device_id, padded=padded, phi=phi)
         self.now_s = 0.0
+        self.clock: Callable[[], float] | None = None
+        """What time it is where steps are only tried out, and `now_s` stands still."""
         self.runs = self.costs.runs
         self.turns: dict[str, BaseTurn[R]] = {}
         self._next_turn = 0
@@ -140,46 +144,59 @@ class FusedDevice(Generic[R]):
         """Ask the policy what to fuse now; PolicyError where its answer is not valid."""
         turn = self._turn()
         view = FuseView(self.costs, turn, self.now_s)
-        name = self.policy.name
         try:
             step = self.policy.fuse(view)
-        except (PolicyError, LeftTheRecord):
-            # a LeftTheRecord is not the policy's fault
+        except LeftTheRecord:
+            # it is not the policy's fault
             raise
         except BaseException as error:
             let_through(error)
-            raise PolicyError(f"policy {name}: fuse() raised {type(error).__name__}: {error}") from error
+            raise self._wrong(turn, f"{raised(error)}") from error
         finally:
             view.open = False
         if step is not None and step is turn._everyone:
             return step
         try:
-            self._check(step, turn, name)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise PolicyError(f"policy {name}: fuse() returned no valid FusedStep: {step!r:.200}") from error
+            fault = self._fault(step, turn)
+        except BaseException as error:
+            let_through(error)
+            fault = f"returned no valid FusedStep: {text_of(step, 200)}"
+        if fault:
+            raise self._wrong(turn, fault)
         return step
 
-    def _check(self, step: FusedStep, turn: BaseTurn[R], name: str) -> None:
+    def _wrong(self, turn: BaseTurn[R], what: str) -> PolicyError:
+        """Return the error of a fuse() on this device, with what was there to be fused."""
+        ready = few((run.job_id for run in turn.runs), len(turn.runs))
+        ledger = self.costs.ledger
+        size = "" if ledger is None else f", {ledger.used:.0f} of {ledger.capacity:.0f} bytes at most"
+        where = f"on device {self.device_id} (ready for {text_of(turn.base.key, 80)}: {ready}{size})"
+        hint = "device.ready has the jobs and their rows, device.fits(jobs), device.fits_rows(job, rows) what fits"
+        now_s = self.now_s if self.clock is None else self.clock()
+        return failed(self.policy, now_s, f"fuse() {what}, {where}", hint=hint)
+
+    def _fault(self, step: FusedStep, turn: BaseTurn[R]) -> str:
+        """Say what is wrong with the policy's answer; empty where nothing is."""
         if not isinstance(step, FusedStep) or not step.entries:
-            raise PolicyError(f"policy {name}: fuse() must return a FusedStep with at least one entry, not {step!r}")
+            return f"must return a FusedStep with at least one entry, not {text_of(step, 200)}"
         if step.base_model != turn.base.key:
-            raise PolicyError(
-                f"policy {name}: fuse() answered for {step.base_model}, it is the turn of {turn.base.key}"
-            )
+            return f"answered for {text_of(step.base_model, 80)}, it is the turn of {turn.base.key}"
         seen: set[str] = set()
         for entry in step.entries:
             run = self.runs.get(entry.job_id)
             if run is None or run.cost.base.key != turn.base.key or entry.job_id in seen:
-                raise PolicyError(f"policy {name}: fuse() names {entry.job_id!r}, twice or not resident")
+                return f"names {text_of(repr(entry.job_id), 80)}, twice or not resident"
             if not isinstance(entry.rows, int) or not 1 <= entry.rows <= run.rows:
-                raise PolicyError(f"policy {name}: fuse() gives {entry.job_id} {entry.rows} of its {run.rows} rows")
+                return f"gives {entry.job_id} {text_of(entry.rows, 40)} of its {run.rows} rows"
             if self._seating is not None and run not in turn.runs:
-                raise PolicyError(
-                    f"policy {name}: fuse() names {entry.job_id!r}, whose share leaves it out of this step"
-                )
+                return f"names {entry.job_id!r}, whose share leaves it out of this step"
             seen.add(entry.job_id)
         if len(seen) > 1 and not self.costs.fits_step(step):
-            raise PolicyError(f"policy {name}: fuse() over-commits device {self.device_id}")
+            need, ledger = self.costs.need_bytes(step), self.costs.ledger
+            have = 0.0 if ledger is None else ledger.capacity
+            jobs = few((entry.job_id for entry in step.entries), len(step.entries))
+            return f"over-commits device {self.device_id}: {jobs} need {need:.0f} of {have:.0f} bytes (upper bound)"
+        return ""
 
     def advance(self, step: FusedStep) -> None:
         """Move the jobs of a step that has run forward; the others have waited one step more."""

@@ -48,10 +48,14 @@ class StepCosts(Generic[R]):
 
     def fits_step(self, step: FusedStep) -> bool:
         """Return whether these rows fit by the upper bound at their real lengths."""
-        if self.ledger is None:
-            return True
-        dynamic = self.cost(step).dynamic_bytes
-        return self._static() + dynamic * self.ledger.factor(len(self.ledger.jobs)) <= self.ledger.capacity
+        return self.ledger is None or self.need_bytes(step) <= self.ledger.capacity
+
+    def need_bytes(self, step: FusedStep) -> float:
+        """Return the upper bound of what the device needs in a step with these rows."""
+        ledger = self.ledger
+        return (
+            0.0 if ledger is None else self._static() + self.cost(step).dynamic_bytes * ledger.factor(len(ledger.jobs))
+        )
 
     def _static(self) -> float:
         assert self.ledger is not None

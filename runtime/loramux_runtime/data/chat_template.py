@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from jinja2 import Template
 
 from loramux_runtime.data.jinja_limits import MAX_SIZE, MAX_TEMPLATE, LimitedEnvironment, TemplateLimitError
+
+#: Operations that a template may use on any conversation; a long one gets more.
+_LEAST_OPERATIONS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,11 +28,6 @@ class ChatTemplate:
     source: str
     compiled: Template
     environment: LimitedEnvironment
-
-    @property
-    def tells_time(self) -> bool:
-        """Return whether what it writes may depend on when it is written."""
-        return "strftime_now" in self.source
 
     def names(self, *words: str) -> bool:
         """Return whether any of these words stands in the template."""
@@ -50,7 +48,7 @@ class ChatTemplate:
         TemplateLimitError where the template does not end, and whatever the template raises.
         """
         at = (rendered_at or datetime.now(UTC)).astimezone(UTC)
-        self.environment.begin()
+        self.environment.begin(_LEAST_OPERATIONS + 1000 * len(messages) + _characters(messages, tools))
         pieces: list[str] = []
         size = 0
         for piece in self.compiled.generate(
@@ -68,6 +66,21 @@ class ChatTemplate:
         return "".join(pieces)
 
 
+def _characters(*values: Any) -> int:
+    """Return the number of characters of all texts in these values."""
+    total, waiting = 0, list(values)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, Mapping):
+            waiting.extend(item.keys())
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+    return total
+
+
 @lru_cache(maxsize=8)
 def chat_template(source: str) -> ChatTemplate:
     """Return a template, compiled.
@@ -77,5 +90,5 @@ def chat_template(source: str) -> ChatTemplate:
     if len(source) > MAX_TEMPLATE:
         raise TemplateLimitError(f"has over {MAX_TEMPLATE} characters")
     environment = LimitedEnvironment()
-    environment.begin()
+    environment.begin(_LEAST_OPERATIONS)
     return ChatTemplate(source, environment.from_string(source), environment)

@@ -8,8 +8,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from loramux_runtime.data.templates import check_template
+from loramux_traces.limits import MAX_TOKENS
 
-DataFormat = Literal["auto", "instruction", "chat", "text"]
+DataFormat = Literal["auto", "instruction", "completion", "chat", "text"]
 FileFormat = Literal["auto", "jsonl", "json", "csv", "parquet"]
 DEFAULT_MAX_TOKENS: Final = 512
 #: YAML's `true` is not the number 1, and 0.5 is not a number of rows.
@@ -32,7 +33,10 @@ class DataConfig(BaseModel):
     file_format: FileFormat = "auto"
     """Format of the file, where its name does not say."""
     format: DataFormat = "auto"
-    """Format of its rows; auto takes it from the fields of the first row."""
+    """Format of its rows; auto takes it from the fields of the first row.
+
+    A completion row is a text (prompt) and how it goes on (completion), with no template around it.
+    """
     instruction_field: Name | None = None
     """None: the first of instruction, prompt, question."""
     input_field: Name | None = None
@@ -40,7 +44,7 @@ class DataConfig(BaseModel):
     output_field: Name | None = None
     """None: the first of output, completion, answer, response."""
     messages_field: Name | None = None
-    """None: the first of messages, conversations (a list of {role, content} or {from, value})."""
+    """None: the first of messages, conversations, contents (a list of {role, content} turns)."""
     text_field: Name | None = None
     """None: the field named text."""
     template: Annotated[str, Field(strict=True)] | None = None
@@ -53,12 +57,12 @@ class DataConfig(BaseModel):
 
     None: chat rows are where it has one, instruction rows are not.
     """
-    max_tokens: Annotated[int, Field(strict=True, ge=2)] = DEFAULT_MAX_TOKENS
+    max_tokens: Annotated[int, Field(strict=True, ge=2, le=MAX_TOKENS)] = DEFAULT_MAX_TOKENS
     """Tokens of a row; longer rows are cut at the end and counted."""
     answers_only: Switch = True
-    """Learn only answers (of a chat: every assistant turn); false: all of each row.
+    """Learn only answers (of a chat: every assistant turn that has no weight of 0).
 
-    Text rows are learned whole.
+    False: all of each row. Text rows are learned whole.
     """
     eval_path: Path | None = None
     """File of held-out rows, in the same form."""
@@ -86,6 +90,6 @@ class DataConfig(BaseModel):
             raise ValueError(f"give only one of {', '.join(given)}")
         if self.template is not None and self.use_chat_template:
             raise ValueError("give template or use_chat_template, not both")
-        if self.template is not None and self.format in ("chat", "text"):
+        if self.template is not None and self.format in ("chat", "text", "completion"):
             raise ValueError("template is for instruction rows only")
         return self

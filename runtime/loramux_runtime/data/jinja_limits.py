@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -21,8 +22,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-#: Operations of one rendering; a chat of 1,000 turns takes some ten thousand. Every 64 characters
-#: or elements that are made are one more, so that this bounds memory too.
+#: Most operations of one rendering; a chat of 1,000 turns takes some ten thousand. Every 64
+#: characters or elements that are made are one more, so that this bounds memory too.
 MAX_OPERATIONS: Final = 2_000_000
 #: Processor seconds of one rendering, looked at between operations.
 MAX_CPU_S: Final = 10.0
@@ -36,6 +37,7 @@ _MAX_WIDTH: Final = 1 << 20
 _MAX_BITS: Final = 4096
 _CLOCK_EVERY: Final = 256
 _SIZE_SHIFT: Final = 6
+_FUNCTIONS: Final = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _WIDE: Final = re.compile(r"\d{6}")
 
 
@@ -154,6 +156,7 @@ def _raise(message: Any) -> None:
 class _Budget(threading.local):
     operations = 0
     calls = 0
+    allowed = MAX_OPERATIONS
     until_s = float("inf")
 
 
@@ -170,13 +173,16 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.finalize = self._shown
         self._budget = _Budget()
         self.filters["tojson"] = _to_json
+        # The same row has the same text every time: no chance, and no addresses of objects.
+        del self.filters["random"], self.globals["lipsum"]
         for name, function in list(self.filters.items()):
             self.filters[name] = self._counted(name, function)
         self.globals.update(raise_exception=_raise, namespace=_Namespace)
 
-    def begin(self) -> None:
-        """Give the rendering that now begins a full budget."""
+    def begin(self, allowed: int) -> None:
+        """Give the rendering that now begins a budget of operations, MAX_OPERATIONS at most."""
         self._budget.operations = self._budget.calls = 0
+        self._budget.allowed = min(allowed, MAX_OPERATIONS)
         self._budget.until_s = time.thread_time() + MAX_CPU_S
 
     def count(self, made: int = 0) -> bool:
@@ -184,7 +190,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         budget = self._budget
         budget.operations += 1 + (made >> _SIZE_SHIFT)
         budget.calls += 1
-        _need(budget.operations <= MAX_OPERATIONS, f"does not end within {MAX_OPERATIONS} operations")
+        _need(budget.operations <= budget.allowed, f"does not end within {budget.allowed} operations")
         if budget.calls % _CLOCK_EVERY == 0:
             _need(time.thread_time() <= budget.until_s, f"does not end within {MAX_CPU_S:g} processor seconds")
         return True
@@ -197,6 +203,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _shown(self, value: Any) -> Any:
         """Return a value that is about to be written as text, once its size is counted."""
+        _need(not isinstance(value, _FUNCTIONS), "writes a function as text")
         return self._made(_sized(value))
 
     def joined(self, *parts: Any) -> str:

@@ -13,10 +13,11 @@ from typing import Final
 
 import numpy as np
 
+from loramux_runtime.data.columns import unused_text
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.made_from import made_from
 from loramux_runtime.data.parse import RecordReader
-from loramux_runtime.data.readers import read_rows
+from loramux_runtime.data.readers import file_format, read_rows
 from loramux_runtime.data.render import Renderer
 from loramux_runtime.data.rows import RowBuilder, TokenisedRows
 from loramux_runtime.data.sample_stream import SampleStream
@@ -41,7 +42,7 @@ class FileReport:
 
     path: Path
     format: str
-    """Format of the rows: instruction, chat or text."""
+    """Format of the rows: instruction, completion, chat or text."""
     read: int
     cut: int
     """Number of rows longer than max_tokens."""
@@ -49,12 +50,22 @@ class FileReport:
     """Number of rows left out because they have nothing to learn within max_tokens."""
     last_turn_only: int
     """Number of chats of which the chat template let only the last answer be learned."""
+    unlearned: int = 0
+    """Number of chats left out because none of their answers is to be learned."""
+    reasoning_left_out: int = 0
+    """Number of chats of which the chat template wrote some turn without its reasoning."""
+    unused: tuple[tuple[str, int], ...] = ()
+    """Columns, and keys of turns, that are not read, with the number of their values."""
 
     def __str__(self) -> str:
         said = [f"{self.path.name}: {self.read} {self.format} rows"]
         said += [f"{self.cut} cut at max_tokens"] if self.cut else []
         said += [f"{self.skipped} left out (nothing to learn within max_tokens)"] if self.skipped else []
+        said += [f"{self.unlearned} left out (no answer of theirs is to be learned)"] if self.unlearned else []
         said += [f"{self.last_turn_only} learned by their last answer only"] if self.last_turn_only else []
+        if self.reasoning_left_out:
+            said.append(f"{self.reasoning_left_out} with reasoning that the chat template leaves out of earlier turns")
+        said += [unused_text(self.unused)] if self.unused else []
         return ", ".join(said)
 
 
@@ -101,16 +112,16 @@ def load_data(
     """Read, tokenise and split a job's rows.
 
     The same settings, file, seed and `rendered_at` give the same rows and order. `rendered_at` (of
-    any time zone; None: now) is the time that a chat template is told which writes the date.
-    `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or more) draws the
-    held-out rows and the order. A relative path is one from `base` (the folder of the jobs file);
-    with `roots`, files elsewhere are refused. `tokenise` is called in the place of `tokenise_file`
-    (by whoever keeps the rows of a file for the next job). Raises InvalidInputError that lists
+    any time zone, without one in UTC; None: now) is the time that a chat template is told which
+    writes the date. `vocab_size` is the base model's: a larger token id is refused. `seed` (0 or
+    more) draws the held-out rows and the order. A relative path is one from `base` (the folder of
+    the jobs file); with `roots`, files elsewhere are refused. `tokenise` is called in the place of
+    `tokenise_file` (by whoever keeps the rows of a file). Raises InvalidInputError that lists
     every bad row up to 50, with file, line, column, value and what is allowed, or says that too few
     rows are left; UsageError for settings that do not go with the data or the tokenizer.
     """
     path = locate(config.path, base, roots)
-    rendered_at = rendered_at or datetime.now(UTC)
+    rendered_at = datetime.now(UTC) if rendered_at is None else _in_utc(rendered_at)
     tokenise = tokenise or tokenise_file
     eval_path = None if config.eval_path is None else locate(config.eval_path, base, roots)
     rows, report = tokenise(path, config, tokenizer, vocab_size, rendered_at, progress)
@@ -168,6 +179,11 @@ def synthetic_data(
     )
 
 
+def _in_utc(at: datetime) -> datetime:
+    # A time without a zone is one in UTC, never one of the zone that this machine happens to be in.
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
 def _n_held_out(config: DataConfig, n_rows: int) -> int:
     if config.eval_fraction is not None:
         return max(1, round(as_written(config.eval_fraction) * n_rows))
@@ -195,7 +211,8 @@ def tokenise_file(
     Arguments and errors are those of `load_data`.
     """
     problems = Problems(str(path))
-    records = RecordReader(config, problems)
+    kind = file_format(path) if config.file_format == "auto" else config.file_format
+    records = RecordReader(config, problems, nulls_absent=kind == "parquet")
     renderer = Renderer(config, tokenizer, rendered_at=rendered_at)
     builder = RowBuilder(
         tokenizer,
@@ -204,8 +221,8 @@ def tokenise_file(
         max_tokens=config.max_tokens,
         answers_only=config.answers_only,
     )
-    read = last_turn_only = 0
-    for line, row in read_rows(path, problems, format=config.file_format, limit=config.limit):
+    read = last_turn_only = reasoning_left_out = 0
+    for line, row in read_rows(path, problems, format=kind, limit=config.limit):
         read += 1
         if progress is not None and read % _PROGRESS_EVERY == 0:
             progress(read)
@@ -218,6 +235,7 @@ def tokenise_file(
             problems.add(line, "", "", str(error))
             continue
         last_turn_only += rendered.last_turn_only
+        reasoning_left_out += rendered.reasoning_left_out
         builder.add(line, rendered)
     rows = builder.finish()
     if not read and not problems.total:
@@ -232,6 +250,9 @@ def tokenise_file(
         cut=builder.cut,
         skipped=builder.skipped,
         last_turn_only=last_turn_only,
+        unlearned=records.unlearned,
+        reasoning_left_out=reasoning_left_out,
+        unused=records.unused.counts(),
     )
     if not len(rows):
         raise invalid(path, f"no row has anything to learn within max_tokens ({config.max_tokens}): {report}")

@@ -31,9 +31,9 @@ def made_from(path: Path, eval_path: Path | None, tokenizer: Tokenizer, rendered
         parts["the held-out file"] = file_sha256(eval_path)
     parts["the tokenizer"] = tokenizer.sha256
     if tokenizer.has_chat_template:
-        template = tokenizer.chat_template()
-        parts["the chat template"] = hashlib.sha256(template.source.encode("utf-8", "surrogatepass")).hexdigest()
-        if template.tells_time:
+        template = tokenizer.chat_source
+        parts["the chat template"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+        if tokenizer.tells_time:
             parts["the date"] = rendered_at.astimezone(UTC).isoformat()
     parts.update({f"the library {name}": version(name) for name in _LIBRARIES})
     parts["how loramux makes rows"] = str(ROWS_VERSION)

@@ -15,7 +15,7 @@ from loramux_traces.documents import json_items, jsonl_items
 from loramux_traces.errors import UsageError, printable
 from loramux_traces.files import text_lines, whole_text
 from loramux_traces.problems import Problems
-from loramux_traces.tables import csv_rows
+from loramux_traces.tables import MAX_COLUMNS, csv_rows
 
 Row = tuple[int, Any]
 _SUFFIXES: Final = {
@@ -71,11 +71,15 @@ def _csv(stream: IO[bytes], problems: Problems) -> Iterator[tuple[int, Mapping[s
     line, header = next(rows, (0, []))
     names = [name.strip() for name in header]
     before = problems.total
+    if len(names) > MAX_COLUMNS:
+        problems.add(line, "", f"{len(names)} columns", f"a table may have at most {MAX_COLUMNS} columns")
+    seen: set[str] = set()
     for number, name in enumerate(names, start=1):
         if not name:
             problems.add(line, "", f"column {number}", "every column needs a name")
-        elif name in names[: number - 1]:
+        elif name in seen:
             problems.add(line, name, "", "is named twice")
+        seen.add(name)
     if problems.total > before:
         return
     for line, cells in rows:

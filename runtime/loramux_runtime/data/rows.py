@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Rendered
-from loramux_runtime.data.tokenizer import Encoded, Tokenizer
+from loramux_runtime.data.tokenizer import Encoded, Tokenizer, TokenizerFailure
 from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
@@ -148,6 +149,7 @@ class RowBuilder:
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self._answers_only = answers_only
+        self._added = tuple(np.array(added, dtype=np.int32) for added in tokenizer.added)
         self._waiting: list[tuple[int, Rendered]] = []
         self._characters = 0
         self._ids: list[_Ids] = []
@@ -170,7 +172,12 @@ class RowBuilder:
         by_kind: dict[bool, Iterator[Encoded]] = {}
         for special in (False, True):
             texts = [rendered.text for _, rendered in waiting if rendered.add_special is special]
-            by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
+            try:
+                by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
+            except TokenizerFailure as failure:
+                lines = [line for line, rendered in waiting if rendered.add_special is special]
+                where = f"row {lines[failure.index]} of {self._problems.file}"
+                raise invalid(self._tokenizer.name, f"its tokenizer fails on {where}: {failure.said}") from failure
         for line, rendered in waiting:
             self._append(line, *self._row(rendered, next(by_kind[rendered.add_special])))
 
@@ -196,31 +203,70 @@ class RowBuilder:
         A token is learned if it holds a character of an answer; the end of sequence is learned too.
         The text is tokenised as a whole, as the model will see it. A token that reaches from the
         prompt into the answer is learned, because otherwise the start of the answer would never be
-        learned.
+        learned. What a chat template writes after the end of a turn (a line break, an end of the
+        whole conversation) is not: generation has stopped by then.
         """
-        eos = self._tokenizer.eos_id
-        ids = np.array(encoded.ids, dtype=np.int32)
-        begins, ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
+        ids, begins, ends = self._once(rendered, encoded)
         learned = np.zeros(len(ids), dtype=np.bool_)
-        keep = len(ids)
+        keep: int | None = None
         for span in rendered.spans:
             # Byte-level tokenizers may trim blanks off the offsets: a token of blanks alone is then
             # (end, end).
             held = (ends > span[0]) & ((begins < span[1]) | (ends <= span[1]))
-            stops = np.flatnonzero(held & (ids == eos))
-            if len(stops) and not rendered.text[int(ends[stops[-1]]) : span[1]].strip():
-                # A chat template writes a line break after the end of a turn; generation has
-                # stopped by then.
-                held[stops[-1] + 1 :] = False
+            after = self._after_turn(rendered, ids, begins, ends, np.flatnonzero(held).tolist())
+            if after is not None:
+                held[after:] = False
                 if span is rendered.spans[-1]:
-                    keep = int(stops[-1]) + 1
+                    keep = after
             learned |= held
-        ids, learned = ids[:keep], learned[:keep]
-        if len(ids) and ids[-1] == eos:
+        if keep is not None:
+            ids, learned = ids[:keep], learned[:keep]
+        elif len(ids) and ids[-1] == self._tokenizer.eos_id:
             learned[-1] = True
         else:
-            ids, learned = np.append(ids, np.int32(eos)), np.append(learned, True)
+            ids, learned = np.append(ids, np.int32(self._tokenizer.eos_id)), np.append(learned, True)
         if not self._answers_only:
             learned[:] = True
         learned[0] = False
         return ids, learned
+
+    def _once(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, Ints, Ints]:
+        """Return ids and offsets of a text; what the tokenizer adds is there once, not twice.
+
+        A text may begin with the beginning of sequence that the tokenizer puts before every text.
+        """
+        ids = np.array(encoded.ids, dtype=np.int32)
+        begins, ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
+        if rendered.add_special:
+            front, back = self._added
+            a, b = len(front), len(ids) - len(back)
+            if a and np.array_equal(ids[a : 2 * a], front):
+                ids, begins, ends, b = ids[a:], begins[a:], ends[a:], b - a
+            if len(back) and np.array_equal(ids[max(0, b - len(back)) : b], back):
+                ids, begins, ends = ids[:b], begins[:b], ends[:b]
+        return ids, begins, ends
+
+    def _after_turn(self, rendered: Rendered, ids: _Ids, begins: Ints, ends: Ints, held: list[int]) -> int | None:
+        """Return the token after the one that ends a turn whose tokens are `held`.
+
+        The end is the first of the special tokens after which the turn has nothing but special
+        tokens and blanks, with those that follow it at once. It is None where no token ends it.
+        """
+        eos = self._tokenizer.eos_id
+        # A chat template has an end of turn of its own; any other text ends with the tokenizer's.
+        special = frozenset((eos,)) if rendered.add_special else self._tokenizer.special_ids
+        first = len(held)
+        while first and (ids[held[first - 1]] in special or _blank(rendered.text, begins, ends, held[first - 1])):
+            first -= 1
+        stops = [token for token in held[first:] if ids[token] in special]
+        if not stops:
+            return None
+        stop = stops[0]
+        while stop + 1 in stops:
+            stop += 1
+        closing = rendered.closed and stop > stops[0] and ids[stop] == eos
+        return stop if closing else stop + 1
+
+
+def _blank(text: str, begins: Ints, ends: Ints, token: int) -> bool:
+    return not text[int(begins[token]) : int(ends[token])].strip()

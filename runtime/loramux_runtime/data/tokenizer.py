@@ -6,6 +6,7 @@ The byte-level one is for models without any.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from loramux_runtime.data.chat_template import ChatTemplate, chat_template
 from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
-from loramux_traces.errors import printable
+from loramux_traces.errors import InvalidInputError, printable
+from loramux_traces.files import MAX_TOKENIZER, check_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -39,6 +41,24 @@ class Encoded:
     offsets: list[tuple[int, int]]
 
 
+class TokenizerFailure(Exception):
+    """Tells that a tokenizer failed on the text `index` of those it was given."""
+
+    def __init__(self, index: int, said: str) -> None:
+        super().__init__(said)
+        self.index = index
+        self.said = said
+
+
+def _failed(error: BaseException) -> bool:
+    """Return whether an error is the tokenizer's own.
+
+    A panic of its Rust code is no Exception, and its class has no public name.
+    """
+    own = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return own and not isinstance(error, MemoryError)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenizer:
     """Wraps a tokenizer that knows where in the text its tokens are."""
@@ -52,6 +72,10 @@ class Tokenizer:
     eos_text: str
     bos_id: int | None
     pad_id: int | None
+    added: tuple[tuple[int, ...], tuple[int, ...]]
+    """Ids that the tokenizer puts before and after every text."""
+    special_ids: frozenset[int]
+    """Ids of its special tokens; with these chat templates end turns."""
     sha256: str
     """SHA-256 of what makes tokens of a text; the chat template is not in it."""
 
@@ -60,12 +84,37 @@ class Tokenizer:
         """Return whether the model came with a chat template."""
         return bool(self.hf.chat_template)
 
+    @property
+    def chat_source(self) -> str:
+        """Return the text of the chat template, or of all of them as JSON; it may be no program."""
+        template = self.hf.chat_template
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+
+    @property
+    def tells_time(self) -> bool:
+        """Return whether the chat template may write when it is written."""
+        return self.has_chat_template and "strftime_now" in self.chat_source
+
     def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
         """Return the tokens of each text, whole (never cut).
 
-        `add_special` adds what the model wants around them (its bos).
+        `add_special` adds what the model wants around them (its bos). Raises TokenizerFailure where
+        the tokenizer fails on one of them (its regular expression gives up, say).
         """
-        encodings = self.hf.backend_tokenizer.encode_batch(list(texts), add_special_tokens=add_special)
+        backend = self.hf.backend_tokenizer
+        try:
+            encodings = backend.encode_batch(list(texts), add_special_tokens=add_special)
+        except BaseException as error:
+            if not _failed(error):
+                raise
+            if len(texts) == 1:
+                raise TokenizerFailure(0, _said(error)) from error
+            for index, text in enumerate(texts):
+                try:
+                    self.encode([text], add_special=add_special)
+                except TokenizerFailure as failure:
+                    raise TokenizerFailure(index, failure.said) from error
+            raise TokenizerFailure(0, _said(error)) from error
         return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -142,8 +191,21 @@ def _wrapped(name: str, hf: Any) -> Tokenizer:
         eos_text=str(hf.eos_token),
         bos_id=hf.bos_token_id,
         pad_id=hf.pad_token_id,
+        added=_added(hf.backend_tokenizer),
+        special_ids=frozenset(
+            (int(hf.eos_token_id), *(i for i, token in hf.added_tokens_decoder.items() if token.special))
+        ),
         sha256=hashlib.sha256(f"{hf.eos_token_id} {hf.backend_tokenizer.to_str()}".encode()).hexdigest(),
     )
+
+
+def _added(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a tokenizer puts before and after every text."""
+    plain, whole = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
+    for at in range(len(whole) - len(plain) + 1):
+        if whole[at : at + len(plain)] == plain:
+            return tuple(whole[:at]), tuple(whole[at + len(plain) :])
+    return (), ()
 
 
 def _byte_characters() -> list[str]:
@@ -186,6 +248,7 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
     folder = Path(path)
     if not folder.is_dir():
         raise invalid(folder, "no such model folder")
+    check_folder(folder, (_FILE, *_OTHERS), MAX_TOKENIZER, "a file of a tokenizer")
     if not (folder / _FILE).is_file():
         if any((folder / name).exists() for name in _OTHERS):
             raise invalid(folder, f"has a tokenizer, but no {_FILE}: save it as one with transformers")
@@ -197,6 +260,10 @@ def load_tokenizer(path: Path | str | None) -> Tokenizer:
             hf: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         else:
             hf = _fast_class()(tokenizer_file=str(folder / _FILE))
-    except Exception as error:  # tokenizers raises plain Exception for a bad file
+        return _wrapped(str(folder), hf)
+    except InvalidInputError:
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception for a bad file, and panics
+        if not _failed(error):
+            raise
         raise invalid(folder, f"its tokenizer cannot be loaded: {_said(error)}") from error
-    return _wrapped(str(folder), hf)

@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loramux_profiles.shape_catalog import load_shape
 from loramux_runtime.fused.attention import NAME
+from loramux_runtime.fused.base_config import (
+    activation_of,
+    check_config,
+    hf_config,
+    invalid,
+    notes_on,
+    read_config,
+)
+from loramux_runtime.fused.base_weights import check_finite, check_weights
+from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import longest_position
 from loramux_runtime.fused.sites import BaseSites, Site
-from loramux_traces.errors import InvalidInputError, Problem, UsageError
+from loramux_traces.files import MAX_TABLE, MAX_TOKENIZER, check_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "glm4", "phi3")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 FrozenDtype = Literal["fp32", "bf16", "fp64"]
 
@@ -45,6 +52,8 @@ class BaseModel:
     device: torch.device
     weights: dict[tuple[int, str], Tensor]
     """Frozen linears by (layer, name)."""
+    notes: tuple[str, ...] = ()
+    """What its configuration says and the model does not do, for people."""
 
     @property
     def vocab(self) -> int:
@@ -72,31 +81,16 @@ class BaseModel:
         return sum(p.numel() * p.element_size() for p in self.hf.parameters())
 
 
-def _invalid(file: str | Path, allowed: str) -> InvalidInputError:
-    return InvalidInputError([Problem(file=str(file), line=0, column="", value="", allowed=allowed)])
-
-
-def _check_config(config: Any, name: str) -> str:
-    """Return the activation of a model that can be a base.
-
-    Raises UsageError for the others.
-    """
-    if config.model_type not in FAMILIES:
-        raise UsageError(f"{name}: model family {config.model_type!r} is not supported (known: {', '.join(FAMILIES)})")
-    act = getattr(config, "hidden_activation", None) or config.hidden_act
-    if act not in ACTIVATIONS:
-        raise UsageError(f"{name}: activation {act!r} is not supported (known: {', '.join(ACTIVATIONS)})")
-    if getattr(config, "attention_dropout", 0.0) or getattr(config, "resid_pdrop", 0.0):
-        raise UsageError(f"{name}: the base model itself has dropout; set it to 0 in its config.json")
-    return str(act)
-
-
-def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> BaseModel:
+def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device, notes: tuple[str, ...] = ()) -> BaseModel:
     config = hf.config
-    act = _check_config(config, name)
     hf.requires_grad_(False)
     hf.eval()
     layer = hf.model.layers[0]
+    # From the module that computes: what a field of the configuration means depends on the family
+    function = layer.mlp.act_fn if hasattr(layer.mlp, "act_fn") else layer.mlp.activation_fn
+    act = activation_of(function)
+    if act is None:
+        raise invalid(name, f"activation {function} is not supported (known: {', '.join(ACTIVATIONS)})", "hidden_act")
     sites = [
         Site(name=child, block=block, n_in=linear.in_features, n_out=linear.out_features)
         for block in ("self_attn", "mlp")
@@ -113,6 +107,7 @@ def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> Bas
             sites=tuple(sites),
         ),
         act=act,
+        notes=notes,
         dtype=dtype,
         device=device,
         weights={
@@ -126,55 +121,58 @@ def _frozen(hf: Any, name: str, dtype: torch.dtype, device: torch.device) -> Bas
 def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.device | str = "cpu") -> BaseModel:
     """Load a local Hugging Face folder: safetensors only, no remote code, no network.
 
-    Raises InvalidInputError where the folder is not such a model, UsageError for an unsupported
-    family.
+    Raises InvalidInputError where the folder is not a model of a supported family.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise _invalid(folder, "not a model folder (no config.json)")
-    if not any(folder.glob("*.safetensors")):
-        raise _invalid(folder, "no .safetensors weights (pickled ones are code and are not loaded)")
+    check_folder(folder, ("*.json",), MAX_TOKENIZER, "a model's configuration")
+    check_folder(folder, ("*.safetensors",), MAX_TABLE, "a file of weights")
+    values = read_config(folder)
+    config = hf_config(values, folder / "config.json")
+    check_weights(folder, config)
 
     def make() -> Any:
-        local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         auto: Any = AutoModelForCausalLM
-        _check_config(AutoConfig.from_pretrained(folder, **local), str(path))
+        nothing: Any = GenerationConfig
         hf, about = auto.from_pretrained(
             folder,
+            config=config,
             dtype=DTYPES[dtype],
             attn_implementation=NAME,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **local,
+            # nothing is generated, and the file may be bad
+            generation_config=nothing(),
+            trust_remote_code=False,
+            local_files_only=True,
         )
         # Without this check transformers takes random values for these and only warns
-        wrong = [f"{name} is missing" for name in sorted(about["missing_keys"])]
-        wrong += [f"{key[0]} has shape {tuple(key[1])}" for key in sorted(about["mismatched_keys"])]
+        wrong = [(name, "is missing") for name in sorted(about["missing_keys"])]
+        wrong += [
+            (key[0], f"has shape {tuple(key[1])}, not {tuple(key[2])}") for key in sorted(about["mismatched_keys"])
+        ]
         surplus = sorted(name for name in about["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
-        wrong += [f"{name} is surplus" for name in surplus]
+        wrong += [(name, "is surplus") for name in surplus]
         if wrong:
-            raise ValueError(f"the weights do not fit config.json: {wrong[0]}")
+            name, text = wrong[0]
+            more = f" ({len(wrong)} tensors do not fit)" if len(wrong) > 1 else ""
+            raise invalid(folder, f"the weights do not fit config.json: {name} {text}{more}", name)
         return hf
 
-    return _made(make, str(path), dtype, device)
+    base = _made(make, str(path), dtype, device, notes=notes_on(values, config))
+    check_finite(base.hf, folder)
+    return base
 
 
-def _made(make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.device | str) -> BaseModel:
+def _made(
+    make: Callable[[], Any], name: str, dtype: FrozenDtype, device: torch.device | str, notes: tuple[str, ...] = ()
+) -> BaseModel:
     where = torch.device(device)
-    try:
-        with where:
-            hf = make()
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise _invalid(name, str(error)) from error
-    except RuntimeError as error:
-        # The shapes are wrong; but running out of memory is not the folder's fault
-        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
-            raise
-        raise _invalid(name, str(error)) from error
-    return _frozen(hf.to(where), name, DTYPES[dtype], where)
+    with blame(name), where:
+        hf = make()
+    return _frozen(hf.to(where), name, DTYPES[dtype], where, notes)
 
 
 def build_base(
@@ -182,10 +180,12 @@ def build_base(
 ) -> BaseModel:
     """Build a model of a transformers configuration with random weights.
 
-    Speed and memory do not depend on the values.
+    Speed and memory do not depend on the values. Raises InvalidInputError where the configuration
+    is not one of a supported family.
     """
     import transformers
 
+    check_config(config, name or config.model_type)
     auto: Any = transformers.AutoModelForCausalLM
 
     def make() -> Any:
@@ -202,17 +202,14 @@ def build_base(
 def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
     """Return the model of a folder without its weights (device `meta`).
 
-    Raises InvalidInputError where the folder is no model's.
+    Raises InvalidInputError where the folder is no model's; its weights are looked over as in
+    `load_base`.
     """
-    from transformers import AutoConfig
-
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise _invalid(folder, "not a model folder (no config.json)")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise _invalid(folder, str(error)) from error
+    check_folder(folder, ("*.json",), MAX_TOKENIZER, "a model's configuration")
+    check_folder(folder, ("*.safetensors",), MAX_TABLE, "a file of weights")
+    config = hf_config(read_config(folder), folder / "config.json")
+    check_weights(folder, config)
     return build_base(config, name=str(path), dtype=dtype, device="meta")
 
 

@@ -22,6 +22,7 @@ from loramux_runtime.fused.kernels.loss import CHUNK_ROWS, chunked_cross_entropy
 from loramux_runtime.fused.kernels.norm import freeze_norms
 from loramux_runtime.fused.kernels.score import predicted
 from loramux_runtime.fused.packing import MicroBatch, Part, StepLayout, build_layout
+from loramux_runtime.fused.rope import turn_by_sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,4 +241,5 @@ def _adapt(base: BaseModel) -> list[StepLayer]:
         layer.mlp = AdaptedMlp(layer.mlp, index, base.act)
         layers[index] = StepLayer(layer)
     freeze_norms(base.hf.model)
+    turn_by_sequence(base.hf.model)
     return list(layers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -21,7 +22,9 @@ from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
 from loramux_runtime.fused.sites import PRESETS
+from loramux_runtime.jobs.peft_fields import CHECKED, IGNORED, REFUSED, WHICH
 from loramux_traces.errors import InvalidInputError, Problem
+from loramux_traces.limits import MAX_RANK
 
 _RENAMED: Final = {
     "rank": "r",
@@ -29,19 +32,10 @@ _RENAMED: Final = {
     "dropout": "lora_dropout",
     "router_init_std": "router_init_range",
 }
-MAX_INTEGER: Final = 4096
-"""The largest rank or number of experts that a file may give.
-
-So what a corrupt file may have us allocate stays small.
-"""
 _SHARED: Final = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 """Fields that may be different for the attention and for the experts of one MixLoRA."""
-_SAYS_NOTHING: Final = (
-    *("method", "routing_strategy", "peft_type", "task_type", "base_model_name_or_path", "revision", "name", "dtype"),
-    *("inference_mode", "auto_mapping", "peft_version", "init_lora_weights", "megatron_core", "qalora_group_size"),
-    *("loss", "aux_loss"),
-)
-"""Keys that change nothing about what a trained adapter computes (or are read elsewhere)."""
+_NO_METHOD: Final = frozenset((*IGNORED, *CHECKED, *WHICH))
+"""Keys that are the same for every method, and no part of its configuration."""
 
 
 class _Bad(Exception):
@@ -122,7 +116,7 @@ def known_keys(method: str) -> frozenset[str]:
     names = {_RENAMED.get(field.name, field.name) for field in fields(CONFIGS[method])}
     if method == "mixlora":
         names = names - {"attention", "expert_modules"} | {"target_modules", "attention_lora", "expert_lora"}
-    return frozenset(names.union(_SAYS_NOTHING, ("num_experts", "top_k")))
+    return frozenset(names.union(_NO_METHOD, ("num_experts", "top_k")))
 
 
 def _invalid(file: str, key: str, value: str, allowed: str) -> InvalidInputError:
@@ -141,16 +135,18 @@ def _no_constant(name: str) -> Any:
 
 
 def _method(document: Mapping[str, Any]) -> str:
-    for key in ("method", "routing_strategy", "peft_type"):
-        value = document.get(key)
-        if value is not None:
-            if not isinstance(value, str) or value.lower() not in CONFIGS:
-                raise _Bad(key, value, f"must be one of {', '.join(CONFIGS)}")
-            return value.lower()
+    named = {key: document[key] for key in WHICH if document.get(key) is not None}
+    for key, value in named.items():
+        if not isinstance(value, str) or value.lower() not in CONFIGS:
+            raise _Bad(key, value, f"must be one of {', '.join(CONFIGS)}")
+    if named:
+        return next(str(value).lower() for value in named.values())
     raise _Bad("peft_type", None, "is missing: it says which method this is")
 
 
 def _config(method: str, document: Mapping[str, Any]) -> Any:
+    if method == "lora" and isinstance(document.get("target_modules"), list):
+        document = _without_excluded(document)
     _refuse_others(document, known_keys(method), "")
     if method == "mixlora":
         return _mixlora(document)
@@ -168,11 +164,25 @@ def _config(method: str, document: Mapping[str, Any]) -> Any:
     return config
 
 
+def _without_excluded(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out the linears that `exclude_modules` names, where it is a list."""
+    excluded = document.get("exclude_modules")
+    if not isinstance(excluded, list):
+        return document
+    names = _modules("exclude_modules", excluded) or ()
+    wanted = [name for name in _modules("target_modules", document["target_modules"]) or () if name not in names]
+    return {**document, "target_modules": wanted, "exclude_modules": None}
+
+
 def _refuse_others(document: Mapping[str, Any], known: Collection[str], within: str) -> None:
     """Refuse a key that we do not know, unless its value asks for nothing."""
     for key, value in document.items():
-        if key not in known and value not in (None, False, {}, [], "", "none", 0):
-            raise _Bad(f"{within}{key}", value, "is not supported for this method")
+        if key in CHECKED:
+            fault = CHECKED[key](value)
+            if fault is not None:
+                raise _Bad(f"{within}{key}", value, fault)
+        elif key not in known and value not in (None, False, {}, [], "", "none", 0):
+            raise _Bad(f"{within}{key}", value, REFUSED.get(key, "is not supported for this method"))
 
 
 def _mixlora(document: Mapping[str, Any]) -> MixLoraConfig:
@@ -180,7 +190,7 @@ def _mixlora(document: Mapping[str, Any]) -> MixLoraConfig:
     names = _modules("target_modules", own.pop("target_modules", None))
     experts, rest = _split(names)
     changes = _sub_object("expert_lora", document.get("expert_lora") or {})
-    _refuse_others(changes, (*_SHARED, *_SAYS_NOTHING), "expert_lora.")
+    _refuse_others(changes, (*_SHARED, *_NO_METHOD), "expert_lora.")
     values = _values(MixLoraConfig, {**own, **changes})
     if names is not None:
         values["expert_modules"] = experts
@@ -239,14 +249,14 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     if bool in kinds and isinstance(value, bool):
         return value
     if not isinstance(value, bool):
-        if int in kinds and isinstance(value, int) and abs(value) <= MAX_INTEGER:
+        if int in kinds and isinstance(value, int) and abs(value) <= MAX_RANK:
             return value
         if float in kinds and (_finite(value) or (value, key) == ("inf", "entropy_threshold")):
             return float(value)
-        whole = isinstance(value, list) and all(type(item) is int and abs(item) <= MAX_INTEGER for item in value)
+        whole = isinstance(value, list) and all(type(item) is int and abs(item) <= MAX_RANK for item in value)
         if tuple[int, ...] in kinds and whole:
             return tuple(value)
-    integer = f"an integer of at most {MAX_INTEGER}"
+    integer = f"an integer of at most {MAX_RANK}"
     words = {bool: "true or false", int: integer, float: "a finite number", tuple[int, ...]: "a list of such integers"}
     raise _Bad(key, value, f"must be {' or '.join(words[kind] for kind in kinds)}")
 
@@ -270,4 +280,24 @@ def _modules(key: str, value: Any) -> str | tuple[str, ...] | None:
         value = [name for name, wanted in value.items() if wanted]
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise _Bad(key, value, "must be a list of linears, or linears with true or false")
-    return tuple(value)
+    return _linears(key, value)
+
+
+def _linears(key: str, paths: list[str]) -> tuple[str, ...]:
+    """Return the names of the linears, which may be given with their paths.
+
+    PEFT writes every path in full for `all-linear`. An adapter is on every layer, so that a linear
+    must be named in all layers up to the last; whether the base has more shows when the tensors are
+    read.
+    """
+    layers: dict[str, set[int]] = {}
+    for path in paths:
+        within, _, name = path.rpartition(".")
+        found = re.search(r"(?:^|\.)layers\.(\d{1,6})(?:\.|$)", within)
+        layers.setdefault(name, set()).update({int(found[1])} if found else ())
+    numbers = set().union(*layers.values())
+    whole = set(range(max(numbers) + 1)) if numbers else set()
+    for name, own in layers.items():
+        if own and own != whole:
+            raise _Bad(key, f"{name} in {len(own)} layers", f"must be in each of the {len(whole)} layers: all or none")
+    return tuple(layers)

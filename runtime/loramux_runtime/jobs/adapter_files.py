@@ -8,6 +8,7 @@ symlink; writing is whole or not at all.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -20,18 +21,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loramux_profiles.widths import experts_by_layer
 from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.fused.adapters.methods import METHODS
+from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.fused.slab import SlabLayout
 from loramux_runtime.jobs.adapter_config import parse_config, write_config
+from loramux_runtime.jobs.fingerprint import fingerprint
 from loramux_traces.errors import InvalidInputError, Problem, StateError
 from loramux_traces.filesafe import json_text, sync
 
 CONFIG: Final = "adapter_config.json"
 TENSORS: Final = "adapter_model.safetensors"
+PICKLED: Final = "adapter_model.bin"
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_PROBLEMS: Final = 20
+_FEW_TENSORS: Final = 4096
+_BYTES_OF_A_NAME: Final = 64
+"""A tensor takes more than this in the header of a safetensors file."""
 _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -104,8 +112,12 @@ def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int =
     folder = Path(folder)
     if folder.is_symlink() or not folder.is_dir():
         raise _invalid([(folder, "", "must be a folder (no symlink)")])
+    if (folder / PICKLED).exists() and not (folder / TENSORS).exists():
+        raise _invalid([(folder / PICKLED, "", f"pickled tensors are code and are not loaded: save it as {TENSORS}")])
     method, config = read_adapter_config(folder)
+    _same_base(folder, model.base.name)
     try:
+        _enough_tensors(folder / TENSORS, config, model.base.sites.layers)
         _plausible(folder / TENSORS, SlabLayout(METHODS[method].specs(config, model.base.sites)))
         adapter = model.new_adapter(job_id, method, config, seed=seed)
     except ValueError as error:
@@ -114,15 +126,48 @@ def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int =
     return adapter
 
 
+def _same_base(folder: Path, base_name: str) -> None:
+    """Refuse an adapter whose base is a folder of this machine that holds another model.
+
+    A name from the Hub, or a folder that is not here any more, says nothing that can be checked;
+    then the shapes of the tensors decide.
+    """
+    named = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+    if not isinstance(named, str) or not 0 < len(named) < 4096 or "\0" in named:
+        return
+    theirs, ours = Path(named), Path(base_name)
+    try:
+        if not all((path / "config.json").is_file() for path in (theirs, ours)) or theirs.samefile(ours):
+            return
+        other = fingerprint(theirs) != fingerprint(ours)
+    except (OSError, StateError):
+        return
+    if other:
+        text = f"was trained on {named}, which is another model than {base_name}"
+        raise _invalid([(folder / CONFIG, "base_model_name_or_path", text)])
+
+
+def _enough_tensors(path: Path, config: Any, layers: int) -> None:
+    """Refuse a configuration with far more experts than the file can name.
+
+    This comes before the tensors are listed, two for each expert of a layer.
+    """
+    tensors = 2 * sum(experts_by_layer(getattr(config, "num_experts", 1), layers))
+    if tensors > _FEW_TENSORS and _BYTES_OF_A_NAME * tensors > _size(path):
+        raise _invalid([(path, "", f"has {_size(path)} bytes, but {CONFIG} asks for at least {tensors} tensors")])
+
+
+def _size(path: Path) -> int:
+    _plain_file(path, 1 << 62)
+    return path.lstat().st_size
+
+
 def _plausible(path: Path, layout: SlabLayout) -> None:
     """Refuse a configuration that asks for far more memory than the file can fill.
 
     This comes before the memory is taken.
     """
-    try:
-        size = path.lstat().st_size
-    except OSError as error:
-        raise _invalid([(path, "", f"cannot be read ({error.strerror})")]) from error
+    size = _size(path)
     if 4 * layout.size > 64 * size + (1 << 26):
         raise _invalid([(path, "", f"has {size} bytes, but {CONFIG} asks for {4 * layout.size}")])
 
@@ -130,17 +175,18 @@ def _plausible(path: Path, layout: SlabLayout) -> None:
 def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file with exactly these names, shapes and dtypes.
 
-    Raises InvalidInputError, which names the others.
+    Raises InvalidInputError, which names the others, and those that hold NaN.
     """
     _plain_file(path, sum(t.numel() * t.element_size() for t in wanted.values()) + 1024 * len(wanted) + (1 << 20))
-    try:
-        with safe_open(path, framework="pt") as file:
-            problems = _differences(path, file, wanted)
-            if problems:
-                raise _invalid(problems)
-            return {name: file.get_tensor(name) for name in wanted}
-    except (SafetensorError, OSError) as error:
-        raise _invalid([(path, "", f"not a whole safetensors file ({error})")]) from error
+    with blame(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
+        problems = _differences(path, file, wanted)
+        if problems:
+            raise _invalid(problems)
+        found = {name: file.get_tensor(name) for name in wanted}
+    bad = [(path, name, "holds NaN or infinite values") for name in wanted if not torch.isfinite(found[name]).all()]
+    if bad:
+        raise _invalid(bad)
+    return found
 
 
 def _differences(path: Path, file: Any, wanted: Mapping[str, Tensor]) -> list[tuple[Path, str, str]]:

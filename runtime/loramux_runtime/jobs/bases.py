@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loramux_profiles.shape_catalog import shape_names
-from loramux_runtime.fused.base_model import BaseModel, build_base, load_base, outline, shape_config
+from loramux_runtime.fused.base_config import hf_config
+from loramux_runtime.fused.base_model import (
+    DTYPES,
+    BaseModel,
+    FrozenDtype,
+    build_base,
+    load_base,
+    outline,
+    shape_config,
+)
+from loramux_runtime.fused.base_weights import core_parameters
 from loramux_runtime.jobs.jobs_file import BaseConfig, read_base
 from loramux_traces.errors import UsageError
 
@@ -39,18 +50,21 @@ def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseMod
     if config.path is not None:
         return load_base(config.path, dtype=config.dtype, device=device)
     if config.shape is not None:
-        hf = shape_config(config.shape)
-        return build_base(hf, name=config.shape, dtype=config.dtype, device=device, seed=config.seed)
-    from transformers import AutoConfig
+        name, hf = config.shape, shape_config(config.shape)
+    else:
+        assert config.config is not None
+        name, hf = f"tiny-{config.config['model_type']}", hf_config(config.config, "base.config")
+    if torch.device(device).type == "cpu":
+        _check_memory(name, hf, config.dtype)
+    return build_base(hf, name=name, dtype=config.dtype, device=device, seed=config.seed)
 
-    assert config.config is not None
-    values = dict(config.config)
-    kind = values.pop("model_type")
-    try:
-        hf = AutoConfig.for_model(kind, **values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"base.config: {error}") from error
-    return build_base(hf, name=f"tiny-{kind}", dtype=config.dtype, device=device, seed=config.seed)
+
+def _check_memory(name: str, hf: Any, dtype: FrozenDtype) -> None:
+    """Refuse random weights that this machine cannot hold, before it is brought down by them."""
+    wanted = core_parameters(hf) * DTYPES[dtype].itemsize
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > there:
+        raise UsageError(f"base {name}: its weights take {wanted >> 20} MiB, this machine has {there >> 20} MiB")
 
 
 def outline_base(config: BaseConfig) -> BaseModel:

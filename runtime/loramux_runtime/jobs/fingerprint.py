@@ -9,7 +9,8 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.errors import StateError
+from loramux_traces.errors import InvalidInputError, StateError
+from loramux_traces.files import MAX_SMALL, read_file
 
 _BLOCK_BYTES: Final = 1 << 14
 _BLOCKS: Final = 64
@@ -25,14 +26,16 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        digest.update((folder / "config.json").read_bytes())
-        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        digest.update(read_file(folder / "config.json", MAX_SMALL, "a configuration"))
+        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file()):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
                 for block in range(_BLOCKS + 1):
                     file.seek(max(0, size - _BLOCK_BYTES) * block // _BLOCKS)
                     digest.update(file.read(_BLOCK_BYTES))
+    except InvalidInputError as error:
+        raise StateError(f"{folder}: the model cannot be read ({error})") from error
     except OSError as error:
         raise StateError(f"{folder}: the model cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from loramux_runtime.data import JobData, SyntheticData, Tokenizer, load_data, synthetic_data
+import numpy as np
+
+from loramux_runtime.data import JobData, SyntheticData, TokenisedRows, Tokenizer, load_data, synthetic_data
 from loramux_runtime.data.load import OnProgress, Tokenise
 from loramux_runtime.jobs.jobs_file import TrainJob
 
@@ -53,3 +55,23 @@ def synthetic_job_data(job: TrainJob, vocab_size: int) -> JobData:
         vocab_size=vocab_size,
         seed=job.seed,
     )
+
+
+def data_notes(data: JobData, most: int | None) -> tuple[str, ...]:
+    """Return what there is to say of a job's rows; `most`: tokens that the base was made for.
+
+    A base may take longer rows than it was made for, and its answers get worse there.
+    """
+    notes = [str(data.report)]
+    notes += [f"held out: {data.eval_report}"] if data.eval_report is not None else []
+    if data.held_out_copies:
+        notes.append(f"{data.held_out_copies} rows are not trained on: a held-out row has the same tokens")
+    if most is not None and isinstance(data.train, TokenisedRows):
+        longer = int(np.count_nonzero(data.train.lengths > most))
+        if longer:
+            longest = int(data.train.lengths.max())
+            notes.append(
+                f"{longer} rows are longer than the {most} tokens that the base model was made for "
+                f"(max_position_embeddings); the longest has {longest}. data.max_tokens cuts them"
+            )
+    return tuple(notes)

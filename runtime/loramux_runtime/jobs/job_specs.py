@@ -6,7 +6,7 @@ So the same cost model, loop and policies take it.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,9 +16,8 @@ from loramux_runtime.data import JobData, SyntheticData, length_stats
 from loramux_runtime.fused.adapters.mixlora.config import MixLoraConfig
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.jobs.jobs_file import TrainJob
-from loramux_traces.job import Dtype, JobSpec
-
-Targets = Literal["all-linear", "attention", "mlp", "qv"]
+from loramux_traces.job import JobSpec
+from loramux_traces.job_types import Dtype, Targets
 
 
 def register_base(base: BaseModel) -> str:

@@ -5,31 +5,55 @@ This module reads and validates it; the file is data, never code.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from loramux_profiles.datafiles import problem
-from loramux_profiles.file_model import validate
+from loramux_profiles.file_model import LineOf, validate
 from loramux_runtime.data import DataConfig, SyntheticData
-from loramux_runtime.fused.adapters.configs import CONFIGS
+from loramux_runtime.jobs.adapter_fields import adapter_config
+from loramux_traces import limits
+from loramux_traces.documents import read_document
 from loramux_traces.errors import InvalidInputError
+from loramux_traces.files import MAX_SMALL
+from loramux_traces.job_types import (
+    Dropout,
+    Epochs,
+    JobId,
+    LearningRate,
+    Method,
+    Positive,
+    Priority,
+    ReadNumber,
+    ReadText,
+    Rows,
+    Seed,
+    Submit,
+    Text,
+    WholeSteps,
+    broken_rule,
+    is_absent,
+    without_blanks,
+)
+from loramux_traces.parse_rows import NOT_EPOCH, epoch_times
+from loramux_traces.yaml_core import Document
 
-MAX_BYTES = 16 << 20
-JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+__all__ = [
+    "BaseConfig",
+    "EvaluationConfig",
+    "JobsFile",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Submission",
+    "TrainJob",
+    "adapter_config",
+    "read_base",
+    "read_jobs",
+    "read_jobs_file",
+]
 
 
 def _one_kind(data: Any) -> Any:
@@ -46,22 +70,34 @@ def _one_kind(data: Any) -> Any:
     return SyntheticData.model_validate(data)
 
 
+_NULL_SAYS = frozenset(("max_grad_norm",))
+"""Fields in which null is a value of its own, and not the default."""
 Data = Annotated[DataConfig | SyntheticData, BeforeValidator(_one_kind)]
 
 
 class _Strict(BaseModel):
+    """A _Strict is a part of the file: every field is known, and null or a blank is its default."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        said = {key: value for key, value in data.items() if key in _NULL_SAYS or not is_absent(value)}
+        return {key: value if key == "path" else without_blanks(value) for key, value in said.items()}
 
 
 class OptimizerConfig(_Strict):
     """The optimizer is AdamW or SGD, as torch.optim has them."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)] = 2e-4
-    weight_decay: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1e-8
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lr: Annotated[LearningRate, ReadNumber] = 2e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False), ReadNumber] = 0.0
+    betas: tuple[Annotated[Dropout, ReadNumber], Annotated[Dropout, ReadNumber]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), ReadNumber] = 1e-8
+    momentum: Annotated[Dropout, ReadNumber] = 0.0
     """Momentum, which SGD alone uses."""
 
 
@@ -69,17 +105,17 @@ class ScheduleConfig(_Strict):
     """The schedule sets the learning rate over the declared steps."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=limits.MAX_STEPS), ReadNumber] = 0
 
 
 class EvaluationConfig(_Strict):
     """Evaluation gives the loss on held-out rows (data.eval_*), and may stop the job early."""
 
-    every_steps: Annotated[int, Field(ge=1)] | None = None
+    every_steps: Annotated[WholeSteps, ReadNumber] | None = None
     """Optimizer steps between two evaluations; omitted: at the start and at the end only."""
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[WholeSteps, ReadNumber] | None = None
     """Evaluations in a row without an improvement after which the job stops."""
-    min_improvement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_improvement: Annotated[float, Field(ge=0, le=limits.LARGEST, allow_inf_nan=False), ReadNumber] = 0.0
 
     @model_validator(mode="after")
     def _needs_evaluations(self) -> EvaluationConfig:
@@ -91,8 +127,8 @@ class EvaluationConfig(_Strict):
 class TrainJob(_Strict):
     """A training job has exactly one of `steps` (optimizer steps) and `epochs`."""
 
-    id: JobId
-    method: Literal["lora", "mixlora", "mola", "loramoe", "dynmole"] = "lora"
+    id: Annotated[JobId, ReadText]
+    method: Method = "lora"
     adapter: dict[str, Any] = Field(default_factory=dict)
     """Fields of the method's configuration (`fused.adapters`).
 
@@ -100,29 +136,29 @@ class TrainJob(_Strict):
     """
     data: Data
     """A file (`data.DataConfig`), or `synthetic` (`data.SyntheticConfig`): lengths alone."""
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 8
+    batch_size: Annotated[Rows, ReadNumber] = 8
     """Rows per optimizer step."""
-    micro_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = None
+    micro_batch_size: Annotated[Rows, ReadNumber] | None = None
     """Rows per fused step; omitted: the largest batch_size / 2^i that fits the device alone."""
-    steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
-    epochs: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    steps: Annotated[WholeSteps, ReadNumber] | None = None
+    epochs: Annotated[Epochs, ReadNumber] | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    max_grad_norm: Annotated[Positive, ReadNumber] | None = 1.0
     """Norm that the job's gradient is clipped to; null: no clipping."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    submit_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
-    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
-    user: str = ""
-    group: str = ""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    submit_s: Annotated[Submit, ReadNumber] = 0.0
+    priority: Annotated[Priority, ReadNumber] = 0
+    user: Annotated[Text, ReadText] = ""
+    group: Annotated[Text, ReadText] = ""
+    seed: Annotated[Seed, ReadNumber] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainJob:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError("micro_batch_size must not exceed batch_size")
+            raise broken_rule("micro_batch_size", "must not exceed batch_size")
         if isinstance(self.data, SyntheticData) and self.steps is None:
             raise ValueError("synthetic data have no epochs: give steps")
         adapter_config(self.method, self.adapter)
@@ -145,7 +181,7 @@ class BaseConfig(_Strict):
     config: dict[str, Any] | None = None
     """`model_type` and its fields, for a tiny model."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[Seed, ReadNumber] = 0
     """Seed of the random weights."""
 
     @model_validator(mode="after")
@@ -160,14 +196,15 @@ class BaseConfig(_Strict):
 class Submission(_Strict):
     """A submission is jobs by themselves, as `loramux submit` takes them."""
 
-    jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=10_000)]
+    jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=limits.MAX_JOBS)]
 
     @model_validator(mode="after")
     def _unique(self) -> Submission:
-        ids = [job.id for job in self.jobs]
-        again = sorted({job_id for job_id in ids if ids.count(job_id) > 1})
+        again = sorted(job_id for job_id, count in Counter(job.id for job in self.jobs).items() if count > 1)
         if again:
             raise ValueError(f"job id used twice: {', '.join(again[:5])}")
+        for index in epoch_times([job.submit_s for job in self.jobs]):
+            raise broken_rule(f"jobs.{index}.submit_s", NOT_EPOCH)
         return self
 
 
@@ -179,41 +216,16 @@ class JobsFile(Submission):
     """Where relative paths start: the folder of the file."""
 
 
-def adapter_config(method: str, fields: dict[str, Any]) -> Any:
-    """Return the configuration dataclass of a method.
-
-    Raises ValueError, which names an unknown or wrong field.
-    """
-    return _configured(CONFIGS[method], fields, "adapter")
-
-
-def _configured(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
-    known = list(kind.__dataclass_fields__)
-    for name in fields:
-        if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
-            raise ValueError(f"{where} has no field {name!r}{hint}")
-    values = dict(fields)
-    if isinstance(values.get("attention"), dict):
-        values["attention"] = _configured(CONFIGS["lora"], values["attention"], f"{where}.attention")
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join([where, *(str(part) for part in first["loc"])])
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
 def read_jobs_file(path: str | Path) -> JobsFile:
     """Read and check a jobs.yaml (or .json).
 
     `defaults` is merged under every job; relative paths start at the file.
 
-    Raises InvalidInputError with one problem per bad key.
+    Raises InvalidInputError with one problem per bad key, with its line in a YAML file.
     """
     file = Path(path)
-    checked = validate(JobsFile, file, _jobs_merged(file, _mapping(file)))
+    document = _document(file)
+    checked = validate(JobsFile, file, _jobs_merged(file, document), _lines(document))
     folder = checked.base.path
     base = checked.base.model_copy(update={"path": None if folder is None else file.parent / folder})
     return checked.model_copy(update={"folder": file.parent, "base": base})
@@ -225,11 +237,16 @@ def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
     Raises as `read_jobs_file`.
     """
     file = Path(path)
-    content = _jobs_merged(file, _mapping(file))
+    document = _document(file)
+    content = _jobs_merged(file, document)
     content.pop("base", None)
     if "jobs" not in content:
-        return (validate(TrainJob, file, content),)
-    return validate(Submission, file, content).jobs
+        job = validate(TrainJob, file, content, document.line_of)
+        if epoch_times([job.submit_s]):
+            line = document.line_of(("submit_s",))
+            raise InvalidInputError([problem(file, "submit_s", job.submit_s, NOT_EPOCH, line)])
+        return (job,)
+    return validate(Submission, file, content, _lines(document)).jobs
 
 
 def read_base(path: str | Path) -> BaseConfig:
@@ -238,34 +255,39 @@ def read_base(path: str | Path) -> BaseConfig:
     Raises as `read_jobs_file`.
     """
     file = Path(path)
-    base = validate(BaseConfig, file, _mapping(file).get("base", {}))
+    document = _document(file)
+    base = validate(BaseConfig, file, document.value.get("base", {}), lambda loc: document.line_of(("base", *loc)))
     return base if base.path is None else base.model_copy(update={"path": (file.parent / base.path).resolve()})
 
 
-def _mapping(file: Path) -> dict[str, Any]:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InvalidInputError([problem(file, "", "", f"cannot be read: {error.strerror or error}")]) from error
-    if len(data) > MAX_BYTES:
-        raise InvalidInputError([problem(file, "", "", f"must be at most {MAX_BYTES >> 20} MiB")])
-    try:
-        content = yaml.safe_load(data.decode("utf-8-sig"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise InvalidInputError([problem(file, "", "", f"must be YAML: {error.problem}", line)]) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InvalidInputError([problem(file, "", "", f"must be UTF-8 YAML: {str(error)[:100]}")]) from error
-    if not isinstance(content, dict) or "folder" in content:
+def _document(file: Path) -> Document:
+    document = read_document(file, MAX_SMALL, "a jobs file")
+    if not isinstance(document.value, dict) or "folder" in document.value:
         raise InvalidInputError([problem(file, "", "", "must hold a mapping with base and jobs")])
-    return content
+    return document
 
 
-def _jobs_merged(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    defaults = content.pop("defaults", {})
+def _lines(document: Document) -> LineOf:
+    """Return what says where a value of a job stands, be it in the job or in the defaults."""
+
+    def line_of(path: tuple[str | int, ...]) -> int:
+        own, shared = document.line_of(path), 0
+        if path[:1] == ("jobs",) and len(path) > 2 and not document.has(path):
+            shared = document.line_of(("defaults", *path[2:])) if document.has(("defaults", *path[2:])) else 0
+        return shared or own
+
+    return line_of
+
+
+def _jobs_merged(file: Path, document: Document) -> dict[str, Any]:
+    content = dict(document.value)
+    defaults = content.pop("defaults", None)
     jobs = content.get("jobs")
+    if defaults is None:
+        return content
     if not isinstance(defaults, dict):
-        raise InvalidInputError([problem(file, "defaults", "", "must be a mapping")])
+        line = document.line_of(("defaults",))
+        raise InvalidInputError([problem(file, "defaults", "", "must be a mapping", line)])
     if isinstance(jobs, list):
         content["jobs"] = [_merged(defaults, job) if isinstance(job, dict) else job for job in jobs]
     return content

@@ -15,7 +15,7 @@ from loramux_runtime.data import JobData, load_tokenizer
 from loramux_runtime.data.load import Tokenise
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.jobs.job_data import job_data
+from loramux_runtime.jobs.job_data import data_notes, job_data
 from loramux_runtime.jobs.job_specs import job_spec, register_base
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.shared_rows import SharedRows
@@ -36,6 +36,8 @@ class PreparedJob:
     config: TrainJob
     data: JobData
     spec: JobSpec
+    notes: tuple[str, ...] = ()
+    """What its user should know of its rows: how many were cut or left out, columns not used."""
 
 
 class Preparation:
@@ -77,7 +79,7 @@ class Preparation:
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)
-        return PreparedJob(config=job, data=data, spec=spec)
+        return PreparedJob(config=job, data=data, spec=spec, notes=data_notes(data, self._base.longest_position))
 
     def prepare_all(
         self, jobs: Sequence[TrainJob], folder: Path, *, rendered_at: datetime | None = None
@@ -110,7 +112,8 @@ def check_adapter(job: TrainJob, base: BaseModel) -> None:
     """Raise UsageError where a job's adapter does not fit a base."""
     method, config = METHODS[job.method], job.adapter_config
     try:
-        method.specs(config, base.sites)
+        # Not the tensors: 1,024 experts on every linear of a 7B model take seconds to list
+        method.structure(config, base.sites)
         method.plans(config, base.sites)
     except ValueError as error:
         raise UsageError(f"job {job.id}: {error}") from error

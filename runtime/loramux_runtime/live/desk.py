@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.marker import Marker
+from loramux_runtime.live.state.retention import EVERY_S, prune
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.faults import FaultPlan
@@ -58,6 +60,7 @@ class Desk:
         admission: Admission,
         files: RowFiles,
         faults: FaultPlan,
+        keep_s: float,
         notes: StatusNotes,
         marker: Marker,
         clock_s: Callable[[], float],
@@ -77,6 +80,7 @@ class Desk:
         self._on_flush, self._on_record = on_flush, on_record
         self.draining = False
         """Whether no job that has not begun may begin."""
+        self._keep_s, self._prune_s = keep_s, 0.0
         self._ended = 0
         """Jobs that have ended since rows were last deleted."""
         self._finished: list[str] = []
@@ -249,12 +253,21 @@ class Desk:
             self._saving.forget(job_id, self._warn)
             self._notes.forget(job_id)
             self._book.forget(job_id)
+        self._prune()
         self._ended += len(self._finished)
         self._finished.clear()
         if self._ended >= TIDY_AFTER and not len(self._admission):
             self.tidy_rows()
         for call in self._on_flush:
             call()
+
+    def _prune(self) -> None:
+        """Delete what is known of jobs that ended long ago, every hour."""
+        now_s = self._clock_s()
+        if now_s < self._prune_s or self._keep_s == inf:
+            return
+        self._prune_s = now_s + EVERY_S
+        prune(self._store, now_s - self._keep_s)
 
     def tidy_rows(self) -> None:
         """Delete the rows that no job needs any more.

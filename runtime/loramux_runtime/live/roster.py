@@ -90,6 +90,7 @@ class Roster:
             # the day of the submission, whenever the job is read
             rendered_unix_s=row["submitted_unix_s"],
             vocab_size=self._base.vocab,
+            longest_position=self._base.longest_position,
             before=before,
         )
 

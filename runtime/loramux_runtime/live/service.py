@@ -45,7 +45,7 @@ from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
-from loramux_runtime.live.state.same_folder import FolderGone
+from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
 from loramux_runtime.live.watch.notes import StatusNotes
@@ -198,6 +198,7 @@ class LiveService:
             admission=self.admission,
             files=files,
             faults=faults,
+            keep_s=settings.keep_s,
             notes=self.notes,
             marker=self.marker,
             clock_s=lambda: self.drive.devices.clock_s,
@@ -289,7 +290,7 @@ class LiveService:
     def play(self) -> Outcome:
         """Schedule until a signal, `drain`, or (with exit_when_idle) the end of every job."""
         self._recover()
-        self.book.folder = self.store.watch_folder()
+        self.book.folder = watch_folder(self.store)
         self.marker.opened(self.book.folder.nodes)
         # a command holds the lock for milliseconds; who holds it longer shall not stop training
         self.store.be_patient(PLAY_S)

@@ -30,6 +30,8 @@ class LiveSettings:
     """
     flush_s: float = 1.0
     """Seconds between two commits of progress where no job changes its state."""
+    keep_s: float = inf
+    """Seconds that what is known of an ended job is kept."""
     exit_when_idle: bool = False
     """Whether to end when every job has ended; else the scheduler waits for more."""
     on_policy_error: Literal["fallback", "exit"] = "fallback"

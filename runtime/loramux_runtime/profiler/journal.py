@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 from loramux_runtime.fused.model import FusedModel
 from loramux_runtime.profiler.measure import Measured, measure_block
 from loramux_traces.errors import InvalidInputError, Problem, StateError, UsageError
+from loramux_traces.files import MAX_DOCUMENT, read_file
 
 SUFFIX: Final = ".partial.jsonl"
 
@@ -170,12 +171,9 @@ def parse_journal(path: Path, data: bytes) -> Content:
 def read_journal(path: Path) -> Content:
     """Return the content of a journal that is not continued; its file is left as it is.
 
-    Raises UsageError where it cannot be read.
+    Raises InvalidInputError where it cannot be read.
     """
-    try:
-        return parse_journal(path, path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_journal(path, read_file(path, MAX_DOCUMENT, "a journal"))
 
 
 def unfinished(found: Iterable[Measured], repeats: int) -> list[int]:
@@ -192,10 +190,12 @@ def record_block(
     limit_bytes: float | None = None,
     seed: int = 0,
     tell: Callable[[Measured], None] = lambda one: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Measure a block (`measure_block`), with every finding in the journal before the next.
 
-    `tell` hears of each peak and of a point's last time.
+    `tell` hears of each peak and of a point's last time. `check` is called after each peak and each
+    time; what it raises ends the block.
     """
     numbers = {id(one): i for i, one in enumerate(journal.found)}
 
@@ -204,11 +204,13 @@ def record_block(
         journal.found.append(one)
         journal.point(numbers[id(one)], one)
         tell(one)
+        check()
 
     def sampled(one: Measured) -> None:
         journal.sample(numbers[id(one)], one)
         if len(one.samples) == repeats:
             tell(one)
+        check()
 
     measure_block(model, block, repeats=repeats, limit_bytes=limit_bytes, seed=seed, found=found, sampled=sampled)
 

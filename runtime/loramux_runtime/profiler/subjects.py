@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from loramux_profiles.checked import read_checked
@@ -23,14 +22,16 @@ from loramux_profiles.hf_config import shape_from_dict
 from loramux_profiles.shape_catalog import load_shape, register_shape, shape_names
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint
+from loramux_traces.documents import read_document
 from loramux_traces.errors import InvalidInputError, UsageError
-from loramux_traces.job import Dtype, JobSpec
+from loramux_traces.files import MAX_SMALL
+from loramux_traces.job import JobSpec
+from loramux_traces.job_types import Dtype
 from loramux_traces.reader import folder_of
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs.jobs_file import JobsFile
 
-MAX_BYTES: Final = 16 << 20
 RUNTIME_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "lora": {"rank": 16, "target_modules": "all-linear"},
     "mixlora": {"rank": 16, "num_experts": 8, "top_k": 2},
@@ -138,15 +139,11 @@ def _jobs_document(path: str) -> dict[str, Any] | None:
     """Return what a jobs file holds; None where the file is no jobs file, and so a trace."""
     if not path.endswith((".yaml", ".yml", ".json")):
         return None
+    if not Path(path).exists():
+        raise InvalidInputError([problem(path, "", "", "no such file")])
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInputError([problem(path, "", "", f"cannot be read: {error.strerror or error}")]) from error
-    if len(data) > MAX_BYTES:
-        return None
-    try:
-        content = yaml.safe_load(data.decode("utf-8-sig"))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        content = read_document(path, MAX_SMALL, "a jobs file").value
+    except InvalidInputError:
         return None  # the reader of traces says what is wrong with it
     return content if isinstance(content, dict) and "base" in content else None
 

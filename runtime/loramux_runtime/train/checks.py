@@ -143,7 +143,8 @@ def summary(checked: Checked) -> list[dict[str, Any]]:
                 "micro_batch": None if cost is None else cost.rows,
                 "need_bytes": checked.needs.get(config.id),
                 "fits": config.id not in checked.never,
-                "report": str(report),
+                "columns_not_used": [name for name, _ in report.unused] if isinstance(report, FileReport) else [],
+                "notes": list(job.notes),
                 "origin": "of its file" if real else "made up",
             }
         )

@@ -5,7 +5,7 @@ It does so under the simulator's policies and decide-apply loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +50,7 @@ from loramux_traces.results import UNSCHEDULABLE, summarise
 
 Log = Callable[[dict[str, Any]], None]
 NAMED: Final = 5
-"""Jobs of one and the same report that are named one by one."""
+"""Jobs with one and the same note that are named one by one."""
 Stopping = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
 """Is given what asks for a stop, and entered while a signal is to do that."""
 
@@ -81,11 +81,12 @@ class TrainResult:
     """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
 
 
-def _reports(said: Mapping[str, str]) -> list[str]:
-    """Return what there is to say of the rows of each job; many of the same have one line."""
+def grouped_notes(prepared: Sequence[PreparedJob]) -> list[str]:
+    """Return the notes on each job's rows; the same note on many jobs is one line."""
     by_text: dict[str, list[str]] = {}
-    for job_id, text in said.items():
-        by_text.setdefault(text, []).append(job_id)
+    for job in prepared:
+        for text in job.notes:
+            by_text.setdefault(text, []).append(job.config.id)
     lines = []
     for text, names in by_text.items():
         if len(names) > NAMED:
@@ -141,7 +142,7 @@ class TrainRun:
             preparation = Preparation(base, file.base.path, recompute=recompute)
             prepared = preparation.prepare_all(file.jobs, file.folder)
         self.data = {job.config.id: job.data for job in prepared}
-        self.notes = _reports({job_id: str(data.report) for job_id, data in self.data.items()})
+        self.notes = grouped_notes(prepared)
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )

@@ -41,16 +41,22 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A model folder with a character-level tokenizer and a chat template."""
 
-    def make(template: str = CHATML) -> Path:
+    def make(template: str = CHATML, eos: str = "<|im_end|>", front: str = "", back: str = "") -> Path:
         folder = tmp_path_factory.mktemp("model")
         characters = sorted({chr(c) for c in range(32, 127)} | {"\n"})
         backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
         backend.decoder = decoders.Fuse()
-        backend.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "<|im_start|>", "<|im_end|>")])
-        hf = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>")
+        special = dict.fromkeys(("<s>", "<|im_start|>", "<|im_end|>", eos, *front.split(), *back.split()))
+        backend.add_special_tokens([AddedToken(t, special=True) for t in special])
+        if front or back:
+            around = [(t, backend.token_to_id(t)) for t in (*front.split(), *back.split())]
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{front} $A {back}".strip(), special_tokens=around
+            )
+        hf = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos)
         hf.chat_template = template
         hf.save_pretrained(folder)
         return folder

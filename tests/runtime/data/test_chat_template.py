@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from loramux_runtime.data import DataConfig, JobData, Tokenizer, load_data, load_tokenizer, what_changed
 from loramux_runtime.data.chat_template import chat_template
@@ -43,6 +44,7 @@ def test_the_date_in_a_template_is_the_one_given_in_utc(
     for zone in ("Etc/GMT+12", "Etc/GMT-14"):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
+        assert load(path, dated, EVENING.replace(tzinfo=None)).train.sha256 == data.train.sha256
         same_instant = EVENING.astimezone(timezone(timedelta(hours=9)))
         assert load(path, dated, same_instant).train.sha256 == data.train.sha256
     monkeypatch.undo()
@@ -128,8 +130,22 @@ ENDLESS = [
 @pytest.mark.parametrize("source", ENDLESS, ids=range(len(ENDLESS)))
 def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loramux_runtime.data.jinja_limits.MAX_OPERATIONS", 50_000)
+    monkeypatch.setattr("loramux_runtime.data.jinja_limits._MAX_ELEMENTS", 10_000)
     with pytest.raises(TemplateLimitError):
         chat_template(source).render(CHAT)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ [1, 2] | random }}", "{{ lipsum() }}", "{{ 'a'.upper }}", "{{ raise_exception }}"]
+)
+def test_a_template_cannot_write_what_is_another_text_next_time(source: str) -> None:
+    with pytest.raises((TemplateLimitError, TemplateError)):
+        chat_template(source).render(CHAT)
+
+
+def test_a_broken_template_that_is_not_used_does_not_matter(write: Write, chat_folder: Callable[[str], Path]) -> None:
+    tokenizer = load_tokenizer(chat_folder("{% for"))
+    assert "the chat template" in load(write([{"text": "a"}]), tokenizer).made_from
 
 
 def test_a_template_without_end_is_named_once_and_not_for_every_row(

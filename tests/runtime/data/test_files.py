@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramux_runtime.data import DataConfig, Tokenizer, load_data
-from loramux_runtime.data.parse import MAX_TEXT
+from loramux_runtime.data.turns import MAX_TEXT
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.problems import CAP
 
@@ -103,7 +103,7 @@ def test_every_bad_row_is_listed_with_its_place(write: Write, bytes_: Tokenizer)
         ]
     )
     assert str(refused(path, bytes_)).replace(str(path), "F").splitlines() == [
-        "F:2: column output: is required: text (output|completion|answer|response)",
+        "F:2: column completion: is required: text (completion)",
         "F:3: column completion: 'nan'; must be text",
         "F:4: column prompt: '5'; must be text",
         "F:5: column completion: ' \\n'; must not be empty",
@@ -111,7 +111,8 @@ def test_every_bad_row_is_listed_with_its_place(write: Write, bytes_: Tokenizer)
         "F:7: column completion: must be Unicode text (it holds half of a surrogate pair)",
         "F:8: key 'prompt' is given twice in one object",
         "F:9: not JSON: Expecting value",
-        "F:10: column input: 'a list'; must be text",
+        "F:10: column input: 'a list'; prompt and completion are learned as they stand: put it into prompt, or say "
+        "format: instruction",
     ]
 
 
@@ -123,7 +124,7 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
             {"messages": "hi"},
             {"messages": []},
             {"messages": [user]},
-            {"messages": [user, {"role": "tool", "content": "x"}, answer]},
+            {"messages": [user, {"role": "narrator", "content": "x"}, answer]},
             {"messages": [{"role": "user"}, answer]},
             {"messages": [user, {"role": "assistant", "content": ""}]},
             {"messages": [user, "a"]},
@@ -133,7 +134,10 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
     )
     said = str(refused(path, bytes_)).replace(str(path), "F")
     assert [line.split(" ")[0] for line in said.splitlines()] == [f"F:{i}:" for i in range(2, 11)]
-    assert "F:5: column messages[1].role: 'tool'; must be one of system, user, human, assistant, gpt" in said
+    assert (
+        "F:5: column messages[1].role: 'narrator'; must be one of system, developer, user, human, assistant, gpt"
+        in said
+    )
     assert "F:6: column messages[0].content: is required" in said
     assert "F:7: column messages[1].content: must not be empty" in said
 
@@ -152,7 +156,11 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
         ("a.csv", b"prompt,answer\na\na,b,c\n", "1 cells"),
         ("a.csv", b'text\n"abc\n', "never closed"),
         ("a.csv", b"text\n" + b"x" * 200_000, "a cell may have at most"),
-        ("a.csv", b"foo,bar\na,b\n", "its fields must hold messages|conversations; or instruction|prompt|question and"),
+        (
+            "a.csv",
+            b"foo,bar\na,b\n",
+            "its fields must hold messages|conversations|conversation|contents; or instruction|prompt|question and",
+        ),
         ("a.jsonl", b'{"text": "a\0"}', "NUL"),
         ("a.json", b'[{"text": "\xff"}]', "must be UTF-8"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
@@ -216,10 +224,35 @@ def test_reading_stops_at_the_limit(write: Write, bytes_: Tokenizer) -> None:
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800")
 VALUES = st.recursive(
     SCALARS,
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "x"]), v),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "x", "weight", "tool_calls", "type", "text", "name", "function"]
+            ),
+            v,
+        )
+    ),
     max_leaves=6,
 )
-FIELDS = st.sampled_from(["text", "prompt", "completion", "answer", "input", "messages", "conversations", "x"])
+FIELDS = st.sampled_from(
+    [
+        "text",
+        "prompt",
+        "completion",
+        "answer",
+        "input",
+        "messages",
+        "conversations",
+        "x",
+        "system",
+        "history",
+        "choices",
+        "tools",
+        "weight",
+        "label",
+    ]
+)
 BAD_ROW = st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from loramux_traces.errors import UsageError
 from loramux_traces.generators.registry import Generator, run
 from loramux_traces.job import Trace
+from loramux_traces.parse_rows import Check
 
 _MODULES: Final = {
     "philly-like": "philly_like",
@@ -39,11 +40,20 @@ def get_generator(kind: str) -> Generator:
     return generator
 
 
-def generate(kind: str, *, jobs: int | None = None, seed: int = 0, name: str | None = None, **parameters: Any) -> Trace:
+def generate(
+    kind: str,
+    *,
+    jobs: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    check: Check | None = None,
+    **parameters: Any,
+) -> Trace:
     """Make a modelled trace; the same arguments give the same trace, byte for byte.
 
     `parameters` are those of the generator (`get_generator(kind).help()` lists them; `load` and
-    `rho` mean the same). Raises UsageError for an unknown kind or parameter or a value out of
-    range.
+    `rho` mean the same). `check` knows names of models, as for `read_trace`
+    (`loramux_profiles.checked.generate` gives it). Raises UsageError for an unknown kind, parameter
+    or name, or a value out of range.
     """
-    return run(get_generator(kind), jobs, seed, parameters, name)
+    return run(get_generator(kind), jobs, seed, parameters, name, check)

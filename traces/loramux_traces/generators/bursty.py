@@ -15,10 +15,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from loramux_traces.arrays import Floats
+from loramux_traces.errors import UsageError
 from loramux_traces.generators.arrivals import SizeLaw, job_id, rate_for, sizes
 from loramux_traces.generators.registry import Generator
 from loramux_traces.lora_mix import DEFAULT_MIX
 from loramux_traces.sampling import exponentials
+
+_MOST_CYCLES: Final = 50_000_000
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -31,7 +34,7 @@ class BurstyParams:
     rate: Annotated[float | None, Field(gt=0, le=1e9, description="arrivals per second, instead of rho")] = None
     burst_ratio: Annotated[float, Field(ge=1, le=1e6, description="rate in a burst over the calm rate")] = 20.0
     burst_share: Annotated[float, Field(gt=0, lt=1, description="share of the time in a burst")] = 0.1
-    burst_jobs: Annotated[float, Field(gt=0, le=1e6, description="mean number of arrivals in one burst")] = 20.0
+    burst_jobs: Annotated[float, Field(ge=0.1, le=1e6, description="mean number of arrivals in one burst")] = 20.0
     bases: Annotated[str, Field(description="base models name:weight,... instead of the default mix")] = ""
     methods: Annotated[str, Field(description="methods name:weight,... instead of the default mix")] = ""
 
@@ -48,6 +51,8 @@ def arrivals(params: BurstyParams, n: int, seed: int, rate: float) -> Floats:
     mean_calm_s = mean_burst_s * (1 - params.burst_share) / params.burst_share
     cycle_jobs = params.burst_jobs + mean_calm_s * calm_rate
     cycles = int(1.2 * wanted[-1] / cycle_jobs) + 8
+    if cycles > _MOST_CYCLES:
+        raise UsageError(f"bursty: {n} jobs in bursts of {params.burst_jobs:g} are too many bursts; make them larger")
     while True:
         calm = exponentials(seed, "calm", cycles) * mean_calm_s
         burst = exponentials(seed, "burst", cycles) * mean_burst_s

@@ -28,8 +28,8 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise ValueError(f"{text!r} is no size in bytes, such as 1024, 24GiB or 10GB")
+    if match is None or unit is None or not 1 <= float(match[1]) * unit <= 2**53:
+        raise ValueError(f"{text[:80]!r} is no size in bytes (at most 8 PiB), such as 1024, 24GiB or 10GB")
     return round(float(match[1]) * unit)
 
 

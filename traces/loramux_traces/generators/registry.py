@@ -11,15 +11,23 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from loramux_traces.allowed import allowed
 from loramux_traces.canonical import build_trace
 from loramux_traces.errors import LoramuxError, UsageError
 from loramux_traces.job import JobSpec, Trace
+from loramux_traces.job_types import Method
+from loramux_traces.lora_mix import parse_shares
+from loramux_traces.parse_rows import Check, epoch_times
 
 MAX_JOBS: Final = 10_000_000
+_ANY_JOB: Final[dict[str, Any]] = {
+    "job_id": "a", "submit_s": 0, "method": "lora", "batch_size": 1, "seq_len": 1, "total_steps": 1,
+}  # fmt: skip
+"""What a job needs beside the name of its model, which is asked about alone."""
 _ALIASES: Final = {"load": "rho", "rho": "load"}
 
 
@@ -99,10 +107,45 @@ def command(generator: Generator, params: Any, jobs: int, seed: int) -> str:
     return " ".join(words)
 
 
-def run(generator: Generator, jobs: int | None, seed: int, given: Mapping[str, Any], name: str | None) -> Trace:
-    """Make the trace with this generator.
+def _names(parameters: Any, *columns: str) -> list[tuple[str, str]]:
+    """Return (parameter, name) of every model or method that the parameters list, drawn or not."""
+    found = []
+    for column in columns:
+        text = getattr(parameters, column, "")
+        shares = parse_shares(text) if text and column.endswith("s") else ((text, 1.0),) if text else ()
+        found += [(column, share[0]) for share in shares]
+    return found
 
-    Raises UsageError for a bad parameter, number of jobs or seed.
+
+def _check_names(kind: str, parameters: Any, check: Check | None) -> None:
+    """Raise UsageError for a name that no reader of the trace would take."""
+    methods = get_args(Method)
+    for parameter, method in _names(parameters, "method", "methods"):
+        if method not in methods:
+            close = get_close_matches(method.lower(), methods, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"{kind} {parameter}: {method[:80]!r} is no method{hint} (known: {', '.join(methods)})")
+    for parameter, model in _names(parameters, "base_model", "bases"):
+        try:
+            wrong = check(JobSpec(base_model=model, **_ANY_JOB)) if check is not None else ()
+        except ValidationError:
+            raise UsageError(f"{kind} {parameter}: {model[:80]!r}: {allowed('base_model')}") from None
+        for _, _, said in wrong:
+            raise UsageError(f"{kind} {parameter}: {said}")
+
+
+def run(
+    generator: Generator,
+    jobs: int | None,
+    seed: int,
+    given: Mapping[str, Any],
+    name: str | None,
+    check: Check | None = None,
+) -> Trace:
+    """Make the trace with this generator; whatever it makes, the reader of traces takes.
+
+    `check` is that reader's own. Raises UsageError for a bad parameter, name, number of jobs or
+    seed.
     """
     count = generator.default_jobs if jobs is None else jobs
     if not 1 <= count <= MAX_JOBS:
@@ -110,6 +153,7 @@ def run(generator: Generator, jobs: int | None, seed: int, given: Mapping[str, A
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed must be a whole number from 0 to {2**63 - 1}, not {seed}")
     params = generator.make_params(given)
+    _check_names(generator.name, params, check)
     rows, origin = generator.build(params, count, seed)
     try:
         built = [JobSpec(**row) for row in rows]
@@ -119,6 +163,8 @@ def run(generator: Generator, jobs: int | None, seed: int, given: Mapping[str, A
         raise UsageError(
             f"{generator.name}: these parameters give a job whose {where} is {first['input']!r}"
         ) from error
+    if epoch_times([job.submit_s for job in built]):
+        raise UsageError(f"{generator.name}: these parameters give a gap between jobs that looks like a calendar time")
     provenance = f"MODELLED, not measured: {origin} Made by: {command(generator, params, len(built), seed)}"
     try:
         return build_trace(name or generator.name, built, provenance=provenance)

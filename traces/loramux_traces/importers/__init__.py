@@ -9,7 +9,8 @@ one and under which licence.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from loramux_traces.canonical import build_trace
 from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
-from loramux_traces.importers.common import REPEATED, ImportReport, RawJob, Source
+from loramux_traces.importers.common import ImportReport, RawJob, Source, longest_runs
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.lora_mix import DEFAULT_MIX, DRAWN, LoraMix
 
@@ -32,6 +33,8 @@ _MODULES: Final = {
 }
 SOURCES: Final = tuple(_MODULES)
 _NOT_ID: Final = re.compile(r"[^A-Za-z0-9_.-]")
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MAX_PROCESSORS: Final = 100_000
 #: Longest span that the schema holds, in seconds.
 _MAX_SPAN_S: Final = 1e10
 
@@ -60,14 +63,16 @@ def import_trace(
     mix: LoraMix = DEFAULT_MIX,
     name: str | None = None,
     report: ImportReport | None = None,
+    processors_per_gpu: int | None = None,
 ) -> Trace:
     """Return the jobs of an original trace as a Trace.
 
     Times are relative to the first job, and the LoRA columns are drawn from `mix` with `seed`. The
     order of rows in the original changes nothing. `limit` keeps the first so many jobs by
     submission. `report`, if given, is filled with how many rows were read and skipped and why.
-    Raises InvalidInputError for a file that is not such an original or leaves no job, UsageError
-    for an unknown source, a wrong number of files, or a seed or limit out of range.
+    `processors_per_gpu` is for originals that count processors (swf); omitted, each is taken as a
+    GPU. Raises InvalidInputError for a file that is not such an original or leaves no job,
+    UsageError for an unknown source, a wrong number of files, or a number out of range.
     """
     original = get_source(source)
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
@@ -75,48 +80,89 @@ def import_trace(
         raise UsageError(f"{source} needs {original.files}; {len(files)} file(s) given")
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError("seed must be at least 0 and limit at least 1")
+    if len({path.resolve() for path in files}) != len(files):
+        raise UsageError(f"{source}: a file is given twice")
     report = ImportReport() if report is None else report
-    raw = sorted(original.read(files, report))
+    if processors_per_gpu is not None:
+        if not original.counts_processors:
+            raise UsageError(f"{source} counts GPUs: --processors-per-gpu is for {', '.join(_processor_sources())}")
+        if not 1 <= processors_per_gpu <= MAX_PROCESSORS:
+            raise UsageError(f"processors_per_gpu must be from 1 to {MAX_PROCESSORS}, not {processors_per_gpu}")
+        report.processors_per_gpu = processors_per_gpu
+    raw = sorted(longest_runs(_read(original, files, report), report), key=_order)
     if not raw:
         allowed = f"leaves no job: {report}"
         raise InvalidInputError([Problem(file=str(files[0]), line=0, column="", value="", allowed=allowed)])
     if raw[-1].submit_s - raw[0].submit_s > _MAX_SPAN_S:
         allowed = f"spans more than {_MAX_SPAN_S:g} s: some submission times are wrong"
         raise InvalidInputError([Problem(file=str(files[0]), line=0, column="", value="", allowed=allowed)])
-    jobs = _with_lora(source, _unique(raw, report)[:limit], seed, mix)
+    jobs = _with_lora(source, raw[:limit], seed, mix)
     named = ", ".join(sorted(printable(path.name) for path in files))
     drawn = f"{', '.join(DRAWN)} are drawn with seed {seed} from an assumed mix"
     provenance = (
         f"{original.title} ({original.url}; licence: {original.licence}), file {named}. "
-        f"REAL: {', '.join(original.real)} (times relative to the first job). MODELLED: {drawn}. {report}"
+        f"REAL: {', '.join(original.real)} (times relative to the first job). "
+        + (f"NOT GPUS: {_processors(report.processors_per_gpu)}. " if original.counts_processors else "")
+        + f"MODELLED: {drawn}. {report}"
         + (f", first {len(jobs)} by submission" if limit is not None else "")
         + "."
     )
     return build_trace(name or source, jobs, provenance=provenance)
 
 
-def _unique(raw: list[RawJob], report: ImportReport) -> list[RawJob]:
-    """Drop the later ones of jobs that share an id."""
-    seen: set[str] = set()
-    kept = []
-    for job in raw:
-        if job.source_id and job.source_id in seen:
-            report.skipped[REPEATED] += 1
-            continue
-        seen.add(job.source_id)
-        kept.append(job)
-    return kept
+def _processors(count: int) -> str:
+    if count == 1:
+        return "the log counts processors, and num_gpus takes each of them as a GPU (--processors-per-gpu)"
+    return f"the log counts processors, and num_gpus takes {count} of them as a GPU"
+
+
+def _processor_sources() -> list[str]:
+    return [name for name in _MODULES if get_source(name).counts_processors]
+
+
+def _read(original: Source, files: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
+    """Yield the jobs of all files, each with the name of its own.
+
+    Ids count within one file only: the next cluster numbers its jobs from 1 again.
+    """
+    for group in [files] if original.n_files is not None else [[path] for path in files]:
+        label = str(group[0])
+        for job in original.read(group, report):
+            yield job._replace(file=label)
+
+
+def _order(job: RawJob) -> tuple[object, ...]:
+    """Return what jobs are sorted by: submission, then file, then id.
+
+    The rest tells apart only jobs without an id.
+    """
+    return (job.submit_s, Path(job.file).name, job.file, len(job.source_id), job.source_id, job)
+
+
+def _ids(source: str, raw: Sequence[RawJob]) -> list[str]:
+    """Return an id for each job: that of the original, then with `.2`, `.3` and so on."""
+    wanted = [_NOT_ID.sub("-", job.source_id) for job in raw]
+    own = set(wanted)
+    uses: Counter[str] = Counter()
+    ids: list[str] = []
+    taken: set[str] = set()
+    for i, name in enumerate(wanted):
+        job_id = name
+        while job_id in taken or (job_id != name and job_id in own):
+            uses[name] += 1
+            job_id = f"{name}.{uses[name] + 1}"
+        if not _ID.fullmatch(job_id):
+            job_id = f"{source}-{i:08d}"
+        taken.add(job_id)
+        ids.append(job_id)
+    return ids
 
 
 def _with_lora(source: str, raw: list[RawJob], seed: int, mix: LoraMix) -> list[JobSpec]:
     first = raw[0].submit_s
-    taken: set[str] = set()
+    ids = _ids(source, raw)
     jobs = []
-    for i, (job, lora) in enumerate(zip(raw, mix.draw(seed, len(raw)), strict=True)):
-        job_id = _NOT_ID.sub("-", job.source_id)
-        if not job_id or not job_id[0].isalnum() or len(job_id) > 64 or job_id in taken:
-            job_id = f"{source}-{i:08d}"
-        taken.add(job_id)
+    for job, job_id, lora in zip(raw, ids, mix.draw(seed, len(raw)), strict=True):
         row: dict[str, Any] = {
             "job_id": job_id,
             "submit_s": job.submit_s - first,

@@ -9,7 +9,9 @@ duration, queue, gpu_time; they are found by name.
 
 Rule: running time is end_time - start_time. The `duration` column is not used: its documentation
 says end - start, but in the published Kalos example rows it is end - submit. The workload type
-becomes the group. Left out: CPU-only jobs, jobs that never ran, rows without a submission time.
+becomes the group. A job that Slurm queued again has a row for each run, with one id and one
+submission: it began anew each time, so the longest run is the job. Left out: CPU-only jobs, jobs
+that never ran or end before they start, rows without a submission time.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moment, number, rows_of
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moments, number, rows_of
 
 _NEEDED: Final = ("job_id", "user", "gpu_num", "type", "submit_time", "start_time", "end_time")
 
@@ -27,10 +29,10 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the GPU jobs of the traces, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
-            start, end = moment(row["start_time"]), moment(row["end_time"])
+            submit, start, end = moments(report, row, "submit_time", "start_time", "end_time")
             job = checked(
                 report,
-                moment(row["submit_time"]),
+                submit,
                 None if start is None or end is None else end - start,
                 number(row["gpu_num"]) or 0.0,
                 user=row["user"],

@@ -11,18 +11,22 @@ instance.
 
 Rule: GPUs are the sum of inst_num x plan_gpu / 100 over the tasks, rounded up (a share of a GPU
 becomes a whole one); the running time goes from the first start of a GPU task to the job's end.
-Left out: jobs that are not Terminated or Failed, have no GPU task, or lack a time.
+Tasks are found by the job's name; where a name was used again, each job has the tasks that started
+in its time. Left out: jobs that are not Terminated or Failed, have no name or no GPU task, lack a
+time, or end before they start.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.files import open_input, text_lines
-from loramux_traces.importers.common import NOT_FINISHED, ImportReport, RawJob, Source, checked, number, rows_of
+from loramux_traces.importers.common import NO_ID, NOT_FINISHED, ImportReport, RawJob, Source, checked, number, rows_of
 from loramux_traces.problems import Problems
 from loramux_traces.tables import csv_rows
 
@@ -53,31 +57,53 @@ def _tables(paths: Sequence[Path]) -> tuple[Path, Path]:
     return widths[len(JOB_COLUMNS)], widths[len(TASK_COLUMNS)]
 
 
-def _gpu_tasks(path: Path) -> dict[str, tuple[float, float]]:
-    """Return for each job (GPUs of its tasks, first start of a GPU task)."""
-    tasks: dict[str, tuple[float, float]] = {}
-    for row in rows_of(path, ImportReport(), TASK_COLUMNS, header=TASK_COLUMNS):
+class _Task(NamedTuple):
+    """A _Task is one GPU task of a job."""
+
+    start_s: float
+    gpus: float
+
+
+def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
+    """Return the GPU tasks of each job; what cannot be read of them is counted."""
+    tasks: dict[str, list[_Task]] = {}
+    own = ImportReport()
+    for row in rows_of(path, own, TASK_COLUMNS, header=TASK_COLUMNS):
         instances, share, start = number(row["inst_num"]), number(row["plan_gpu"]), number(row["start_time"])
-        if not instances or not share or start is None:
-            continue
-        gpus, first = tasks.get(row["job_name"], (0.0, start))
-        tasks[row["job_name"]] = (gpus + instances * share / 100, min(first, start))
+        if not share:
+            continue  # a task on processors alone
+        if instances is None or start is None or instances <= 0 or share < 0:
+            report.beside["GPU tasks without a start or a count"] += 1
+        elif not row["job_name"]:
+            report.beside["GPU tasks without a job name"] += 1
+        else:
+            tasks.setdefault(row["job_name"], []).append(_Task(start, instances * share / 100))
+    report.beside.update({f"rows of tasks: {why}": count for why, count in own.skipped.items()})
     return tasks
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the GPU jobs, in the order of the job table."""
     jobs, tasks = _tables(paths)
-    gpu_tasks = _gpu_tasks(tasks)
-    for row in rows_of(jobs, report, JOB_COLUMNS, header=JOB_COLUMNS):
+    gpu_tasks = _gpu_tasks(tasks, report)
+    rows = list(rows_of(jobs, report, JOB_COLUMNS, header=JOB_COLUMNS))
+    uses = Counter(row["job_name"] for row in rows)
+    for row in rows:
         if row["status"] not in ("Terminated", "Failed"):
             report.skipped[NOT_FINISHED] += 1
             continue
-        gpus, start = gpu_tasks.get(row["job_name"], (0.0, 0.0))
-        end = number(row["end_time"])
-        duration = None if end is None else end - start
+        if not row["job_name"]:
+            report.skipped[NO_ID] += 1
+            continue
+        submit, end = number(row["start_time"]), number(row["end_time"])
+        own = gpu_tasks.get(row["job_name"], [])
+        if uses[row["job_name"]] > 1 and submit is not None:  # a name used again: each has the tasks of its time
+            own = [task for task in own if submit <= task.start_s <= (math.inf if end is None else end)]
+        first = min((task.start_s for task in own), default=None)
+        duration = None if end is None or first is None else end - first
+        gpus = math.fsum(task.gpus for task in own)
         names = {"user": row["user"], "source_id": row["job_name"]}
-        job = checked(report, number(row["start_time"]), duration if gpus else 1.0, gpus, **names)
+        job = checked(report, submit, duration if own else 1.0, gpus, **names)
         if job is not None:
             yield job
 

@@ -6,8 +6,9 @@ That is the raw job it yields, the count of what it skips, and careful parsing o
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +24,11 @@ NO_DURATION: Final = "no running time above 0"
 NO_GPU: Final = "no GPU"
 NOT_FINISHED: Final = "not finished"
 RAGGED: Final = "wrong number of cells"
-REPEATED: Final = "repeated job id"
+REQUEUED: Final = "shorter run of a requeued job"
+NO_ID: Final = "no job id"
+MIXED: Final = "some times with an offset and some without"
 MAX_GPUS: Final = 4096
+_OFFSET: Final = re.compile(r"(?:[Zz]|[+-][0-9]{2}:?[0-9]{2}(?::?[0-9]{2})?)$")
 _ABSENT: Final = frozenset(("", "none", "null", "nan", "nat", "unknown"))
 
 
@@ -40,6 +44,8 @@ class RawJob(NamedTuple):
     user: str = ""
     group: str = ""
     source_id: str = ""
+    """Id in the original, which counts within one file (empty: it has none)."""
+    file: str = ""
 
 
 @dataclass(slots=True)
@@ -47,12 +53,22 @@ class ImportReport:
     """An ImportReport counts the rows that were read, and those left out by reason."""
 
     rows: int = 0
+    processors_per_gpu: int = 1
+    """How many processors were taken as one GPU, where the original has no GPUs."""
     skipped: Counter[str] = field(default_factory=Counter)
+    offsets: Counter[bool] = field(default_factory=Counter)
+    """Rows by whether their times have an offset from UTC."""
+    beside: Counter[str] = field(default_factory=Counter)
+    """What else was left out or read in a way that must be said: parts of rows, other tables."""
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         kept = self.rows - sum(self.skipped.values())
-        return f"{self.rows} rows read, {kept} kept" + (f", skipped: {reasons}" if reasons else "")
+        beside = ", ".join(f"{count} {what}" for what, count in sorted(self.beside.items()))
+        if len(self.offsets) > 1:
+            beside += f"{', ' if beside else ''}{self.offsets[False]} rows whose times have no offset, taken as UTC"
+        said = f"{self.rows} rows read, {kept} kept" + (f", skipped: {reasons}" if reasons else "")
+        return said + (f"; also {beside}" if beside else "")
 
 
 Read = Callable[[Sequence[Path], ImportReport], Iterator[RawJob]]
@@ -73,7 +89,9 @@ class Source:
     real: tuple[str, ...]
     read: Read
     n_files: int | None = None
-    """Number of files it takes; None: one or more, read one after the other."""
+    """Number of files it takes together; None: one or more, each by itself."""
+    counts_processors: bool = False
+    """Whether what becomes the GPUs of a job is its processors."""
 
 
 def number(cell: Any) -> float | None:
@@ -106,6 +124,43 @@ def moment(cell: Any) -> float | None:
         return None
 
 
+def moments(report: ImportReport, row: Mapping[str, Any], *names: str) -> list[float | None]:
+    """Return the epoch seconds of several cells of one row, all None where they do not agree.
+
+    Cells with and without an offset in one row cannot be subtracted; such a row is counted.
+    """
+    texts = [cell.strip() for cell in (row.get(name) for name in names) if isinstance(cell, str)]
+    kinds = {_OFFSET.search(text) is not None for text in texts if text.lower() not in _ABSENT}
+    if len(kinds) > 1:
+        report.beside[f"rows with {MIXED}"] += 1
+        return [None] * len(names)
+    report.offsets.update(kinds)
+    return [moment(row.get(name)) for name in names]
+
+
+def longest_runs(jobs: Iterable[RawJob], report: ImportReport) -> list[RawJob]:
+    """Return the jobs with one row each.
+
+    A scheduler such as Slurm gives a job that it queues again (its node failed, it was preempted)
+    another row with the same id and submission. Such a job begins anew, so its longest run is the
+    job. An id that comes back with another submission, user or file is another job; rows without an
+    id are jobs of their own.
+    """
+    kept: dict[tuple[str, str, str, float], RawJob] = {}
+    alone = []
+    for job in jobs:
+        if not job.source_id:
+            alone.append(job)
+            continue
+        key = (job.file, job.source_id, job.user, job.submit_s)
+        other = kept.get(key)
+        if other is not None:
+            report.skipped[REQUEUED] += 1
+            job = max(job, other, key=lambda run: (run.duration_s, run.num_gpus, run.group))
+        kept[key] = job
+    return [*kept.values(), *alone]
+
+
 def checked(
     report: ImportReport, submit_s: float | None, duration_s: float | None, gpus: float, **names: str
 ) -> RawJob | None:
@@ -121,7 +176,7 @@ def checked(
         report.skipped[NO_GPU if gpus <= 0 else f"more than {MAX_GPUS} GPUs"] += 1
     else:
         # A share of a GPU becomes a whole one, because sharing is decided by the scheduler here.
-        return RawJob(submit_s, max(duration_s, 1e-9), math.ceil(gpus - 1e-9), **names)
+        return RawJob(submit_s, max(duration_s, 1e-9), max(1, math.ceil(gpus - 1e-9)), **names)
     return None
 
 

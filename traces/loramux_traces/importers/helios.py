@@ -6,7 +6,9 @@ end_time, duration, queue; they are found by name.
 
 Rule: `duration` (end - start, seconds) as given; the virtual cluster becomes the group. Left out:
 CPU-only jobs, jobs that never ran (duration 0), rows without a submission time. All final states
-are kept: they held their GPUs.
+are kept: they held their GPUs. Every cluster numbers its jobs from 1, so give the files of several
+clusters as several files; of a job that was queued again (one id, one submission) the longest run
+is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moment, number, rows_of
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moments, number, rows_of
 
 _NEEDED: Final = ("job_id", "user", "vc", "gpu_num", "submit_time", "duration")
 
@@ -26,7 +28,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
         for row in rows_of(path, report, _NEEDED):
             job = checked(
                 report,
-                moment(row["submit_time"]),
+                moments(report, row, "submit_time")[0],
                 number(row["duration"]),
                 number(row["gpu_num"]) or 0.0,
                 user=row["user"],

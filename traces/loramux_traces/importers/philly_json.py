@@ -6,10 +6,10 @@ Original: https://github.com/msr-fiddle/philly-traces (`trace-data.tar.gz`, Git 
 CC-BY-4.0; cite Jeon et al., USENIX ATC 2019. Each job is {status, vc, jobid, attempts:
 [{start_time, end_time, detail: [{ip, gpus: [...]}]}], submitted_time, user}.
 
-Rule: the duration is the sum of the attempts that have both times (an attempt without is a logging
-error or still ran when the log was taken, says the original's README), the GPU count that of the
-largest of them; jobs of no such attempt, of zero running time or of no GPU are left out. The status
-is not used: a job that failed has held its GPUs all the same.
+Rule: the duration is the sum of the attempts that have both times and do not end before they start
+(an attempt without is a logging error or still ran when the log was taken, says the original's
+README), the GPU count that of the largest of them; jobs of no such attempt, of zero running time or
+of no GPU are left out. The status is not used: a job that failed has held its GPUs all the same.
 """
 
 from __future__ import annotations
@@ -20,19 +20,28 @@ from typing import Any, Final
 
 from loramux_traces.documents import json_items
 from loramux_traces.files import open_input, whole_text
-from loramux_traces.importers.common import NOT_FINISHED, ImportReport, RawJob, Source, checked, moment
+from loramux_traces.importers.common import NOT_FINISHED, ImportReport, RawJob, Source, checked, moments
 from loramux_traces.problems import Problems
 
 
-def _attempts(job: dict[str, Any]) -> list[tuple[float, int]]:
-    """Return (seconds, GPUs) of every attempt that has both times."""
+def _attempts(job: dict[str, Any], report: ImportReport) -> list[tuple[float, int]]:
+    """Return (seconds, GPUs) of every attempt that has both times; the others are counted.
+
+    Each is checked by itself: one that ends before it starts (the clock went back in autumn) must
+    not be taken off the others.
+    """
     found = []
-    for attempt in job.get("attempts") or ():
-        if not isinstance(attempt, dict):
+    for attempt in job["attempts"]:
+        detail = attempt.get("detail") if isinstance(attempt, dict) else None
+        if not isinstance(detail, list):
+            report.beside["attempts without machines"] += 1
             continue
-        start, end = moment(attempt.get("start_time")), moment(attempt.get("end_time"))
-        detail = attempt.get("detail")
-        if start is None or end is None or not isinstance(detail, list):
+        start, end = moments(report, attempt, "start_time", "end_time")
+        if start is None or end is None:
+            report.beside["attempts without both times"] += 1
+            continue
+        if end < start:
+            report.beside["attempts that end before they start"] += 1
             continue
         gpus = [m["gpus"] for m in detail if isinstance(m, dict) and isinstance(m.get("gpus"), list)]
         found.append((end - start, sum(map(len, gpus))))
@@ -52,13 +61,13 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                     problems.add(line, "", item, "a Philly job is a mapping with jobid, attempts and submitted_time")
                     continue
                 report.rows += 1
-                attempts = _attempts(item) if isinstance(item["attempts"], list) else []
+                attempts = _attempts(item, report) if isinstance(item["attempts"], list) else []
                 if not attempts:
                     report.skipped[NOT_FINISHED] += 1
                     continue
                 job = checked(
                     report,
-                    moment(item["submitted_time"]),
+                    moments(report, item, "submitted_time")[0],
                     sum(seconds for seconds, _ in attempts),
                     max(gpus for _, gpus in attempts),
                     user=str(item.get("user") or ""),

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moment, number, rows_of
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moments, number, rows_of
 
 _NEEDED: Final = ("timestamp", "duration", "num_gpus")
 
@@ -26,7 +26,13 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
             gpus = number(row["num_gpus"]) or 0.0
-            job = checked(report, moment(row["timestamp"]), number(row["duration"]), gpus, group=row.get("cluster", ""))
+            job = checked(
+                report,
+                moments(report, row, "timestamp")[0],
+                number(row["duration"]),
+                gpus,
+                group=row.get("cluster", ""),
+            )
             if job is not None:
                 yield job
 

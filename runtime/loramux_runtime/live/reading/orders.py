@@ -42,6 +42,8 @@ class ReadOrder:
     rendered_unix_s: float
     """The instant that a chat template writes where it asks for the date."""
     vocab_size: int
+    longest_position: int | None = None
+    """Tokens that the base model was made for, where that is known."""
     before: Before | None = None
 
     def text(self) -> str:

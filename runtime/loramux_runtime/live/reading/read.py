@@ -12,7 +12,7 @@ from loramux_runtime.data import DataConfig, TokenisedRows, Tokenizer, length_st
 from loramux_runtime.data.load import FileReport, OnProgress, tokenise_file
 from loramux_runtime.data.made_from import made_from, what_changed
 from loramux_runtime.data.source import locate
-from loramux_runtime.jobs.job_data import job_data
+from loramux_runtime.jobs.job_data import data_notes, job_data
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
 from loramux_runtime.live.reading.row_files import RowFiles
@@ -85,8 +85,8 @@ class RowReader:
         if data.eval is not None:
             # held-out rows are of the same file, or of one of their own
             kept["eval"] = self._files.keep_choice(*kept_tokens[-1], data.eval)
-        notes = [str(data.report)] + ([f"held out: {data.eval_report}"] if data.eval_report is not None else [])
-        return self._found(order, data.train, digest, kept, data.made_from, tuple(notes))
+        notes = data_notes(data, order.longest_position)
+        return self._found(order, data.train, digest, kept, data.made_from, notes)
 
     def _as_kept(self, order: ReadOrder, job: TrainJob, before: Before, at: datetime) -> ReadAnswer | None:
         """Return the answer for a job whose rows are still kept, or None where they are not."""
@@ -131,9 +131,8 @@ class RowReader:
     ) -> tuple[str, TokenisedRows, FileReport]:
         """Return the kept rows of a file, read and tokenised unless they are known."""
         still = _still(path)
-        dated = tokenizer.has_chat_template and tokenizer.chat_template().tells_time
         settings = config.model_dump_json(exclude=set(_SPLIT_FIELDS))
-        key = f"{path}|{still}|{settings}|{vocab_size}|{at.isoformat() if dated else ''}"
+        key = f"{path}|{still}|{settings}|{vocab_size}|{at.isoformat() if tokenizer.tells_time else ''}"
         found = self._known.pop(key, None)
         if found is None:
             rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, sign)

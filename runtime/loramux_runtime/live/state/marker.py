@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from loramux_runtime.live.state.same_folder import Node
+from loramux_runtime.live.state.nodes import Node
 
 MARKER: Final = "doing"
 Phase = Literal["idle", "decide", "admit", "step", "save", "stopped"]

@@ -7,29 +7,23 @@ its files open. Whatever is written then goes into the void, or into somebody el
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from loramux_runtime.live.state.nodes import Node, node
+from loramux_runtime.live.state.store import DATABASE, Store
 from loramux_traces.errors import StateError
+from loramux_traces.locking import LOCK
 
-Node = tuple[int, int]
-"""Device and inode of a file."""
 _APPLICATION_ID_AT: Final = 68
 """Where a SQLite file has its application id (big-endian, four bytes)."""
 
 
 class FolderGone(StateError):
     """The state folder, or a file of the queue, is not the one that this process has open."""
-
-
-def node(path: Path) -> Node | None:
-    """Return the device and inode of a file or folder; None where there is none."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 class SameFolder:
@@ -62,6 +56,20 @@ class SameFolder:
             raise FolderGone(
                 f"{self._folder}: {self._database} has been overwritten while the scheduler ran on it; {_LOST}"
             )
+
+
+def watch_folder(store: Store) -> SameFolder:
+    """Return what notices that a scheduler's folder is another one; it puts a mark on its queue."""
+    with store.errors():
+        mark = int(store.db.execute("PRAGMA application_id").fetchone()[0])
+        if not mark:
+            mark = 1 + secrets.randbelow(2**31 - 1)
+            store.db.execute(f"PRAGMA application_id={mark}")
+        # the mark has to be in the file itself, not in the log before it
+        store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # the log is there from now on
+        store.set_facts(watched_unix_s=time.time())
+    return SameFolder(store.folder, (DATABASE, f"{DATABASE}-wal", LOCK), DATABASE, mark)
 
 
 _LOST: Final = "the scheduler ends here, and writes nothing more"

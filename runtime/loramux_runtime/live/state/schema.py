@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
@@ -75,3 +76,9 @@ ADDED_COLUMNS: Final = {
 """Columns of `jobs` that came after version 1; a scheduler adds them to an older folder."""
 NO_VALUES: Final = {"kept": None, "made_from": None, "trusted": 0, "admission_deaths": 0, "notes": ""}
 """What a job has in columns that its folder lacks."""
+
+
+def missing_columns(db: sqlite3.Connection) -> dict[str, str]:
+    """Return the columns of a job that a database lacks; none where it has been retired."""
+    known = {row["name"] for row in db.execute("PRAGMA table_info(jobs)")}
+    return {name: kind for name, kind in ADDED_COLUMNS.items() if known and name not in known}

@@ -10,19 +10,17 @@ in a tenth of a second.
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import quote
 
+from loramux_runtime.live.state.connection import WAL_S, looked_at, to_wal
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
-from loramux_runtime.live.state.same_folder import SameFolder
-from loramux_runtime.live.state.schema import ADDED_COLUMNS, NO_VALUES, SCHEMA, SCHEMA_VERSION
+from loramux_runtime.live.state.schema import NO_VALUES, SCHEMA, SCHEMA_VERSION, missing_columns
 from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
 from loramux_traces.locking import LOCK, owned
@@ -34,14 +32,10 @@ OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, 
 """Files that a scheduler leaves in its folder before it has come up."""
 PATIENCE_S: Final = 30.0
 """Seconds that a command waits for another process's lock."""
-WAL_S: Final = 10.0
-"""Seconds to wait for a process that makes the same folder at the same moment.
-
-SQLite waits for nobody when it turns to WAL.
-"""
 
 
-def _job(row: sqlite3.Row) -> JobRow:
+def as_job(row: sqlite3.Row) -> JobRow:
+    """Return a row of the table `jobs` with every column."""
     # a folder of an older version that may only be read lacks the columns that came later
     return cast(JobRow, {**NO_VALUES, **dict(row)})
 
@@ -63,29 +57,6 @@ def discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def _looked_at(path: Path) -> sqlite3.Connection:
-    """Open a database in a folder that cannot be written.
-
-    SQLite needs the -shm file of one in use; without one nobody writes, and the file is all there
-    is.
-    """
-    mode = "mode=ro" if path.with_name(path.name + "-shm").exists() else "immutable=1"
-    uri = f"file:{quote(str(path.absolute()))}?{mode}"
-    return sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None)
-
-
-def _to_wal(db: sqlite3.Connection) -> None:
-    until = time.monotonic() + WAL_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(0.02)
-
-
 def _busy(error: sqlite3.DatabaseError) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -105,12 +76,12 @@ class Store:
             raise StateError(f"{folder}: no scheduler's state is here (no {DATABASE}); loramux run makes it")
         if path.is_symlink():
             raise StateError(f"{path}: is a symlink")
-        with self._errors():
+        with self.errors():
             if read_only:
-                self._db = _looked_at(path)
+                self._db = looked_at(path)
             else:
                 self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-                _to_wal(self._db)
+                to_wal(self._db)
                 self._db.execute("PRAGMA synchronous=FULL")
             self._db.row_factory = sqlite3.Row
             self.be_patient(PATIENCE_S)
@@ -125,7 +96,8 @@ class Store:
             raise StateError(f"{path}: schema_version is {found!r}, this loramux reads {SCHEMA_VERSION}")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into StateErrors while it is entered."""
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -149,33 +121,16 @@ class Store:
 
     def be_patient(self, seconds: float) -> None:
         """Wait so long, from now on, for the lock of another process (`BusyError` after that)."""
-        with self._errors():
+        with self.errors():
             self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
-
-    def _missing(self) -> dict[str, str]:
-        """Return the columns of a job that the folder lacks; nothing where it has been retired."""
-        known = {row["name"] for row in self._db.execute("PRAGMA table_info(jobs)")}
-        return {name: kind for name, kind in ADDED_COLUMNS.items() if known and name not in known}
 
     def _add_columns(self) -> None:
         """Give a folder of an older version the columns of a job that it lacks."""
-        if self._missing():
+        if missing_columns(self._db):
             with self.transaction():
                 # somebody else may have come first
-                for name, kind in self._missing().items():
+                for name, kind in missing_columns(self._db).items():
                     self._db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
-
-    def watch_folder(self) -> SameFolder:
-        """Return what notices that the folder is another one (for its scheduler)."""
-        with self._errors():
-            mark = int(self._db.execute("PRAGMA application_id").fetchone()[0])
-            if not mark:
-                mark = 1 + secrets.randbelow(2**31 - 1)
-                self._db.execute(f"PRAGMA application_id={mark}")
-            # the mark has to be in the file itself, not in the log before it
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.set_facts(watched_unix_s=time.time())
-        return SameFolder(self.folder, (DATABASE, f"{DATABASE}-wal", LOCK), DATABASE, mark)
 
     def _make(self) -> None:
         with self.transaction():
@@ -210,7 +165,7 @@ class Store:
         if self._db.in_transaction:
             yield
             return
-        with self._errors():
+        with self.errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -226,20 +181,20 @@ class Store:
 
         To ask for it is cheap: no file is read.
         """
-        with self._errors():
+        with self.errors():
             return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     # -- facts of the scheduler
 
     def fact(self, name: str, default: Any = None) -> Any:
         """Return a fact by name; it is any JSON value."""
-        with self._errors():
+        with self.errors():
             row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row["value"])
 
     def facts(self) -> dict[str, Any]:
         """Return all facts by name."""
-        with self._errors():
+        with self.errors():
             return {row["name"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM facts")}
 
     def set_facts(self, **facts: Any) -> None:
@@ -262,6 +217,9 @@ class Store:
         now = time.time()
         with self.transaction():
             for config, folder, when_s in jobs:
+                if (self.folder / "adapters" / config["id"]).exists():
+                    # its job has been pruned: another of that name would take its place
+                    raise UsageError(f"job {config['id']}: adapters/{config['id']} is there already; move it away")
                 values = {
                     "job_id": config["id"],
                     "config": json_text(config),
@@ -284,31 +242,41 @@ class Store:
     def jobs(self, *states: str) -> list[JobRow]:
         """Return the jobs in these states (none given: all), in order of submission."""
         where = f" WHERE state IN ({', '.join('?' * len(states))})" if states else ""
-        with self._errors():
-            return [_job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
+        with self.errors():
+            return [as_job(row) for row in self._db.execute(f"SELECT * FROM jobs{where} ORDER BY seq", states)]
 
     def count(self, *states: str, by_s: float) -> int:
         """Count the jobs in these states that were submitted by then."""
         text = f"SELECT COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(states))}) AND submit_s <= ?"
-        with self._errors():
+        with self.errors():
             return int(self._db.execute(text, (*states, by_s)).fetchone()[0])
 
     def jobs_after(self, seq: int, most: int | None = None) -> list[JobRow]:
         """Return the jobs submitted after the one of this number (no more than `most`)."""
         text = "SELECT * FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
-        with self._errors():
-            return [_job(row) for row in self._db.execute(text, (seq, -1 if most is None else most))]
+        with self.errors():
+            return [as_job(row) for row in self._db.execute(text, (seq, -1 if most is None else most))]
 
     def job(self, job_id: str) -> JobRow:
         """Return one job; UsageError where there is none."""
         row = None
         # other texts are no ids, and bytes that are no text cannot even be asked for
         if job_id.isascii():
-            with self._errors():
+            with self.errors():
                 row = self._db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise UsageError(f"no job is called {printable(job_id, 64)!r}")
-        return _job(row)
+        return as_job(row)
+
+    def has_job(self, job_id: str) -> bool:
+        """Return whether there is a job of that name."""
+        with self.errors():
+            return self._db.execute("SELECT 1 FROM jobs WHERE job_id = ?", (job_id,)).fetchone() is not None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for the other modules of this room."""
+        return self._db
 
     def update(self, job_id: str, **values: Any) -> None:
         """Set columns of a job."""
@@ -335,7 +303,7 @@ class Store:
     def records(self, job_id: str, after_step: int = 0) -> list[Fields]:
         """Return the training records of a job in order of their steps."""
         text = "SELECT record FROM training WHERE job_id = ? AND step > ? ORDER BY step"
-        with self._errors():
+        with self.errors():
             return [json.loads(row["record"]) for row in self._db.execute(text, (job_id, after_step))]
 
     # -- the event log
@@ -349,7 +317,7 @@ class Store:
 
     def events(self) -> Iterator[Fields]:
         """Yield the event log in the order in which things happened."""
-        with self._errors():
+        with self.errors():
             for row in self._db.execute("SELECT row FROM events ORDER BY seq"):
                 yield json.loads(row["row"])
 
@@ -366,7 +334,7 @@ class Store:
     def samples(self) -> list[tuple[float, int, float, int, int]]:
         """Return all samples, in order."""
         names = "t_s, device_id, memory_bytes, residents, waiting"
-        with self._errors():
+        with self.errors():
             return [tuple(row) for row in self._db.execute(f"SELECT {names} FROM samples ORDER BY seq")]
 
     # -- commands
@@ -382,7 +350,7 @@ class Store:
 
     def open_commands(self) -> list[CommandRow]:
         """Return the commands that have not been carried out, oldest first."""
-        with self._errors():
+        with self.errors():
             found = self._db.execute("SELECT * FROM commands WHERE done_unix_s IS NULL ORDER BY seq")
             return [cast(CommandRow, dict(row)) for row in found]
 
@@ -396,6 +364,6 @@ class Store:
 
     def answered(self, number: int) -> CommandRow | None:
         """Return a command once it has been carried out or refused, else None."""
-        with self._errors():
+        with self.errors():
             row = self._db.execute("SELECT * FROM commands WHERE seq = ?", (number,)).fetchone()
         return None if row is None or row["done_unix_s"] is None else cast(CommandRow, dict(row))

@@ -19,6 +19,7 @@ from 0.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -143,8 +144,9 @@ def prometheus_text(status: Mapping[str, Any]) -> str:
     add(Family("loramux_scheduler_info", "What the scheduler runs; always 1.", ""), [(facts, 1)])
     for family in SCHEDULER:
         add(family, [({}, status.get(family.key))])
-    add(Family("loramux_jobs", "Jobs by state.", ""), _by_state(jobs))
-    left_out = len(jobs) - len(shown)
+    counts = _by_state(status.get("states"), jobs)
+    add(Family("loramux_jobs", "Jobs by state.", ""), counts)
+    left_out = sum(int(count or 0) for _, count in counts) - len(shown)
     add(
         Family("loramux_jobs_without_series", "Jobs that loramux_jobs counts and no series shows.", ""),
         [({}, left_out)],
@@ -178,10 +180,10 @@ def _ended_s(job: Mapping[str, Any]) -> float:
     return float(job.get("submit_s") or 0.0) if at_s is None else float(at_s)
 
 
-def _by_state(jobs: Iterable[Mapping[str, Any]]) -> list[tuple[Labels, Value]]:
+def _by_state(states: Mapping[str, int] | None, jobs: Iterable[Mapping[str, Any]]) -> list[tuple[Labels, Value]]:
+    """Return the counts of all jobs; of those that are listed where there are no others."""
     counts = dict.fromkeys((*OPEN, *ENDED), 0)
-    for job in jobs:
-        counts[job["state"]] = counts.get(job["state"], 0) + 1
+    counts.update(Counter(job["state"] for job in jobs) if states is None else states)
     return [({"state": state}, count) for state, count in counts.items()]
 
 

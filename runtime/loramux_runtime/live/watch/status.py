@@ -9,6 +9,8 @@ import time
 from typing import Any, Final
 
 from loramux_runtime.live.state.job_rows import DRAINING, QUEUED, RUNNING, WAITING, JobRow
+from loramux_runtime.live.state.marker import read_marker
+from loramux_runtime.live.state.retention import RECENT_JOBS, newest, totals
 from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
 
@@ -39,15 +41,18 @@ _FACTS: Final[dict[str, Any]] = {
 }
 
 
-def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
+def read_status(store: Store, *, ended: bool = False, most_ended: int | None = RECENT_JOBS) -> dict[str, Any]:
     """Return the status in JSON types only, never NaN.
 
-    Times are in seconds since the state folder began; bytes are of the device.
+    Times are in seconds since the state folder began; bytes are of the device. `jobs` are those
+    that have not ended and the `most_ended` that ended last (None: all); `states` counts all.
 
     `ended`: asked for by a scheduler that has ended, and only holds the folder still.
     """
     pid = None if ended else owner(store.folder)
-    rows = store.jobs()
+    rows = newest(store, most_ended)
+    doing = read_marker(store.folder) if pid is not None else None
+    unsaved_since_s = None if doing is None else doing.unsaved_since_s
     known = store.facts()
     facts = {name: known.get(name, default) for name, default in _FACTS.items()}
     now_s = known.get("now_s", 0.0)
@@ -66,8 +71,8 @@ def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
         "updated_unix_s": updated,
         **facts,
         "restarts": known.get("restarts", 0),
-        "oom_events": sum(row["oom_events"] for row in rows),
-        "preemptions": sum(row["preemptions"] for row in rows),
+        **totals(store),
+        "unsaved_s": None if unsaved_since_s is None else max(0.0, time.monotonic() - unsaved_since_s),
         "jobs": [_job(row, now_s, running=pid is not None, draining=facts["draining"]) for row in rows],
     }
 
@@ -75,6 +80,7 @@ def read_status(store: Store, *, ended: bool = False) -> dict[str, Any]:
 def _job(row: JobRow, now_s: float, *, running: bool, draining: bool) -> dict[str, Any]:
     job = {name: row[name] for name in _COLUMNS}
     job["why"] = row["why"] or row["reason"]
+    job["notes"] = row["notes"]
     if row["state"] == QUEUED and not (job["why"] and running):
         ahead_s = (row["submit_s"] or 0.0) - now_s
         if not running:
@@ -82,7 +88,7 @@ def _job(row: JobRow, now_s: float, *, running: bool, draining: bool) -> dict[st
         elif ahead_s > 0.0:
             job["why"] = f"is submitted in {ahead_s:.0f} s"
         else:
-            job["why"] = DRAINING if draining else "not looked at yet"
+            job["why"] = DRAINING if draining else "its rows are still to be read"
     elif row["state"] in (RUNNING, WAITING) and not running:
         job |= {"state": WAITING, "why": "no scheduler is running", "tokens_per_s": None, "expected_finish_s": None}
     return job

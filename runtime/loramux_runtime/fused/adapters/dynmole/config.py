@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loramux_runtime.fused.adapters.checks import check_lora
+from loramux_runtime.fused.adapters.checks import check_experts, check_lora, check_number, check_whole
+from loramux_traces.limits import LARGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +40,17 @@ class DynMoleConfig:
     normalised_entropy: bool = True
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout)
+        check_lora(self)
+        check_experts(self.num_experts)
         q = self.entropy_index
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, not {self.num_experts}")
-        if not 0 < q < float("inf") or (q != 1.0 and abs(q - 1.0) < 1e-2):
+        check_number("entropy_index", q, 0.0, LARGEST)
+        if q == 0 or (q != 1.0 and abs(q - 1.0) < 1e-2):
             raise ValueError(f"entropy_index must be 1, or above 0 and at least 0.01 away from 1, not {q}")
-        if not 0.0 <= self.entropy_eps < 1.0:
-            raise ValueError(f"entropy_eps must be from 0 to below 1, not {self.entropy_eps}")
-        if not 0 <= self.keep_top_k <= self.num_experts:
-            raise ValueError(f"keep_top_k must be from 0 to num_experts ({self.num_experts}), not {self.keep_top_k}")
-        if not 0.0 <= self.top_p <= 1.0:
-            raise ValueError(f"top_p must be from 0 to 1, not {self.top_p}")
-        if not self.entropy_threshold >= 0.0:
-            raise ValueError(f"entropy_threshold must not be negative, not {self.entropy_threshold}")
+        check_number("entropy_eps", self.entropy_eps, 0.0, 1.0)
+        if self.entropy_eps == 1.0:
+            raise ValueError("entropy_eps must be below 1, not 1")
+        check_whole("keep_top_k", self.keep_top_k, 0, self.num_experts)
+        check_number("top_p", self.top_p, 0.0, 1.0)
+        check_number("entropy_threshold", self.entropy_threshold, 0.0, float("inf"))
+        check_number("router_aux_loss_coef", self.router_aux_loss_coef, -LARGEST, LARGEST)
+        check_number("router_dyn_loss_coef", self.router_dyn_loss_coef, -LARGEST, LARGEST)

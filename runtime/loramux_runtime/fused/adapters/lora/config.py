@@ -24,4 +24,4 @@ class LoraConfig:
     """Weight-decomposed: the direction W + s B A with a trained magnitude per output."""
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout)
+        check_lora(self)

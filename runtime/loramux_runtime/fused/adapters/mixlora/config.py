@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loramux_runtime.fused.adapters.checks import check_lora
+from loramux_runtime.fused.adapters.checks import check_experts, check_lora, check_names, check_number, check_whole
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_traces.limits import LARGEST
 
 FFN = ("gate_proj", "up_proj", "down_proj")
 
@@ -39,11 +40,12 @@ class MixLoraConfig:
     """Whether experts are DoRA's: the down-projection then runs on every slot instead of once."""
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout)
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, not {self.num_experts}")
-        if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(f"top_k must be from 1 to num_experts ({self.num_experts}), not {self.top_k}")
+        check_lora(self)
+        check_experts(self.num_experts)
+        check_whole("top_k", self.top_k, 1, self.num_experts)
+        check_number("router_aux_loss_coef", self.router_aux_loss_coef, -LARGEST, LARGEST)
+        check_number("router_init_std", self.router_init_std, 0.0, LARGEST)
+        check_names("expert_modules", self.expert_modules)
         unknown = [name for name in self.expert_modules if name not in FFN]
         if unknown or not self.expert_modules:
             raise ValueError(f"expert_modules must be some of {', '.join(FFN)}, not {self.expert_modules}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loramux_profiles.widths import experts_by_layer
-from loramux_runtime.fused.adapters.checks import check_lora
+from loramux_runtime.fused.adapters.checks import check_experts, check_lora, check_number, check_whole
+from loramux_traces.limits import LARGEST, MAX_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,14 @@ class MolaConfig:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout)
-        counts = (self.num_experts,) if isinstance(self.num_experts, int) else self.num_experts
-        if not counts or min(counts) < 1:
-            raise ValueError(f"num_experts must be at least 1, not {self.num_experts}")
-        if not 1 <= self.top_k <= min(counts):
-            raise ValueError(f"top_k must be from 1 to the fewest experts of a layer ({min(counts)}), not {self.top_k}")
+        check_lora(self)
+        counts = self.num_experts if isinstance(self.num_experts, list | tuple) else (self.num_experts,)
+        if not 1 <= len(counts) <= MAX_NAMES:
+            raise ValueError(f"num_experts must be 1 to {MAX_NAMES} numbers, not {len(counts)}")
+        for count in counts:
+            check_experts(count)
+        check_whole("top_k", self.top_k, 1, min(counts))
+        check_number("router_aux_loss_coef", self.router_aux_loss_coef, -LARGEST, LARGEST)
 
     def experts_of(self, layer: int, layers: int) -> int:
         """Return the number of experts of a layer.
@@ -57,6 +60,5 @@ class LoraMoeConfig:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout)
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, not {self.num_experts}")
+        check_lora(self)
+        check_experts(self.num_experts)

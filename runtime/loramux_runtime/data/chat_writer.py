@@ -1,0 +1,142 @@
+"""This module writes chats with the model's own template, and says what of them is learned.
+
+Where a template does not show where an earlier answer is, only the last one is learned. What a
+template leaves out of a chat is refused: nobody would see that it is not learned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+
+from loramux_runtime.data.chat_answers import AnswerFinder
+from loramux_runtime.data.chat_losses import LossCheck, Tools
+from loramux_runtime.data.templates import Message, Rendered, Span
+from loramux_runtime.data.tokenizer import Tokenizer
+
+
+class ChatWriter:
+    """Writes the chats of one job; the template is told that it is `rendered_at`."""
+
+    def __init__(self, tokenizer: Tokenizer, rendered_at: datetime) -> None:
+        self._tokenizer = tokenizer
+        self._rendered_at = rendered_at
+        self._closes: bool | None = None
+        self._losses = LossCheck(self._chat)
+
+    def write(self, messages: Sequence[Message], tools: Tools) -> Rendered:
+        """Return a chat in the model's own template; its last message must be an answer.
+
+        Raises ValueError for a conversation that the template refuses, or of which it leaves out
+        what a turn says.
+        """
+        messages, full = self._whole(self._as_known(messages, tools), tools)
+        template = self._tokenizer.chat_template(tools=tools is not None)
+        knows = template.names("reasoning_content", "thinking")
+        left_out = self._losses.check(messages, tools, full, knows_reasoning=knows)
+        spans: list[Span] = []
+        lost = False
+        finder = AnswerFinder(partial(self._chat, tools=tools), self._unclosed, messages, full)
+        for index, message in enumerate(messages):
+            if message.role != "assistant" or not (message.learned or index == len(messages) - 1):
+                continue
+            if lost and index < len(messages) - 1:
+                continue
+            span = finder.span(index)
+            if span is not None:
+                spans.append(span)
+            elif index < len(messages) - 1:
+                lost = True
+            else:
+                raise ValueError("the model's chat template does not show where its answer begins; use another one")
+        return Rendered(
+            full,
+            tuple(spans[-1:] if lost else spans),
+            add_special=False,
+            closed=self._closes_conversations(),
+            last_turn_only=lost,
+            reasoning_left_out=left_out,
+        )
+
+    def _chat(self, messages: Sequence[Message], tools: Tools = None, *, ask: bool = False) -> str:
+        """Return a conversation as the template writes it; ValueError where it refuses it."""
+        return self._tokenizer.chat(messages, ask=ask, tools=tools, rendered_at=self._rendered_at)
+
+    def _whole(self, messages: list[Message], tools: Tools) -> tuple[list[Message], str]:
+        """Return the chat as text, and its messages in the form that the template takes.
+
+        Templates differ in how they read a call without text and the arguments of a call. Raises
+        ValueError, with what the template may want instead, where it takes none.
+        """
+        try:
+            return messages, self._chat(messages, tools)
+        except ValueError as error:
+            refusal = error
+        if any("tool_calls" in message.extra for message in messages):
+            with_text = [replace(message, content=message.content or "") for message in messages]
+            for form in (with_text, [_arguments_as_text(message) for message in with_text]):
+                try:
+                    return form, self._chat(form, tools)
+                except ValueError:
+                    continue
+        raise ValueError(f"{refusal}{self._hint(messages, tools)}") from refusal
+
+    def _hint(self, messages: list[Message], tools: Tools) -> str:
+        """Return what about the roles a template does not take, where it takes the rest."""
+        users = [message for message in messages if message.role != "system"]
+        systems = messages[: len(messages) - len(users)]
+        asked = Message("user", "a")
+        forms = (
+            (users, "no system turn"),
+            ([*systems, asked, *users], "a user's turn first"),
+            ([asked, *users], "no system turn and a user's turn first"),
+        )
+        for form, wish in forms:
+            if form and form != messages:
+                try:
+                    self._chat(form, tools)
+                except ValueError:
+                    continue
+                return f" (it would take this row with {wish})"
+        return ""
+
+    def _as_known(self, messages: Sequence[Message], tools: Tools) -> list[Message]:
+        """Return the messages, with a developer as system where the template knows no other."""
+        if self._tokenizer.chat_template(tools=tools is not None).names("developer"):
+            return list(messages)
+        return [replace(m, role="system") if m.role == "developer" else m for m in messages]
+
+    def _unclosed(self, text: str) -> str:
+        """Return a conversation without the end of sequence that the template closes it with."""
+        return text.rstrip().removesuffix(self._tokenizer.eos_text)
+
+    def _closes_conversations(self) -> bool:
+        """Return whether the template writes an end of sequence after the last turn's own end."""
+        if self._closes is None:
+            eos = self._tokenizer.eos_text
+            asked, answer = Message("user", "a"), Message("assistant", "b")
+            try:
+                told, more = self._chat([asked, answer]), self._chat([asked, answer, asked])
+            except ValueError:
+                self._closes = False
+            else:
+                ends = told.rstrip().endswith(eos)
+                self._closes = ends and more.startswith(self._unclosed(told)) and not more.startswith(told.rstrip())
+        return self._closes
+
+
+def _arguments_as_text(message: Message) -> Message:
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
+        }
+        for call in message.extra.get("tool_calls", ())
+    ]
+    return replace(message, extra={**message.extra, "tool_calls": calls}) if calls else message

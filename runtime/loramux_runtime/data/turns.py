@@ -1,0 +1,293 @@
+"""This module reads the turns of a chat, in the forms of OpenAI, ShareGPT, Gemini and trainers.
+
+A turn of an assistant is learned unless it says otherwise (weight: 0, train: false).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from loramux_runtime.data.columns import Unused, empty, unpacked, without_nulls
+from loramux_runtime.data.templates import Message
+from loramux_traces.problems import Problems
+
+#: Longest text of one field, in characters; a line of a file has the same limit in bytes.
+MAX_TEXT: Final = 1 << 20
+#: Most turns of one chat.
+MAX_TURNS: Final = 1000
+#: Most tools of one chat, and calls of one turn.
+MAX_TOOLS: Final = 1000
+#: Who speaks, by the names that OpenAI, ShareGPT and Gemini give them, in any case.
+ROLES: Final = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+}
+_WHO: Final = ("role", "from")
+_WHAT: Final = ("content", "value", "parts")
+_LEARN: Final = ("weight", "train", "training", "loss")
+_REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
+_BARRED: Final = {
+    "mask": "may mean either; say weight: 0 or train: false of a turn that is not to be learned",
+    "train_detail": "is not supported: a turn is learned as a whole or not at all (train: true or false)",
+    "training_detail": "is not supported: a turn is learned as a whole or not at all (training: true or false)",
+    "images": "cannot be read: loramux trains on text",
+    "image": "cannot be read: loramux trains on text",
+    "audio": "cannot be read: loramux trains on text",
+    "videos": "cannot be read: loramux trains on text",
+}
+
+
+class Texts:
+    """Checks texts of rows; what is wrong with one is noted in `problems`."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+
+    def checked(self, line: int, column: str, value: Any, required: str) -> str | None:
+        """Return `value` if it is proper text; otherwise note a problem and return None.
+
+        Where text is not `required`, None counts as empty text.
+        """
+        if value is None and not required:
+            return ""
+        if value is None:
+            allowed = f"is required: text ({required})"
+        elif not isinstance(value, str):
+            allowed = "must be text"
+        elif len(value) > MAX_TEXT:
+            allowed = f"may have at most {MAX_TEXT} characters"
+        elif required and not value.strip():
+            allowed = "must not be empty"
+        elif not _encodable(value):
+            value, allowed = "", "must be Unicode text (it holds half of a surrogate pair)"
+        else:
+            return value
+        self._problems.add(line, column, value, allowed)
+        return None
+
+    def joined(self, line: int, column: str, value: Any, unused: Unused) -> Any:
+        """Return the text of a list of content parts, and any other value as it is.
+
+        None stands for parts of which one is no text; that is noted.
+        """
+        if not isinstance(value, list | tuple):
+            return value
+        texts = []
+        for at, part in enumerate(value):
+            if isinstance(part, str):
+                texts.append(part)
+                continue
+            where = f"{column}[{at}]"
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if not isinstance(part, Mapping) or (kind is not None and kind not in _TEXT_PARTS):
+                said = part if kind is None else kind
+                self._problems.add(
+                    line, where if kind is None else f"{where}.type", said, "must be text: loramux trains on text"
+                )
+                return None
+            text = self.checked(line, f"{where}.text", part.get("text"), "" if part.get("text") == "" else "a part")
+            if text is None:
+                return None
+            unused.rest(part, {"type", "text"}, "content[].")
+            texts.append(text)
+        return "".join(texts)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class TurnReader:
+    """Turns lists of turns into messages; with `nulls_absent`, keys that are null are missing.
+
+    With `answers_only` turns may say that they are not learned.
+    """
+
+    def __init__(
+        self, problems: Problems, texts: Texts, unused: Unused, *, nulls_absent: bool, answers_only: bool
+    ) -> None:
+        self._answers_only = answers_only
+        self._problems = problems
+        self._texts = texts
+        self._unused = unused
+        self._nulls_absent = nulls_absent
+
+    def turns(self, line: int, column: str, turns: Any, *, learned: bool = True) -> list[Message] | None:
+        """Return the messages of a list of turns, or None if one of them is bad."""
+        turns = unpacked(turns)
+        if not isinstance(turns, Sequence) or isinstance(turns, str | bytes) or not 0 < len(turns) <= MAX_TURNS:
+            allowed = f"must be a list of 1 to {MAX_TURNS} turns, each with role and content, or from and value"
+            self._problems.add(line, column, turns, allowed)
+            return None
+        messages = [self._turn(line, f"{column}[{i}]", turn, learned) for i, turn in enumerate(turns)]
+        good = [message for message in messages if message is not None]
+        return good if len(good) == len(messages) else None
+
+    def _turn(self, line: int, column: str, turn: Any, learned: bool) -> Message | None:
+        who = what = None
+        if isinstance(turn, Mapping):
+            who = next((key for key in _WHO if turn.get(key) is not None), None)
+            what = next((key for key in _WHAT if turn.get(key) is not None), None)
+        if who is None:
+            self._problems.add(line, column, turn, "a turn must have role and content, or from and value")
+            return None
+        said = turn[who]
+        role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+        if role is None:
+            self._problems.add(line, f"{column}.{who}", said, f"must be one of {', '.join(ROLES)}")
+            return None
+        before = self._problems.total
+        what = what or ("value" if who == "from" else "content")
+        used = {who, what, *_LEARN}
+        for name, allowed in _BARRED.items():
+            if not empty(turn.get(name)):
+                self._problems.add(line, f"{column}.{name}", turn[name], allowed)
+        is_learned = self._learned(line, column, turn, role) and learned
+        extra = self._extra(line, column, turn, role, used)
+        content = self._texts.joined(line, f"{column}.{what}", turn.get(what), self._unused)
+        if self._problems.total > before:
+            return None
+        # System and user turns may be empty, but not missing; an empty answer teaches nothing but
+        # to stop. A call of a tool needs no text beside it.
+        if "tool_calls" in extra and empty(content):
+            content = None
+        else:
+            required = "an answer" if role == "assistant" or content is None else ""
+            content = self._texts.checked(line, f"{column}.{what}", content, required)
+            if content is None:
+                return None
+        self._unused.rest(turn, used, "turn.")
+        return Message(role, content, is_learned, extra)
+
+    def _learned(self, line: int, column: str, turn: Mapping[Any, Any], role: str) -> bool:
+        """Return whether the turn's own marks let it be learned."""
+        marks = {name: turn[name] for name in _LEARN if turn.get(name) is not None}
+        for name, value in marks.items():
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
+                allowed = (
+                    "must be 0 or 1: a turn is learned or it is not" if name == "weight" else "must be true or false"
+                )
+                self._problems.add(line, f"{column}.{name}", value, allowed)
+                return True
+        if len({bool(value) for value in marks.values()}) > 1:
+            self._problems.add(line, f"{column}.{next(iter(marks))}", "", f"contradicts {', '.join(list(marks)[1:])}")
+        if not self._answers_only and not all(marks.values()):
+            name = next(name for name, value in marks.items() if not value)
+            self._problems.add(
+                line, f"{column}.{name}", marks[name], "needs answers_only: true (it is false: all is learned)"
+            )
+        if role != "assistant":
+            for name, value in marks.items():
+                if value:
+                    self._unused.add(f"turn.{name} of a {role} turn (only answers are learned)")
+        return all(marks.values())
+
+    def _extra(self, line: int, column: str, turn: Mapping[Any, Any], role: str, used: set[str]) -> dict[str, Any]:
+        extra: dict[str, Any] = {}
+        if role == "tool":
+            for name in ("name", "tool_call_id"):
+                if isinstance(turn.get(name), str) and _encodable(turn[name]):
+                    extra[name] = turn[name]
+                    used.add(name)
+        if role != "assistant":
+            return extra
+        reasoning = next((name for name in _REASONING if not empty(turn.get(name))), None)
+        if reasoning is not None:
+            text = self._texts.checked(line, f"{column}.{reasoning}", turn[reasoning], "reasoning")
+            # Templates read it by either name.
+            extra.update(reasoning_content=text, thinking=text)
+            used.update(name for name in _REASONING if turn.get(name) in (None, turn[reasoning]))
+        calls = unpacked(turn.get("tool_calls"))
+        name = "tool_calls"
+        if empty(calls) and not empty(turn.get("function_call")):
+            name, calls = "function_call", [unpacked(turn["function_call"])]
+        if not empty(calls):
+            used.add(name)
+            found = self._calls(line, f"{column}.{name}", calls)
+            if found is not None:
+                extra["tool_calls"] = found
+        return extra
+
+    def _calls(self, line: int, column: str, calls: Any) -> list[dict[str, Any]] | None:
+        if not isinstance(calls, list | tuple) or len(calls) > MAX_TOOLS:
+            self._problems.add(line, column, calls, f"must be a list of at most {MAX_TOOLS} calls with function")
+            return None
+        found = []
+        for at, call in enumerate(calls):
+            where = f"{column}[{at}]"
+            function = call.get("function", call) if isinstance(call, Mapping) else None
+            name = function.get("name") if isinstance(function, Mapping) else None
+            if not isinstance(function, Mapping) or not isinstance(name, str) or not name or not _encodable(name):
+                self._problems.add(line, where, call, "must have function with name and arguments")
+                return None
+            arguments = unpacked(function.get("arguments"))
+            if empty(arguments):
+                arguments = {}
+            if not isinstance(arguments, Mapping):
+                allowed = "must be a JSON object of the arguments' names and values"
+                self._problems.add(line, f"{where}.arguments", function.get("arguments"), allowed)
+                return None
+            if not plain_json(arguments):
+                self._problems.add(line, f"{where}.arguments", "", "must hold JSON values in Unicode text only")
+                return None
+            if isinstance(function.get("arguments"), Mapping) and self._nulls_absent:
+                arguments = without_nulls(arguments)
+            identity = {"id": call["id"]} if isinstance(call.get("id"), str) and _encodable(call["id"]) else {}
+            self._unused.rest(call, {"id", "type", "function", "index", "name", "arguments"}, "tool_calls[].")
+            found.append({**identity, "type": "function", "function": {"name": name, "arguments": dict(arguments)}})
+        return found
+
+    def tools(self, line: int, column: str, value: Any) -> tuple[Mapping[str, Any], ...] | None:
+        """Return the tools of a row in OpenAI's form, or None if one is bad."""
+        tools = unpacked(value)
+        if not isinstance(tools, list | tuple) or len(tools) > MAX_TOOLS:
+            self._problems.add(line, column, value, f"must be a list of at most {MAX_TOOLS} tools, or its JSON text")
+            return None
+        found = []
+        for at, tool in enumerate(tools):
+            tool = unpacked(tool)
+            inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+            named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str) and inner["name"]
+            if not named or not plain_json(tool):
+                self._problems.add(line, f"{column}[{at}]", tool, "must be a JSON object of a function with name")
+                return None
+            tool = tool if "function" in tool else {"type": "function", "function": tool}
+            found.append(without_nulls(tool) if self._nulls_absent else tool)
+        return tuple(found)
+
+
+def plain_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON in UTF-8."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting.extend(item.values())
+            waiting.extend(item.keys())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
+        elif isinstance(item, str):
+            if not _encodable(item):
+                return False
+        elif item is not None and not isinstance(item, bool | int | float):
+            return False
+    return True

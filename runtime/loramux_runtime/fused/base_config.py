@@ -1,0 +1,311 @@
+"""A base's configuration is read within bounds and checked before anything is built from it.
+
+Every value that would change what the model computes is either computed as transformers does, or
+refused with its field. What is checked here costs no memory: a configuration of ten million layers
+is refused before the first one is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from loramux_runtime.fused.blame import blame
+from loramux_runtime.fused.kernels.gated import ACTIVATIONS
+from loramux_runtime.fused.rope import rope_faults
+from loramux_traces.errors import InvalidInputError
+from loramux_traces.problems import Problems
+from loramux_traces.wholes import whole_number
+
+FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "glm4", "phi3")
+MAX_CONFIG_BYTES: Final = 4 << 20
+MAX_DEPTH: Final = 32
+MAX_LAYERS: Final = 1024
+MAX_WIDTH: Final = 1 << 20
+"""Largest hidden size, FFN size, number of heads or size of a head."""
+MAX_VOCAB: Final = 1 << 24
+_SIZES: Final = {
+    "num_hidden_layers": MAX_LAYERS,
+    "hidden_size": MAX_WIDTH,
+    "intermediate_size": MAX_WIDTH,
+    "num_attention_heads": MAX_WIDTH,
+    "num_key_value_heads": MAX_WIDTH,
+    "head_dim": MAX_WIDTH,
+    "vocab_size": MAX_VOCAB,
+    "max_position_embeddings": 1 << 40,
+    "original_max_position_embeddings": 1 << 40,
+    "sliding_window": 1 << 40,
+    "max_window_layers": 1 << 40,
+}
+_OPTIONAL: Final = ("num_key_value_heads", "head_dim", "sliding_window")
+_MAY_BE_ZERO: Final = ("max_window_layers",)
+_FLAGS: Final = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
+_DROPOUTS: Final = ("attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attn_pdrop")
+_QUANTISED: Final = ("quantization_config", "compression_config", "quantization", "load_in_4bit", "load_in_8bit")
+_WINDOWS_BY_LAYER: Final = ("qwen2", "qwen3")
+_OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "use_bidirectional_attention": (False,),
+    "per_layer_config": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "attention_multiplier": (1.0,),
+    "embedding_multiplier": (1.0,),
+    "residual_multiplier": (1.0,),
+    "logits_scaling": (1.0,),
+    "logit_scale": (1.0,),
+    "clip_qkv": (),
+    "attention_chunk_size": (),
+    "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "n_routed_experts": (0, 1),
+    "alibi": (False,),
+    "parallel_attn": (False,),
+}
+"""Fields of other architectures, with the values that ask for nothing.
+
+transformers ignores them in the families here, so the model would be another one than was meant.
+"""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the object in a folder's config.json.
+
+    Raises InvalidInputError where the folder is no model's, or the file is not what it should be.
+    """
+    file = folder / "config.json"
+    adapter = folder / "adapter_config.json"
+    if not folder.is_dir():
+        raise invalid(folder, "not a model folder (there is no such folder)")
+    if not file.exists():
+        hint = "; it holds an adapter: give the folder of its base model" if adapter.exists() else ""
+        raise invalid(folder, f"not a model folder (no config.json{hint})")
+    if adapter.exists():
+        # transformers would load the adapter into the base
+        raise invalid(adapter, "a base model's folder must hold no adapter: move it to a folder of its own")
+    return read_object(file, MAX_CONFIG_BYTES)
+
+
+def read_object(file: Path, most: int) -> dict[str, Any]:
+    """Return the JSON object in a small file; links are followed, as the cache of the Hub has them.
+
+    Raises InvalidInputError for all else.
+    """
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise invalid(file, "must be a regular file")
+        if about.st_size > most:
+            raise invalid(file, f"must be at most {most >> 20} MiB, not {about.st_size} bytes")
+        with file.open("rb") as stream:
+            data = stream.read(most + 1)
+    except OSError as error:
+        raise invalid(file, f"cannot be read ({error.strerror})") from error
+    if len(data) > most:
+        raise invalid(file, f"must be at most {most >> 20} MiB")
+    try:
+        found = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant, parse_int=whole_number
+        )
+    except (ValueError, RecursionError) as error:
+        raise invalid(file, f"must hold JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise invalid(file, "must hold a JSON object")
+    if _depth(found) > MAX_DEPTH:
+        raise invalid(file, f"must be nested at most {MAX_DEPTH} deep")
+    return found
+
+
+def invalid(file: str | Path, allowed: str, field: str = "", value: object = "") -> InvalidInputError:
+    """Return the error about one field of a file, or about the file."""
+    problems = Problems(str(file))
+    problems.add(0, field, value, allowed)
+    return problems.error()
+
+
+def check_values(values: Mapping[str, Any], file: str | Path) -> None:
+    """Check what a configuration says, before transformers makes anything of it.
+
+    Raises InvalidInputError, which names every bad field.
+    """
+    problems = Problems(str(file))
+    for key in _QUANTISED:
+        if values.get(key):
+            problems.add(
+                0, key, _method(values[key]), "quantised weights are not supported: give the bf16 or fp32 model"
+            )
+    kind = str(values.get("model_type", ""))[:40]
+    _check_family(kind, problems, custom=bool(values.get("auto_map")))
+    for key, most in _SIZES.items():
+        value = values.get(key)
+        least = 0 if key in _MAY_BE_ZERO else 1
+        if key not in values or (value is None and key in _OPTIONAL):
+            continue
+        if type(value) is not int or not least <= value <= most:
+            problems.add(0, key, value, f"must be a whole number from {least} to {most}")
+    for key in _FLAGS:
+        if key in values and not isinstance(values[key], bool | None):
+            problems.add(0, key, values[key], "must be true or false")
+    for key in ("rms_norm_eps", "initializer_range"):
+        if key in values and not _number(values[key], 0.0, 1.0):
+            problems.add(0, key, values[key], "must be a number from 0 to 1")
+    _check_dropouts(values, problems)
+    for key, nothing in _OTHERS.items():
+        value = values.get(key)
+        if value is not None and value not in nothing:
+            problems.add(0, key, value, f"is no part of what transformers computes for {kind}: must be left out")
+    layers = values.get("layer_types")
+    if layers is not None and (not isinstance(layers, list) or len(layers) > MAX_LAYERS):
+        problems.add(0, "layer_types", layers, "must be a list of one type per layer")
+    problems.raise_if_any()
+
+
+def check_config(config: Any, file: str | Path) -> None:
+    """Check a transformers configuration with its defaults filled in.
+
+    Raises InvalidInputError, which names every bad field.
+    """
+    problems = Problems(str(file))
+    _check_family(config.model_type, problems)
+    _check_dropouts({key: getattr(config, key, None) for key in _DROPOUTS}, problems)
+    for key, most in _SIZES.items():
+        value = getattr(config, key, None)
+        if value is not None and (type(value) is not int or not 0 <= value <= most):
+            problems.add(0, key, value, f"must be a whole number of at most {most}")
+    problems.raise_if_any()
+    heads, pairs = config.num_attention_heads, config.num_key_value_heads
+    if pairs and heads % pairs:
+        problems.add(0, "num_key_value_heads", pairs, f"must divide the {heads} attention heads")
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+        problems.add(0, "num_attention_heads", heads, f"must divide the hidden size of {config.hidden_size}")
+    if not isinstance(config.hidden_act, str) or activation(config.hidden_act) is None:
+        known = ", ".join(ACTIVATIONS)
+        problems.add(
+            0, "hidden_act", config.hidden_act, f"activation {config.hidden_act!r} is not supported (known: {known})"
+        )
+    _check_layers(config, problems)
+    problems.raise_if_any()
+
+
+def _check_family(kind: str, problems: Problems, *, custom: bool = False) -> None:
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        code = "; its custom code is not run" if custom else ""
+        problems.add(0, "model_type", kind, f"model family {kind!r} is not supported{code} (known: {known})")
+
+
+def _check_dropouts(values: Mapping[str, Any], problems: Problems) -> None:
+    for key in _DROPOUTS:
+        if values.get(key):
+            problems.add(0, key, values[key], "the base model itself has dropout: must be 0")
+
+
+def _check_layers(config: Any, problems: Problems) -> None:
+    """Hold that the layers attend as the family's code has it."""
+    layers = getattr(config, "layer_types", None)
+    if layers is None:
+        return
+    window = getattr(config, "sliding_window", None)
+    kinds = ["full_attention", "sliding_attention"]
+    if config.model_type not in _WINDOWS_BY_LAYER:
+        # the other families' code does not read the types: all layers are of one kind
+        kinds = ["sliding_attention" if window else "full_attention"]
+    elif not window:
+        kinds = ["full_attention"]
+    wrong = [kind for kind in layers if kind not in kinds]
+    if wrong:
+        allowed = f"a layer of this {config.model_type} must be {' or '.join(kinds)}"
+        problems.add(0, "layer_types", wrong[0], allowed + ("" if window else " (no sliding_window in use)"))
+    if len(layers) != config.num_hidden_layers:
+        problems.add(
+            0, "layer_types", f"{len(layers)} types", f"must be one for each of {config.num_hidden_layers} layers"
+        )
+
+
+def hf_config(values: Mapping[str, Any], file: str | Path) -> Any:
+    """Return the checked transformers configuration of these values.
+
+    Raises InvalidInputError.
+    """
+    from transformers import CONFIG_MAPPING
+
+    check_values(values, file)
+    with blame(file):
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+    check_config(config, file)
+    problems = Problems(str(file))
+    for field, value, allowed in rope_faults(config):
+        problems.add(0, field, value, allowed)
+    problems.raise_if_any()
+    return config
+
+
+def activation(name: str) -> str | None:
+    """Return our name for the function that transformers has under `name`, or None."""
+    from transformers.activations import ACT2FN
+
+    return None if name not in ACT2FN else activation_of(ACT2FN[name])
+
+
+def activation_of(function: Any) -> str | None:
+    """Return our name for an activation of a loaded module, or None where we do not have it."""
+    from transformers.activations import ACT2FN
+
+    if type(function) is torch.nn.SiLU:  # under the name `swish`
+        return "silu"
+    return next((name for name in ACTIVATIONS if type(ACT2FN[name]) is type(function)), None)
+
+
+def notes_on(values: Mapping[str, Any], config: Any) -> tuple[str, ...]:
+    """Return what a configuration says and the model does not do, in words."""
+    found = []
+    asked = values.get("hidden_activation")
+    if asked is not None and activation(str(asked)) != activation(config.hidden_act):
+        found.append(f"hidden_activation {asked!r} is not used: transformers goes by hidden_act ({config.hidden_act})")
+    return tuple(found)
+
+
+def _method(value: Any) -> Any:
+    return value.get("quant_method", value) if isinstance(value, dict) else value
+
+
+def _number(value: Any, least: float, most: float) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and least <= value <= most
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} stands twice in one object")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def _depth(value: Any) -> int:
+    """Return how deep a decoded value is nested, without recursion."""
+    deepest, rest = 0, [(value, 1)]
+    while rest:
+        one, depth = rest.pop()
+        deepest = max(deepest, depth)
+        if isinstance(one, dict | list):
+            rest += [(each, depth + 1) for each in (one.values() if isinstance(one, dict) else one)]
+    return deepest

@@ -1,0 +1,150 @@
+"""Which rows of an original are one job: requeued jobs, ids used again, parts, several files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_traces import UsageError, import_trace
+from loramux_traces.importers import ImportReport
+
+ACME = "job_id,user,gpu_num,type,submit_time,start_time,end_time\n"
+Jobs = list[tuple[Any, ...]]
+
+
+def acme(
+    job_id: str, submit: str, start: str, end: str, *, user: str = "u1", gpus: int = 8, zone: str = "+08:00"
+) -> str:
+    times = ",".join(f"2023-05-{time}{zone}" for time in (submit, start, end))
+    return f"{job_id},{user},{gpus},SFT,{times}\n"
+
+
+def swf(job: int, submit: int, run: int, status: int, processors: int = 4) -> str:
+    return f"{job} {submit} 5 {run} {processors} -1 -1 {processors} -1 -1 {status} 3 1 1 1 1 -1 -1\n"
+
+
+def brought(folder: Path, source: str, *texts: str, **options: Any) -> tuple[Jobs, ImportReport]:
+    files = []
+    for i, text in enumerate(texts):
+        files.append(folder / f"{'ab'[i]}.txt")
+        files[-1].write_text(text)
+    report = ImportReport()
+    trace = import_trace(source, files, report=report, **options)
+    assert report.rows >= len(trace) + sum(report.skipped.values())
+    return [(job.job_id, job.submit_s, job.duration_s, job.num_gpus) for job in trace], report
+
+
+SHORT = acme("7", "01 00:00:00", "01 00:00:10", "01 00:01:10")
+LONG = acme("7", "01 00:00:00", "01 00:10:00", "01 10:10:00")
+
+
+@pytest.mark.parametrize("rows", [SHORT + LONG, LONG + SHORT])
+def test_a_requeued_job_is_its_longest_run(tmp_path: Path, rows: str) -> None:
+    jobs, report = brought(tmp_path, "acme", ACME + rows)
+    assert jobs == [("7", 0.0, 36_000.0, 8)]
+    assert dict(report.skipped) == {"shorter run of a requeued job": 1}
+
+
+def test_an_id_that_is_used_again_is_another_job(tmp_path: Path) -> None:
+    other_user = acme("7", "02 00:00:00", "02 00:00:10", "02 00:01:10", user="u2", gpus=1)
+    later = acme("7", "20 00:00:00", "20 00:00:00", "20 00:05:00")
+    named_so = acme("7.2", "25 00:00:00", "25 00:00:00", "25 00:07:00")
+    jobs, report = brought(tmp_path, "acme", ACME + named_so + later + LONG + other_user)
+    assert [(name, seconds) for name, _, seconds, _ in jobs] == [("7", 36000), ("7.3", 60), ("7.4", 300), ("7.2", 420)]
+    assert not report.skipped
+
+
+def test_two_clusters_may_number_from_one(tmp_path: Path) -> None:
+    jobs, report = brought(tmp_path, "swf", swf(1, 0, 50, 1), swf(1, 10, 70, 1) + swf(1, 10, 60, 1))
+    assert jobs == [("1", 0.0, 50.0, 4), ("1.2", 10.0, 70.0, 4)]
+    assert dict(report.skipped) == {"shorter run of a requeued job": 1}
+    with pytest.raises(UsageError, match="given twice"):
+        import_trace("swf", [tmp_path / "a.txt", tmp_path / "a.txt"])
+
+
+PARTS = [swf(1, 0, 2000, 2, 8), swf(1, -1, 1000, 2), swf(1, -1, 2000, 3)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "jobs", "skipped"),
+    [
+        ([swf(1, 0, 5000, 1), *PARTS], [("1", 0.0, 5000.0, 4)], {"part of a job that has a summary line": 3}),
+        ([*PARTS, swf(1, 0, 5000, 0)], [("1", 0.0, 5000.0, 4)], {"part of a job that has a summary line": 3}),
+        (PARTS, [("1", 0.0, 5000.0, 8)], {"further part of a job": 2}),
+        ([*PARTS[:2], swf(1, 90, 7, 4)], [("1", 0.0, 3000.0, 8), ("1.2", 90.0, 7.0, 4)], {"further part of a job": 1}),
+        ([swf(1, 0, -1, 2), swf(1, -1, 30, 3)], [("1", 0.0, 30.0, 4)], {"further part of a job": 1}),
+        ([swf(-1, 0, 9, 1), swf(-1, 0, 9, 1)], [("swf-00000000", 0.0, 9.0, 4), ("swf-00000001", 0.0, 9.0, 4)], {}),
+    ],
+)
+def test_swf_parts_of_a_job_count_once(tmp_path: Path, lines: list[str], jobs: Jobs, skipped: dict[str, int]) -> None:
+    found, report = brought(tmp_path, "swf", "".join(lines))
+    assert (found, dict(report.skipped)) == (jobs, skipped)
+
+
+def test_swf_processors_are_no_gpus_without_a_word(tmp_path: Path) -> None:
+    jobs, _ = brought(tmp_path, "swf", swf(1, 0, 50, 1, 9) + swf(2, 1, 50, 1, 20_000), processors_per_gpu=8)
+    assert [gpus for *_, gpus in jobs] == [2, 2500]
+    trace = import_trace("swf", tmp_path / "a.txt")
+    assert "NOT GPUS: the log counts processors, and num_gpus takes each of them as a GPU" in trace.provenance
+    assert "num_gpus" not in trace.provenance.partition("REAL:")[2].partition("(")[0]
+    with pytest.raises(UsageError, match="counts GPUs: --processors-per-gpu is for swf"):
+        import_trace("helios", tmp_path / "a.txt", processors_per_gpu=8)
+    with pytest.raises(UsageError, match="from 1 to"):
+        import_trace("swf", tmp_path / "a.txt", processors_per_gpu=0)
+
+
+def test_a_philly_attempt_that_ends_before_it_starts_takes_nothing_off_the_others(tmp_path: Path) -> None:
+    def attempt(start: str | None, end: str) -> dict[str, Any]:
+        return {"start_time": start, "end_time": end, "detail": [{"ip": "m1", "gpus": ["g0"]}]}
+
+    attempts = [
+        attempt("2017-11-05 01:50:00", "2017-11-05 01:10:00"),
+        attempt("2017-11-05 03:00:00", "2017-11-05 05:00:00"),
+        attempt(None, "2017-11-05 05:00:00"),
+    ]
+    job = {"vc": "v", "jobid": "a", "submitted_time": "2017-11-05 00:10:00", "user": "u", "attempts": attempts}
+    jobs, report = brought(tmp_path, "philly-json", json.dumps([job]))
+    assert jobs == [("a", 0.0, 7200.0, 1)]
+    assert dict(report.beside) == {"attempts that end before they start": 1, "attempts without both times": 1}
+    assert "also 1 attempts that end before they start, 1 attempts without both times" in str(report)
+
+
+def test_pai_jobs_without_a_name_and_with_one_used_again(tmp_path: Path) -> None:
+    jobs = "".join(
+        f"{name},i,u,Terminated,{start},{end}\n"
+        for name, start, end in (("j", 0, 100), ("j", 500, 900), ("", 1, 9), ("k", 5, 2), ("m", -50, 400))
+    )
+    tasks = "".join(
+        f"{name},t,{count},Terminated,{start},,600.0,29.0,{gpus},V100\n"
+        for name, count, start, gpus in (
+            ("j", 1, 40, 100), ("j", 2, 600, 100), ("", 1, 2, 100), ("k", 1, 5, 100), ("m", 1, -20, 50), ("m", -3, 0, 50),
+        )
+    )  # fmt: skip
+    found, report = brought(tmp_path, "alibaba-pai2020", jobs, tasks + "short,row\n")
+    assert found == [("m", 0.0, 420.0, 1), ("j", 50.0, 60.0, 1), ("j.2", 550.0, 300.0, 2)]
+    assert dict(report.skipped) == {"no job id": 1, "no running time above 0": 1}
+    assert dict(report.beside) == {
+        "GPU tasks without a start or a count": 1,
+        "GPU tasks without a job name": 1,
+        "rows of tasks: wrong number of cells": 1,
+    }
+
+
+def test_times_with_and_without_an_offset_are_not_mixed_in_silence(tmp_path: Path) -> None:
+    row = "7,u1,8,SFT,2023-05-01 00:00:00+08:00,2023-05-01 00:00:10,2023-05-01 00:01:10+08:00\n"
+    plain = acme("8", "01 00:00:00", "01 00:00:10", "01 00:01:10", zone="")
+    jobs, report = brought(tmp_path, "acme", ACME + row + LONG + plain)
+    assert [name for name, *_ in jobs] == ["7", "8"]
+    assert dict(report.skipped) == {"no readable time": 1}
+    assert dict(report.beside) == {"rows with some times with an offset and some without": 1}
+    assert "1 rows whose times have no offset, taken as UTC" in str(report)
+
+
+def test_ties_go_by_file_and_id_and_not_by_length(tmp_path: Path) -> None:
+    rows = [swf(job, 0, run, 1) for job, run in ((10, 5), (9, 50), (2, 500))]
+    for order in (rows, rows[::-1]):
+        jobs, _ = brought(tmp_path, "swf", "".join(order), limit=2)
+        assert [name for name, *_ in jobs] == ["2", "9"]
