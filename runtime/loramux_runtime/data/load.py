@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -29,11 +28,10 @@ from loramux_traces.problems import Problems
 from loramux_traces.sampling import uniforms
 
 Rows = TokenisedRows | SyntheticRows
-#: Called every few thousand rows with the number of rows read so far.
+#: Called with the number of rows read so far, at every row: whoever shows it looks at the clock.
 OnProgress = Callable[[int], None]
 Tokenise = Callable[[Path, DataConfig, Tokenizer, int, datetime, OnProgress | None], "tuple[TokenisedRows, FileReport]"]
 """Makes rows of a file: `tokenise_file`, or what stands in its place."""
-_PROGRESS_EVERY: Final = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +222,7 @@ def tokenise_file(
     read = last_turn_only = reasoning_left_out = 0
     for line, row in read_rows(path, problems, format=kind, limit=config.limit):
         read += 1
-        if progress is not None and read % _PROGRESS_EVERY == 0:
+        if progress is not None:
             progress(read)
         record = records.read(line, row)
         if record is None:

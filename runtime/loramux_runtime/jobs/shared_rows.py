@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from loramux_runtime.data import DataConfig, FileReport, TokenisedRows, Tokenizer
 from loramux_runtime.data.load import OnProgress, tokenise_file
@@ -17,6 +18,27 @@ SPLIT_FIELDS: Final = frozenset(("path", "shuffle", "eval_path", "eval_fraction"
 """Fields of the data settings that do not change the rows of a file, only which are trained on."""
 
 Made = tuple[TokenisedRows, FileReport] | InvalidInputError
+T = TypeVar("T")
+
+
+def file_key(path: Path, config: DataConfig, vocab_size: int) -> str:
+    """Return what tells the rows of one file from others, the tokenizer and the time aside."""
+    return f"{path}|{config.model_dump_json(exclude=set(SPLIT_FIELDS))}|{vocab_size}"
+
+
+class Recent(Generic[T]):
+    """Remembers what was made of the latest few files."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """Return what is known under a key, or make it."""
+        found = self._known.pop(key) if key in self._known else make()
+        self._known[key] = found
+        while len(self._known) > FILES:
+            self._known.popitem(last=False)
+        return found
 
 
 class SharedRows:
@@ -26,7 +48,7 @@ class SharedRows:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[object, ...], Made] = OrderedDict()
+        self._recent: Recent[Made] = Recent()
 
     def tokenise(
         self,
@@ -38,16 +60,14 @@ class SharedRows:
         progress: OnProgress | None,
     ) -> tuple[TokenisedRows, FileReport]:
         """Return the rows of a file as `load.tokenise_file` does, read at most once in a row."""
-        key = (path, config.model_dump_json(exclude=set(SPLIT_FIELDS)), vocab_size, rendered_at)
-        found = self._known.pop(key, None)
-        if found is None:
+
+        def make() -> Made:
             try:
-                found = tokenise_file(path, config, tokenizer, vocab_size, rendered_at, progress)
+                return tokenise_file(path, config, tokenizer, vocab_size, rendered_at, progress)
             except InvalidInputError as error:
-                found = error
-        self._known[key] = found
-        while len(self._known) > FILES:
-            self._known.popitem(last=False)
+                return error
+
+        found = self._recent.get(file_key(path, config, vocab_size), make)
         if isinstance(found, InvalidInputError):
             raise found
         return found

@@ -132,6 +132,7 @@ class LiveService:
             find=lambda job: self.desk.training_of(job),
             find_again=lambda job: self.desk.training_again(job),
             worker_up=lambda device_id, where: self.host.worker_up(device_id, where),
+            stopping=lambda: self.driver.stopping,
         )
         residents, states = self.drive.residents, self.drive.states
         # a recorded stream is of one device, whose jobs never leave in mid-step

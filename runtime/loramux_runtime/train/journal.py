@@ -55,7 +55,7 @@ class Journal:
         self._opened = self._identity()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, with all that was written in it."""
         self._base.close()
 
     def facts(self) -> Row:

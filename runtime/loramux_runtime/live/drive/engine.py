@@ -107,12 +107,13 @@ class Engine:
         find: Callable[[Job], TrainingJob],
         find_again: Callable[[Job], TrainingJob],
         worker_up: Callable[[int, str], None],
+        stopping: Callable[[], bool],
     ) -> Drive:
         """Put the drive together, with the jobs' states in `training` by job id.
 
         `find` makes the state of a job that starts (as it was saved last, or at its first step),
         `find_again` that of a job whose state is lost; `worker_up` is told of workers that have
-        come up again.
+        come up again, `stopping` says whether the scheduler is to end.
         """
         meters = Meters(self.n_devices, record=False)
         fitted = self.fitted
@@ -130,7 +131,7 @@ class Engine:
             return Drive(
                 residents=Residents(policy),
                 devices=executor,
-                states=LocalStates(model, training, find, marks.joining),
+                states=LocalStates(model, training, find, marks.joining, stopping=stopping),
                 meters=meters,
                 make=lambda prepared, log: TrainingJob.new(model, prepared.config, prepared.data, log=log),
             )

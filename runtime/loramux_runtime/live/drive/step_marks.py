@@ -33,6 +33,7 @@ class StepMarks:
 
         After that the mark says that the policy may be asked again.
         """
-        self._marker.set("step", {job.job_id: job.done_steps})
+        # its state is made or read, its rows are opened: what happens here is this job's doing
+        self._marker.set("admit", {job.job_id: job.done_steps})
         yield
         self._marker.set("decide")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +13,11 @@ from loramux_runtime.data.made_from import made_from, what_changed
 from loramux_runtime.data.source import locate
 from loramux_runtime.jobs.job_data import data_notes, job_data
 from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.jobs.shared_rows import Recent, file_key
 from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
 from loramux_runtime.live.reading.row_files import RowFiles
 from loramux_traces.errors import InvalidInputError, LoramuxError, Problem, StateError, UsageError
 
-FILES: Final = 8
-"""Data files whose rows a reader remembers: the next job of the same file has them at once."""
-_SPLIT_FIELDS: Final = ("path", "shuffle", "eval_path", "eval_fraction", "eval_rows")
-"""Fields of the data settings that do not change the rows of a file, only which are trained on."""
 _STANDS_STILL: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
@@ -30,8 +26,8 @@ class RowReader:
 
     def __init__(self, tokenizer: Tokenizer, files: RowFiles) -> None:
         self._tokenizer, self._files = tokenizer, files
-        self._known: OrderedDict[str, tuple[str, TokenisedRows, FileReport]] = OrderedDict()
-        """Kept rows by what they were made from, the latest last."""
+        self._recent: Recent[tuple[str, TokenisedRows, FileReport]] = Recent()
+        """Kept rows of the latest files: the next job of the same file has them at once."""
 
     def read(self, order: ReadOrder, sign: OnProgress = lambda rows: None) -> ReadAnswer:
         """Return the answer to an order; only what is to end the process is raised.
@@ -131,19 +127,16 @@ class RowReader:
     ) -> tuple[str, TokenisedRows, FileReport]:
         """Return the kept rows of a file, read and tokenised unless they are known."""
         still = _still(path)
-        settings = config.model_dump_json(exclude=set(_SPLIT_FIELDS))
-        key = f"{path}|{still}|{settings}|{vocab_size}|{at.isoformat() if tokenizer.tells_time else ''}"
-        found = self._known.pop(key, None)
-        if found is None:
+
+        def make() -> tuple[str, TokenisedRows, FileReport]:
             rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, sign)
             if _still(path) != still:
                 said = "is being written: it changed while it was read; submit the job again when it is whole"
                 raise InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=said)])
-            found = (*self._files.keep_tokens(rows), report)
-        self._known[key] = found
-        while len(self._known) > FILES:
-            self._known.popitem(last=False)
-        return found
+            return (*self._files.keep_tokens(rows), report)
+
+        date = at.isoformat() if tokenizer.tells_time else ""
+        return self._recent.get(f"{file_key(path, config, vocab_size)}|{still}|{date}", make)
 
     @staticmethod
     def _found(
