@@ -107,10 +107,11 @@ class ModelShape:
     def params(self) -> int:
         """Return the number of all parameters, as a checkpoint counts them.
 
-        RMS norms have no bias.
+        RMS norms have no bias; those of queries and keys are as wide as a head.
         """
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
-        norms = (2 * self.layers + 1) * self.hidden
+        norms = ((4 if self.post_norms else 2) * self.layers + 1) * self.hidden
+        norms += 2 * self.layers * self.head_dim if self.qk_norm else 0
         biases = self.layers * (self.q_dim + 2 * self.kv_dim) if self.qkv_bias else 0
         return self.layer_matmul_params + embeddings + norms + biases
 

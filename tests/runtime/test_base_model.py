@@ -173,6 +173,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no-pairs": (_config(num_key_value_heads=0), "column num_key_value_heads"),
     "eps-nan": (lambda f: _text("config.json", (f / "config.json").read_text().replace("1e-06", "NaN"))(f), "NaN is not"),
     "eps": (_config(rms_norm_eps=-1.0), "column rms_norm_eps"),
+    "eps-digits": (_config(rms_norm_eps=10**400), "column rms_norm_eps: 'an integer of"),
+    "layers-digits": (_config(num_hidden_layers=10**400), "column num_hidden_layers: 'an integer of"),
     "eps-text": (_config(rms_norm_eps="1e-6"), "column rms_norm_eps"),
     "flag": (_config(attention_bias="yes"), "column attention_bias: 'yes'; must be true or false"),
     "dtype": (_config(dtype="float7"), "config.json: .*float7"),
@@ -310,6 +312,7 @@ GOOD: dict[str, Callable[[Path], Any]] = {
     "swish": _config(hidden_act="swish"),
     "old inv_freq": _weights(lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})),
     "old rope": _config(rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "dynamic", "factor": 2.0}),
+    "other tasks": _config(num_labels=3, output_hidden_states=True, is_encoder_decoder=True),
     "tensor parallel": _config(pretraining_tp=2, use_cache=False),
 }
 
@@ -321,7 +324,8 @@ def test_every_form_of_a_checkpoint_is_the_model_that_transformers_loads(form: s
 
 
 def test_fields_that_nobody_reads_are_said(folder: Path) -> None:
-    _config(is_llama_config=True, next_years_field={"a": 1}, nothing=None)(folder)
+    # transformers would make a name for each label
+    _config(num_labels=10**9, is_llama_config=True, next_years_field={"a": 1}, nothing=None)(folder)
     (note,) = load_base(folder, dtype="fp32").notes
     assert note == "fields of config.json not used: is_llama_config, next_years_field"
 

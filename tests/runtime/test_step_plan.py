@@ -183,6 +183,7 @@ def test_every_family_is_planned(family: str, low: float, high: float) -> None:
     )
     model = FusedModel(build_base(config, dtype="fp32"))
     shape = shape_from_dict(config.to_dict(), family)
+    assert shape.params == sum(p.numel() for p in model.base.hf.parameters())
     for adapter in (
         AdapterPoint(method="lora", rank=8),
         AdapterPoint(method="mixlora", rank=8, experts=4, top_k=2),

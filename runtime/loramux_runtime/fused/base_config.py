@@ -8,7 +8,6 @@ is refused before the first one is made.
 from __future__ import annotations
 
 import json
-import math
 import stat
 from collections.abc import Mapping
 from dataclasses import fields
@@ -334,12 +333,7 @@ def _method(value: Any) -> Any:
 
 
 def _number(value: Any, least: float, most: float) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and least <= value <= most
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
