@@ -5,6 +5,7 @@ rules.
 """
 
 from loramux_policies.errors import PlanError, PolicyError
+from loramux_policies.old_names import MOVED
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create, load_file, names, register
 from loramux_policies.rule_helpers import fuse_all, start_in_order, start_or_preempt
@@ -20,6 +21,7 @@ from loramux_policies.views import (
     ReadyJob,
     StaleViewError,
 )
+from loramux_traces.moved import moved
 
 __all__ = [
     "Changes",
@@ -43,3 +45,5 @@ __all__ = [
     "start_in_order",
     "start_or_preempt",
 ]
+
+moved("loramux_policies", MOVED)
