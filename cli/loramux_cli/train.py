@@ -114,8 +114,9 @@ def _nothing_trained(given: TrainOptions, number: int, made: list[Path]) -> None
 def _check(given: TrainOptions) -> int:
     """Check everything and print what would be trained; return the exit code."""
     from loramux_cli.train_check import show
+    from loramux_runtime.jobs.bases import outline_base
     from loramux_runtime.jobs.jobs_file import read_jobs_file
-    from loramux_runtime.train.checks import check_base, check_jobs
+    from loramux_runtime.train.checks import check_jobs
     from loramux_traces.errors import StateError
     from loramux_traces.runfolder import check_folder
 
@@ -126,7 +127,7 @@ def _check(given: TrainOptions) -> int:
     except StateError as error:
         given.say(f"note: the run itself would be refused: {error}")
     seats = min(given.seats, policy.seats)
-    checked = check_jobs(file, check_base(file.base), profile, recompute=given.recompute, max_resident=seats)
+    checked = check_jobs(file, outline_base(file.base), profile, recompute=given.recompute, max_resident=seats)
     show(checked, str(where), as_json=given.as_json, quiet=given.quiet)
     return EXIT_NEVER_FITS if checked.never else 0
 
@@ -152,8 +153,9 @@ def _choices(given: TrainOptions) -> tuple[Policy, Any, DeviceProfile]:
 def _train(given: TrainOptions, signals: StopSignals) -> int:
     """Train, or go on; return the exit code."""
     from loramux_cli import running
+    from loramux_runtime.jobs.bases import outline_base
     from loramux_runtime.jobs.jobs_file import read_jobs_file
-    from loramux_runtime.train.checks import check_base, check_jobs
+    from loramux_runtime.train.checks import check_jobs
     from loramux_runtime.train.progress import Progress
     from loramux_runtime.train.run import TrainRun
     from loramux_runtime.train.settings import settings_of
@@ -165,7 +167,7 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
     file = read_jobs_file(given.jobs)
     with running.hold(given.out):
         progress = going_on.earlier_run(given.out, resume=given.resume, force=given.force)
-        outline = check_base(file.base)
+        outline = outline_base(file.base)
         settings = settings_of(file, profile, device=str(where), **given.depended_on())
         if given.resume and not going_on.may_go_on(given.out, settings, progress, given.say):
             return 0
@@ -216,11 +218,12 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
         except LoramuxError:
             _warn(view.standing(progress, "the results cannot be written"))
             raise
-        if (result.jobs["final_state"] == UNFINISHED).any():
-            _warn(view.standing(progress, _how(signals.got, result)))
-        else:
+        whole = not (result.jobs["final_state"] == UNFINISHED).any()
+        if whole:
             progress.remove()
         _report(given, file, result)
+        if not whole:
+            _warn(view.standing(progress, _how(signals.got, result)))
         lost = [job_id for job_id in view.completed(result) if not (given.out / "adapters" / job_id).is_dir()]
     if lost:
         raise StateError(f"{given.out}: adapters are gone that were written there: {', '.join(lost[:20])}")

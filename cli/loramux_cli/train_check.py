@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def show(checked: Checked, device: str, *, as_json: bool, quiet: bool) -> None:
     """Print a line for each job, whether it fits the device, and how many fit at one time."""
     from loramux_runtime.train.checks import summary
+    from loramux_runtime.train.run import grouped_notes
 
     jobs = summary(checked)
     fit = len(checked.costs)
@@ -31,8 +32,8 @@ def show(checked: Checked, device: str, *, as_json: bool, quiet: bool) -> None:
         most = f"{said} fit at one time, with at most {gib(checked.together_bytes)}" if fit else "no job fits"
         typer.echo(f"\n{device} has {gib(checked.capacity_bytes)} to use: {most} (predicted)")
     if not quiet:
-        for job in jobs:
-            typer.echo(f"note: {job['job_id']}: {job['report']}", err=True)
+        for note in grouped_notes(checked.prepared):
+            typer.echo(f"note: {note}", err=True)
         typer.echo("nothing was trained or written (--dry-run)", err=True)
     for job_id, why in checked.never.items():
         typer.echo(f"loramux: {job_id} can never run on {device}: {why}", err=True)

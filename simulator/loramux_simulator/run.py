@@ -84,9 +84,9 @@ def _unseen(on_plan: OnPlan) -> OnPlan:
     """
 
     def tell(view: LiveView, plan: DeltaPlan) -> None:
-        read = [(window, window.read, window.last, window.exhausted) for window in view.windows]
+        read = [(window, window.read, window.last, window.exhausted) for window in view._windows]
         on_plan(view, plan)
-        view.windows[:] = [window for window, *_ in read]
+        view._windows[:] = [window for window, *_ in read]
         for window, how_far, last, exhausted in read:
             window.read, window.last, window.exhausted = how_far, last, exhausted
 

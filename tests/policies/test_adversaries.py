@@ -353,6 +353,10 @@ WORSE: dict[str, Callable[[Any, ClusterView], Any]] = {
     "share-nan": acting(lambda view, plan, job: plan.start(job, 0, float("nan"))),
     "sets-the-view": acting(lambda view, plan, job: setattr(view, "now_s", 9.0)),
     "sets-a-job": acting(lambda view, plan, job: setattr(view.waiting(1)[0], "rows", 1)),
+    "adds-an-action": acting(lambda view, plan, job: plan.actions.append("x")),  # type: ignore[attr-defined]
+    "adds-a-review": acting(lambda view, plan, job: plan.reviews.append(-3.0)),  # type: ignore[attr-defined]
+    "sets-the-actions": acting(lambda view, plan, job: setattr(plan, "actions", ["x"])),
+    "clears-the-windows": acting(lambda view, plan, job: view.windows.clear()),  # type: ignore[attr-defined]
     "changes-the-changes": acting(lambda view, plan, job: view.changes.arrived.append("x")),  # type: ignore[attr-defined]
 }
 

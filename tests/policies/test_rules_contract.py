@@ -68,7 +68,7 @@ def told(plan: DeltaPlan) -> tuple[list[tuple[object, ...]], list[float], list[t
                 actions.append(("pause", job.job_id))
             case Reject(job, reason, _, _):
                 actions.append(("reject", job.job_id, reason))
-    return actions, plan.reviews, [(job.job_id, attained_s) for job, attained_s in plan.watches]
+    return actions, list(plan.reviews), [(job.job_id, attained_s) for job, attained_s in plan.watches]
 
 
 def random_jobs(seed: int, n: int = 24) -> list[Job]:

@@ -241,6 +241,7 @@ def test_a_configuration_in_a_jobs_file_is_held_to_the_same() -> None:
         ({"model_type": "bert"}, "base.config: column model_type"),
         ({"hidden_act": "relu"}, "base.config: column hidden_act"),
         ({"num_key_value_heads": 3}, "base.config: column num_key_value_heads"),
+        ({"hiden_size": 24}, "base.config: column hiden_size: .* did you mean hidden_size"),
     ):
         with pytest.raises(InvalidInputError, match=words):
             open_base(BaseConfig(config={"model_type": "llama", **LLAMA, **changes}))
@@ -317,6 +318,12 @@ GOOD: dict[str, Callable[[Path], Any]] = {
 def test_every_form_of_a_checkpoint_is_the_model_that_transformers_loads(form: str, folder: Path) -> None:
     GOOD[form](folder)
     torch.testing.assert_close(_ours(folder), _plain(folder), rtol=0, atol=1e-5)
+
+
+def test_fields_that_nobody_reads_are_said(folder: Path) -> None:
+    _config(is_llama_config=True, next_years_field={"a": 1}, nothing=None)(folder)
+    (note,) = load_base(folder, dtype="fp32").notes
+    assert note == "fields of config.json not used: is_llama_config, next_years_field"
 
 
 def test_a_tied_head_may_be_stored_too(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def ask(policy: Policy, view: LiveView, on_plan: OnPlan | None) -> DeltaPlan:
             on_plan(view, plan)
     finally:
         view.close()
-    if not isinstance(plan, DeltaPlan) or not any(plan is own for own in view.plans):
+    if not isinstance(plan, DeltaPlan) or not any(plan is own for own in view._plans):
         what = f"place() must return a plan made by this view's plan(), not {text_of(plan, 120)}"
         if isinstance(plan, Generator):
             what += " (a `yield` makes place() a generator)"

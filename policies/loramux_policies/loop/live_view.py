@@ -20,7 +20,7 @@ from loramux_policies.views import Changes, JobView, Metric, StaleViewError
 class LiveView:
     """A live view shows the cluster to one call of the policy (contract: `views.ClusterView`)."""
 
-    __slots__ = ("_changes", "_cluster", "_news", "_now_s", "_rankings", "_views", "open", "plans", "windows")
+    __slots__ = ("_changes", "_cluster", "_news", "_now_s", "_plans", "_rankings", "_views", "_windows", "open")
 
     def __init__(self, cluster: Cluster, now_s: float, news: tuple[list[str], list[str], list[str], list[int]]) -> None:
         self._cluster = cluster
@@ -35,15 +35,15 @@ class LiveView:
         They stay as they are while the live view is open.
         """
         self.open = True
-        self.windows: list[WaitingWindow] = []
-        self.plans: list[DeltaPlan] = []
+        self._windows: list[WaitingWindow] = []
+        self._plans: list[DeltaPlan] = []
 
     def close(self) -> None:
         """Close the view with its plans and windows, as `place()` has returned."""
         self.open = False
-        for plan in self.plans:
+        for plan in self._plans:
             plan._closed = True
-        for window in self.windows:
+        for window in self._windows:
             window._queue = CLOSED
 
     def _fresh(self) -> Cluster:
@@ -79,7 +79,7 @@ class LiveView:
     def waiting(self, n: int) -> Sequence[JobView]:
         """Return the first n waiting jobs in order; they are read lazily."""
         window = WaitingWindow(self._cluster.queue if self.open else self._fresh().queue, n)
-        self.windows.append(window)
+        self._windows.append(window)
         return window
 
     def residents(self, device_id: int) -> Sequence[JobView]:
@@ -187,7 +187,7 @@ class LiveView:
         """Return a new plan without any actions."""
         cluster = self._cluster if self.open else self._fresh()
         plan = DeltaPlan(cluster.fleet, cluster.active, self._now_s)
-        self.plans.append(plan)
+        self._plans.append(plan)
         return plan
 
     def _job(self, job_id: str) -> Job:

@@ -65,15 +65,15 @@ class DeltaPlan:
     """
 
     __slots__ = (
+        "_actions",
         "_closed",
         "_jobs",
         "_live",
         "_moved",
-        "actions",
+        "_reviews",
+        "_watches",
         "fleet",
         "now_s",
-        "reviews",
-        "watches",
     )
 
     def __init__(self, fleet: Fleet, jobs: Mapping[str, Job], now_s: float) -> None:
@@ -87,9 +87,23 @@ class DeltaPlan:
         self._moved: dict[str, _Seat] = {}
         self._closed = False
         """Set by its view when `place()` has returned: no action is taken from then on."""
-        self.actions: list[Action] = []
-        self.reviews: list[float] = []
-        self.watches: list[tuple[Job, float]] = []
+        self._actions: list[Action] = []
+        self._reviews: list[float] = []
+        self._watches: list[tuple[Job, float]] = []
+
+    # -- what it holds, for the loop and observers; a policy cannot change it past the checks
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return tuple(self._actions)
+
+    @property
+    def reviews(self) -> tuple[float, ...]:
+        return tuple(self._reviews)
+
+    @property
+    def watches(self) -> tuple[tuple[Job, float], ...]:
+        return tuple(self._watches)
 
     # -- questions
 
@@ -171,13 +185,13 @@ class DeltaPlan:
             fleet = self._written()
             for device in devices:
                 fleet.set_share(device, share - old_share)
-            self.actions.append(Share(job, share))
+            self._actions.append(Share(job, share))
         else:
             devices = self._room(job, device_id, share)
             fleet = self._written()
             for device in devices:
                 fleet.add(job, device, share)
-            self.actions.append(Start(job, devices, share))
+            self._actions.append(Start(job, devices, share))
         self._moved[job_id] = _Seat(devices, share)
 
     def start_first(self, job_id: str, rule: Rule = "best-fit") -> int | None:
@@ -202,7 +216,7 @@ class DeltaPlan:
             fleet.add(job, device_id, 1.0)
             devices = (device_id,)
             # Start(...) is a Python call around this, and one is made per job
-            self.actions.append(tuple.__new__(Start, (job, devices, 1.0)))
+            self._actions.append(tuple.__new__(Start, (job, devices, 1.0)))
             self._moved[job_id] = tuple.__new__(_Seat, (devices, 1.0))
         return device_id
 
@@ -216,7 +230,7 @@ class DeltaPlan:
         fleet = self._written()
         for device in seat.devices:
             fleet.remove(job, device, seat.share)
-        self.actions.append(Pause(job))
+        self._actions.append(Pause(job))
         self._moved[job_id] = _Seat((), 1.0)
 
     def reject(self, job_id: str, reason: str, need_bytes: float, have_bytes: float) -> None:
@@ -230,7 +244,7 @@ class DeltaPlan:
         if not isinstance(reason, str) or not need_bytes >= 0.0 or not have_bytes >= 0.0:
             said = f"{reason!r:.80}, {need_bytes!r:.40}, {have_bytes!r:.40}"
             raise PlanError(f"reject({job_id}): a text and two numbers of bytes from 0 up, not {said}")
-        self.actions.append(Reject(job, reason, need_bytes, have_bytes))
+        self._actions.append(Reject(job, reason, need_bytes, have_bytes))
         self._moved[job_id] = _Seat(None, 0.0)
 
     def review_at(self, t_s: float) -> None:
@@ -238,7 +252,7 @@ class DeltaPlan:
         self._open()
         if not self.now_s < t_s < float("inf"):
             raise PlanError(f"review_at({t_s!r:.40}): not a time after now, {self.now_s} s (view.now_s)")
-        self.reviews.append(t_s)
+        self._reviews.append(t_s)
 
     def review_when(self, job_id: str, attained_s: float) -> None:
         """Ask for `place()` when a resident's attained service reaches this much."""
@@ -248,7 +262,7 @@ class DeltaPlan:
             raise PlanError(f"review_when({job_id}): not running (view.device_of(job) is None where it waits)")
         if not attained_s >= 0.0:
             raise PlanError(f"review_when({job_id}): not an attained service in seconds: {attained_s!r:.40}")
-        self.watches.append((job, attained_s))
+        self._watches.append((job, attained_s))
 
     # -- checks
 

@@ -292,17 +292,17 @@ class Scheduler:
             self._arrived, self._finished, self._paused, self._freed = [], [], [], []
             self.decisions += 1
             plan = ask(self.policy, view, self._on_plan)
-            actions = plan.actions
+            actions = plan._actions
             if actions:
                 if plan.fleet is not cluster.fleet:
                     cluster.fleet.adopt(plan.fleet)
                 for action in actions:
                     self._carry_out(action)
-            if plan.reviews:
-                for t_s in plan.reviews:
+            if plan._reviews:
+                for t_s in plan._reviews:
                     self.backend.review_at(t_s)
-            if plan.watches:
-                for job, attained_s in plan.watches:
+            if plan._watches:
+                for job, attained_s in plan._watches:
                     if job.state == RUNNING:
                         self.backend.review_when(job, attained_s)
             if not self._set_barrier(view, plan):
@@ -344,7 +344,7 @@ class Scheduler:
         """
         last: Job | None = None
         cut = False
-        for window in view.windows:
+        for window in view._windows:
             if window.exhausted:
                 self._barrier = None
                 return False
@@ -355,7 +355,7 @@ class Scheduler:
                 cut = True
         self._barrier = None if last is None else last.key
         if cut and self.cluster.queue.count > 0:
-            self._due = any(isinstance(action, Start) for action in plan.actions)
+            self._due = any(isinstance(action, Start) for action in plan._actions)
         else:
             self._due = False
         return self._due

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Final
 
 from loramux_runtime.data.chat_answers import AnswerFinder
 from loramux_runtime.data.chat_losses import LossCheck, Tools
 from loramux_runtime.data.templates import Message, Rendered, Span
 from loramux_runtime.data.tokenizer import Tokenizer
+
+_PROBE: Final = "An answer."
 
 
 class ChatWriter:
@@ -24,7 +27,7 @@ class ChatWriter:
     def __init__(self, tokenizer: Tokenizer, rendered_at: datetime) -> None:
         self._tokenizer = tokenizer
         self._rendered_at = rendered_at
-        self._closes: bool | None = None
+        self._known_ends: tuple[bool, str] | None = None
         self._losses = LossCheck(self._chat)
 
     def write(self, messages: Sequence[Message], tools: Tools) -> Rendered:
@@ -52,11 +55,13 @@ class ChatWriter:
                 lost = True
             else:
                 raise ValueError("the model's chat template does not show where its answer begins; use another one")
+        closed, turn_end = self._ends()
         return Rendered(
             full,
             tuple(spans[-1:] if lost else spans),
             add_special=False,
-            closed=self._closes_conversations(),
+            closed=closed,
+            turn_end=turn_end,
             last_turn_only=lost,
             reasoning_left_out=left_out,
         )
@@ -113,19 +118,20 @@ class ChatWriter:
         """Return a conversation without the end of sequence that the template closes it with."""
         return text.rstrip().removesuffix(self._tokenizer.eos_text)
 
-    def _closes_conversations(self) -> bool:
-        """Return whether the template writes an end of sequence after the last turn's own end."""
-        if self._closes is None:
+    def _ends(self) -> tuple[bool, str]:
+        """Return whether a conversation is closed after its last turn, and what ends a turn."""
+        if self._known_ends is None:
             eos = self._tokenizer.eos_text
-            asked, answer = Message("user", "a"), Message("assistant", "b")
+            asked, answer = Message("user", "Question?"), Message("assistant", _PROBE)
             try:
                 told, more = self._chat([asked, answer]), self._chat([asked, answer, asked])
             except ValueError:
-                self._closes = False
+                self._known_ends = (False, "")
             else:
-                ends = told.rstrip().endswith(eos)
-                self._closes = ends and more.startswith(self._unclosed(told)) and not more.startswith(told.rstrip())
-        return self._closes
+                closed = told.rstrip().endswith(eos) and not more.startswith(told.rstrip())
+                end = told.rpartition(_PROBE)[2] if _PROBE in told else ""
+                self._known_ends = (closed and more.startswith(self._unclosed(told)), end)
+        return self._known_ends
 
 
 def _arguments_as_text(message: Message) -> Message:

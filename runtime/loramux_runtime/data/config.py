@@ -50,7 +50,8 @@ class DataConfig(BaseModel):
     template: Annotated[str, Field(strict=True)] | None = None
     """Prompt and answer of an instruction row; None: Alpaca's.
 
-    It has {instruction}, {input} and, once, {output}.
+    It has {instruction}, {input} and, once, {output}. Rows of prompt and completion get one only
+    where it, `format: instruction` or a field's name is given.
     """
     use_chat_template: Switch | None = None
     """Whether rows are written with the tokenizer's chat template.

@@ -26,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 #: characters or elements that are made are one more, so that this bounds memory too.
 MAX_OPERATIONS: Final = 2_000_000
 #: Processor seconds of one rendering, looked at between operations.
-MAX_CPU_S: Final = 10.0
+MAX_CPU_S: Final = 3.0
 #: Characters of a text.
 MAX_SIZE: Final = 1 << 24
 #: Elements of a value that is shown as text, those inside it included.

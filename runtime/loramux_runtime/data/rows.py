@@ -150,6 +150,7 @@ class RowBuilder:
         self._max_tokens = max_tokens
         self._answers_only = answers_only
         self._added = tuple(np.array(added, dtype=np.int32) for added in tokenizer.added)
+        self._turn_ends: dict[str, int | None] = {}
         self._waiting: list[tuple[int, Rendered]] = []
         self._characters = 0
         self._ids: list[_Ids] = []
@@ -249,8 +250,9 @@ class RowBuilder:
     def _after_turn(self, rendered: Rendered, ids: _Ids, begins: Ints, ends: Ints, held: list[int]) -> int | None:
         """Return the token after the one that ends a turn whose tokens are `held`.
 
-        The end is the first of the special tokens after which the turn has nothing but special
-        tokens and blanks, with those that follow it at once. It is None where no token ends it.
+        The end is the chat template's own (or else the first) of the special tokens after which the
+        turn has nothing but special tokens and blanks, with those that follow it at once. It is
+        None where no token ends it.
         """
         eos = self._tokenizer.eos_id
         # A chat template has an end of turn of its own; any other text ends with the tokenizer's.
@@ -261,11 +263,19 @@ class RowBuilder:
         stops = [token for token in held[first:] if ids[token] in special]
         if not stops:
             return None
-        stop = stops[0]
+        first_stop = stop = next((token for token in stops if ids[token] == self._turn_end(rendered)), stops[0])
         while stop + 1 in stops:
             stop += 1
-        closing = rendered.closed and stop > stops[0] and ids[stop] == eos
+        closing = rendered.closed and stop > first_stop and ids[stop] == eos
         return stop if closing else stop + 1
+
+    def _turn_end(self, rendered: Rendered) -> int | None:
+        """Return the first special token of what the chat template writes after a turn's text."""
+        text = rendered.turn_end
+        if text not in self._turn_ends:
+            ids = self._tokenizer.encode([text], add_special=False)[0].ids if text else []
+            self._turn_ends[text] = next((i for i in ids if i in self._tokenizer.special_ids), None)
+        return self._turn_ends[text]
 
 
 def _blank(text: str, begins: Ints, ends: Ints, token: int) -> bool:

@@ -85,6 +85,8 @@ class Rendered:
 
     It stands after the end of the last turn, and no turn in the middle has it.
     """
+    turn_end: str = ""
+    """What the chat template writes after the text of a last turn; empty where that is unknown."""
     last_turn_only: bool = False
     """Whether the chat template hides where earlier answers are.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from loramux_profiles.datafiles import read_json
 from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import rope_faults
-from loramux_traces.errors import InvalidInputError
+from loramux_traces.errors import InvalidInputError, printable
 from loramux_traces.problems import Problems
 
 FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "glm4", "phi3")
@@ -26,6 +28,26 @@ MAX_CONFIG_BYTES: Final = 4 << 20
 MAX_LAYERS: Final = 1024
 MAX_WIDTH: Final = 1 << 20
 """Largest hidden size, FFN size, number of heads or size of a head."""
+_SHOWN: Final = 8
+_KNOWN: Final = frozenset(
+    (
+        *("model_type", "auto_map", "architectures", "transformers_version", "name_or_path", "tokenizer_class"),
+        *("torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "hidden_activation", "layer_types"),
+        *("use_cache", "pretraining_tp", "mlp_bias", "attention_bias", "unsloth_fixed", "unsloth_version"),
+    )
+)
+"""Fields beside those of transformers' classes that are read, or that do not change the model."""
+_NOT_ASKED: Final = frozenset(
+    (
+        *("num_labels", "id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "prefix"),
+        *("output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "attn_implementation"),
+        *("is_decoder", "is_encoder_decoder", "add_cross_attention", "chunk_size_feed_forward"),
+    )
+)
+"""Fields about other tasks, and about what a call returns, which transformers is not given.
+
+It makes ten million names of labels, or keeps the hidden states of all layers, where they ask.
+"""
 MAX_VOCAB: Final = 1 << 24
 _SIZES: Final = {
     "num_hidden_layers": MAX_LAYERS,
@@ -67,6 +89,9 @@ _OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
     "num_local_experts": (0, 1),
     "n_routed_experts": (0, 1),
     "alibi": (False,),
+    "lm_head_bias": (False,),
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "parallel_attn": (False,),
 }
 """Fields of other architectures, with the values that ask for nothing.
@@ -207,13 +232,28 @@ def hf_config(values: Mapping[str, Any], file: str | Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     check_values(values, file)
+    asked = {key: value for key, value in values.items() if key not in _NOT_ASKED and not key.startswith("_")}
     with blame(file):
-        config = CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(asked)
     check_config(config, file)
     problems = Problems(str(file))
     for field, value, allowed in rope_faults(config):
         problems.add(0, field, value, allowed)
     problems.raise_if_any()
+    return config
+
+
+def own_config(values: Mapping[str, Any], file: str) -> Any:
+    """Return the checked configuration that somebody wrote by hand.
+
+    Raises InvalidInputError, also for a field that does not exist: it may be a slip.
+    """
+    config = hf_config(values, file)
+    unknown = unknown_fields(values, config)
+    if unknown:
+        close = get_close_matches(unknown[0], [field.name for field in fields(config)], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise invalid(file, f"is no field of {config.model_type}'s configuration{hint}", unknown[0], values[unknown[0]])
     return config
 
 
@@ -238,8 +278,22 @@ def notes_on(values: Mapping[str, Any], config: Any) -> tuple[str, ...]:
     found = []
     asked = values.get("hidden_activation")
     if asked is not None and activation(str(asked)) != activation(config.hidden_act):
-        found.append(f"hidden_activation {asked!r} is not used: transformers goes by hidden_act ({config.hidden_act})")
+        found.append(
+            f"hidden_activation {str(asked)[:40]!r} is not used: transformers goes by hidden_act ({config.hidden_act})"
+        )
+    unknown = unknown_fields(values, config)
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        found.append(f"fields of config.json not used: {printable(', '.join(unknown[:_SHOWN]), 200)}{more}")
     return tuple(found)
+
+
+def unknown_fields(values: Mapping[str, Any], config: Any) -> list[str]:
+    """Return the fields that neither transformers' class nor we know, and that say something."""
+    known = (
+        {field.name for field in fields(config)} | _OTHERS.keys() | _KNOWN | _NOT_ASKED | set(_SIZES) | set(_DROPOUTS)
+    )
+    return [key for key, value in values.items() if key not in known and not key.startswith("_") and value is not None]
 
 
 def _method(value: Any) -> Any:

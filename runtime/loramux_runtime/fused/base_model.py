@@ -24,7 +24,7 @@ from loramux_runtime.fused.base_config import (
     notes_on,
     read_config,
 )
-from loramux_runtime.fused.base_weights import check_finite, check_weights
+from loramux_runtime.fused.base_weights import check_finite, check_tensors, check_weights
 from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import longest_position
@@ -209,8 +209,10 @@ def outline(path: str | Path, *, dtype: FrozenDtype = "bf16") -> BaseModel:
     check_folder(folder, ("*.json",), MAX_TOKENIZER, "a model's configuration")
     check_folder(folder, ("*.safetensors",), MAX_TABLE, "a file of weights")
     config = hf_config(read_config(folder), folder / "config.json")
-    check_weights(folder, config)
-    return build_base(config, name=str(path), dtype=dtype, device="meta")
+    shapes = check_weights(folder, config)
+    base = build_base(config, name=str(path), dtype=dtype, device="meta")
+    check_tensors(base.hf, shapes, folder)
+    return base
 
 
 def shape_config(name: str, **changes: Any) -> Any:

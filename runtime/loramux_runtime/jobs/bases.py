@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from loramux_profiles.shape_catalog import shape_names
-from loramux_runtime.fused.base_config import hf_config
+from loramux_runtime.fused.base_config import own_config
 from loramux_runtime.fused.base_model import (
     DTYPES,
     BaseModel,
@@ -53,7 +53,7 @@ def open_base(config: BaseConfig, device: torch.device | str = "cpu") -> BaseMod
         name, hf = config.shape, shape_config(config.shape)
     else:
         assert config.config is not None
-        name, hf = f"tiny-{config.config['model_type']}", hf_config(config.config, "base.config")
+        name, hf = f"tiny-{config.config['model_type']}", own_config(config.config, "base.config")
     if torch.device(device).type == "cpu":
         _check_memory(name, hf, config.dtype)
     return build_base(hf, name=name, dtype=config.dtype, device=device, seed=config.seed)

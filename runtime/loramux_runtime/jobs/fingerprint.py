@@ -27,7 +27,9 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         digest.update(read_file(folder / "config.json", MAX_SMALL, "a configuration"))
-        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file()):
+        for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+            if not path.is_file():
+                raise StateError(f"{path}: must be a regular file")
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:

@@ -28,7 +28,7 @@ class Pace:
         """Whether any job trains."""
 
     def begin(self) -> None:
-        """Begin a step boundary."""
+        """Note that a step boundary begins, at which there is time again."""
         now_s = self._clock_s()
         self.busy = self._training()
         self._until_s = now_s + SHARE * (now_s - self._last_s) if self.busy else inf

@@ -16,9 +16,7 @@ from loramux_profiles.devices import DeviceProfile
 from loramux_profiles.work import JobCost
 from loramux_runtime.data import FileReport, TokenisedRows
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.fused.weight_headers import check_headers
-from loramux_runtime.jobs.bases import outline_base
-from loramux_runtime.jobs.jobs_file import BaseConfig, JobsFile
+from loramux_runtime.jobs.jobs_file import JobsFile
 from loramux_runtime.jobs.preparation import Preparation, PreparedJob
 from loramux_runtime.jobs.training_job import total_steps
 from loramux_runtime.train.settings import Facts, data_facts
@@ -47,17 +45,6 @@ class Checked:
     def data_facts(self) -> dict[str, Facts]:
         """Digests of the jobs' rows and what they were made from, by job."""
         return data_facts(self.prepared)
-
-
-def check_base(config: BaseConfig) -> BaseModel:
-    """Return the outline of the base model, its config.json and its weights' headers checked.
-
-    Raises InvalidInputError or UsageError where it cannot be had.
-    """
-    base = outline_base(config)
-    if config.path is not None:
-        check_headers(config.path, base)
-    return base
 
 
 def check_jobs(
@@ -143,7 +130,8 @@ def summary(checked: Checked) -> list[dict[str, Any]]:
                 "micro_batch": None if cost is None else cost.rows,
                 "need_bytes": checked.needs.get(config.id),
                 "fits": config.id not in checked.never,
-                "report": str(report),
+                "columns_not_used": [name for name, _ in report.unused] if isinstance(report, FileReport) else [],
+                "notes": list(job.notes),
                 "origin": "of its file" if real else "made up",
             }
         )

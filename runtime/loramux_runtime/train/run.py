@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -49,6 +49,8 @@ from loramux_traces.job import JobSpec
 from loramux_traces.results import UNSCHEDULABLE, summarise
 
 Log = Callable[[dict[str, Any]], None]
+NAMED: Final = 5
+"""Jobs with one and the same note that are named one by one."""
 Stopping = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
 """Is given what asks for a stop, and entered while a signal is to do that."""
 
@@ -77,6 +79,21 @@ class TrainResult:
     """By job: first and last evaluation of the held-out rows."""
     prediction: dict[str, Any] | None = None
     """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
+
+
+def grouped_notes(prepared: Sequence[PreparedJob]) -> list[str]:
+    """Return the notes on each job's rows; the same note on many jobs is one line."""
+    by_text: dict[str, list[str]] = {}
+    for job in prepared:
+        for text in job.notes:
+            by_text.setdefault(text, []).append(job.config.id)
+    lines = []
+    for text, names in by_text.items():
+        if len(names) > NAMED:
+            lines.append(f"{', '.join(names[:NAMED])} and {len(names) - NAMED:,} more: {text}")
+        else:
+            lines += [f"{name}: {text}" for name in names]
+    return lines
 
 
 def check_policy(policy: Policy) -> None:
@@ -125,7 +142,7 @@ class TrainRun:
             preparation = Preparation(base, file.base.path, recompute=recompute)
             prepared = preparation.prepare_all(file.jobs, file.folder)
         self.data = {job.config.id: job.data for job in prepared}
-        self.notes = [f"{job.config.id}: {note}" for job in prepared for note in job.notes]
+        self.notes = [f"base: {note}" for note in base.notes] + list(grouped_notes(prepared))
         self.specs: list[JobSpec] = sorted(
             (job.spec for job in prepared), key=lambda spec: (spec.submit_s, spec.job_id)
         )

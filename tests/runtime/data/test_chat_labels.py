@@ -100,6 +100,17 @@ def test_an_end_of_sequence_that_belongs_to_a_turn_is_learned(write: Write, chat
     assert learned(tokenizer, data) == "a\n<|eos|>"  # no token ends a turn: the tokenizer's is added
 
 
+def test_a_special_token_that_ends_what_a_turn_says_is_not_the_end_of_the_turn(
+    write: Write, chat_folder: Folder
+) -> None:
+    turns = TURNS.replace("<|im_end|>", "{% if 'call' in m.content %}<s>{% endif %}{{ '\n' }}<|im_end|>")
+    tokenizer = load_tokenizer(chat_folder(turns + ASK, eos="<|eos|>"))
+    data = load(
+        write([{"messages": [USER, {**ANSWER, "content": "call"}, USER, {**ANSWER, "content": "call"}]}]), tokenizer
+    )
+    assert learned(tokenizer, data) == "call<s>\n<|im_end|>call<s>\n<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("front", "back"), [("<s>", ""), ("[gMASK] <sop>", ""), ("<s>", "<|im_end|>"), ("", "<|im_end|>")]
 )

@@ -47,7 +47,7 @@ def discard(folder: Path) -> None:
     """
     with owned(folder):
         store = Store(folder)
-        retired = store.retire()
+        retired = _retire(store)
         store.close()
         if retired:
             for name in OURS:
@@ -55,6 +55,19 @@ def discard(folder: Path) -> None:
                     (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _retire(store: Store) -> bool:
+    """Make a database useless, unless it holds a job or a scheduler has run on it.
+
+    Whoever has it open and waits to submit is refused, and acknowledged nothing that would be lost
+    with the file. Returns whether the database is useless now.
+    """
+    with store.transaction():
+        used = store.jobs() or store.fact("starts") is not None
+        if not used:
+            store.db.execute("DROP TABLE jobs")
+    return not used
 
 
 def _busy(error: sqlite3.DatabaseError) -> bool:
@@ -140,18 +153,6 @@ class Store:
                         self._db.execute(statement)
                 self._add_columns()
                 self._put_fact("schema_version", SCHEMA_VERSION)
-
-    def retire(self) -> bool:
-        """Make the database useless, unless it holds a job or a scheduler has run on it.
-
-        Whoever has it open and waits to submit is refused, and acknowledged nothing that would be
-        lost with the file. Returns whether the database is useless now.
-        """
-        with self.transaction():
-            used = self.jobs() or self.fact("starts") is not None
-            if not used:
-                self._db.execute("DROP TABLE jobs")
-        return not used
 
     def close(self) -> None:
         self._db.close()
