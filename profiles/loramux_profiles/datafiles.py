@@ -26,13 +26,13 @@ def problem(path: Path | str, column: str, value: object, allowed: str, line: in
     return Problem(file=str(path), line=line, column=column, value=shown(value), allowed=allowed)
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_json(path: Path | str, most_bytes: int = MAX_SMALL) -> dict[str, Any]:
+    """Return the object in a JSON file of at most `most_bytes`.
 
     Raises InvalidInputError that says what is wrong with it and where.
     """
     try:
-        result = parse_json(read_text(path, MAX_SMALL, "a profile or configuration"))
+        result = parse_json(read_text(path, most_bytes, "a profile or configuration"))
     except JsonError as error:
         raise InvalidInputError([problem(path, "", "", error.said, error.line)]) from error
     if not isinstance(result, dict):

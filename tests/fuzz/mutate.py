@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -148,13 +149,18 @@ def _nested(rng: random.Random, value: Any) -> Any:
     return value
 
 
+def _renamed(rng: random.Random, key: Any) -> str:
+    name = str(key)
+    return rng.choice(("", "x", f"{name}s", name[1:], name.upper(), "\x00", "<<"))
+
+
 def mutated_value(rng: random.Random, document: Any) -> Any:
     """Return the document with one to four values of other types, keys or sizes."""
     document = copy.deepcopy(document)
     for _ in range(min(4, 1 + int(rng.expovariate(1.2)))):
         places = _places(document)
         if not places:
-            return document
+            break
         group, key = rng.choice(places)
         kind = rng.randrange(8)
         if kind <= 3:
@@ -164,20 +170,11 @@ def mutated_value(rng: random.Random, document: Any) -> Any:
         elif kind == 5:
             group[key] = _nested(rng, group[key])
         elif kind == 6 and isinstance(group, dict):
-            group[
-                rng.choice(
-                    ("", "x", f"{key}s", str(key)[1:], "\x00", "<<", key.upper() if isinstance(key, str) else "k")
-                )
-            ] = group[key]
+            group[_renamed(rng, key)] = group[key]
         else:
             other, other_key = rng.choice(places)
-            group[key] = copy.deepcopy(
-                other.get(other_key)
-                if isinstance(other, dict)
-                else other[other_key]
-                if other_key < len(other)
-                else None
-            )
+            with contextlib.suppress(RecursionError):  # of a value that is nested deeply by now
+                group[key] = copy.deepcopy(other[other_key])
     return document
 
 

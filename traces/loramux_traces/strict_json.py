@@ -84,4 +84,9 @@ def parse_json(text: str) -> Any:
         raise JsonError(error.lineno if isinstance(error, json.JSONDecodeError) else 0, say(error)) from error
     if is_deep(value):
         raise JsonError(0, say(RecursionError()))
+    if "\\ud" in text or "\\uD" in text:  # an escape of half a character, with or without its other half
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise JsonError(0, "holds half a character (an escape from \\ud800 to \\udfff by itself)") from error
     return value

@@ -7,11 +7,11 @@ by its name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from loramux_traces.problems import Problems
+from loramux_traces.strict_json import JsonError, parse_json
 
 #: Names of what a row may hold, the first that has a value is read.
 ALIASES: Final = {
@@ -122,8 +122,8 @@ def unpacked(value: Any) -> Any:
     """Return what a JSON text holds, where a column is one (as data sets often keep lists)."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value)
+        except JsonError:
             return value
     return value
 

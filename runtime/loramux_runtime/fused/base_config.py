@@ -7,8 +7,6 @@ is refused before the first one is made.
 
 from __future__ import annotations
 
-import json
-import stat
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -17,16 +15,15 @@ from typing import Any, Final
 
 import torch
 
+from loramux_profiles.datafiles import read_json
 from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import rope_faults
 from loramux_traces.errors import InvalidInputError, printable
 from loramux_traces.problems import Problems
-from loramux_traces.wholes import whole_number
 
 FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral", "gemma", "glm", "glm4", "phi3")
 MAX_CONFIG_BYTES: Final = 4 << 20
-MAX_DEPTH: Final = 32
 MAX_LAYERS: Final = 1024
 MAX_WIDTH: Final = 1 << 20
 """Largest hidden size, FFN size, number of heads or size of a head."""
@@ -117,37 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if adapter.exists():
         # transformers would load the adapter into the base
         raise invalid(adapter, "a base model's folder must hold no adapter: move it to a folder of its own")
-    return read_object(file, MAX_CONFIG_BYTES)
-
-
-def read_object(file: Path, most: int) -> dict[str, Any]:
-    """Return the JSON object in a small file; links are followed, as the cache of the Hub has them.
-
-    Raises InvalidInputError for all else.
-    """
-    try:
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise invalid(file, "must be a regular file")
-        if about.st_size > most:
-            raise invalid(file, f"must be at most {most >> 20} MiB, not {about.st_size} bytes")
-        with file.open("rb") as stream:
-            data = stream.read(most + 1)
-    except OSError as error:
-        raise invalid(file, f"cannot be read ({error.strerror})") from error
-    if len(data) > most:
-        raise invalid(file, f"must be at most {most >> 20} MiB")
-    try:
-        found = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant, parse_int=whole_number
-        )
-    except (ValueError, RecursionError) as error:
-        raise invalid(file, f"must hold JSON: {str(error)[:200]}") from error
-    if not isinstance(found, dict):
-        raise invalid(file, "must hold a JSON object")
-    if _depth(found) > MAX_DEPTH:
-        raise invalid(file, f"must be nested at most {MAX_DEPTH} deep")
-    return found
+    return read_json(file, MAX_CONFIG_BYTES)
 
 
 def invalid(file: str | Path, allowed: str, field: str = "", value: object = "") -> InvalidInputError:
@@ -333,27 +300,5 @@ def _method(value: Any) -> Any:
 
 
 def _number(value: Any, least: float, most: float) -> bool:
+    # not a number is in no range, and a number of 400 digits compares without becoming a float
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:80]!r} stands twice in one object")
-    return found
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
-
-
-def _depth(value: Any) -> int:
-    """Return how deep a decoded value is nested, without recursion."""
-    deepest, rest = 0, [(value, 1)]
-    while rest:
-        one, depth = rest.pop()
-        deepest = max(deepest, depth)
-        if isinstance(one, dict | list):
-            rest += [(each, depth + 1) for each in (one.values() if isinstance(one, dict) else one)]
-    return deepest

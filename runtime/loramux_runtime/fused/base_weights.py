@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 
-from loramux_runtime.fused.base_config import invalid, read_object
+from loramux_profiles.datafiles import read_json
+from loramux_runtime.fused.base_config import invalid
 from loramux_runtime.fused.blame import blame
 
 WHOLE: Final = "model.safetensors"
@@ -89,7 +90,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         others = sorted(path.name for path in folder.glob("*.safetensors"))
         hint = f" ({others[0][:80]} is there, without {INDEX})" if others else ""
         raise invalid(folder, f"no .safetensors weights: no {WHOLE}{hint}; pickled ones are code and are not loaded")
-    table = read_object(index, MAX_INDEX_BYTES).get("weight_map")
+    table = read_json(index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise invalid(index, "must say for each tensor in which file it is", "weight_map")
     shards: dict[str, list[str]] = {}

@@ -25,6 +25,7 @@ from loramux_runtime.fused.sites import PRESETS
 from loramux_runtime.jobs.peft_fields import CHECKED, IGNORED, REFUSED, WHICH
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.limits import MAX_RANK
+from loramux_traces.strict_json import parse_json
 
 _RENAMED: Final = {
     "rank": "r",
@@ -89,8 +90,8 @@ def parse_config(text: str | bytes, file: str) -> tuple[str, Any]:
     Raises InvalidInputError, which names the key at fault.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except ValueError as error:  # no JSON, or no UTF-8
         raise _invalid(file, "", "", f"not readable as JSON ({error})") from error
     if not isinstance(document, dict):
         raise _invalid(file, "", "", "must hold a JSON object")
@@ -121,17 +122,6 @@ def known_keys(method: str) -> frozenset[str]:
 
 def _invalid(file: str, key: str, value: str, allowed: str) -> InvalidInputError:
     return InvalidInputError([Problem(file=file, line=0, column=key, value=value, allowed=allowed)])
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
 
 
 def _method(document: Mapping[str, Any]) -> str:
