@@ -20,7 +20,7 @@ from loramux_runtime.data.readers import file_format, read_rows
 from loramux_runtime.data.render import Renderer
 from loramux_runtime.data.rows import RowBuilder, TokenisedRows
 from loramux_runtime.data.sample_stream import SampleStream
-from loramux_runtime.data.source import invalid, locate
+from loramux_runtime.data.source import check_unpacked, invalid, locate
 from loramux_runtime.data.synthetic import SyntheticConfig, SyntheticReport, SyntheticRows
 from loramux_runtime.data.tokenizer import Tokenizer
 from loramux_traces.decimals import as_written
@@ -208,6 +208,7 @@ def tokenise_file(
 
     Arguments and errors are those of `load_data`.
     """
+    check_unpacked(path)
     problems = Problems(str(path))
     kind = file_format(path) if config.file_format == "auto" else config.file_format
     records = RecordReader(config, problems, nulls_absent=kind == "parquet")
