@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -27,9 +27,13 @@ HANG_S: Final = 60.0
 
 A batch for the tokenizer has at most a million characters, which take seconds.
 """
+START_S: Final = 600.0
+"""Seconds that a reader may take to load the tokenizer, from a slow disk on a busy machine."""
 TRIES: Final = 2
 """Deaths of its reader after which a job's rows count as unreadable."""
 LEAST_BYTES: Final = 2 << 30
+COMMAND: Final = (sys.executable, "-m", "loramux_runtime.live.reading.process")
+"""Starts a reader."""
 _POLL_S: Final = 0.02
 
 
@@ -81,8 +85,14 @@ class _Tries:
 
     def again(self, number: int) -> bool:
         """Count a death; return whether the order is tried once more."""
-        self.deaths[number] = self.deaths.get(number, 0) + 1
-        return self.deaths[number] < TRIES
+        deaths = self.deaths.pop(number, 0) + 1
+        if deaths < TRIES:
+            self.deaths[number] = deaths
+        return deaths < TRIES
+
+    def over(self, number: int) -> None:
+        """Forget an order that has been answered."""
+        self.deaths.pop(number, None)
 
 
 class Readers:
@@ -100,6 +110,7 @@ class Readers:
         *,
         hang_s: float = HANG_S,
         memory_bytes: int | None = None,
+        command: Sequence[str] = COMMAND,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = {
@@ -107,7 +118,7 @@ class Readers:
             "folder": str(folder.resolve()),
             "limit_bytes": memory_bytes or limit_bytes(),
         }
-        self._hang_s, self._clock_s = hang_s, clock_s
+        self._hang_s, self._clock_s, self._command = hang_s, clock_s, command
         self._waiting: deque[ReadOrder] = deque()
         self._workers = [self._start()]
         self._tries = _Tries()
@@ -129,6 +140,9 @@ class Readers:
                 found += self._died(worker)
             elif worker.order is not None and self._clock_s() - worker.heard_s > self._hang_s:
                 found.append(self._hung(worker, worker.order))
+            elif not worker.ready and self._clock_s() - worker.heard_s > START_S:
+                self._end(worker)
+                raise StateError(f"the process that reads rows has not come up in {START_S:.0f} s")
         self._assign()
         return found
 
@@ -168,17 +182,16 @@ class Readers:
             if worker.process.poll() is not None and not worker.text:
                 how = f"the process that loads it {_ending(worker)}"
                 raise UsageError(f"{self._setting['tokenizer']}: the tokenizer cannot be loaded: {how}")
-            if self._clock_s() - worker.heard_s > self._hang_s:
+            if self._clock_s() - worker.heard_s > START_S:
                 self._end(worker)
-                raise UsageError(
-                    f"{self._setting['tokenizer']}: the tokenizer is not loaded after {self._hang_s:.0f} s"
-                )
+                where = self._setting["tokenizer"]
+                raise UsageError(f"{where}: the tokenizer is not loaded after {START_S:.0f} s")
             time.sleep(_POLL_S)
 
     def _start(self) -> _Worker:
         complaints = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the process
         process = subprocess.Popen(
-            [sys.executable, "-m", "loramux_runtime.live.reading.process"],
+            list(self._command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -256,6 +269,7 @@ class Readers:
             worker.rows = int(what["rows"])
         elif worker.order is not None and what["answer"]["number"] == worker.order.number:
             worker.order = None
+            self._tries.over(what["answer"]["number"])
             return [ReadAnswer.of(what["answer"])]
         return []
 

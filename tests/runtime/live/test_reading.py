@@ -1,0 +1,190 @@
+"""Rows are read by processes of their own: whatever happens there is the job's own affair."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loramux_runtime.data import byte_tokenizer, load_data
+from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.live.reading.orders import Before, ReadAnswer, ReadOrder
+from loramux_runtime.live.reading.read import RowReader
+from loramux_runtime.live.reading.readers import Readers
+from loramux_runtime.live.reading.row_files import ROWS, RowFiles
+from loramux_runtime.train.faults import FaultPlan
+from loramux_traces.errors import UsageError
+from loramux_traces.locking import owned
+
+from .serving import curves, first, jobs, play, service, submit, write_rows
+
+ODD = (sys.executable, str(Path(__file__).with_name("odd_reader.py")))
+
+
+def order(folder: Path, number: int, job_id: str = "good", **fields: Any) -> ReadOrder:
+    data = {"path": str(write_rows(folder)), **fields}
+    job = TrainJob.model_validate({"id": job_id, "adapter": {"rank": 4}, "data": data, "steps": 2, "seed": number})
+    return ReadOrder(
+        number=number,
+        job_id=job_id,
+        config=job.model_dump(mode="json"),
+        folder=str(folder),
+        rendered_unix_s=0.0,
+        vocab_size=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
+    found = Readers(None, tmp_path_factory.mktemp("kept") / ROWS, hang_s=2.0, memory_bytes=600 << 20, command=ODD)
+    found.wait_until_ready()
+    yield found
+    found.close()
+
+
+def answers(readers: Readers, count: int) -> dict[int, ReadAnswer]:
+    """Wait for so many answers."""
+    found: dict[int, ReadAnswer] = {}
+    while len(found) < count:
+        found |= {answer.number: answer for answer in readers.poll()}
+        time.sleep(0.01)
+    return found
+
+
+def test_rows_come_as_if_read_here(readers: Readers, tmp_path: Path) -> None:
+    for number, split in enumerate(({}, {"eval_rows": 5}, {"eval_fraction": 0.3, "shuffle": False})):
+        one = order(tmp_path, number, **split)
+        readers.send(one)
+        (answer,) = answers(readers, 1).values()
+        job = TrainJob.model_validate(one.config)
+        here = load_data(job.data, byte_tokenizer(), vocab_size=280, seed=number)  # type: ignore[arg-type]
+        files = RowFiles(Path(readers._setting["folder"]))  # type: ignore[arg-type]
+        assert answer.fate == "read" and answer.kept is not None and answer.sha256 == here.train.sha256
+        train = files.open(answer.kept["train"])
+        assert isinstance(train.ids, np.memmap) and train.sha256 == here.train.sha256 and answer.rows == len(train)
+        held = None if answer.kept["eval"] is None else files.open(answer.kept["eval"]).sha256
+        assert held == (None if here.eval is None else here.eval.sha256)
+    # one copy of the file's tokens for all of them
+    assert len(list(Path(str(readers._setting["folder"])).glob("tokens-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("hangs", "no progress for 2 s"),
+        ("dies", "was killed by signal 9 (out of memory?): a last word, twice"),
+        ("eats", "takes more memory than a reader may use"),
+        ("panics", "Panic: index out of bounds"),
+    ],
+)
+def test_what_breaks_a_reader_is_told_of_its_job(kind: str, said: str, readers: Readers, tmp_path: Path) -> None:
+    readers.send(order(tmp_path, 1, f"{kind}-1"))
+    readers.send(order(tmp_path, 2))
+    found = answers(readers, 2)
+    assert found[1].fate == "refused" and said in found[1].reason
+    assert found[2].fate == "read"
+
+
+def test_a_reader_that_dies_once_tries_again(readers: Readers, tmp_path: Path) -> None:
+    readers.send(order(tmp_path, 1, "once-1"))
+    assert answers(readers, 1)[1].fate == "read"
+
+
+def test_an_order_that_is_dropped_is_not_answered(readers: Readers, tmp_path: Path) -> None:
+    readers.send(order(tmp_path, 1, "hangs-1"))
+    readers.send(order(tmp_path, 2))
+    readers.drop(1)
+    assert set(answers(readers, 1)) == {2} and readers.rows_read(1) is None
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    broken = Readers(tmp_path, tmp_path / ROWS)
+    with pytest.raises(UsageError, match="tokenizer"):
+        broken.wait_until_ready()
+    broken.close()
+
+
+def test_poisoned_rows_do_not_touch_the_others(tmp_path: Path, whole: dict[str, Any]) -> None:
+    found = jobs(tmp_path, 3)
+    bad = [{**found[0], "id": f"{kind}-1"} for kind in ("dies", "panics", "eats")]
+    store = submit(tmp_path / "state", [bad[0], found[0], bad[1], found[1], bad[2], found[2]])
+    with owned(store.folder):
+        reading = Readers(None, store.folder / ROWS, memory_bytes=600 << 20, command=ODD)
+        reading.wait_until_ready()
+        outcome = service(store, "fifo", options={"reading": reading}).play()
+    assert outcome.failed == 3
+    assert {row["job_id"]: row["state"] for row in store.jobs()} == {
+        **dict.fromkeys(("dies-1", "panics-1", "eats-1"), "REJECTED"),
+        **dict.fromkeys(first(whole, 3), "COMPLETED"),
+    }
+    mine = curves(store)
+    assert {name: mine[name] for name in first(whole, 3)} == first(whole, 3)
+    # nothing is left that no job needs
+    assert not (store.folder / ROWS).exists()
+
+
+def test_a_stop_does_not_wait_for_rows(tmp_path: Path) -> None:
+    """A signal comes while a job's rows are read: the job waits for the next scheduler."""
+    store = submit(tmp_path / "state", [{**jobs(tmp_path, 1)[0], "id": "hangs-1"}])
+    with owned(store.folder):
+        reading = Readers(None, store.folder / ROWS, command=ODD)
+        reading.wait_until_ready()
+        scheduler = service(store, "fifo", options={"reading": reading})
+        real = scheduler.admission.news
+
+        def news() -> bool:
+            if scheduler.admission.why():
+                scheduler.driver.request_stop()
+            return real()
+
+        scheduler.admission.news = news  # type: ignore[method-assign]
+        scheduler.play()
+    assert store.job("hangs-1")["state"] == "QUEUED"
+
+
+def test_a_death_while_a_job_is_taken_in_is_that_jobs(tmp_path: Path, whole: dict[str, Any]) -> None:
+    def dies(_: str, facts: dict[str, object]) -> None:
+        if facts["job_id"] == "job01":
+            raise ValueError("as if the process died")
+
+    store = submit(tmp_path / "state", jobs(tmp_path, 3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="died"):
+            play(store, "fifo", faults=FaultPlan(admit=dies))
+    play(store, "fifo", faults=FaultPlan(admit=dies))
+    assert store.job("job01")["state"] == "FAILED_CRASHED"
+    assert "died 2 times while it took the job in" in store.job("job01")["reason"]
+    mine, theirs = curves(store), first(whole, 3)
+    assert {name: mine[name] for name in ("job00", "job02")} == {name: theirs[name] for name in ("job00", "job02")}
+
+
+def test_a_changed_part_is_named_and_the_kept_rows_are_gone_on_with(tmp_path: Path) -> None:
+    reader = RowReader(byte_tokenizer(), RowFiles(tmp_path / ROWS))
+    asked = order(tmp_path, 1)
+    begun = reader.read(asked)
+    assert begun.kept is not None and begun.made_from is not None
+
+    def again(**changes: Any) -> ReadAnswer:
+        known = {"sha256": begun.sha256, "kept": begun.kept, "made_from": begun.made_from, "trusted": False, **changes}
+        return reader.read(ReadOrder.of({**json.loads(asked.text()), "before": known}))
+
+    assert again().fate == "read"
+    # another library changes nothing about rows that are kept
+    assert again(made_from={**begun.made_from, "the library tokenizers": "0.0.1"}).fate == "read"
+    other = again(made_from={**begun.made_from, "the tokenizer": "0" * 64})
+    assert other.fate == "changed" and "the tokenizer is not what it was when the job began" in other.reason
+    assert again(made_from={**begun.made_from, "the tokenizer": "0" * 64}, trusted=True).fate == "read"
+    # where the rows are not kept, they are made again, and are the same
+    assert again(kept=None).fate == "read"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "another"}) + "\n")
+    assert again().fate == "changed" and "the data file" in again().reason
+    gone = again(kept=None)
+    assert gone.fate == "changed" and "the rows that it began with are gone" in gone.reason
+    assert isinstance(Before(sha256="", kept=None, made_from={}, trusted=False), Before)
