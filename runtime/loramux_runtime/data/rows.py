@@ -23,7 +23,7 @@ _BATCH_ROWS: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class TokenisedRows:
     """Holds rows as a sequence of (tokens, labels).
 

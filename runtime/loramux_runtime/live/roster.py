@@ -23,10 +23,10 @@ from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.preparation import PreparedJob, check_adapter
 from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
-from loramux_runtime.live.reading.row_files import RowFiles
+from loramux_runtime.live.reading.row_files import KeptRows, RowFiles
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import JobRow
-from loramux_traces.errors import LoramuxError, UsageError
+from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.filesafe import json_text
 from loramux_traces.job import JobSpec
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
@@ -43,6 +43,8 @@ class _Entry:
     spec: JobSpec
     kept: Mapping[str, Any] | None
     """Where its rows are kept; None for synthetic ones."""
+    train: KeptRows | None
+    eval: KeptRows | None
     drawn_by: int
 
 
@@ -123,7 +125,13 @@ class Roster:
             return None
         # synthetic rows are drawn by micro-batch: by the first size, also after it has been halved
         drawn_by = row["drawn_by"] or job.cost_on(0).rows
-        entry = _Entry(config=config, spec=spec, kept=None if answer is None else answer.kept, drawn_by=drawn_by)
+        kept = None if answer is None else answer.kept
+        try:
+            train, held_out = (self._map(kept, part) for part in ("train", "eval"))
+        except StateError as error:
+            self._book.hold_apart(job_id, str(error))
+            return None
+        entry = _Entry(config=config, spec=spec, kept=kept, train=train, eval=held_out, drawn_by=drawn_by)
         made: dict[str, Any] = {}
         if answer is None:
             digest = self._data(entry).train.sha256
@@ -177,10 +185,7 @@ class Roster:
         return smaller
 
     def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
-        """Return the job's training state from its first step; its adapter is on the host.
-
-        Raises StateError where its kept rows are gone.
-        """
+        """Return the job's training state from its first step; its adapter is on the host."""
         entry = self._entries[job_id]
         prepared = PreparedJob(config=entry.config, data=self._data(entry), spec=entry.spec)
         return self._make(prepared, lambda record: log(job_id, record))
@@ -189,16 +194,19 @@ class Roster:
         config = entry.config
         if isinstance(config.data, SyntheticData):
             return synthetic_job_data(config, self._base.vocab).bound(entry.drawn_by)
-        assert entry.kept is not None
-        train = self._files.open(entry.kept["train"])
+        assert entry.train is not None
+        train = entry.train.rows()
         return JobData(
             train=train,
             stream=SampleStream(len(train), config.seed, config.data.shuffle),
-            eval=None if entry.kept["eval"] is None else self._files.open(entry.kept["eval"]),
+            eval=None if entry.eval is None else entry.eval.rows(),
             report=None,
             eval_report=None,
             held_out_copies=0,
         )
+
+    def _map(self, kept: Mapping[str, Any] | None, part: str) -> KeptRows | None:
+        return None if kept is None or kept[part] is None else self._files.open(kept[part])
 
     def kept(self) -> list[Mapping[str, Any]]:
         """Return where the rows of all jobs are kept that this process knows."""

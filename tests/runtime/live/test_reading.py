@@ -42,7 +42,7 @@ def order(folder: Path, number: int, job_id: str = "good", **fields: Any) -> Rea
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
-    found = Readers(None, tmp_path_factory.mktemp("kept") / ROWS, hang_s=2.0, memory_bytes=600 << 20, command=ODD)
+    found = Readers(None, tmp_path_factory.mktemp("kept") / ROWS, memory_bytes=600 << 20, command=ODD)
     found.wait_until_ready()
     yield found
     found.close()
@@ -66,9 +66,9 @@ def test_rows_come_as_if_read_here(readers: Readers, tmp_path: Path) -> None:
         here = load_data(job.data, byte_tokenizer(), vocab_size=280, seed=number)  # type: ignore[arg-type]
         files = RowFiles(Path(readers._setting["folder"]))  # type: ignore[arg-type]
         assert answer.fate == "read" and answer.kept is not None and answer.sha256 == here.train.sha256
-        train = files.open(answer.kept["train"])
+        train = files.open(answer.kept["train"]).rows()
         assert isinstance(train.ids, np.memmap) and train.sha256 == here.train.sha256 and answer.rows == len(train)
-        held = None if answer.kept["eval"] is None else files.open(answer.kept["eval"]).sha256
+        held = None if answer.kept["eval"] is None else files.open(answer.kept["eval"]).rows().sha256
         assert held == (None if here.eval is None else here.eval.sha256)
     # one copy of the file's tokens for all of them
     assert len(list(Path(str(readers._setting["folder"])).glob("tokens-*"))) == 1
@@ -77,7 +77,6 @@ def test_rows_come_as_if_read_here(readers: Readers, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("hangs", "no progress for 2 s"),
         ("dies", "was killed by signal 9 (out of memory?): a last word, twice"),
         ("eats", "takes more memory than a reader may use"),
         ("panics", "Panic: index out of bounds"),
@@ -91,9 +90,45 @@ def test_what_breaks_a_reader_is_told_of_its_job(kind: str, said: str, readers: 
     assert found[2].fate == "read"
 
 
+def test_a_reader_that_hangs_is_killed_and_its_job_told(tmp_path: Path) -> None:
+    readers = Readers(None, tmp_path / ROWS, hang_s=1.0, command=ODD)
+    readers.wait_until_ready()
+    readers.send(order(tmp_path, 1, "hangs-1"))
+    found = answers(readers, 1)
+    readers.close()
+    assert found[1].fate == "refused" and "no progress for 1 s" in found[1].reason
+
+
 def test_a_reader_that_dies_once_tries_again(readers: Readers, tmp_path: Path) -> None:
     readers.send(order(tmp_path, 1, "once-1"))
     assert answers(readers, 1)[1].fate == "read"
+
+
+def test_rows_that_were_deleted_are_written_again(readers: Readers, tmp_path: Path) -> None:
+    """No job needed them any more, and the next one of the same file comes."""
+    asked = order(tmp_path, 1)
+    readers.send(asked)
+    begun = answers(readers, 1)[1]
+    files = RowFiles(Path(str(readers._setting["folder"])))
+    assert begun.kept is not None
+    held = files.open(begun.kept["train"])
+    files.tidy([])
+    readers.send(ReadOrder.of({**json.loads(asked.text()), "number": 2}))
+    again = answers(readers, 1)[2]
+    assert again.kept == begun.kept and files.open(begun.kept["train"]).rows().sha256 == begun.sha256
+    # whoever had mapped them before has them still
+    assert held.rows().sha256 == begun.sha256
+
+
+def test_a_tokenizer_that_breaks_later_holds_the_jobs_only(tmp_path: Path) -> None:
+    readers = Readers(None, tmp_path / ROWS, command=ODD)
+    readers.wait_until_ready()
+    readers._setting["tokenizer"] = str(tmp_path / "gone")
+    readers.send(order(tmp_path, 1, "dies-1"))
+    readers.send(order(tmp_path, 2))
+    found = answers(readers, 2)
+    readers.close()
+    assert {answer.fate for answer in found.values()} == {"disk"} and "no such model folder" in found[2].reason
 
 
 def test_an_order_that_is_dropped_is_not_answered(readers: Readers, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class RowReader:
         """Return the answer for a job whose rows are still kept, or None where they are not."""
         try:
             assert before.kept is not None
-            rows = self._files.open(before.kept["train"])
+            rows = self._files.open(before.kept["train"]).rows()
             if before.kept["eval"] is not None:
                 self._files.open(before.kept["eval"])
             if rows.sha256 != before.sha256:
@@ -136,7 +136,12 @@ class RowReader:
             return (*self._files.keep_tokens(rows), report)
 
         date = at.isoformat() if tokenizer.tells_time else ""
-        return self._recent.get(f"{file_key(path, config, vocab_size)}|{still}|{date}", make)
+        key = f"{file_key(path, config, vocab_size)}|{still}|{date}"
+        name, rows, report = self._recent.get(key, make)
+        if not self._files.has(name):
+            # no job needed them any more, and so they were deleted
+            name, rows = self._files.keep_tokens(rows)
+        return name, rows, report
 
     @staticmethod
     def _found(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from loramux_runtime.live.reading.orders import ReadAnswer, ReadOrder
-from loramux_traces.errors import StateError, UsageError, printable
+from loramux_traces.errors import UsageError, printable
 
 MOST: Final = 2
 """Most readers at once."""
@@ -32,8 +32,8 @@ START_S: Final = 600.0
 TRIES: Final = 2
 """Deaths of its reader after which a job's rows count as unreadable."""
 LEAST_BYTES: Final = 2 << 30
-COMMAND: Final = (sys.executable, "-m", "loramux_runtime.live.reading.process")
-"""Starts a reader."""
+COMMAND: Final = (sys.executable, "-P", "-m", "loramux_runtime.live.reading.process")
+"""Starts a reader; -P: nothing is imported from the folder that the scheduler is in."""
 _POLL_S: Final = 0.02
 
 
@@ -120,6 +120,8 @@ class Readers:
         }
         self._hang_s, self._clock_s, self._command = hang_s, clock_s, command
         self._waiting: deque[ReadOrder] = deque()
+        self._up = False
+        """Whether a reader has ever come up: then the tokenizer was good."""
         self._workers = [self._start()]
         self._tries = _Tries()
 
@@ -142,7 +144,7 @@ class Readers:
                 found.append(self._hung(worker, worker.order))
             elif not worker.ready and self._clock_s() - worker.heard_s > START_S:
                 self._end(worker)
-                raise StateError(f"the process that reads rows has not come up in {START_S:.0f} s")
+                found += self._without_reader(f"the process that reads rows has not come up in {START_S:.0f} s")
         self._assign()
         return found
 
@@ -262,9 +264,9 @@ class Readers:
         worker.heard_s = self._clock_s()
         if "broken" in what:
             self._end(worker)
-            raise UsageError(str(what["broken"]))
+            return self._without_reader(str(what["broken"]))
         if "ready" in what:
-            worker.ready = True
+            worker.ready = self._up = True
         elif "alive" in what:
             worker.rows = int(what["rows"])
         elif worker.order is not None and what["answer"]["number"] == worker.order.number:
@@ -277,14 +279,25 @@ class Readers:
         order, how = worker.order, _ending(worker)
         self._end(worker)
         if order is None:
-            if not worker.ready:
-                raise StateError(f"the process that reads rows cannot be started: it {how}")
-            return []
+            return [] if worker.ready else self._without_reader(f"the process that reads rows {how}")
         if self._tries.again(order.number):
             self._waiting.appendleft(order)
             return []
         reason = f"the process that reads its rows {how}, twice"
         return [ReadAnswer(number=order.number, fate="refused", reason=reason)]
+
+    def _without_reader(self, why: str) -> list[ReadAnswer]:
+        """Answer all that wait: no reader comes up (any more).
+
+        Raises UsageError where none has ever come up.
+        """
+        if not self._up:
+            raise UsageError(why)
+        waiting, self._waiting = self._waiting, deque()
+        return [
+            ReadAnswer(number=order.number, fate="disk", reason=f"its rows cannot be read now: {why}")
+            for order in waiting
+        ]
 
     def _hung(self, worker: _Worker, order: ReadOrder) -> ReadAnswer:
         rows = worker.rows

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,6 +27,19 @@ _ARRAYS: Final = ("ids", "learned", "starts")
 _TYPES: Final = {"ids": np.int32, "learned": np.bool_, "starts": np.int64}
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Holds rows that are mapped and of which no page is in memory until it is read."""
+
+    tokens: TokenisedRows
+    choice: Ints | None
+    """Which rows of those tokens; None: all."""
+
+    def rows(self) -> TokenisedRows:
+        """Return the rows."""
+        return self.tokens if self.choice is None else self.tokens.select(self.choice)
+
+
 class RowFiles:
     """Keeps rows below one folder: `tokens-SHA/` holds the tokens, `rows-SHA.npy` a choice of them.
 
@@ -33,6 +48,7 @@ class RowFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._mapped: WeakValueDictionary[str, TokenisedRows] = WeakValueDictionary()
 
     def keep_tokens(self, rows: TokenisedRows) -> tuple[str, TokenisedRows]:
         """Write all rows of a file; return their name and the same rows, mapped."""
@@ -79,15 +95,26 @@ class RowFiles:
                 raise StateError(f"{final}: the rows cannot be written ({error.strerror})") from error
         return {"tokens": tokens, "choice": name}
 
-    def open(self, kept: Mapping[str, Any]) -> TokenisedRows:
-        """Return kept rows, mapped; StateError where they are not there any more."""
-        rows = self._tokens(str(kept["tokens"]))
+    def has(self, tokens: str) -> bool:
+        """Return whether these tokens are still kept."""
+        return (self.folder / tokens).is_dir()
+
+    def open(self, kept: Mapping[str, Any]) -> KeptRows:
+        """Map kept rows; StateError where they are not there any more.
+
+        Jobs of one file share its mapping, and who has it keeps it, whatever becomes of the file.
+        """
+        name = str(kept["tokens"])
+        tokens = self._mapped.get(name)
+        if tokens is None:
+            tokens = self._mapped[name] = self._tokens(name)
         if kept["choice"] is None:
-            return rows
-        chosen = self._array(self.folder / str(kept["choice"]), np.int64)
-        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(rows):
-            raise StateError(f"{self.folder / str(kept['choice'])}: is of other rows")
-        return rows.select(chosen)
+            return KeptRows(tokens, None)
+        path = self.folder / str(kept["choice"])
+        chosen = self._array(path, np.int64)
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(tokens):
+            raise StateError(f"{path}: is of other rows")
+        return KeptRows(tokens, chosen)
 
     def tidy(self, needed: Iterable[Mapping[str, Any]]) -> None:
         """Delete what no job needs any more; what cannot be deleted costs only space."""
