@@ -67,6 +67,8 @@ def sweep_command(
         raise UsageError(f"--engine is local or ray, not {engine[:40]!r}")
     if ray_address is not None and engine == "local":
         raise UsageError("--ray-address is for --engine ray")
+    if workers != -1 and workers < 1:
+        raise UsageError(f"--workers must be at least 1, or -1 for one per core, not {workers}")
     if trace is not None and generate is not None:
         raise UsageError("give --trace or --generate, not both")
     names = running.load_policies(policy, policy_file)

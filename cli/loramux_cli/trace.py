@@ -57,6 +57,12 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def _print_text(text: str) -> None:
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False)
+
+
 def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -234,4 +240,4 @@ def describe(
     else:
         _print_table(trace.name, fact_rows(facts))
         if trace.provenance:
-            typer.echo(trace.provenance)
+            _print_text(trace.provenance)

@@ -70,7 +70,7 @@ class Generator:
                 raise UsageError(
                     f"{self.name} has no parameter {given_name!r}{hint} (it has {', '.join(known) or 'none'})"
                 )
-            if values.get(name, value) != value:
+            if name in values and values[name] != value:
                 raise UsageError(f"{self.name}: {name} is given twice, as {values[name]!r} and as {value!r}")
             values[name] = value
         try:
