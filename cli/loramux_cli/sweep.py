@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_cli.settings import settings
 from loramux_cli.simulate import _progress
 
 
@@ -149,17 +150,10 @@ def _backend(engine: str, address: str | None) -> Iterator[str | None]:
 
 def _generated(text: str) -> Any:
     from loramux_simulator.sweep import Generated
-    from loramux_traces.errors import UsageError
 
     kind, _, rest = text.partition(":")
-    parameters: dict[str, Any] = {}
-    for part in rest.split(","):
-        if not part:
-            continue
-        name, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--generate {text!r}: {part!r} is not name=value")
-        parameters[name.replace("-", "_")] = _value(value)
+    given = settings((part for part in rest.split(",") if part), "--generate", allowed=("jobs",))
+    parameters = {name: _value(value) for name, value in given.items()}
     return Generated(kind=kind, parameters=parameters)
 
 
