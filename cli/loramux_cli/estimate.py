@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_traces.limits import MAX_TOKENS
 
 if TYPE_CHECKING:
     from loramux_runtime.profiler.estimate import Estimate, Figure
@@ -23,8 +24,12 @@ Model = Annotated[
     str | None, typer.Option(help="Base model instead of the file's: a name, or the path of a config.json.")
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="Type of the weights instead of the file's: bf16, fp16, fp32.")]
-SeqLen = Annotated[float | None, typer.Option(min=1, help="Mean tokens per row, instead of what the file or data say.")]
-SeqLenP95 = Annotated[float | None, typer.Option(min=1, help="Tokens that 95% of the rows do not exceed.")]
+SeqLen = Annotated[
+    float | None, typer.Option(min=1, max=MAX_TOKENS, help="Mean tokens per row, instead of what the file or data say.")
+]
+SeqLenP95 = Annotated[
+    float | None, typer.Option(min=1, max=MAX_TOKENS, help="Tokens that 95% of the rows do not exceed.")
+]
 
 
 def estimate_command(
@@ -113,7 +118,11 @@ def _table(e: Estimate) -> None:
     console = Console()
     console.width = max(console.width, 80)
     mode = "with recompute" if e.recompute else "without recompute"
-    typer.echo(f"ESTIMATED, not measured: {e.model} in {e.dtype} on {e.device}, {mode}, by {e.method}")
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    say(f"ESTIMATED, not measured: {e.model} in {e.dtype} on {e.device}, {mode}, by {e.method}")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     heads = ("job", "method", "rank", "adapter", "gra-\ndients", "moments", "rows", "tokens\n(mean)", "alone\nexpected")
     for head in (*heads, "\nat most"):
@@ -126,8 +135,7 @@ def _table(e: Estimate) -> None:
         counts = (str(job.micro_batch), f"{job.tokens:,}\n({job.mean_tokens:,})")
         table.add_row(Text(job.job_id), job.method, str(job.rank), *sizes, *counts, *alone)
     console.print(table)
-    note = f"tokens: of a micro-batch at the .999 quantile of its lengths ({e.lengths}); in brackets: of the mean one\n"
-    console.print(note, markup=False, highlight=False)
+    say(f"tokens: of a micro-batch at the .999 quantile of its lengths ({e.lengths}); in brackets: of the mean one\n")
     table = Table(box=None, pad_edge=False)
     for head in ("all jobs in one step", "at the quantile", "at the mean"):
         table.add_column(head, justify="left" if head.startswith("all") else "right", no_wrap=True)
@@ -150,8 +158,8 @@ def _table(e: Estimate) -> None:
         verdict = f"DOES NOT FIT, {gib(e.missing_bytes)} ({e.missing_bytes:,} bytes) are missing"
     else:
         verdict = f"fits, {gib(e.capacity_bytes - e.admitted.upper_bytes)} to spare"
-    typer.echo(f"\n{e.device} has {gib(e.capacity_bytes)}: {verdict} (estimated)")
-    typer.echo(f"a process per job would take {gib(e.separate_bytes)}: fusing saves {gib(e.saved_bytes)} (estimated)")
+    say(f"\n{e.device} has {gib(e.capacity_bytes)}: {verdict} (estimated)")
+    say(f"a process per job would take {gib(e.separate_bytes)}: fusing saves {gib(e.saved_bytes)} (estimated)")
 
 
 def _difference(figure: Figure) -> str:

@@ -156,7 +156,8 @@ def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec
         return JobSpec(job_id="job", submit_s=0, base_model=find_base(name).label, total_steps=1, **fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UsageError(first["msg"].removeprefix("Value error, ")) from error
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
 
 
 def _tables(r: Recommendation) -> None:
@@ -174,11 +175,11 @@ def _tables(r: Recommendation) -> None:
             made.add_column(head, justify="left" if name else "right", no_wrap=not name, overflow="fold")
         return made
 
-    console.print(
-        f"{', '.join(r.models)} on {r.device}: {gib(r.weight_bytes)} of weights, {gib(r.capacity_bytes)} to use "
-        f"(memory {r.memory_origin}, tokens/s {r.time_origin})\n",
-        soft_wrap=True, markup=False, highlight=False,
-    )  # fmt: skip
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    say(f"{', '.join(r.models)} on {r.device}: {gib(r.weight_bytes)} of weights, {gib(r.capacity_bytes)} to use")
+    say(f"(memory {r.memory_origin}, tokens/s {r.time_origin})\n")
     alone = table("alone", "recom-\npute", "largest\nmicro-batch", "own bytes", "needs\nat most", "tokens/s")
     for one in r.alone:
         fits = f"{one.largest} rows" if one.largest else "none fits"
@@ -187,7 +188,7 @@ def _tables(r: Recommendation) -> None:
         alone.add_row(Text(one.job_id), *cells)
     console.print(alone)
     if not r.frontier:
-        typer.echo(f"\n{r.advice}")
+        say(f"\n{r.advice}")
         return
     heads = (
         "jobs to-\ngether",
@@ -207,12 +208,13 @@ def _tables(r: Recommendation) -> None:
         marks = " ".join((["<- advised"] if row is r.best else []) + ([] if row.trusted else ["beyond measured"]))
         mode = "yes" if row.recompute else "no"
         together.add_row(f"{row.jobs}", size, mode, *memory, f"{row.tokens_per_s:,.0f}", marks)
-    typer.echo("")
+    say("")
     console.print(together)
     most = [
         f"{'more than ' if r.capped[mode] else ''}{r.most[mode]} {'with' if mode else 'without'} recompute"
         for mode in (False, True)
         if any(one.recompute is mode for one in r.alone)
     ]
-    typer.echo(f"\nmost jobs that share the device: {', '.join(most)}; recompute: {r.recompute}")
-    typer.echo(r.advice)
+    say(f"\nmost jobs that share the device: {', '.join(most)}; recompute: {r.recompute}")
+    say(r.advice)
+    say("What the columns mean: loramux recommend -h")

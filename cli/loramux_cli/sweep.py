@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from loramux_cli import options as o
+from loramux_cli.settings import settings
 from loramux_cli.simulate import _progress
 
 
@@ -67,6 +68,8 @@ def sweep_command(
         raise UsageError(f"--engine is local or ray, not {engine[:40]!r}")
     if ray_address is not None and engine == "local":
         raise UsageError("--ray-address is for --engine ray")
+    if workers != -1 and workers < 1:
+        raise UsageError(f"--workers must be at least 1, or -1 for one per core, not {workers}")
     if trace is not None and generate is not None:
         raise UsageError("give --trace or --generate, not both")
     names = running.load_policies(policy, policy_file)
@@ -147,17 +150,10 @@ def _backend(engine: str, address: str | None) -> Iterator[str | None]:
 
 def _generated(text: str) -> Any:
     from loramux_simulator.sweep import Generated
-    from loramux_traces.errors import UsageError
 
     kind, _, rest = text.partition(":")
-    parameters: dict[str, Any] = {}
-    for part in rest.split(","):
-        if not part:
-            continue
-        name, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--generate {text!r}: {part!r} is not name=value")
-        parameters[name.replace("-", "_")] = _value(value)
+    given = settings((part for part in rest.split(",") if part), "--generate", allowed=("jobs",))
+    parameters = {name: _value(value) for name, value in given.items()}
     return Generated(kind=kind, parameters=parameters)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loramux_cli.settings import settings
+
 if TYPE_CHECKING:
     from loramux_traces.job import Trace
 
@@ -55,6 +57,12 @@ def _say(text: str) -> None:
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_text(text: str) -> None:
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False)
 
 
 def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -111,19 +119,6 @@ def import_(
     _written(trace, out, force)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """Return `name=value` pairs as a mapping."""
-    from loramux_traces.errors import UsageError
-
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set {pair!r}: expected name=value")
-        values[name.strip()] = value.strip()
-    return values
-
-
 def _kind_help(value: str | None) -> None:
     """Print the parameters of one kind, or of all, and end."""
     if value is None:
@@ -171,12 +166,12 @@ def generate(
     from loramux_traces.writer import check_writable
 
     check_writable(out, force=force)
-    given = _settings(set_ or [])
     common = {
         "rho": rho, "load": load, "servers": servers, "sizes": sizes,
         "mean_s": mean_s, "scv": scv, "mem_bytes": mem_bytes,
     }  # fmt: skip
-    given.update({name: value for name, value in common.items() if value is not None})
+    options = [f"{name}={value}" for name, value in common.items() if value is not None]
+    given: dict[str, Any] = dict(settings([*options, *(set_ or [])], "--set"))
     with _progress(f"generating {kind}"):
         trace = make(kind, folder=folder_of(out), jobs=jobs, seed=seed, **given)
     _written(trace, out, force)
@@ -234,4 +229,4 @@ def describe(
     else:
         _print_table(trace.name, fact_rows(facts))
         if trace.provenance:
-            typer.echo(trace.provenance)
+            _print_text(trace.provenance)

@@ -15,6 +15,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,9 @@ from loramux_traces.files import MAX_SMALL, open_file
 ENTRY_POINTS = "loramux.policies"
 P = TypeVar("P", bound=type[Policy])
 T = TypeVar("T")
+
+#: What a parameter's value must be, in words.
+_KINDS = {int: "a whole number", bool: "true or false"}
 
 _known: dict[str, type[Policy]] = {}
 _broken: dict[str, str] = {}
@@ -97,10 +101,9 @@ def find(name: str) -> type[Policy]:
         if name in _broken:
             raise UsageError(f"policy {name!r} could not be loaded: {_broken[name]}")
         said = "".join(f"; {what} could not be loaded: {error}" for what, error in _broken.items())
-        near = difflib.get_close_matches(name, _known, n=3) or sorted(_known)
-        raise UsageError(
-            f"no policy is called {name!r}; did you mean {', '.join(near)}? (loramux policies lists all){said}"
-        )
+        near = difflib.get_close_matches(name, _known, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UsageError(f"no policy is called {name[:80]!r}{hint} (loramux policies lists all){said}")
     return _known[name]
 
 
@@ -245,9 +248,12 @@ def _convert(value: str, default: Any, where: str) -> Any:
         if kind is int:
             return int(value)
         if kind is float or default is None:
-            return float(value) if kind is float else _number(value)
+            number = float(value) if kind is float else _number(value)
+            if isinstance(number, float) and not isfinite(number):
+                raise ValueError(value)
+            return number
     except (KeyError, ValueError):
-        raise UsageError(f"{where}: {value!r} is not a {kind.__name__}") from None
+        raise UsageError(f"{where}: {value!r} is not {_KINDS.get(kind, 'a finite number')}") from None
     return value
 
 

@@ -106,7 +106,7 @@ class CostModel:
         margin = device.memory_margin if self.fitted is None else self.fitted.margin
         self.upper_margin = 0.0 if ideal else float(margin)
         reserved = 0.0 if ideal else device.reserved_bytes
-        self.capacity_bytes = int(device.memory_bytes - reserved)
+        self.capacity_bytes = max(0, int(device.memory_bytes - reserved))
         self._classes: dict[tuple[Any, ...], _Class] = {}
         self._costs: dict[tuple[Any, ...], JobCost] = {}
         self._parts = ConstantParts(

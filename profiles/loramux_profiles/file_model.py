@@ -20,6 +20,13 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_KEY: Final = 120
 """Characters of a field's name that a message shows."""
 
+_SAID: Final = {
+    **dict.fromkeys(("model_type", "dict_type", "dataclass_type"), "must be a mapping of fields to values"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
+    "path_type": "must be the path of a file or folder",
+}
+"""What pydantic says in Python's words, by its type of error."""
+_CHECKS: Final = ("function-after[", "function-before[", "function-wrap[", "function-plain[")
 
 LineOf = Callable[[tuple[str | int, ...]], int]
 
@@ -44,9 +51,11 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
                 continue  # a list is short of the members that are wrong themselves
             if len(problems) == CAP:
                 break
-            key = printable(".".join(str(part) for part in loc), MAX_KEY)
+            # pydantic also names the checks on the way, as in function-after[check(), DataConfig]
+            named = (str(part) for part in loc if not str(part).startswith(_CHECKS))
+            key = printable(".".join(named), MAX_KEY)
             value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
-            said = item["msg"].removeprefix("Value error, ")
+            said = _SAID.get(item["type"]) or item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 value = None
                 said = f"is no field{_meant(model, loc)}"

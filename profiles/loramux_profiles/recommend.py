@@ -76,7 +76,7 @@ def recommend(
     UsageError for an unknown model or one that the device's record does not cover.
     """
     model = CostModel(device, planned=True, folder=folder)
-    seats = MAX_JOBS if max_jobs is None else max_jobs
+    seats = MAX_JOBS if max_jobs is None else min(max_jobs, MAX_JOBS)
     modes = (True,) if recompute else (False, True)
     alone = tuple(_alone(model, replace(spec, recompute=r)) for spec in specs for r in modes)
     copies = len(specs) == 1

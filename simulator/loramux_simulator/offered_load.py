@@ -11,6 +11,7 @@ from loramux_profiles.devices import DeviceProfile, load_device
 from loramux_simulator.options import SimOptions
 from loramux_traces.errors import UsageError
 from loramux_traces.job import JobSpec, Trace
+from loramux_traces.limits import MAX_SECONDS
 
 PLAIN: Final = SimOptions()
 
@@ -139,6 +140,9 @@ def at_load(trace: Trace, load: float, devices: Sequence[DeviceProfile], options
     if factor <= 0.0:
         raise UsageError("no job of the trace fits a device: it has no load to scale")
     first_s = trace.jobs[0].submit_s
+    last_s = first_s + (trace.jobs[-1].submit_s - first_s) * factor
+    if not last_s <= MAX_SECONDS:
+        raise UsageError(f"load {load:g} is too small: the last job would come after {last_s:.3g} s of {MAX_SECONDS:g}")
     jobs = [replace(spec, submit_s=first_s + (spec.submit_s - first_s) * factor) for spec in trace.jobs]
     note = f"inter-arrival times x {factor:.6g} for load {load:g}"
     return replace(trace, jobs=jobs, provenance=f"{trace.provenance}; {note}" if trace.provenance else note)

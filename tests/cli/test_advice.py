@@ -107,6 +107,7 @@ def test_recommend_several_jobs(jobs: Path, cli: Cli) -> None:
         (("estimate", "JOBS", "--device", "l4", "--seq-len-p95", "9", "--quick"), 2, "--seq-len-p95 needs"),
         (("estimate", "JOBS", "--device", "l4", "--model", "llama-2-13b", "--quick", "--quiet"), 4, "can never run on l4: a, b"),
         (("recommend", "--device", "l4"), 2, "give --model"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--memory", "1MiB", "--quiet"), 4, "can never run on l4: job"),
         (("recommend", "--device", "l5", "--model", "llama-7b"), 2, "did you mean l4"),
         (("recommend", "--device", "l4", "--model", "lama-7b"), 2, "did you mean llama-7b"),
         (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "qlora"), 2, "--method 'qlora'"),
@@ -138,8 +139,21 @@ def test_recommend_takes_what_train_takes(cli: Cli) -> None:
     assert named["device"] == "l4"
 
 
-def test_recommend_fits_80_columns(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_fit_80_columns(jobs: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    ran = cli("recommend", "--model", "llama-7b", "--device", "a100-80g", "--quiet")
-    tables = ran.out.split("most jobs that share")[0].splitlines()[1:]
-    assert max(map(len, tables)) <= 80
+    one = ("recommend", "--model", "llama-7b", "--device", "a100-80g", "--quiet")
+    for command in (one, ("recommend", jobs, "--device", "cpu", "--quiet"), (*one, "--memory", "1MiB")):
+        ran = cli(*command)
+        assert ran.out and max(map(len, ran.out.splitlines())) <= 80
+        assert "-1,0" not in ran.out and "-10" not in ran.out  # the reserve is more than the memory: none is left
+    for command in (("estimate", jobs, "--device", "l4", "--quick", "--quiet"), ("trace", "describe")):
+        assert max(map(len, cli(*command).out.splitlines())) <= 80
+
+
+def test_absurd_numbers_take_no_memory(jobs: Path, cli: Cli) -> None:
+    """A list of as many copies as the option says would have filled the machine."""
+    ran = cli("recommend", "--model", "llama-7b", "--device", "a100-80g", "--quiet", "--json", "--max-resident", 10**9)
+    assert ran.code == 0 and max(row["jobs"] for row in json.loads(ran.out)["frontier"]) <= 1024
+    for length in ("1e300", "inf", "nan"):
+        ran = cli("estimate", jobs, "--device", "l4", "--quick", "--seq-len", length)
+        assert ran.code == 2 and "--seq-len" in ran.err

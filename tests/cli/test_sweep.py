@@ -279,3 +279,25 @@ def test_the_first_row_is_saved_at_once(cli: Cli, trace: Path, tmp_path: Path, m
     monkeypatch.setattr(sweeps, "SAVE_EVERY_S", 1e6)
     assert sweep(cli, trace, tmp_path / "s").code == 0
     assert saved == [1, 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--generate", "poisson:rho=nan"), "poisson rho: "),
+        (("--generate", "poisson:seed=3"), "--generate 'seed=3': seed is no parameter"),
+        (("--generate", "poisson:kind=gavel"), "kind is no parameter"),
+        (("--generate", "poisson:check=3"), "check is no parameter"),
+        (("--generate", "poisson:jobs=1.5"), "jobs must be a whole number from 1 to 10000000, not 1.5"),
+        (("--generate", "poisson:jobs=many"), "jobs must be a whole number from 1 to 10000000, not many"),
+        (("--generate", "poisson:rho=0.5,rho=0.7"), "rho is given twice, as '0.5' and as '0.7'"),
+        (("--generate", "poisson:jobs"), "--generate 'jobs': expected name=value"),
+        (("--load", "1e-9"), "load 1e-09 is too small: the last job would come after"),
+        (("--workers", "0"), "--workers must be at least 1, or -1"),
+        (("--workers", "-5"), "--workers must be at least 1, or -1"),
+    ],
+)
+def test_odd_numbers_are_refused(arguments: tuple[str, ...], words: str, cli: Cli, trace: Path, tmp_path: Path) -> None:
+    given = () if "--generate" in arguments else ("--trace", trace)
+    ran = cli("sweep", *given, "--policy", "fifo", "--quiet", "--out", tmp_path / "s", "--workers", "1", *arguments)
+    assert ran.code == 2 and words in ran.err, ran.err

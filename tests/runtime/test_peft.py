@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loramux_runtime.fused.adapters.base import Adapter
@@ -178,3 +180,24 @@ def test_all_linear_as_peft_writes_it_is_read(tmp_path: Path) -> None:
     peft.save_pretrained(str(tmp_path / "a"))
     assert len(load_adapter(model, tmp_path / "a", "j").config.target_modules) == 6
     torch.testing.assert_close(_row_logits(model, tmp_path / "a"), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_file_of_peft_leaves_out_is_as_peft_has_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Such a file is old, or written by hand; ours have other defaults. Halves become float32."""
+    model = fused()
+    peft = get_peft_model(plain_model(model.base), LoraConfig(r=8, target_modules=["v_proj"], init_lora_weights=False))
+    peft.save_pretrained(str(tmp_path))
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    file = tmp_path / "adapter_config.json"
+    document = json.loads(file.read_text())
+    for key in ("r", "lora_alpha", "lora_dropout"):
+        del document[key]
+    file.write_text(json.dumps(document))
+    again = PeftModel.from_pretrained(plain_model(model.base), str(tmp_path)).eval()
+    with torch.no_grad():
+        expected = again(input_ids=torch.from_numpy(batch((9,)).tokens[0])[None], use_cache=False).logits[0]
+    torch.testing.assert_close(_row_logits(model, tmp_path), expected, rtol=0, atol=1e-4)
+    config = load_adapter(model, tmp_path, "j").config
+    assert (config.rank, config.alpha, config.dropout) == (8, 8, 0.0)

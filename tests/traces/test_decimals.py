@@ -5,6 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil
 
+import pandas as pd
+
+from loramux_traces.batches import counted
 from loramux_traces.decimals import as_written, steps_of_epochs
 from loramux_traces.job import JobSpec
 
@@ -42,3 +45,9 @@ def test_shares_are_those_of_the_decimals_as_written() -> None:
         Fraction(1, 10**7),
     ]
     assert int(as_written(0.29) * 100) == 29 > int(0.29 * 100)
+
+
+def test_the_jobs_that_warm_a_run_up_are_counted_alike_everywhere() -> None:
+    """The figures of a run and its batches leave the same jobs out: 29 of 100, not 28."""
+    jobs = pd.DataFrame({"submission_time": range(100), "job_id": [f"j{i:03}" for i in range(100)]})
+    assert counted(jobs, 0.29)["job_id"].iloc[0] == "j029"

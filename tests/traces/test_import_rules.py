@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loramux_traces import UsageError, import_trace
+from loramux_traces import InvalidInputError, UsageError, import_trace
 from loramux_traces.importers import ImportReport
 
 ACME = "job_id,user,gpu_num,type,submit_time,start_time,end_time\n"
@@ -131,6 +131,18 @@ def test_pai_jobs_without_a_name_and_with_one_used_again(tmp_path: Path) -> None
         "GPU tasks without a job name": 1,
         "rows of tasks: wrong number of cells": 1,
     }
+
+
+def test_what_a_file_says_twice_counts_once_or_is_refused(tmp_path: Path) -> None:
+    jobs = "j,i,u,Terminated,0,100\n"
+    task = "j,worker,1,Terminated,40,90,600.0,29.0,100,V100\n"
+    found, report = brought(tmp_path, "alibaba-pai2020", jobs, task + task + task.replace("worker", "evaluator"))
+    assert found == [("j", 0.0, 60.0, 2)]
+    assert dict(report.beside) == {"rows of tasks that repeat another": 1}
+    table = tmp_path / "table.csv"
+    table.write_text("timestamp,duration,num_gpus,duration\n2017-10-03 00:00:01,5,1,6\n")
+    with pytest.raises(InvalidInputError, match="column duration: is named twice"):
+        import_trace("philly-table", table)
 
 
 def test_times_with_and_without_an_offset_are_not_mixed_in_silence(tmp_path: Path) -> None:

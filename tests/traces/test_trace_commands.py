@@ -59,7 +59,7 @@ def test_parameters_are_listed() -> None:
     assert "burst_ratio" in result.stdout
 
 
-@pytest.mark.parametrize("pair", ["rho", "=1", "nope=1", "rho=x"])
+@pytest.mark.parametrize("pair", ["rho", "=1", "nope=1", "rho=x", "jobs=5", "seed=5", "folder=x"])
 def test_bad_settings(tmp_path: Path, pair: str) -> None:
     with pytest.raises(UsageError):
         call("generate", "--kind", "gavel", "--set", pair, "--out", tmp_path / "t.csv")

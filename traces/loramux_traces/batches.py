@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from loramux_traces.arrays import Floats
+from loramux_traces.decimals import as_written
 from loramux_traces.results import COMPLETED
 
 BATCHES: Final = 5
@@ -31,7 +32,7 @@ BATCHED: Final = {"turnaround_time": "turnaround_s", "waiting_time": "waiting_s"
 def counted(jobs: pd.DataFrame, warmup: float = 0.0) -> pd.DataFrame:
     """Return the jobs in order of submission, without the share that was to warm the run up."""
     ordered = jobs.sort_values(["submission_time", "job_id"], kind="stable")
-    return ordered.iloc[int(warmup * len(ordered)) :]
+    return ordered.iloc[int(as_written(warmup) * len(ordered)) :]
 
 
 def batch_means(values: Floats) -> Floats:

@@ -24,7 +24,10 @@ ALIASES: Final = {
 SYSTEM: Final = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 CHOICES: Final = ("choices", "options")
 _MEDIA: Final = ("image", "images", "video", "videos", "audio", "audios")
-_PREFERENCE: Final = ("chosen", "rejected", "chosen_response", "rejected_response")
+_PREFERENCE: Final = (
+    *("chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
+    *("preferred_output", "non_preferred_output", "positive_messages", "negative_messages"),
+)
 _WEIGHTS: Final = ("weight", "sample_weight", "loss_weight", "train", "training")
 _MASKS: Final = ("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks", "train_mask")
 _ANSWERED: Final = (*ALIASES["instruction"], *ALIASES["output"], *ALIASES["messages"])
@@ -83,6 +86,9 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
         if not empty(row.get(name)):
             problems.add(line, name, "", f"belongs to a preference row (DPO): {_ONE_ANSWER}")
     tag = next((name for name in ("kto_tag", "label") if _is_truth(row.get(name))), None)
+    if tag is None and not empty(row.get("prompt")) and not empty(row.get("completion")):
+        # TRL's unpaired preferences, their marks written as numbers by a table.
+        tag = "label" if row.get("label") in (0, 1, "0", "1") else None
     if tag is not None and (tag == "kto_tag" or any(not empty(row.get(name)) for name in _ANSWERED)):
         problems.add(line, tag, row[tag], f"marks a good or bad answer (KTO): {_ONE_ANSWER}")
     for name in _MEDIA:

@@ -38,7 +38,10 @@ ROLES: Final = {
 }
 _WHO: Final = ("role", "from")
 _WHAT: Final = ("content", "value", "parts")
+_SWITCHES: Final = ("true", "false", "0", "1", "0.0", "1.0", "yes", "no")
 _LEARN: Final = ("weight", "train", "training", "loss")
+#: Words in the name of a turn's key by which other trainers say whether it is learned.
+_LEARN_WORDS: Final = ("weight", "train", "loss", "mask", "learn", "ignore")
 _REASONING: Final = ("reasoning_content", "thinking", "reasoning")
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _BARRED: Final = {
@@ -161,6 +164,7 @@ class TurnReader:
         for name, allowed in _BARRED.items():
             if not empty(turn.get(name)):
                 self._problems.add(line, f"{column}.{name}", turn[name], allowed)
+        self._check_other_marks(line, column, turn, role)
         is_learned = self._learned(line, column, turn, role) and learned
         extra = self._extra(line, column, turn, role, used)
         content = self._texts.joined(line, f"{column}.{what}", turn.get(what), self._unused)
@@ -200,6 +204,20 @@ class TurnReader:
                 if value:
                     self._unused.add(f"turn.{name} of a {role} turn (only answers are learned)")
         return all(marks.values())
+
+    def _check_other_marks(self, line: int, column: str, turn: Mapping[Any, Any], role: str) -> None:
+        """Note keys of an answer that may say whether it is learned, and are not known.
+
+        Left unread, such an answer would be learned although its author has masked it.
+        """
+        if role != "assistant":
+            return
+        for name, value in turn.items():
+            known = name in _LEARN or name in _BARRED or not isinstance(name, str)
+            says = isinstance(value, bool | int | float) or (isinstance(value, str) and value.lower() in _SWITCHES)
+            if not known and says and any(word in name.lower() for word in _LEARN_WORDS):
+                allowed = "is not known; say weight: 0 or train: false of a turn that is not to be learned"
+                self._problems.add(line, f"{column}.{name}", value, allowed)
 
     def _extra(self, line: int, column: str, turn: Mapping[Any, Any], role: str, used: set[str]) -> dict[str, Any]:
         extra: dict[str, Any] = {}

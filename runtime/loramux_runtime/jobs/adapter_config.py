@@ -35,6 +35,8 @@ _RENAMED: Final = {
 }
 _SHARED: Final = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 """Fields that may be different for the attention and for the experts of one MixLoRA."""
+_PEFTS: Final = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+"""PEFT's own values where one of its files leaves them out; they are not those of a new job."""
 _NO_METHOD: Final = frozenset((*IGNORED, *CHECKED, *WHICH))
 """Keys that are the same for every method, and no part of its configuration."""
 
@@ -101,7 +103,7 @@ def parse_config(text: str | bytes, file: str) -> tuple[str, Any]:
 def config_of(document: Mapping[str, Any], file: str) -> tuple[str, Any]:
     """Return (method, configuration) of a configuration object.
 
-    A key that is missing or null takes the method's default.
+    A key that is missing or null takes the method's default, of LoRA that of PEFT.
     """
     try:
         method = _method(document)
@@ -138,6 +140,9 @@ def _config(method: str, document: Mapping[str, Any]) -> Any:
     if method == "lora" and isinstance(document.get("target_modules"), list):
         document = _without_excluded(document)
     _refuse_others(document, known_keys(method), "")
+    if method == "lora" and document.get("peft_type") is not None:
+        # The file is PEFT's, and so is what it leaves out.
+        document = {**document, **{key: value for key, value in _PEFTS.items() if document.get(key) is None}}
     if method == "mixlora":
         return _mixlora(document)
     config_type = CONFIGS[method]

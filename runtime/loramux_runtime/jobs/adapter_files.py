@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ _FEW_TENSORS: Final = 4096
 _BYTES_OF_A_NAME: Final = 64
 """A tensor takes more than this in the header of a safetensors file."""
 _DTYPES: Final = {torch.float32: "F32", torch.float64: "F64"}
+_HALVES: Final = ("BF16", "F16")
 
 
 def save_adapter(adapter: Adapter, folder: str | Path, base_name: str, overwrite: bool = False) -> None:
@@ -89,8 +90,8 @@ def read_adapter_config(path: str | Path) -> tuple[str, Any]:
     """Read (method, configuration) from an `adapter_config.json` or its folder.
 
     It reads PEFT's files, ours, and those of the authors' tools. Keys that are missing take the
-    method's defaults; a key that would change what the adapter computes and is not known is
-    refused.
+    method's defaults, of LoRA those of PEFT; a key that would change what the adapter computes and
+    is not known is refused.
 
     Raises InvalidInputError where it is no such file.
     """
@@ -122,7 +123,7 @@ def load_adapter(model: FusedModel, folder: str | Path, job_id: str, seed: int =
         adapter = model.new_adapter(job_id, method, config, seed=seed)
     except ValueError as error:
         raise _invalid([(folder / CONFIG, "", f"does not fit the base model: {error}")]) from error
-    adapter.slab.load(read_tensors(folder / TENSORS, adapter.slab.named_parts()))
+    adapter.slab.load(read_tensors(folder / TENSORS, adapter.slab.named_parts(), widen=True))
     return adapter
 
 
@@ -172,24 +173,27 @@ def _plausible(path: Path, layout: SlabLayout) -> None:
         raise _invalid([(path, "", f"has {size} bytes, but {CONFIG} asks for {4 * layout.size}")])
 
 
-def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(path: Path, wanted: Mapping[str, Tensor], *, widen: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file with exactly these names, shapes and dtypes.
 
+    With `widen`, half-precision numbers may stand for float32; each is the same number there.
     Raises InvalidInputError, which names the others, and those that hold NaN.
     """
     _plain_file(path, sum(t.numel() * t.element_size() for t in wanted.values()) + 1024 * len(wanted) + (1 << 20))
     with blame(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
-        problems = _differences(path, file, wanted)
+        problems = _differences(path, file, wanted, _HALVES if widen else ())
         if problems:
             raise _invalid(problems)
-        found = {name: file.get_tensor(name) for name in wanted}
+        found = {name: file.get_tensor(name).to(tensor.dtype) for name, tensor in wanted.items()}
     bad = [(path, name, "holds NaN or infinite values") for name in wanted if not torch.isfinite(found[name]).all()]
     if bad:
         raise _invalid(bad)
     return found
 
 
-def _differences(path: Path, file: Any, wanted: Mapping[str, Tensor]) -> list[tuple[Path, str, str]]:
+def _differences(
+    path: Path, file: Any, wanted: Mapping[str, Tensor], also: Sequence[str]
+) -> list[tuple[Path, str, str]]:
     there = set(file.keys())
     problems = [(path, name, "tensor is missing") for name in wanted if name not in there]
     problems += [(path, name, "tensor is surplus") for name in sorted(there - wanted.keys())]
@@ -199,7 +203,7 @@ def _differences(path: Path, file: Any, wanted: Mapping[str, Tensor]) -> list[tu
         expected = _DTYPES[wanted[name].dtype]
         if shape != tuple(wanted[name].shape):
             problems.append((path, name, f"has shape {shape}, must have {tuple(wanted[name].shape)}"))
-        elif dtype != expected:
+        elif dtype != expected and not (expected == "F32" and dtype in also):
             problems.append((path, name, f"has dtype {dtype}, must have {expected}"))
     return problems
 

@@ -205,6 +205,9 @@ def test_a_turn_may_be_read_and_not_learned(
     said = load.refusal({"messages": turns}, chatml, answers_only=False)
     assert said.startswith(f"column messages[1].{key}: ") and "needs answers_only: true" in said
     assert "contradicts" in load.refusal({"messages": [USER, {**ANSWER, "weight": 1, "train": False}]}, chatml)
+    # What only looks like such a mark is left unread, and named.
+    said = load({"messages": [{**USER, "trainable": False}, {**ANSWER, "loss_of": "text"}]}, chatml)[2]
+    assert said == "columns not used: turn.loss_of (1), turn.trainable (1)"
     assert (
         load({"messages": [{**USER, key: on}, ANSWER]}, chatml)[2]
         == f"columns not used: turn.{key} of a user turn (only answers are learned) (1)"
@@ -301,6 +304,13 @@ def test_sharegpts_calls_are_learned_and_observations_are_read(
         ({"prompt": "q", "completion": "a", "label": False}, "column label: 'False'; marks a good or bad answer (KTO)"),
         ({"messages": [USER, ANSWER], "label": True}, "column label: 'True'; marks a good or bad answer"),
         ({"messages": [USER, ANSWER], "kto_tag": True}, "column kto_tag: 'True'; marks a good or bad answer"),
+        ({"prompt": "q", "completion": "a", "label": 0}, "column label: '0'; marks a good or bad answer (KTO)"),
+        ({"messages": [USER, ANSWER], "rejected_messages": [USER]}, "column rejected_messages: belongs to a preference row"),
+        ({"messages": [USER], "preferred_output": [ANSWER]}, "column preferred_output: belongs to a preference row"),
+        ({"messages": [USER, {**ANSWER, "loss_weight": 0.5}]}, "column messages[1].loss_weight: '0.5'; is not known; say weight: 0"),
+        ({"messages": [USER, {**ANSWER, "trainable": False}]}, "column messages[1].trainable: 'False'; is not known"),
+        ({"messages": [USER, {**ANSWER, "Weight": 0}]}, "column messages[1].Weight: '0'; is not known"),
+        ({"messages": [USER, {**ANSWER, "is_masked": "true"}]}, "column messages[1].is_masked: 'true'; is not known"),
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "column images: cannot be read: loramux trains on text"),
         ({"instruction": "q", "output": "a", "weight": 0.5}, "column weight: '0.5'; must be 1 or true"),
         ({"text": "a", "weight": 0}, "column weight: '0'; must be 1 or true: rows have no weights"),

@@ -70,7 +70,7 @@ class Generator:
                 raise UsageError(
                     f"{self.name} has no parameter {given_name!r}{hint} (it has {', '.join(known) or 'none'})"
                 )
-            if values.get(name, value) != value:
+            if name in values and values[name] != value:
                 raise UsageError(f"{self.name}: {name} is given twice, as {values[name]!r} and as {value!r}")
             values[name] = value
         try:
@@ -148,9 +148,9 @@ def run(
     seed.
     """
     count = generator.default_jobs if jobs is None else jobs
-    if not 1 <= count <= MAX_JOBS:
-        raise UsageError(f"jobs must be a whole number from 1 to {MAX_JOBS}, not {count}")
-    if not 0 <= seed < 2**63:
+    if type(count) is not int or not 1 <= count <= MAX_JOBS:
+        raise UsageError(f"jobs must be a whole number from 1 to {MAX_JOBS}, not {str(count)[:80]}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
         raise UsageError(f"seed must be a whole number from 0 to {2**63 - 1}, not {seed}")
     params = generator.make_params(given)
     _check_names(generator.name, params, check)

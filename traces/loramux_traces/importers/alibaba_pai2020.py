@@ -67,6 +67,7 @@ class _Task(NamedTuple):
 def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
     """Return the GPU tasks of each job; what cannot be read of them is counted."""
     tasks: dict[str, list[_Task]] = {}
+    seen: set[tuple[str, ...]] = set()
     own = ImportReport()
     for row in rows_of(path, own, TASK_COLUMNS, header=TASK_COLUMNS):
         instances, share, start = number(row["inst_num"]), number(row["plan_gpu"]), number(row["start_time"])
@@ -76,7 +77,10 @@ def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
             report.beside["GPU tasks without a start or a count"] += 1
         elif not row["job_name"]:
             report.beside["GPU tasks without a job name"] += 1
+        elif (key := tuple(row[column] for column in ("job_name", "task_name", "start_time", "end_time"))) in seen:
+            report.beside["rows of tasks that repeat another"] += 1
         else:
+            seen.add(key)
             tasks.setdefault(row["job_name"], []).append(_Task(start, instances * share / 100))
     report.beside.update({f"rows of tasks: {why}": count for why, count in own.skipped.items()})
     return tasks

@@ -199,6 +199,8 @@ def rows_of(
             for column in needed:
                 if names and column not in names:
                     problems.add(line, column, "", "is missing: the original has this column")
+                elif names.count(column) > 1:
+                    problems.add(line, column, "", "is named twice")
             problems.raise_if_any()
         else:
             names = list(header)
