@@ -45,6 +45,7 @@ from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
@@ -52,7 +53,7 @@ from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.signals import stop_on_signal
-from loramux_traces.errors import LoramuxError
+from loramux_traces.errors import BusyError, LoramuxError
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
 Stops = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
@@ -107,7 +108,7 @@ class LiveService:
         self._stops = stops
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
-        start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
+        start_s = first_reading(self._last_s, store.facts(), moment())
         self._times.go_on_from(start_s)
         cost = CostModel(profile)
         self.training: dict[str, TrainingJob] = {}
@@ -292,23 +293,25 @@ class LiveService:
         """Schedule until a signal, `drain`, or (with exit_when_idle) the end of every job."""
         self._recover()
         self.book.folder = watch_folder(self.store)
-        self.marker.opened(self.book.folder.nodes)
+        self.marker.opened(self.book.folder.nodes, self.book.folder.mark)
         # a command holds the lock for milliseconds; who holds it longer shall not stop training
         self.store.be_patient(PLAY_S)
         with self._stops(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
             except FolderGone:
-                # the files that this process has open are nobody's any more: write nothing more
+                # the files that this process has open are nobody's any more: write nothing more,
+                # but into the marker that is open, for whoever finds it in a folder that was moved
                 self.admission.close()
+                self.marker.set("stopped")
                 raise
             except LoramuxError:
                 # the policy or the disk has ended the run
-                self._close()
+                self._close(stopped)
                 raise
             # Anything else is a crash, or a second signal: the process ends at once, for what is in
             # memory may be half done, and the marker tells the next process whose step it was
-            self._close()
+            self._close(stopped)
         ended = [row["state"] for row in self.store.jobs()]
         return Outcome(
             stopped_by=stopped[0] if stopped else None,
@@ -353,16 +356,30 @@ class LiveService:
             begins["last_s"] = self._last_s
         self.book.note({"t_s": self._times.now_s(), **begins})
 
-    def _close(self) -> None:
-        """End the process: everything is on disk before the marker says so."""
+    def _close(self, stopped: Sequence[int]) -> None:
+        """End the process: everything is on disk before the marker says so.
+
+        While another process holds the queue's lock this waits, after a signal for seconds only.
+        """
         self.admission.close()
-        self.store.be_patient(CLOSE_S)
-        for job_id, reason in self.saving.save_all():
-            self._warn(f"{job_id}: {reason}")
-        for device_id in range(self.engine.n_devices):
-            self.book.sample(device_id, 0.0, 0, self.n_waiting)
-        self.desk.flush()
-        self.store.set_facts(draining=False)
-        self.desk.tidy_rows()
+        began_s, committed_s = time.monotonic(), self.book.committed_s
+
+        def still_locked() -> None:
+            self.marker.set("idle")
+            if stopped and time.monotonic() - began_s > CLOSE_S:
+                raise BusyError(f"{self.store.folder}: another process holds the queue's lock")
+
+        self.store.wait_for_lock(still_locked)
+        try:
+            for job_id, reason in self.saving.save_all():
+                self._warn(f"{job_id}: {reason}")
+            for device_id in range(self.engine.n_devices):
+                self.book.sample(device_id, 0.0, 0, self.n_waiting)
+            self.desk.flush()
+            self.store.set_facts(draining=False)
+            self.desk.tidy_rows()
+        except BusyError as error:
+            lost_s = self._times.now_s() - committed_s
+            self._warn(f"{error}: what was done in the last {lost_s:.0f} s is not saved, and will be done again")
         self.marker.set("stopped")
         self.marker.close()

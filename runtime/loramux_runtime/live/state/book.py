@@ -187,6 +187,7 @@ class Book:
             self.folder.check()
         self._faults.reach("commit", stage="before")
         with store.transaction():
+            store.stamp()
             for job_id, after_step in self._forgotten.items():
                 store.forget_records(job_id, after_step)
             for job_id, values in self._rows.items():

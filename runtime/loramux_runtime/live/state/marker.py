@@ -35,6 +35,8 @@ class Doing:
     """Since when the queue could not be written, on the monotonic clock; None: it is written."""
     nodes: Mapping[str, Node] = field(default_factory=dict)
     """Device and inode of the files that the process has open."""
+    mark: int | None = None
+    """The mark that the file of its queue bears (`same_folder`); None where that is not known."""
 
 
 class Marker:
@@ -59,9 +61,9 @@ class Marker:
             self._more["unsaved_since_s"] = time.monotonic()
         self.set(*self._last)
 
-    def opened(self, nodes: Mapping[str, Node]) -> None:
+    def opened(self, nodes: Mapping[str, Node], mark: int | None = None) -> None:
         """Note which files the process has open, so that a command can compare its own."""
-        self._more["nodes"] = nodes
+        self._more |= {"nodes": nodes, "mark": mark}
 
     def close(self) -> None:
         """Close the marker's file, and leave its text as it is."""
@@ -84,6 +86,7 @@ def read_marker(folder: Path) -> Doing | None:
             {str(name): float(at) for name, at in jobs.items()},
             None if unsaved_s is None else float(unsaved_s),
             {str(name): (int(at[0]), int(at[1])) for name, at in more.get("nodes", {}).items()},
+            None if more.get("mark") is None else int(more["mark"]),
         )
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return None
