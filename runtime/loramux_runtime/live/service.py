@@ -49,6 +49,7 @@ from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
+from loramux_runtime.live.watch.base_watch import BaseWatch
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.faults import NONE, FaultPlan
@@ -98,6 +99,7 @@ class LiveService:
         faults: FaultPlan = NONE,
         warn: Callable[[str], None] = lambda text: None,
         watch: Watch | None = None,
+        base_watch: BaseWatch | None = None,
         on_flush: Sequence[Callable[[], None]] = (),
         on_record: OnRecord | None = None,
         stops: Stops = stop_on_signal,
@@ -106,6 +108,7 @@ class LiveService:
         self.store, self.settings = store, settings
         self._warn, self._watched = warn, watch is not None
         self._stops = stops
+        self._base_watch = base_watch or BaseWatch(None, warn)
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.facts(), moment())
@@ -207,7 +210,7 @@ class LiveService:
             facts=self._facts,
             base_name=base.name,
             warn=warn,
-            on_flush=on_flush,
+            on_flush=(self._base_watch.look, *on_flush),
             on_record=on_record,
         )
         self.inbox = LiveInbox(
@@ -268,7 +271,7 @@ class LiveService:
         """Return the scheduler's own figures, which every commit writes down."""
         about = {"base_model": self.engine.base.name, "device": self.engine.device}
         figures = {**self.notes.facts(), **self.guard.facts(), **self.host.facts()}
-        return {**about, **figures, "draining": self.desk.draining}
+        return {**about, **figures, "base_changed": self._base_watch.changed, "draining": self.desk.draining}
 
     @property
     def n_waiting(self) -> int:

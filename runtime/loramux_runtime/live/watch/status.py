@@ -35,6 +35,7 @@ _FACTS: Final[dict[str, Any]] = {
     "tokens": 0,
     "tokens_per_s": 0.0,
     "overhead_share": None,
+    "base_changed": None,
     "draining": False,
     "policy_errors": 0,
     "devices": 1,
