@@ -323,20 +323,6 @@ def test_every_form_of_a_checkpoint_is_the_model_that_transformers_loads(form: s
     torch.testing.assert_close(_ours(folder), _plain(folder), rtol=0, atol=1e-5)
 
 
-def test_a_loaded_base_no_longer_depends_on_its_files(folder: Path) -> None:
-    """On CPU the weights come as pages of the file, which somebody may overwrite or cut."""
-    base = load_base(folder, dtype="fp32")
-    before = {name: tensor.clone() for name, tensor in base.hf.state_dict().items()}
-    size = (folder / "model.safetensors").stat().st_size
-    with (folder / "model.safetensors").open("r+b") as file:
-        file.seek(size // 4)
-        file.write(b"\1" * (size - size // 4))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.hf.state_dict().items())
-    # a page of the file would be a SIGBUS now
-    os.truncate(folder / "model.safetensors", 0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in base.hf.state_dict().items())
-
-
 def test_fields_that_nobody_reads_are_said(folder: Path) -> None:
     # transformers would make a name for each label
     _config(num_labels=10**9, is_llama_config=True, next_years_field={"a": 1}, nothing=None)(folder)

@@ -384,5 +384,9 @@ class LiveService:
         except BusyError as error:
             lost_s = self._times.now_s() - committed_s
             self._warn(f"{error}: what was done in the last {lost_s:.0f} s is not saved, and will be done again")
+        except LoramuxError:
+            # a disk that is full, say: this process ends by itself, and no job is to blame
+            self.marker.set("stopped")
+            raise
         self.marker.set("stopped")
         self.marker.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from loramux_runtime.live.state.nodes import Node
+from loramux_traces.errors import StateError
 
 MARKER: Final = "doing"
 Phase = Literal["idle", "decide", "admit", "step", "save", "stopped"]
@@ -45,14 +46,22 @@ class Marker:
     def __init__(self, folder: Path) -> None:
         self._more: dict[str, object] = {}
         self._last: tuple[Phase, Mapping[str, float]] = ("idle", {})
-        self._descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._file = folder / MARKER
+        try:
+            self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StateError(f"{self._file}: cannot be written ({error.strerror})") from error
 
     def set(self, phase: Phase, jobs: Mapping[str, float] | None = None) -> None:
         """Note what the process is doing from now on."""
         self._last = phase, jobs or {}
         text = json.dumps([phase, time.monotonic(), jobs or {}, self._more]).encode() + b"\n"
         # the rest of a longer text before stays behind the newline
-        os.pwrite(self._descriptor, text, 0)
+        try:
+            os.pwrite(self._descriptor, text, 0)
+        except OSError as error:
+            # no more than a disk without room for one page is needed for that
+            raise StateError(f"{self._file}: cannot be written ({error.strerror})") from error
 
     def unsaved(self, unsaved: bool) -> None:
         """Note that the queue cannot be written from now on, or can be again."""
