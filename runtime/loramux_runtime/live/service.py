@@ -6,12 +6,11 @@ process.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
@@ -27,6 +26,7 @@ from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.admission import Admission
+from loramux_runtime.live.closing import write_at_end
 from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
 from loramux_runtime.live.drive.engine import Engine
@@ -54,13 +54,11 @@ from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_runtime.train.signals import stop_on_signal
-from loramux_traces.errors import BusyError, LoramuxError
+from loramux_traces.errors import LoramuxError
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
 Stops = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
 """Turns signals into a stop while it is entered, and gives those that came."""
-CLOSE_S: Final = 5.0
-"""Seconds that the end of a scheduler waits for the queue's lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +71,15 @@ class Outcome:
     """Jobs of the folder that failed, or were rejected for their data."""
     hopeless: int
     """Jobs of the folder that fit the device at no micro-batch size."""
+
+    @classmethod
+    def of(cls, states: Sequence[str], stopped: Sequence[int]) -> Outcome:
+        """Return the outcome for jobs in these states, after these signals."""
+        return cls(
+            stopped_by=stopped[0] if stopped else None,
+            failed=sum(state.startswith("FAILED") or state == REJECTED for state in states),
+            hopeless=states.count(UNSCHEDULABLE),
+        )
 
 
 class LiveService:
@@ -315,12 +322,7 @@ class LiveService:
             # Anything else is a crash, or a second signal: the process ends at once, for what is in
             # memory may be half done, and the marker tells the next process whose step it was
             self._close(stopped)
-        ended = [row["state"] for row in self.store.jobs()]
-        return Outcome(
-            stopped_by=stopped[0] if stopped else None,
-            failed=sum(state.startswith("FAILED") or state == REJECTED for state in ended),
-            hopeless=ended.count(UNSCHEDULABLE),
-        )
+        return Outcome.of([row["state"] for row in self.store.jobs()], stopped)
 
     def _recover(self) -> None:
         """Take up what a process before this one has left."""
@@ -360,33 +362,22 @@ class LiveService:
         self.book.note({"t_s": self._times.now_s(), **begins})
 
     def _close(self, stopped: Sequence[int]) -> None:
-        """End the process: everything is on disk before the marker says so.
-
-        While another process holds the queue's lock this waits, after a signal for seconds only.
-        """
+        """End the process: everything is on disk before the marker says so."""
         self.admission.close()
-        began_s, committed_s = time.monotonic(), self.book.committed_s
-
-        def still_locked() -> None:
-            self.marker.set("idle")
-            if stopped and time.monotonic() - began_s > CLOSE_S:
-                raise BusyError(f"{self.store.folder}: another process holds the queue's lock")
-
-        self.store.wait_for_lock(still_locked)
         try:
-            for job_id, reason in self.saving.save_all():
-                self._warn(f"{job_id}: {reason}")
-            for device_id in range(self.engine.n_devices):
-                self.book.sample(device_id, 0.0, 0, self.n_waiting)
-            self.desk.flush()
-            self.store.set_facts(draining=False)
-            self.desk.tidy_rows()
-        except BusyError as error:
-            lost_s = self._times.now_s() - committed_s
-            self._warn(f"{error}: what was done in the last {lost_s:.0f} s is not saved, and will be done again")
-        except LoramuxError:
-            # a disk that is full, say: this process ends by itself, and no job is to blame
+            write_at_end(
+                self.store, self._write, stopped=stopped, alive=lambda: self.marker.set("idle"), warn=self._warn
+            )
+        finally:
+            # where a disk is full, too, this process ends by itself, and no job is to blame
             self.marker.set("stopped")
-            raise
-        self.marker.set("stopped")
         self.marker.close()
+
+    def _write(self) -> None:
+        for job_id, reason in self.saving.save_all():
+            self._warn(f"{job_id}: {reason}")
+        for device_id in range(self.engine.n_devices):
+            self.book.sample(device_id, 0.0, 0, self.n_waiting)
+        self.desk.flush()
+        self.store.set_facts(draining=False)
+        self.desk.tidy_rows()

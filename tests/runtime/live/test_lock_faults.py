@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.live import closing
 from loramux_runtime.live import service as service_module
 from loramux_runtime.live.drive.live_times import first_reading
 from loramux_runtime.live.inbox import LiveInbox
@@ -71,7 +72,7 @@ def test_a_stop_while_the_lock_is_held_ends_it_and_loses_nothing(
     tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "PLAY_S", 0.01)
-    monkeypatch.setattr(service_module, "CLOSE_S", 0.1)
+    monkeypatch.setattr(closing, "CLOSE_S", 0.1)
     store = submit(tmp_path / "state", jobs(tmp_path, 3))
     holder = Holder(store.folder)
     stopped = [15]
