@@ -8,8 +8,8 @@ that nobody disturbed.
     python tests/benchmarks/live_faults.py --tries 3 --out analysis/results/live-cpu/faults.md
     python tests/benchmarks/live_faults.py --tries 1 --only lock
 
-Disks and other users need root, the clock libfaketime (apt-get install faketime): without them
-these faults are left out, and the table says so.
+Disks and other users need root, the clock gcc: without them these faults are left out, and the
+table says so.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 from loramux_cli.submission import send
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.live.state.marker import MARKER, Marker
-from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
+from loramux_runtime.live.state.same_folder import FolderGone, stamp, watch_folder
 from loramux_runtime.live.state.store import DATABASE, Store
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
@@ -84,7 +84,7 @@ def test_an_older_copy_of_the_queue_is_noticed(tmp_path: Path) -> None:
     store = submit(tmp_path / "state", [])
     folder = watch_folder(store)
     copy = (tmp_path / "state" / DATABASE).read_bytes()
-    store.stamp()
+    stamp(store)
     store.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
     folder.check()
     _overwrite(tmp_path / "state" / DATABASE, copy)
@@ -104,7 +104,7 @@ def test_a_command_that_cuts_the_log_or_reads_for_long_is_no_fault(tmp_path: Pat
     reader.execute("COMMIT")
     for _ in range(3):
         with store.transaction():
-            store.stamp()
+            stamp(store)
         reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         folder.check()
     assert folder.mark is not None

@@ -13,7 +13,8 @@ import pytest
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.live import closing
 from loramux_runtime.live import service as service_module
-from loramux_runtime.live.drive.live_times import first_reading
+from loramux_runtime.live.drive import live_times
+from loramux_runtime.live.drive.live_times import MonotonicTimes, first_reading
 from loramux_runtime.live.inbox import LiveInbox
 from loramux_runtime.live.state import moments
 from loramux_runtime.live.state.moments import between_s, moment
@@ -127,6 +128,16 @@ def test_a_clock_that_is_set_changes_no_span(set_by_s: float, monkeypatch: pytes
     assert between_s({"unix_s": 5.0, "boot": "a", "boot_s": 1.0}, {"unix_s": 9.0, "boot": "b", "boot_s": 99.0}) == 4.0
     # as older versions kept it
     assert first_reading(10.0, {"now_unix_s": 5.0}, {"unix_s": 8.0, "boot": "b", "boot_s": 1.0}) == 13.0
+
+
+def test_the_schedulers_clock_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = MonotonicTimes()
+    times.go_on_from(100.0)
+    before_s, real = times.now_s(), time.monotonic
+    monkeypatch.setattr(live_times.time, "monotonic", lambda: real() - DAY_S)
+    after_s = times.now_s()
+    assert 100.0 <= before_s <= after_s < before_s + 100.0
+    assert times.now_s() >= after_s
 
 
 @pytest.mark.parametrize("set_by_s", [DAY_S, -DAY_S])

@@ -28,18 +28,28 @@ class LiveTimes(Times, Protocol):
 
 
 class MonotonicTimes:
-    """Reads the monotonic clock from a given start: steps of the wall clock change nothing."""
+    """Reads the monotonic clock from a given start: steps of the wall clock change nothing.
+
+    It stands still where even that clock goes backwards (a virtual machine that was moved).
+    """
 
     def __init__(self) -> None:
         self._offset_s = -time.monotonic()
+        self._last_s = 0.0
 
     def go_on_from(self, t_s: float) -> None:
         """Continue the clock at `t_s`."""
         self._offset_s = t_s - time.monotonic()
+        self._last_s = t_s
 
     def now_s(self) -> float:
         """Return the seconds since the state folder began."""
-        return time.monotonic() + self._offset_s
+        now_s = time.monotonic() + self._offset_s
+        if now_s < self._last_s:
+            self._offset_s += self._last_s - now_s
+            now_s = self._last_s
+        self._last_s = now_s
+        return now_s
 
     def step_begins(self) -> None:
         """Do nothing: a real clock needs no mark."""

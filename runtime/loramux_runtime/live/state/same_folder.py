@@ -122,6 +122,13 @@ def _number(head: bytes, at: int) -> int:
     return int.from_bytes(head[at : at + 4], "big", signed=True)
 
 
+def stamp(store: Store) -> None:
+    """Count a commit in the head of the database: an older copy of it has a lower number."""
+    with store.transaction():
+        number = int(store.db.execute("PRAGMA user_version").fetchone()[0])
+        store.db.execute(f"PRAGMA user_version={min(number + 1, 2**31 - 1)}")
+
+
 def watch_folder(store: Store) -> SameFolder:
     """Return what notices that a scheduler's folder is another one; it puts a mark on its queue.
 

@@ -199,12 +199,6 @@ class Store:
                     raise
             self._still_locked()
 
-    def stamp(self) -> None:
-        """Count a commit in the database's head, where `same_folder` reads it."""
-        with self.transaction():
-            stamp = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            self._db.execute(f"PRAGMA user_version={min(stamp + 1, 2**31 - 1)}")
-
     @property
     def version(self) -> int:
         """Number that changes when another process has committed something.
