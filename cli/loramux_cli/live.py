@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,6 +179,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
     with owned(given.state), StopSignals(lambda number: given.say("stopped before anything was trained")) as signals:
         # before torch is imported: whoever submits is told that a scheduler is there
         store = Store(given.state, create=True)
+        store.wait_for_lock(_once(lambda: _warn("another process holds the lock of the queue: waiting for it")))
         from loramux_cli import running
         from loramux_runtime.jobs.bases import parse_base
         from loramux_runtime.live.process import Surroundings, run_scheduler
@@ -237,6 +239,12 @@ def _supervised(given: RunOptions) -> int:
         # nothing stays of a command under which no scheduler came up
         discard(state)
     return code
+
+
+def _once(call: Callable[[], None]) -> Callable[[], None]:
+    """Return what calls that the first time only."""
+    left = [call]
+    return lambda: left.pop()() if left else None
 
 
 def _warn(text: str) -> None:

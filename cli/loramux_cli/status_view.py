@@ -135,6 +135,8 @@ class StatusTable:
         yield f"{policy} on {base}, {device}: {state}"
         if s.get("unsaved_s") is not None:
             yield f"nothing is committed for {clock(s['unsaved_s'])}: another process holds the lock of the queue"
+        if s["running"] and s.get("base_changed"):
+            yield f"{printable(str(s['base_changed']), 300)}; jobs go on with the one that is loaded"
         if s["running"]:
             yield f"{self._memory()}, {s['tokens_per_s']:,.0f} tokens/s"
         counts = [f"{s['resident']:,} running", f"{s['waiting']:,} waiting", _counted(s["steps"], "fused step")]

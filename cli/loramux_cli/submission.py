@@ -84,7 +84,7 @@ def _arrived(store: Store, names: Sequence[str]) -> None:
     """Raise StateError where the jobs are not to be found by whoever looks for them."""
     from loramux_runtime.live.state.marker import read_marker
     from loramux_runtime.live.state.nodes import node
-    from loramux_runtime.live.state.store import Store
+    from loramux_runtime.live.state.store import DATABASE, Store
     from loramux_traces.errors import StateError
     from loramux_traces.locking import owner
 
@@ -96,6 +96,11 @@ def _arrived(store: Store, names: Sequence[str]) -> None:
                 f"{store.folder}: not submitted: the scheduler that runs on it has another {what} open than is "
                 "there now (deleted, moved or replaced); end it, and submit again"
             )
+    if doing is not None and doing.mark is not None and _mark(store.folder / DATABASE) != doing.mark:
+        raise StateError(
+            f"{store.folder}: not submitted: {DATABASE} has been overwritten while a scheduler runs on it; "
+            "end it, put the queue back, and submit again"
+        )
     again = Store(store.folder)
     try:
         missing = [name for name in names if not again.has_job(name)]
@@ -103,3 +108,13 @@ def _arrived(store: Store, names: Sequence[str]) -> None:
         again.close()
     if missing:
         raise StateError(f"{store.folder}: not submitted: {', '.join(missing[:5])} cannot be found in the queue again")
+
+
+def _mark(database: Path) -> int:
+    """Return the mark of the queue (`same_folder`) as it is in the file itself."""
+    import os
+
+    from loramux_runtime.live.state.same_folder import mark_of
+
+    # it is not closed: with it this process's SQLite would lose its locks of the file
+    return mark_of(os.open(database, os.O_RDONLY | os.O_CLOEXEC))

@@ -162,8 +162,21 @@ def load_base(path: str | Path, *, dtype: FrozenDtype = "bf16", device: torch.de
         return hf
 
     base = _made(make, str(path), dtype, device, notes=notes_on(values, config))
+    _own_memory(base.hf)
     check_finite(base.hf, folder)
     return base
+
+
+def _own_memory(hf: Any) -> None:
+    """Copy the weights that are still the file's pages, mapped into memory.
+
+    Whoever overwrites such a file changes the model under training, and whoever cuts it kills the
+    process.
+    """
+    for tensor in (*hf.parameters(), *hf.buffers()):
+        # torch can resize the memory that it has taken itself, and no other
+        if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
 
 
 def _made(

@@ -6,7 +6,6 @@ Jobs come in from the state folder, and go out as adapters.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -28,11 +27,13 @@ from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import DRAINING, HELD, OPEN, QUEUED, JobRow
 from loramux_runtime.live.state.marker import Marker
+from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.retention import EVERY_S, prune
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.errors import StateError
+from loramux_traces.filesafe import json_text
 
 TIDY_AFTER: Final = 50
 """Jobs that end before rows that nobody needs are looked for."""
@@ -248,7 +249,8 @@ class Desk:
         self._notes.note(self._driver.now_s)
         for job_id, why in self._admission.why().items():
             self._book.set(job_id, why=why)
-        self._book.flush(now_s=self._clock_s(), now_unix_s=time.time(), **self._facts())
+        now = moment()
+        self._book.flush(now_s=self._clock_s(), now_unix_s=now["unix_s"], now_at=json_text(now), **self._facts())
         for job_id in self._finished:
             self._saving.forget(job_id, self._warn)
             self._notes.forget(job_id)

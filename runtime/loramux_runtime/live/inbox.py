@@ -5,14 +5,14 @@ Jobs and commands are read from the store at step boundaries.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from loramux_runtime.live.pace import Pace
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, CommandRow, JobRow
+from loramux_runtime.live.state.moments import between_s, moment, moment_of
 from loramux_runtime.live.state.store import Store
 from loramux_traces.errors import BusyError
 
@@ -113,14 +113,14 @@ class LiveInbox:
     def _read_jobs(self, now_s: float, most: int | None) -> bool:
         """Read jobs that were submitted since the last look; return whether these were all."""
         # read once: what was submitted together stays together
-        now_unix_s = time.time()
+        now = moment()
         found = self._store.jobs_after(self._seen, most)
         for row in found:
             self._seen = row["seq"]
             if row["state"] in OPEN and row["state"] != HELD:
                 submit_s = row["submit_s"]
                 if submit_s is None:
-                    submit_s = row["submit_s"] = self._submitted_s(row, now_s, now_unix_s)
+                    submit_s = row["submit_s"] = self._submitted_s(row, now_s, now)
                     self._set(row["job_id"], submit_s)
                 # a job that had arrived before waits again at once
                 when_s = submit_s if row["state"] == QUEUED else min(now_s, submit_s)
@@ -128,10 +128,10 @@ class LiveInbox:
         return most is None or len(found) < most
 
     @staticmethod
-    def _submitted_s(row: JobRow, now_s: float, now_unix_s: float) -> float:
+    def _submitted_s(row: JobRow, now_s: float, now: Mapping[str, Any]) -> float:
         """Return the submission time on the scheduler's clock.
 
         A wall clock that was set meanwhile cannot make it negative or later than now.
         """
-        ago_s = max(0.0, now_unix_s - row["submitted_unix_s"])
+        ago_s = between_s(moment_of(row["submitted_at"], row["submitted_unix_s"]), now)
         return float(max(0.0, now_s - ago_s) + row["delay_s"])

@@ -26,6 +26,7 @@ from loramux_runtime.live.state.job_rows import OPEN
 from loramux_runtime.live.state.run_folder import write_results
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.supervisor import RESTARTED
+from loramux_runtime.live.watch.base_watch import BaseWatch
 from loramux_runtime.live.watch.status import MOST_FAILURES
 from loramux_runtime.live.watch.watchers import memory_guard, watched
 from loramux_runtime.train.signals import stop_on_signal
@@ -62,6 +63,7 @@ def run_scheduler(
         watched(store, around.prometheus, around.tensorboard, around.warn) as watchers,
         closing(Readers(base.path, store.folder / ROWS, hang_s=min(HANG_S, around.hang_s))) as readers,
     ):
+        base_watch = BaseWatch(base.path, around.warn)
         around.say(f"loading {base.path or base.shape or 'a tiny model'}")
         with opened(engine, base, recompute=settings.recompute) as found:
             readers.wait_until_ready()
@@ -79,6 +81,7 @@ def run_scheduler(
                 stops=around.stops,
                 warn=around.warn,
                 watch=None if found.pool is not None else memory_guard(found.where, profile).poll,
+                base_watch=base_watch,
                 on_flush=watchers.on_flush,
                 on_record=watchers.on_record,
             )

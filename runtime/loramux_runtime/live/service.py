@@ -6,12 +6,11 @@ process.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
@@ -27,6 +26,7 @@ from loramux_runtime.jobs.checkpoint import CheckpointStore
 from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.admission import Admission
+from loramux_runtime.live.closing import write_at_end
 from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
 from loramux_runtime.live.drive.engine import Engine
@@ -45,9 +45,11 @@ from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
+from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.live.suspects import Suspects
+from loramux_runtime.live.watch.base_watch import BaseWatch
 from loramux_runtime.live.watch.notes import StatusNotes
 from loramux_runtime.train.accounts import Accounts
 from loramux_runtime.train.faults import NONE, FaultPlan
@@ -57,8 +59,6 @@ from loramux_traces.results import REJECTED, UNSCHEDULABLE
 
 Stops = Callable[[Callable[[], None]], AbstractContextManager[list[int]]]
 """Turns signals into a stop while it is entered, and gives those that came."""
-CLOSE_S: Final = 5.0
-"""Seconds that the end of a scheduler waits for the queue's lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,15 @@ class Outcome:
     """Jobs of the folder that failed, or were rejected for their data."""
     hopeless: int
     """Jobs of the folder that fit the device at no micro-batch size."""
+
+    @classmethod
+    def of(cls, states: Sequence[str], stopped: Sequence[int]) -> Outcome:
+        """Return the outcome for jobs in these states, after these signals."""
+        return cls(
+            stopped_by=stopped[0] if stopped else None,
+            failed=sum(state.startswith("FAILED") or state == REJECTED for state in states),
+            hopeless=states.count(UNSCHEDULABLE),
+        )
 
 
 class LiveService:
@@ -97,6 +106,7 @@ class LiveService:
         faults: FaultPlan = NONE,
         warn: Callable[[str], None] = lambda text: None,
         watch: Watch | None = None,
+        base_watch: BaseWatch | None = None,
         on_flush: Sequence[Callable[[], None]] = (),
         on_record: OnRecord | None = None,
         stops: Stops = stop_on_signal,
@@ -105,9 +115,10 @@ class LiveService:
         self.store, self.settings = store, settings
         self._warn, self._watched = warn, watch is not None
         self._stops = stops
+        self._base_watch = base_watch or BaseWatch(None, warn)
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
-        start_s = first_reading(self._last_s, store.fact("now_unix_s"), time.time())
+        start_s = first_reading(self._last_s, store.facts(), moment())
         self._times.go_on_from(start_s)
         cost = CostModel(profile)
         self.training: dict[str, TrainingJob] = {}
@@ -206,7 +217,7 @@ class LiveService:
             facts=self._facts,
             base_name=base.name,
             warn=warn,
-            on_flush=on_flush,
+            on_flush=(self._base_watch.look, *on_flush),
             on_record=on_record,
         )
         self.inbox = LiveInbox(
@@ -267,7 +278,7 @@ class LiveService:
         """Return the scheduler's own figures, which every commit writes down."""
         about = {"base_model": self.engine.base.name, "device": self.engine.device}
         figures = {**self.notes.facts(), **self.guard.facts(), **self.host.facts()}
-        return {**about, **figures, "draining": self.desk.draining}
+        return {**about, **figures, "base_changed": self._base_watch.changed, "draining": self.desk.draining}
 
     @property
     def n_waiting(self) -> int:
@@ -292,29 +303,26 @@ class LiveService:
         """Schedule until a signal, `drain`, or (with exit_when_idle) the end of every job."""
         self._recover()
         self.book.folder = watch_folder(self.store)
-        self.marker.opened(self.book.folder.nodes)
+        self.marker.opened(self.book.folder.nodes, self.book.folder.mark)
         # a command holds the lock for milliseconds; who holds it longer shall not stop training
         self.store.be_patient(PLAY_S)
         with self._stops(self.driver.request_stop) as stopped:
             try:
                 self.driver.run(self.loop, self.inbox, self.host)
             except FolderGone:
-                # the files that this process has open are nobody's any more: write nothing more
+                # the files that this process has open are nobody's any more: write nothing more,
+                # but into the marker that is open, for whoever finds it in a folder that was moved
                 self.admission.close()
+                self.marker.set("stopped")
                 raise
             except LoramuxError:
                 # the policy or the disk has ended the run
-                self._close()
+                self._close(stopped)
                 raise
             # Anything else is a crash, or a second signal: the process ends at once, for what is in
             # memory may be half done, and the marker tells the next process whose step it was
-            self._close()
-        ended = [row["state"] for row in self.store.jobs()]
-        return Outcome(
-            stopped_by=stopped[0] if stopped else None,
-            failed=sum(state.startswith("FAILED") or state == REJECTED for state in ended),
-            hopeless=ended.count(UNSCHEDULABLE),
-        )
+            self._close(stopped)
+        return Outcome.of([row["state"] for row in self.store.jobs()], stopped)
 
     def _recover(self) -> None:
         """Take up what a process before this one has left."""
@@ -353,10 +361,19 @@ class LiveService:
             begins["last_s"] = self._last_s
         self.book.note({"t_s": self._times.now_s(), **begins})
 
-    def _close(self) -> None:
+    def _close(self, stopped: Sequence[int]) -> None:
         """End the process: everything is on disk before the marker says so."""
         self.admission.close()
-        self.store.be_patient(CLOSE_S)
+        try:
+            write_at_end(
+                self.store, self._write, stopped=stopped, alive=lambda: self.marker.set("idle"), warn=self._warn
+            )
+        finally:
+            # where a disk is full, too, this process ends by itself, and no job is to blame
+            self.marker.set("stopped")
+        self.marker.close()
+
+    def _write(self) -> None:
         for job_id, reason in self.saving.save_all():
             self._warn(f"{job_id}: {reason}")
         for device_id in range(self.engine.n_devices):
@@ -364,5 +381,3 @@ class LiveService:
         self.desk.flush()
         self.store.set_facts(draining=False)
         self.desk.tidy_rows()
-        self.marker.set("stopped")
-        self.marker.close()

@@ -95,12 +95,19 @@ def _wait(
     child: subprocess.Popen[bytes], folder: Path, hang_s: float, say: Callable[[str], None], poll_s: float
 ) -> int:
     started_s = time.monotonic()
+    last: Doing | None = None
+    looks = 0
     while True:
         try:
             return child.wait(poll_s)
         except subprocess.TimeoutExpired:
             pass
         doing = read_marker(folder)
+        # a clock that jumps (a machine that was asleep) is no hang: it has to be looked at, too
+        looks = looks + 1 if doing == last else 0
+        last = doing
+        if looks * poll_s < hang_s / 2:
+            continue
         if doing is None or doing.since_s < started_s:
             if time.monotonic() - started_s > max(START_S, hang_s):
                 say(f"nothing has begun in {max(START_S, hang_s):.0f} s: killing the scheduler's process")

@@ -122,7 +122,7 @@ def test_what_an_answer_could_not_commit_is_not_forgotten(tmp_path: Path, monkey
 
     def answer(self: Store, number: int, answer: str = "", *, refused: str = "") -> None:
         if left and left.pop():
-            with self._errors():
+            with self.errors():
                 raise sqlite3.OperationalError("database or disk is full")
         real(self, number, answer, refused=refused)
 

@@ -95,3 +95,26 @@ def test_the_marker_survives_and_longer_texts_leave_nothing(tmp_path: Path) -> N
     marker.close()
     (tmp_path / "doing").write_bytes(b'["step", nonsense')
     assert read_marker(tmp_path) is None
+
+
+def test_a_clock_that_jumps_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was asleep: the process has had no time to show that it is there."""
+    from loramux_runtime.live.state import marker
+
+    (tmp_path / "state").mkdir()
+    began_s, jumped, real = time.monotonic(), [0], time.monotonic
+    note = Marker(tmp_path / "state")
+    note.set("step", {"a": 1.0})
+
+    def read(folder: Path) -> marker.Doing | None:
+        jumped[0] += 1
+        if jumped[0] % 3 == 0:
+            note.set("step", {"a": float(jumped[0])})
+        return read_marker(folder)
+
+    monkeypatch.setattr(supervisor, "read_marker", read)
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: real() + (9e9 if jumped[0] % 3 == 2 else 0.0))
+    said: list[str] = []
+    command = [sys.executable, "-c", "import time; time.sleep(1)"]
+    assert supervise(command, tmp_path / "state", hang_s=20.0, say=said.append, poll_s=0.02) == 0
+    assert said == [] and jumped[0] > 10 and real() - began_s < 100

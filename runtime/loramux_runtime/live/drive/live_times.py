@@ -6,9 +6,11 @@ It gives seconds since the state folder began, over every restart, and never goe
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from loramux_policies.stepping.contracts import News
+from loramux_runtime.live.state.moments import between_s, moment_of
 from loramux_runtime.train.times import PredictedTimes, Times, sleep_until
 
 
@@ -26,18 +28,28 @@ class LiveTimes(Times, Protocol):
 
 
 class MonotonicTimes:
-    """Reads the monotonic clock from a given start: steps of the wall clock change nothing."""
+    """Reads the monotonic clock from a given start: steps of the wall clock change nothing.
+
+    It stands still where even that clock goes backwards (a virtual machine that was moved).
+    """
 
     def __init__(self) -> None:
         self._offset_s = -time.monotonic()
+        self._last_s = 0.0
 
     def go_on_from(self, t_s: float) -> None:
         """Continue the clock at `t_s`."""
         self._offset_s = t_s - time.monotonic()
+        self._last_s = t_s
 
     def now_s(self) -> float:
         """Return the seconds since the state folder began."""
-        return time.monotonic() + self._offset_s
+        now_s = time.monotonic() + self._offset_s
+        if now_s < self._last_s:
+            self._offset_s += self._last_s - now_s
+            now_s = self._last_s
+        self._last_s = now_s
+        return now_s
 
     def step_begins(self) -> None:
         """Do nothing: a real clock needs no mark."""
@@ -66,12 +78,12 @@ class PredictedLiveTimes(PredictedTimes):
         return began_s + predicted_s
 
 
-def first_reading(last_s: float | None, last_unix_s: float | None, now_unix_s: float) -> float:
+def first_reading(last_s: float | None, facts: Mapping[str, Any], now: Mapping[str, Any]) -> float:
     """Return where the clock goes on: the time between two processes counts, but only forwards.
 
-    `last_s`, `last_unix_s`: what the state folder's clock and the wall clock said when the last
-    process wrote last.
+    `last_s`: what the state folder's clock said when the last process wrote last; `facts` of the
+    folder have the moment of that (`state.moments`), `now` is another.
     """
-    if last_s is None or last_unix_s is None:
+    if last_s is None or facts.get("now_unix_s") is None:
         return 0.0
-    return last_s + max(0.0, now_unix_s - last_unix_s)
+    return last_s + between_s(moment_of(facts.get("now_at"), facts["now_unix_s"]), now)

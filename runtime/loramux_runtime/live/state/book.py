@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from loramux_policies.loop.events import BEGINS, FINAL_STATE, Event
 from loramux_policies.loop.job import Job
 from loramux_runtime.live.state.job_rows import HELD, RUNNING, WAITING, Fields, JobRow
-from loramux_runtime.live.state.same_folder import SameFolder
+from loramux_runtime.live.state.same_folder import SameFolder, stamp
 from loramux_runtime.live.state.store import Store
 from loramux_runtime.train.faults import NONE, FaultPlan
 from loramux_traces.errors import BusyError
@@ -187,6 +187,7 @@ class Book:
             self.folder.check()
         self._faults.reach("commit", stage="before")
         with store.transaction():
+            stamp(store)
             for job_id, after_step in self._forgotten.items():
                 store.forget_records(job_id, after_step)
             for job_id, values in self._rows.items():

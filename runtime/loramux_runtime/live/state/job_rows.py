@@ -36,6 +36,8 @@ class JobRow(TypedDict):
     folder: str
     """Folder in which the job's relative paths start."""
     submitted_unix_s: float
+    submitted_at: str | None
+    """Moment of the submission (`state.moments`), as JSON."""
     delay_s: float
     submit_s: float | None
     """Time of submission; None until a scheduler has looked at the job."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from loramux_runtime.live.state.nodes import Node
+from loramux_traces.errors import StateError
 
 MARKER: Final = "doing"
 Phase = Literal["idle", "decide", "admit", "step", "save", "stopped"]
@@ -35,6 +36,8 @@ class Doing:
     """Since when the queue could not be written, on the monotonic clock; None: it is written."""
     nodes: Mapping[str, Node] = field(default_factory=dict)
     """Device and inode of the files that the process has open."""
+    mark: int | None = None
+    """The mark that the file of its queue bears (`same_folder`); None where that is not known."""
 
 
 class Marker:
@@ -43,14 +46,22 @@ class Marker:
     def __init__(self, folder: Path) -> None:
         self._more: dict[str, object] = {}
         self._last: tuple[Phase, Mapping[str, float]] = ("idle", {})
-        self._descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._file = folder / MARKER
+        try:
+            self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StateError(f"{self._file}: cannot be written ({error.strerror})") from error
 
     def set(self, phase: Phase, jobs: Mapping[str, float] | None = None) -> None:
         """Note what the process is doing from now on."""
         self._last = phase, jobs or {}
         text = json.dumps([phase, time.monotonic(), jobs or {}, self._more]).encode() + b"\n"
         # the rest of a longer text before stays behind the newline
-        os.pwrite(self._descriptor, text, 0)
+        try:
+            os.pwrite(self._descriptor, text, 0)
+        except OSError as error:
+            # no more than a disk without room for one page is needed for that
+            raise StateError(f"{self._file}: cannot be written ({error.strerror})") from error
 
     def unsaved(self, unsaved: bool) -> None:
         """Note that the queue cannot be written from now on, or can be again."""
@@ -59,9 +70,9 @@ class Marker:
             self._more["unsaved_since_s"] = time.monotonic()
         self.set(*self._last)
 
-    def opened(self, nodes: Mapping[str, Node]) -> None:
+    def opened(self, nodes: Mapping[str, Node], mark: int | None = None) -> None:
         """Note which files the process has open, so that a command can compare its own."""
-        self._more["nodes"] = nodes
+        self._more |= {"nodes": nodes, "mark": mark}
 
     def close(self) -> None:
         """Close the marker's file, and leave its text as it is."""
@@ -84,6 +95,7 @@ def read_marker(folder: Path) -> Doing | None:
             {str(name): float(at) for name, at in jobs.items()},
             None if unsaved_s is None else float(unsaved_s),
             {str(name): (int(at[0]), int(at[1])) for name, at in more.get("nodes", {}).items()},
+            None if more.get("mark") is None else int(more["mark"]),
         )
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return None

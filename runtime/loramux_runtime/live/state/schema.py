@@ -72,9 +72,17 @@ ADDED_COLUMNS: Final = {
     "trusted": "INTEGER NOT NULL DEFAULT 0",
     "admission_deaths": "INTEGER NOT NULL DEFAULT 0",
     "notes": "TEXT NOT NULL DEFAULT ''",
+    "submitted_at": "TEXT",
 }
 """Columns of `jobs` that came after version 1; a scheduler adds them to an older folder."""
-NO_VALUES: Final = {"kept": None, "made_from": None, "trusted": 0, "admission_deaths": 0, "notes": ""}
+NO_VALUES: Final = {
+    "kept": None,
+    "made_from": None,
+    "trusted": 0,
+    "admission_deaths": 0,
+    "notes": "",
+    "submitted_at": None,
+}
 """What a job has in columns that its folder lacks."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from loramux_runtime.live.state.connection import WAL_S, looked_at, to_wal
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
+from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.schema import NO_VALUES, SCHEMA, SCHEMA_VERSION, missing_columns
 from loramux_traces.errors import BusyError, StateError, UsageError, printable
 from loramux_traces.filesafe import json_text
@@ -32,6 +33,8 @@ OURS: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PROFILE, MARKER, 
 """Files that a scheduler leaves in its folder before it has come up."""
 PATIENCE_S: Final = 30.0
 """Seconds that a command waits for another process's lock."""
+LOOK_S: Final = 0.5
+"""Seconds between two times that whoever waits for the lock without end is told so."""
 
 
 def as_job(row: sqlite3.Row) -> JobRow:
@@ -84,6 +87,7 @@ class Store:
 
     def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
         self.folder = folder
+        self._still_locked: Callable[[], None] | None = None
         path = folder / DATABASE
         if not create and not path.is_file():
             raise StateError(f"{folder}: no scheduler's state is here (no {DATABASE}); loramux run makes it")
@@ -132,8 +136,17 @@ class Store:
                 raise StateError(f"{self.folder}: no scheduler's state is here, its database is empty")
             time.sleep(0.02)
 
+    def wait_for_lock(self, still_locked: Callable[[], None]) -> None:
+        """Wait for the lock of another process without end, from now on.
+
+        `still_locked` is called again and again meanwhile; what it raises ends the wait.
+        """
+        self.be_patient(LOOK_S)
+        self._still_locked = still_locked
+
     def be_patient(self, seconds: float) -> None:
         """Wait so long, from now on, for the lock of another process (`BusyError` after that)."""
+        self._still_locked = None
         with self.errors():
             self._db.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
 
@@ -167,7 +180,7 @@ class Store:
             yield
             return
         with self.errors():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -175,6 +188,16 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if self._still_locked is None or not _busy(error):
+                    raise
+            self._still_locked()
 
     @property
     def version(self) -> int:
@@ -215,7 +238,7 @@ class Store:
         third is the time of submission on the scheduler's own clock. UsageError where an id is
         taken.
         """
-        now = time.time()
+        now = moment()
         with self.transaction():
             for config, folder, when_s in jobs:
                 if (self.folder / "adapters" / config["id"]).exists():
@@ -225,7 +248,8 @@ class Store:
                     "job_id": config["id"],
                     "config": json_text(config),
                     "folder": str(folder),
-                    "submitted_unix_s": now,
+                    "submitted_unix_s": now["unix_s"],
+                    "submitted_at": json_text(now),
                     "delay_s": 0.0 if at_s else when_s,
                     "submit_s": when_s if at_s else None,
                     "method": config["method"],

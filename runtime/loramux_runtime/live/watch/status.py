@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from loramux_runtime.live.state.job_rows import DRAINING, QUEUED, RUNNING, WAITING, JobRow
 from loramux_runtime.live.state.marker import read_marker
+from loramux_runtime.live.state.moments import between_s, moment, moment_of
 from loramux_runtime.live.state.retention import RECENT_JOBS, newest, totals
 from loramux_runtime.live.state.store import Store
 from loramux_traces.locking import owner
@@ -34,6 +35,7 @@ _FACTS: Final[dict[str, Any]] = {
     "tokens": 0,
     "tokens_per_s": 0.0,
     "overhead_share": None,
+    "base_changed": None,
     "draining": False,
     "policy_errors": 0,
     "devices": 1,
@@ -59,7 +61,7 @@ def read_status(store: Store, *, ended: bool = False, most_ended: int | None = R
     updated = known.get("now_unix_s", 0.0)
     if updated:
         # the clock of the state folder goes on, whether or not anybody is there
-        now_s += max(0.0, time.time() - updated)
+        now_s += between_s(moment_of(known.get("now_at"), updated), moment())
     if pid is None:
         facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None, "memory_predicted_bytes": 0.0}
     return {
