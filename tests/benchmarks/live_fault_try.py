@@ -119,8 +119,9 @@ class Try:
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
+        prefix: Sequence[str] = options.pop("prefix", ())
         done = subprocess.run(
-            [*COMMAND, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=MOST_S, **options
+            [*prefix, *COMMAND, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=MOST_S, **options
         )
         self.expect("Traceback" not in done.stderr, f"{arguments[0]} prints a traceback")
         self.expect("internal error" not in done.stderr, f"{arguments[0]}: internal error")

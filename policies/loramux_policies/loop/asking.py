@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
@@ -20,7 +21,7 @@ def ask(policy: Policy, view: LiveView, on_plan: OnPlan | None) -> DeltaPlan:
     PolicyError, with the policy's name, the time and what was there, where it fails or returns no
     plan of the view. What `on_plan` raises is not the policy's doing and passes.
     """
-    now_s, cluster = view._now_s, view._cluster
+    now_s, cluster, pid = view._now_s, view._cluster, os.getpid()
     try:
         plan = policy.place(view)
     except PolicyError as error:  # of a plan's call: it says what to ask beforehand
@@ -34,6 +35,9 @@ def ask(policy: Policy, view: LiveView, on_plan: OnPlan | None) -> DeltaPlan:
         if on_plan is not None and isinstance(plan, DeltaPlan):
             on_plan(view, plan)
     finally:
+        if os.getpid() != pid:
+            # a process that the policy has forked came back: there would be two schedulers
+            os._exit(1)
         view.close()
     if not isinstance(plan, DeltaPlan) or not any(plan is own for own in view._plans):
         what = f"place() must return a plan made by this view's plan(), not {text_of(plan, 120)}"

@@ -5,11 +5,12 @@ The scheduler names them and the jobs end as if nothing were.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -331,3 +332,25 @@ def test_a_policy_that_was_refused_is_not_in_charge(tmp_path: Path, whole: dict[
     assert "exclusive stays" in answers(store)[0][1]
     assert curves(store) == first(whole, 3)
     assert not any(event["event"] in ("policy", "policy-error") for event in store.events())
+
+
+class Forking(Policy):
+    """Forks, and lets the child come back as if it were the scheduler."""
+
+    name = "forking"
+    children: ClassVar[list[int]] = []
+
+    def place(self, view: ClusterView) -> Plan:
+        if not self.children and (child := os.fork()):
+            self.children.append(child)
+        return good(view)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_process_that_a_policy_forks_is_no_second_scheduler(tmp_path: Path, whole: dict[str, Any]) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 3))
+    play(store, Forking())
+    (child,) = Forking.children
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    ended = [event["job_id"] for event in store.events() if event["event"] == "finish"]
+    assert sorted(ended) == sorted(first(whole, 3)) and curves(store) == first(whole, 3)

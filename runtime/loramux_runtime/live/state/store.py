@@ -83,6 +83,8 @@ class Store:
 
     Every method that writes has committed when it returns, but those that say otherwise. Raises
     StateError where the database cannot be read or written, or is not of this version.
+
+    Over 300 lines: all statements on these tables, a few lines each.
     """
 
     def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
