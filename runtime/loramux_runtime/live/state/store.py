@@ -73,9 +73,12 @@ def _retire(store: Store) -> bool:
     return not used
 
 
+def _code(error: sqlite3.DatabaseError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _busy(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class Store:
@@ -124,6 +127,9 @@ class Store:
             if _busy(error):
                 said = "another process has held the queue's lock for too long; nothing was changed"
                 raise BusyError(f"{self.folder / DATABASE}: {said}") from error
+            if _code(error) == sqlite3.SQLITE_READONLY:
+                said = "cannot be written (by this user, or on this disk)"
+                raise StateError(f"{self.folder / DATABASE}: {said}") from error
             raise StateError(f"{self.folder / DATABASE}: {error}") from error
 
     def _tables(self) -> set[str]:
