@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_JOBS = 3
 EXIT_NEVER_FITS = 4
-State = Annotated[Path, typer.Option(help="State folder of the scheduler.")]
+State = Annotated[Path, typer.Option(help="State folder of the scheduler.", readable=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +222,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
 
 def _supervised(given: RunOptions) -> int:
     """Keep a scheduler's process running; return its last exit code."""
+    from loramux_runtime.live.state.connection import is_file
     from loramux_runtime.live.state.store import DATABASE, Store, discard
     from loramux_runtime.live.supervisor import supervise
     from loramux_traces.errors import StateError
@@ -229,7 +230,7 @@ def _supervised(given: RunOptions) -> int:
     from loramux_traces.runfolder import prepare_folder
 
     state = given.state.absolute()
-    made = not (state / DATABASE).exists()
+    made = not is_file(state / DATABASE)
     prepare_folder(state, resume=True, private=True)
     # the folder is made at once: jobs may be submitted while the model is loaded
     Store(state, create=True).close()

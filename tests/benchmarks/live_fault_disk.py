@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -88,7 +89,13 @@ def read_only(t: Try, *, running: bool, readable: bool) -> None:
         subprocess.run(["chmod", "-R", "a+rX", t.state], check=True)
     out = t.folder / "out"
     looks = (["status"], ["status", "--json"], ["logs", "job00"], ["export", "job00", "--out", str(out)])
-    uses = (["pause", "job00"], ["submit", "jobs0.json"], ["run", "--base", "base", "--exit-when-idle"], ["prune"])
+    (t.folder / "new.json").write_text(json.dumps({"jobs": jobs(1, 150, first=4)}))
+    uses = (
+        ["drain"] if running else ["pause", "job00"],
+        ["submit", "new.json"],
+        ["run", "--base", "base", "--exit-when-idle"],
+        ["prune"],
+    )
     for command in looks:
         done = _as_other(t, *command, "--state", "state")
         good = done.returncode == (0 if readable else LOST_FOLDER)

@@ -50,7 +50,7 @@ def policy(t: Try, act: str) -> None:
     (t.folder / "bad.py").write_text(POLICY.format(act=act))
     t.submit(jobs(4, 150))
     t.run("--policy-file", "bad.py", "--policy", "bad", "--max-resident", "2")
-    t.until(lambda: sum(row["state"] == "COMPLETED" for row in t.rows()) == 4, "the jobs end", 120)
+    t.until(lambda: sum(row["state"] == "COMPLETED" for row in t.rows()) == 4, "the jobs end")
     t.found.said = next((line for line in t.said().splitlines() if line.startswith("loramux:")), "")
     said = t.found.said
     t.stop()

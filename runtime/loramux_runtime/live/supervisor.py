@@ -22,6 +22,8 @@ from loramux_traces.errors import LoramuxError
 MEANT: Final = (0, 2, 3, 4, 5, 6, 130, 143)
 """Exit codes that a scheduler ends with on purpose; they are passed on."""
 RESTARTS: Final = 10
+DECIDING: Final = 3
+"""Deaths in a row, soon after the start and while the policy decided, that are the policy's."""
 LIVED_S: Final = 60.0
 """Bounds on restarts: so many deaths in a row, each within so long of its start.
 
@@ -50,7 +52,7 @@ def supervise(
     SIGTERM and SIGINT are handed on. A process that has said nothing for `hang_s` while it decides,
     trains or saves is killed: the next one knows by its marker what it was doing.
     """
-    short_lives = 0
+    short_lives = deciding = 0
     environment: dict[str, str] | None = None
     child: subprocess.Popen[bytes] | None = None
     stopped_by: list[int] = []
@@ -80,6 +82,11 @@ def supervise(
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
             lived_s = time.monotonic() - began_s
             short_lives = short_lives + 1 if lived_s < LIVED_S or not _has_begun(folder, began_s) else 0
+            doing = read_marker(folder)
+            in_policy = doing is not None and doing.phase == "decide" and doing.since_s >= began_s
+            deciding = deciding + 1 if in_policy and lived_s < LIVED_S else 0
+            if doing is not None and deciding >= DECIDING:
+                _remember(folder, doing, say)
             if short_lives > RESTARTS:
                 say(f"the scheduler's process {how}, {short_lives} times soon after its start: giving up")
                 return 1
@@ -137,7 +144,7 @@ def _what(doing: Doing) -> str:
 
 
 def _remember(folder: Path, doing: Doing, say: Callable[[str], None]) -> None:
-    """Tell the next process that the policy hung; it finds jobs that hung by itself."""
+    """Tell the next process that the policy hung or ended it; it finds jobs by itself."""
     if doing.phase != "decide" or not (folder / DATABASE).is_file():
         return
     try:

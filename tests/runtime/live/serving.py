@@ -219,6 +219,15 @@ class Sleepy(Policy):
         return view.plan()
 
 
+class Deadly(Policy):
+    """Ends its process."""
+
+    name = "deadly"
+
+    def place(self, view: ClusterView) -> Plan:
+        os._exit(1)
+
+
 def _serve(order: dict[str, Any]) -> int:
     """One process of a scheduler, as the zygote's child."""
     state = Path(order["state"])
@@ -230,7 +239,7 @@ def _serve(order: dict[str, Any]) -> int:
     if order.get("after_s"):
         signal.setitimer(signal.ITIMER_REAL, order["after_s"])
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    policy = Sleepy() if order.get("sleepy") else order.get("policy", "aspen")
+    policy = Sleepy() if order.get("sleepy") else Deadly() if order.get("deadly") else order.get("policy", "aspen")
     play(Store(state), policy, faults=plan)
     return 0
 

@@ -172,3 +172,10 @@ def test_a_state_folder_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.M
     finally:
         os.umask(before)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("submitted", "run")} == {0o700}
+
+
+def test_a_queue_that_may_not_be_written_says_so(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", [])
+    store.db.execute("PRAGMA query_only=1")
+    with pytest.raises(StateError, match=r"queue.sqlite3: cannot be written \(by this user, or on this disk\)"):
+        store.set_facts(policy="fifo")

@@ -53,6 +53,17 @@ def test_a_policy_that_hangs_is_killed_and_replaced(tmp_path: Path, whole: dict[
     assert all(row["crashes"] == 0 for row in store.jobs())
 
 
+@pytest.mark.slow
+def test_a_policy_that_ends_its_process_is_replaced(tmp_path: Path, whole: dict[str, Any]) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 2))
+    order = {"state": str(tmp_path / "state"), "deadly": True}
+    said: list[str] = []
+    command = [sys.executable, serving.__file__, json.dumps(order)]
+    assert supervise(command, tmp_path / "state", hang_s=60.0, say=said.append, poll_s=0.05) == 0
+    assert said == ["the scheduler's process ended with 1; starting it again"] * supervisor.DECIDING
+    assert curves(store) == first(whole, 2) and store.fact("policy_errors") == 1
+
+
 def test_a_process_that_never_begins_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RESTARTS", 1)
     monkeypatch.setattr(supervisor, "START_S", 0.2)

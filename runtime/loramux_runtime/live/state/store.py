@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
-from loramux_runtime.live.state.connection import WAL_S, looked_at, to_wal
+from loramux_runtime.live.state.connection import WAL_S, busy, is_file, looked_at, said_of, to_wal
 from loramux_runtime.live.state.job_rows import CommandRow, Fields, JobRow
 from loramux_runtime.live.state.marker import MARKER
 from loramux_runtime.live.state.moments import moment
@@ -73,11 +73,6 @@ def _retire(store: Store) -> bool:
     return not used
 
 
-def _busy(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
 class Store:
     """Holds the database of one state folder.
 
@@ -91,7 +86,7 @@ class Store:
         self.folder = folder
         self._still_locked: Callable[[], None] | None = None
         path = folder / DATABASE
-        if not create and not path.is_file():
+        if not create and not is_file(path):
             raise StateError(f"{folder}: no scheduler's state is here (no {DATABASE}); loramux run makes it")
         if path.is_symlink():
             raise StateError(f"{path}: is a symlink")
@@ -121,10 +116,10 @@ class Store:
             yield
         except sqlite3.DatabaseError as error:
             # OperationalError (full disk, read-only) is among these
-            if _busy(error):
+            if busy(error):
                 said = "another process has held the queue's lock for too long; nothing was changed"
                 raise BusyError(f"{self.folder / DATABASE}: {said}") from error
-            raise StateError(f"{self.folder / DATABASE}: {error}") from error
+            raise StateError(f"{self.folder / DATABASE}: {said_of(error)}") from error
 
     def _tables(self) -> set[str]:
         found = self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -197,7 +192,7 @@ class Store:
                 self._db.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if self._still_locked is None or not _busy(error):
+                if self._still_locked is None or not busy(error):
                     raise
             self._still_locked()
 
