@@ -413,7 +413,8 @@ def test_fuse_is_told_time_device_jobs_and_bytes() -> None:
         {"order": Order(key=3)}, {"order": property(lambda self: 1 / 0)}, {"copies": "some"},
         {"max_fused": 1, "windows": lambda self, n: 1 / 0},
     ],
-    ids=str,
+    # no addresses: both test workers must give a test one name
+    ids=lambda attribute: " ".join(f"{k}:{type(v).__name__}" for k, v in attribute.items()),
 )  # fmt: skip
 def test_attributes_without_meaning(attribute: dict[str, Any]) -> None:
     policy = type("Odd", (Policy,), {"place": lambda _, view: starting(view), "name": "odd", **attribute})
