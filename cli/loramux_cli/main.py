@@ -119,7 +119,14 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
+def _hear_no_more() -> None:
+    """Let a further signal change nothing: on its way out, the process would die by it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _stopped() -> NoReturn:
+    _hear_no_more()
     interrupted = _Stopped.signal == signal.SIGINT
     _complain("interrupted" if interrupted else "terminated")
     sys.exit(EXIT_SIGINT if interrupted else EXIT_SIGTERM)
@@ -135,6 +142,10 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
         sys.exit(error.exit_code)
     except _Stopped:
         _stopped()
+    except SystemExit as error:
+        if error.code in (EXIT_SIGINT, EXIT_SIGTERM):
+            _hear_no_more()
+        raise
     except BrokenPipeError:
         # without this the interpreter complains at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
