@@ -231,8 +231,8 @@ def test_scales_that_are_none(scale: float) -> None:
         ("id: a\ndata: {path: rows.jsonl}\nsteps: .nan\n", "steps"),
         ("id: a\ndata: {path: rows.jsonl}\nsteps: 1\noptimizer: {lr: 1e400}\n", "lr"),
         ("jobs:\n- {id: a, data: {path: r}, steps: 1}\n- {id: a, data: {path: r}, steps: 1}\n", "used twice"),
-        ("id: a\x00\n", "YAML"),
-        ("!!python/object/apply:os.system ['true']\n", "YAML"),
+        ("id: a\x00\n", "NUL"),
+        ("!!python/object/apply:os.system ['true']\n", "is not taken"),
     ],
 )
 def test_bad_jobs_are_refused(text: str, said: str, folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class KeptRows:
     """Which rows of those tokens; None: all."""
 
     def rows(self) -> TokenisedRows:
-        """Return the rows."""
+        """Return the rows, as one job has them."""
         return self.tokens if self.choice is None else self.tokens.select(self.choice)
 
 
