@@ -66,6 +66,8 @@ def run_scheduler(
         base_watch = BaseWatch(base.path, around.warn)
         around.say(f"loading {base.path or base.shape or 'a tiny model'}")
         with opened(engine, base, recompute=settings.recompute) as found:
+            for note in found.base.notes:
+                around.say(f"base: {note}")
             readers.wait_until_ready()
             profile, name = around.choose(found)
             keep_profile(store, name)
