@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -35,9 +36,15 @@ def made_from(path: Path, eval_path: Path | None, tokenizer: Tokenizer, rendered
         parts["the chat template"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
         if tokenizer.tells_time:
             parts["the date"] = rendered_at.astimezone(UTC).isoformat()
-    parts.update({f"the library {name}": version(name) for name in _LIBRARIES})
+    parts.update(_libraries())
     parts["how loramux makes rows"] = str(ROWS_VERSION)
     return parts
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    # looked up once: each look parses a package's whole description
+    return {f"the library {name}": version(name) for name in _LIBRARIES}
 
 
 def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
