@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Final
 
@@ -12,7 +13,7 @@ from loramux_traces.files import MAX_TABLE, open_file, reason
 from loramux_traces.files import refused as invalid
 
 _BOMB_BYTES: Final = 4 << 20
-__all__ = ["check_unpacked", "file_sha256", "invalid", "locate", "open_data"]
+__all__ = ["check_unpacked", "file_sha256", "invalid", "locate", "open_data", "still"]
 
 
 def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = None) -> Path:
@@ -64,11 +65,26 @@ def check_unpacked(path: Path) -> None:
             pass
 
 
+def still(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written to or replaced; nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of what a data file holds (of a .gz file, unpacked).
 
-    Raises InvalidInputError for anything that is no data file.
+    It is worked out once while the file stands still: a thousand jobs may have one file. Raises
+    InvalidInputError for anything that is no data file.
     """
+    return _sha256(path, still(path))
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, _still: tuple[int, ...]) -> str:
     digest = hashlib.sha256()
     with open_data(path) as stream:
         while block := stream.read(1 << 20):

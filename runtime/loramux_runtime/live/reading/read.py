@@ -10,15 +10,13 @@ from typing import Any, Final
 from loramux_runtime.data import DataConfig, TokenisedRows, Tokenizer, length_stats
 from loramux_runtime.data.load import FileReport, OnProgress, tokenise_file
 from loramux_runtime.data.made_from import made_from, what_changed
-from loramux_runtime.data.source import locate
+from loramux_runtime.data.source import locate, still
 from loramux_runtime.jobs.job_data import data_notes, job_data
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.shared_rows import Recent, file_key
 from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
 from loramux_runtime.live.reading.row_files import RowFiles
 from loramux_traces.errors import InvalidInputError, LoramuxError, Problem, StateError, UsageError
-
-_STANDS_STILL: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 class RowReader:
@@ -73,11 +71,12 @@ class RowReader:
             tokenise=tokenise,
         )
         assert isinstance(data.train, TokenisedRows)  # synthetic rows are made where they are used
-        before, digest = order.before, data.train.sha256
+        kept: dict[str, Any] = {"train": self._files.keep_choice(*kept_tokens[0], data.train), "eval": None}
+        digest = self._files.sha256(kept["train"], data.train)
+        before = order.before
         if before is not None and digest != before.sha256:
             what = what_changed(before.made_from, data.made_from) if before.made_from else ""
             return _changed(order, what or "what its rows are made from", "the rows that it began with are gone")
-        kept: dict[str, Any] = {"train": self._files.keep_choice(*kept_tokens[0], data.train), "eval": None}
         if data.eval is not None:
             # held-out rows are of the same file, or of one of their own
             kept["eval"] = self._files.keep_choice(*kept_tokens[-1], data.eval)
@@ -126,17 +125,17 @@ class RowReader:
         sign: OnProgress | None,
     ) -> tuple[str, TokenisedRows, FileReport]:
         """Return the kept rows of a file, read and tokenised unless they are known."""
-        still = _still(path)
+        before = still(path)
 
         def make() -> tuple[str, TokenisedRows, FileReport]:
             rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, sign)
-            if _still(path) != still:
+            if still(path) != before:
                 said = "is being written: it changed while it was read; submit the job again when it is whole"
                 raise InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=said)])
             return (*self._files.keep_tokens(rows), report)
 
         date = at.isoformat() if tokenizer.tells_time else ""
-        key = f"{file_key(path, config, vocab_size)}|{still}|{date}"
+        key = f"{file_key(path, config, vocab_size)}|{before}|{date}"
         name, rows, report = self._recent.get(key, make)
         if not self._files.has(name):
             # no job needed them any more, and so they were deleted
@@ -168,15 +167,6 @@ class RowReader:
 
 
 _ENVIRONMENT: Final = ("the library ", "how loramux ", "the date")
-
-
-def _still(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written to."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return tuple(int(getattr(found, name)) for name in _STANDS_STILL)
 
 
 def _changed(order: ReadOrder, what: str, then: str) -> ReadAnswer:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -29,8 +29,6 @@ A batch for the tokenizer has at most a million characters, which take seconds.
 """
 START_S: Final = 600.0
 """Seconds that a reader may take to load the tokenizer, from a slow disk on a busy machine."""
-TRIES: Final = 2
-"""Deaths of its reader after which a job's rows count as unreadable."""
 LEAST_BYTES: Final = 2 << 30
 COMMAND: Final = (sys.executable, "-P", "-m", "loramux_runtime.live.reading.process")
 """Starts a reader; -P: nothing is imported from the folder that the scheduler is in."""
@@ -58,8 +56,7 @@ class Reading(Protocol):
 
 def limit_bytes() -> int:
     """Return the memory that one reader may use: an eighth of the machine's, and at least 2 GiB."""
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return max(LEAST_BYTES, pages * os.sysconf("SC_PAGE_SIZE") // 8)
+    return max(LEAST_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,24 +72,6 @@ class _Worker:
     order: ReadOrder | None = None
     began_s: float = 0.0
     rows: int = 0
-
-
-@dataclass(slots=True)
-class _Tries:
-    """Counts how often a reader has died over an order."""
-
-    deaths: dict[int, int] = field(default_factory=dict)
-
-    def again(self, number: int) -> bool:
-        """Count a death; return whether the order is tried once more."""
-        deaths = self.deaths.pop(number, 0) + 1
-        if deaths < TRIES:
-            self.deaths[number] = deaths
-        return deaths < TRIES
-
-    def over(self, number: int) -> None:
-        """Forget an order that has been answered."""
-        self.deaths.pop(number, None)
 
 
 class Readers:
@@ -123,7 +102,8 @@ class Readers:
         self._up = False
         """Whether a reader has ever come up: then the tokenizer was good."""
         self._workers = [self._start()]
-        self._tries = _Tries()
+        self._tried: set[int] = set()
+        """Orders over which a reader has died once; the second time they are given up."""
 
     # -- contract: Reading
 
@@ -271,7 +251,7 @@ class Readers:
             worker.rows = int(what["rows"])
         elif worker.order is not None and what["answer"]["number"] == worker.order.number:
             worker.order = None
-            self._tries.over(what["answer"]["number"])
+            self._tried.discard(what["answer"]["number"])
             return [ReadAnswer.of(what["answer"])]
         return []
 
@@ -280,9 +260,11 @@ class Readers:
         self._end(worker)
         if order is None:
             return [] if worker.ready else self._without_reader(f"the process that reads rows {how}")
-        if self._tries.again(order.number):
+        if order.number not in self._tried:
+            self._tried.add(order.number)
             self._waiting.appendleft(order)
             return []
+        self._tried.discard(order.number)
         reason = f"the process that reads its rows {how}, twice"
         return [ReadAnswer(number=order.number, fate="refused", reason=reason)]
 

@@ -23,6 +23,7 @@ from loramux_traces.filesafe import sync
 
 ROWS: Final = "rows"
 """Name of the folder in the state folder."""
+_TOKENS: Final = "tokens-"
 _ARRAYS: Final = ("ids", "learned", "starts")
 _TYPES: Final = {"ids": np.int32, "learned": np.bool_, "starts": np.int64}
 
@@ -52,7 +53,7 @@ class RowFiles:
 
     def keep_tokens(self, rows: TokenisedRows) -> tuple[str, TokenisedRows]:
         """Write all rows of a file; return their name and the same rows, mapped."""
-        name = f"tokens-{rows.sha256}"
+        name = f"{_TOKENS}{rows.sha256}"
         final = self.folder / name
         if not final.is_dir():
             arrays = {"ids": rows.ids, "learned": rows.learned, "starts": rows.starts}
@@ -94,6 +95,11 @@ class RowFiles:
                 temporary.unlink(missing_ok=True)
                 raise StateError(f"{final}: the rows cannot be written ({error.strerror})") from error
         return {"tokens": tokens, "choice": name}
+
+    @staticmethod
+    def sha256(kept: Mapping[str, Any], rows: TokenisedRows) -> str:
+        """Return the SHA-256 of kept rows; all rows of a file have it in their name."""
+        return rows.sha256 if kept["choice"] is not None else str(kept["tokens"]).removeprefix(_TOKENS)
 
     def has(self, tokens: str) -> bool:
         """Return whether these tokens are still kept."""
