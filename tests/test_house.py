@@ -255,6 +255,24 @@ def test_licence_is_the_whole_text() -> None:
     assert "APPENDIX: How to apply the Apache License to your work." in text
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_callback_is_not_lost(number: int, code: int) -> None:
+    """Python drops what is raised in a weak reference's callback: imports have such callbacks."""
+    start = f"""
+import loramux_cli.main as main, signal, time, weakref
+class Thing: pass
+def command(argv):
+    thing = Thing()
+    held = weakref.ref(thing, lambda _: signal.raise_signal({number}))
+    del thing
+    time.sleep(20)
+main._run(command, None)
+"""
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (done.returncode, done.stderr) == (code, f"loramux: {word}\n")
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )

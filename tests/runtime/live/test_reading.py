@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ def answers(readers: Readers, count: int) -> dict[int, ReadAnswer]:
         found |= {answer.number: answer for answer in readers.poll()}
         time.sleep(0.01)
     return found
+
+
+def waited_on(done: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    while not done():
+        time.sleep(0.01)
 
 
 def test_rows_come_as_if_read_here(readers: Readers, tmp_path: Path) -> None:
@@ -136,6 +142,59 @@ def test_an_order_that_is_dropped_is_not_answered(readers: Readers, tmp_path: Pa
     readers.send(order(tmp_path, 2))
     readers.drop(1)
     assert set(answers(readers, 1)) == {2} and readers.rows_read(1) is None
+
+
+def test_many_orders_are_answered_between_two_looks(tmp_path: Path) -> None:
+    """The scheduler looks once a training step: a reader has more to do than one job until then."""
+    readers = Readers(None, tmp_path / ROWS, command=ODD)
+    readers.wait_until_ready()
+    for number in range(30):
+        readers.send(order(tmp_path, number))
+    readers.send(order(tmp_path, 30, "dies-1"))
+    readers.send(order(tmp_path, 31))
+    # no look meanwhile: the reader writes the rows of all of them, then dies
+    waited_on(lambda: readers._readers[0].ended)
+    found = readers.poll()
+    assert [answer.number for answer in found] == list(range(30))
+    last = answers(readers, 2)
+    readers.close()
+    assert last[30].fate == "refused" and last[31].fate == "read"
+
+
+def test_nothing_waits_behind_a_job_that_is_long_to_read(tmp_path: Path) -> None:
+    jump_s = 0.0
+    readers = Readers(None, tmp_path / ROWS, command=ODD, clock_s=lambda: time.monotonic() + jump_s)
+    readers.wait_until_ready()
+    readers.send(order(tmp_path, 1, "hangs-1"))
+    readers.send(order(tmp_path, 2))
+    while readers.rows_read(1) is None or readers._readers[0]._at is None:
+        assert not readers.poll()
+        time.sleep(0.01)
+    assert readers.rows_read(2) is None
+    jump_s = 20.0
+    assert set(answers(readers, 1)) == {2}
+    # nor does it get anything new
+    readers.send(order(tmp_path, 3))
+    assert set(answers(readers, 1)) == {3}
+    # the clock jumped past what a reader may be silent for, and back: no more than a doubt
+    jump_s = 100.0
+    assert not readers.poll()
+    jump_s = 20.0
+    assert not readers.poll() and readers.rows_read(1) == 0
+    readers.close()
+
+
+def test_an_order_taken_back_after_it_was_begun_blames_nobody(tmp_path: Path) -> None:
+    readers = Readers(None, tmp_path / ROWS, command=ODD)
+    readers.wait_until_ready()
+    readers.send(order(tmp_path, 1))
+    readers.send(order(tmp_path, 2, "dies-1"))
+    readers.send(order(tmp_path, 3))
+    waited_on(lambda: readers._readers[0].ended)
+    readers.drop(2)
+    found = answers(readers, 2)
+    readers.close()
+    assert {number: answer.fate for number, answer in found.items()} == {1: "read", 3: "read"}
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -32,7 +34,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C reaches the whole group: the scheduler ends this process when it is done with it
         signal.signal(number, signal.SIG_IGN)
-    setting = json.loads(sys.stdin.buffer.readline())
+    said_to = _Orders(sys.stdin.fileno())
+    setting = json.loads(said_to.line() or b"{}")
     _be_modest(int(setting["limit_bytes"]))
     from loramux_runtime.data import load_tokenizer
     from loramux_runtime.live.reading.orders import ReadOrder
@@ -46,10 +49,43 @@ def main() -> int:
         return 0
     reader = RowReader(tokenizer, RowFiles(Path(setting["folder"])))
     _say(answers, {"ready": True})
-    for line in sys.stdin.buffer:
-        order = ReadOrder.of(json.loads(line))
+    while (values := said_to.order()) is not None:
+        _say(answers, {"at": values["number"]})
+        order = ReadOrder.of(values)
         _say(answers, {"answer": json.loads(reader.read(order, _signs(answers, order.number)).text())})
     return 0
+
+
+class _Orders:
+    """Takes orders from a pipe, in order; what is not begun can be taken back."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._text = fd, b""
+        self._waiting: deque[dict[str, Any]] = deque()
+
+    def line(self) -> bytes | None:
+        """Wait for the next line; None where there are no more."""
+        while b"\n" not in self._text:
+            text = os.read(self._fd, 1 << 16)
+            if not text:
+                return None
+            self._text += text
+        line, self._text = self._text.split(b"\n", 1)
+        return line
+
+    def order(self) -> dict[str, Any] | None:
+        """Wait for the next order that was not taken back; None where there are no more."""
+        while not self._waiting or b"\n" in self._text or select.select([self._fd], [], [], 0)[0]:
+            line = self.line()
+            if line is None:
+                # whoever waited for the answers is gone
+                return None
+            said = json.loads(line)
+            if "order" in said:
+                self._waiting.append(said["order"])
+            else:
+                self._waiting = deque(one for one in self._waiting if one["number"] not in said["forget"])
+        return self._waiting.popleft()
 
 
 def said(error: BaseException) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import Final, Protocol
 
 from loramux_runtime.live.reading.orders import ReadAnswer, ReadOrder
-from loramux_traces.errors import UsageError, printable
+from loramux_runtime.live.reading.reader_process import ReaderProcess
+from loramux_traces.errors import UsageError
 
 MOST: Final = 2
 """Most readers at once."""
@@ -26,6 +22,11 @@ HANG_S: Final = 60.0
 """Seconds without a sign of life after which a reader is taken for hung.
 
 A batch for the tokenizer has at most a million characters, which take seconds.
+"""
+AGAIN_S: Final = 2.0
+"""Seconds after which a reader that seems hung is looked at again, before it is killed.
+
+A clock that jumps makes one look late; a reader that lives says so every half second.
 """
 START_S: Final = 600.0
 """Seconds that a reader may take to load the tokenizer, from a slow disk on a busy machine."""
@@ -59,21 +60,6 @@ def limit_bytes() -> int:
     return max(LEAST_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One reader process and what it is at."""
-
-    process: subprocess.Popen[bytes]
-    complaints: IO[bytes]
-    """What it prints, for the reason where it dies."""
-    heard_s: float
-    text: bytes = b""
-    ready: bool = False
-    order: ReadOrder | None = None
-    began_s: float = 0.0
-    rows: int = 0
-
-
 class Readers:
     """Reads rows in processes of its own: one as a rule, two where a job is long to read.
 
@@ -101,9 +87,11 @@ class Readers:
         self._waiting: deque[ReadOrder] = deque()
         self._up = False
         """Whether a reader has ever come up: then the tokenizer was good."""
-        self._workers = [self._start()]
+        self._readers = [self._start()]
         self._tried: set[int] = set()
         """Orders over which a reader has died once; the second time they are given up."""
+        self._silent: dict[ReaderProcess, float] = {}
+        """Readers that seem hung, with the time of the look that found them so."""
 
     # -- contract: Reading
 
@@ -115,15 +103,18 @@ class Readers:
     def poll(self) -> list[ReadAnswer]:
         """Return the answers that have come; look after readers that died or hang."""
         found: list[ReadAnswer] = []
-        for worker in list(self._workers):
-            found += self._hear(worker)
-            if worker.process.poll() is not None:
-                found += self._hear(worker)
-                found += self._died(worker)
-            elif worker.order is not None and self._clock_s() - worker.heard_s > self._hang_s:
-                found.append(self._hung(worker, worker.order))
-            elif not worker.ready and self._clock_s() - worker.heard_s > START_S:
-                self._end(worker)
+        for reader in list(self._readers):
+            # whether it has ended is asked first: what it said before that is heard after it
+            ended = reader.ended
+            found += self._hear(reader)
+            if reader not in self._readers:
+                continue
+            if ended:
+                found += self._died(reader)
+            elif reader.busy and self._hangs(reader):
+                found += self._hung(reader)
+            elif not reader.ready and self._clock_s() - reader.heard_s > START_S:
+                self._end(reader)
                 found += self._without_reader(f"the process that reads rows has not come up in {START_S:.0f} s")
         self._assign()
         return found
@@ -131,23 +122,25 @@ class Readers:
     def drop(self, number: int) -> None:
         """Forget an order; the reader that is at it begins anew."""
         self._waiting = deque(order for order in self._waiting if order.number != number)
-        for worker in list(self._workers):
-            if worker.order is not None and worker.order.number == number:
-                self._end(worker)
+        for reader in list(self._readers):
+            if reader.at is not None and reader.at.number == number:
+                self._end(reader)
+            else:
+                reader.take_back([number])
         self._assign()
 
     def rows_read(self, number: int) -> int | None:
         """Return how many rows of an order have been read; None where it waits for its turn."""
-        for worker in self._workers:
-            if worker.order is not None and worker.order.number == number:
-                return worker.rows
+        for reader in self._readers:
+            if reader.at is not None and reader.at.number == number:
+                return reader.rows
         return None
 
     def close(self) -> None:
         """End the readers at once."""
+        for reader in list(self._readers):
+            self._end(reader)
         self._waiting.clear()
-        for worker in list(self._workers):
-            self._end(worker)
 
     # -- processes
 
@@ -156,110 +149,64 @@ class Readers:
 
         Raises UsageError where the tokenizer cannot be loaded.
         """
-        worker = self._workers[0]
-        while not worker.ready:
-            self._hear(worker)
-            if worker.ready:
-                break
-            if worker.process.poll() is not None and not worker.text:
-                how = f"the process that loads it {_ending(worker)}"
-                raise UsageError(f"{self._setting['tokenizer']}: the tokenizer cannot be loaded: {how}")
-            if self._clock_s() - worker.heard_s > START_S:
-                self._end(worker)
-                where = self._setting["tokenizer"]
+        reader, where = self._readers[0], self._setting["tokenizer"]
+        while not reader.ready:
+            ended = reader.ended
+            self._hear(reader)
+            if ended and not reader.ready:
+                raise UsageError(f"{where}: the tokenizer cannot be loaded: the process that loads it {reader.how()}")
+            if self._clock_s() - reader.heard_s > START_S:
+                self._end(reader)
                 raise UsageError(f"{where}: the tokenizer is not loaded after {START_S:.0f} s")
             time.sleep(_POLL_S)
+        self._up = True
 
-    def _start(self) -> _Worker:
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the process
-        process = subprocess.Popen(
-            list(self._command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
-        )
-        assert process.stdin is not None and process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        worker = _Worker(process, complaints, self._clock_s())
-        self._tell(worker, json.dumps(self._setting))
-        return worker
+    def _start(self) -> ReaderProcess:
+        return ReaderProcess(self._command, self._setting, self._clock_s)
 
-    @staticmethod
-    def _tell(worker: _Worker, line: str) -> None:
-        assert worker.process.stdin is not None
-        # a reader that is dead is found so by `poll`
-        with contextlib.suppress(OSError):
-            worker.process.stdin.write(line.encode() + b"\n")
-            worker.process.stdin.flush()
-
-    def _end(self, worker: _Worker) -> None:
-        if worker in self._workers:
-            self._workers.remove(worker)
-        worker.process.kill()
-        worker.process.wait()
-        for pipe in (worker.process.stdin, worker.process.stdout, worker.complaints):
-            with contextlib.suppress(OSError):
-                assert pipe is not None
-                pipe.close()
+    def _end(self, reader: ReaderProcess) -> None:
+        """End a reader; what it has not begun waits for another one, before what came later."""
+        self._waiting.extendleft(reversed(reader.take_back()))
+        if reader in self._readers:
+            self._readers.remove(reader)
+        self._silent.pop(reader, None)
+        reader.end()
 
     def _assign(self) -> None:
-        """Give waiting orders to readers that have nothing to do."""
+        """Give waiting orders to readers; none waits behind one that is long to read."""
+        now_s = self._clock_s()
+        long = [reader for reader in self._readers if reader.busy and now_s - reader.began_s > LONG_S]
+        for reader in long:
+            self._waiting.extendleft(reversed(reader.take_back()))
         if not self._waiting:
             return
-        if not self._workers:
-            self._workers.append(self._start())
-        for worker in self._workers:
-            if worker.ready and worker.order is None and self._waiting:
-                self._give(worker, self._waiting.popleft())
-        now_s = self._clock_s()
-        long = all(worker.order is not None and now_s - worker.began_s > LONG_S for worker in self._workers)
-        if self._waiting and long and len(self._workers) < MOST:
-            self._workers.append(self._start())
-
-    def _give(self, worker: _Worker, order: ReadOrder) -> None:
-        worker.order, worker.rows = order, 0
-        worker.began_s = worker.heard_s = self._clock_s()
-        self._tell(worker, order.text())
+        free = [reader for reader in self._readers if reader not in long]
+        while self._waiting:
+            takers = [reader for reader in free if reader.has_room(self._waiting[0])]
+            if not takers:
+                break
+            min(takers, key=lambda reader: reader.n_orders).give(self._waiting.popleft())
+        if self._waiting and not free and len(self._readers) < MOST:
+            self._readers.append(self._start())
 
     # -- what they say
 
-    def _hear(self, worker: _Worker) -> list[ReadAnswer]:
+    def _hear(self, reader: ReaderProcess) -> list[ReadAnswer]:
         found: list[ReadAnswer] = []
-        assert worker.process.stdout is not None
-        while True:
-            try:
-                text = os.read(worker.process.stdout.fileno(), 1 << 16)
-            except (BlockingIOError, OSError, ValueError):
-                break
-            if not text:
-                break
-            worker.text += text
-        *lines, worker.text = worker.text.split(b"\n")
-        for line in lines:
-            found += self._heard(worker, json.loads(line))
+        for line in reader.hear():
+            if "broken" in line:
+                self._end(reader)
+                return found + self._without_reader(str(line["broken"]))
+            self._tried.discard(line["answer"]["number"])
+            found.append(ReadAnswer.of(line["answer"]))
+        self._up = self._up or reader.ready
         return found
 
-    def _heard(self, worker: _Worker, what: dict[str, Any]) -> list[ReadAnswer]:
-        worker.heard_s = self._clock_s()
-        if "broken" in what:
-            self._end(worker)
-            return self._without_reader(str(what["broken"]))
-        if "ready" in what:
-            worker.ready = self._up = True
-        elif "alive" in what:
-            worker.rows = int(what["rows"])
-        elif worker.order is not None and what["answer"]["number"] == worker.order.number:
-            worker.order = None
-            self._tried.discard(what["answer"]["number"])
-            return [ReadAnswer.of(what["answer"])]
-        return []
-
-    def _died(self, worker: _Worker) -> list[ReadAnswer]:
-        order, how = worker.order, _ending(worker)
-        self._end(worker)
+    def _died(self, reader: ReaderProcess) -> list[ReadAnswer]:
+        order, how = reader.at, reader.how()
+        self._end(reader)
         if order is None:
-            return [] if worker.ready else self._without_reader(f"the process that reads rows {how}")
+            return [] if reader.ready else self._without_reader(f"the process that reads rows {how}")
         if order.number not in self._tried:
             self._tried.add(order.number)
             self._waiting.appendleft(order)
@@ -281,23 +228,17 @@ class Readers:
             for order in waiting
         ]
 
-    def _hung(self, worker: _Worker, order: ReadOrder) -> ReadAnswer:
-        rows = worker.rows
-        self._end(worker)
+    def _hangs(self, reader: ReaderProcess) -> bool:
+        now_s = self._clock_s()
+        if now_s - reader.heard_s <= self._hang_s:
+            self._silent.pop(reader, None)
+            return False
+        return now_s - self._silent.setdefault(reader, now_s) > min(AGAIN_S, self._hang_s)
+
+    def _hung(self, reader: ReaderProcess) -> list[ReadAnswer]:
+        order, rows = reader.at, reader.rows
+        self._end(reader)
+        if order is None:
+            return []
         reason = f"reading its rows has made no progress for {self._hang_s:.0f} s (after {rows} rows)"
-        return ReadAnswer(number=order.number, fate="refused", reason=reason)
-
-
-def _ending(worker: _Worker) -> str:
-    """Say how a reader ended, with the last line that it printed."""
-    code = worker.process.returncode
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-    try:
-        size = worker.complaints.seek(0, os.SEEK_END)
-        worker.complaints.seek(max(0, size - 2000))
-        lines = worker.complaints.read().decode(errors="replace").split("\n")
-    except (OSError, ValueError):
-        return how
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    memory = " (out of memory?)" if code == -9 else ""
-    return how + memory + (f": {printable(last, 200)}" if last else "")
+        return [ReadAnswer(number=order.number, fate="refused", reason=reason)]
