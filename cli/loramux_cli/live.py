@@ -166,9 +166,9 @@ def run_command(given: RunOptions) -> None:
 
 def _run(given: RunOptions, engine: EngineChoice) -> int:
     """Be the scheduler's process; return its exit code."""
+    from loramux_runtime.live.deaths import RESTARTED
     from loramux_runtime.live.state.same_folder import FolderGone
     from loramux_runtime.live.state.store import Store
-    from loramux_runtime.live.supervisor import RESTARTED
     from loramux_runtime.train.signals import StopSignals
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder

@@ -50,7 +50,8 @@ def policies_command(
     for column in ("policy", "preempts", "parameters", "what it does"):
         table.add_column(column, overflow="fold", no_wrap=column == "policy")
     for row in rows:
-        shown = ", ".join(f"{key}={value}" for key, value in dict(row["parameters"]).items())  # type: ignore[call-overload]
+        values = dict(row["parameters"])  # type: ignore[call-overload]
+        shown = ", ".join(f"{key}={'its own' if value is None else value}" for key, value in values.items())
         table.add_row(
             Text(str(row["name"])), "yes" if row["preempts"] else "no", Text(shown), Text(str(row["summary"]))
         )

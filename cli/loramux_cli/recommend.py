@@ -135,6 +135,16 @@ def _profile(device: str, name: str | None, memory: str | None, *, allow_other: 
     return chosen
 
 
+_OPTIONS = {
+    "num_experts": "--experts",
+    "top_k": "--top-k",
+    "batch_size": "--batch-size",
+    "target_modules": "--targets",
+    "rank": "--rank",
+    "method": "--method",
+}
+
+
 def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
     from pydantic import ValidationError
 
@@ -156,7 +166,9 @@ def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec
         return JobSpec(job_id="job", submit_s=0, base_model=find_base(name).label, total_steps=1, **fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # a rule over several fields says itself which one it is about
+        where = first.get("ctx", {}).get("column") or ".".join(str(part) for part in first["loc"])
+        where = _OPTIONS.get(where, where)
         raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
 
 

@@ -269,10 +269,14 @@ class Try:
         self.found.code, self.found.said = code, said
         self.count()
 
+    def store(self) -> Store:
+        """Return the queue of the folder; the caller closes it."""
+        return Store(self.state)
+
     def rows(self) -> list[Any]:
         """Return the jobs of the folder."""
         try:
-            store = Store(self.state)
+            store = self.store()
         except (StateError, sqlite3.Error) as error:
             self.expect(False, f"the queue cannot be read: {error}")
             return []

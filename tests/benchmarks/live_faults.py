@@ -27,6 +27,7 @@ import live_fault_clock
 import live_fault_disk
 import live_fault_folder
 import live_fault_lock
+import live_fault_poison
 import live_fault_process
 from live_fault_try import Found, Try, digest, jobs, make_base
 
@@ -37,6 +38,7 @@ CASES: dict[str, Callable[[Try], None]] = {
     **live_fault_clock.CASES,
     **live_fault_base.CASES,
     **live_fault_process.CASES,
+    **live_fault_poison.CASES,
 }
 
 

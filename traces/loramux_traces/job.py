@@ -126,7 +126,7 @@ class JobSpec:
         if self.seq_len_p95 is not None and self.seq_len_p95 < self.seq_len:
             raise broken_rule("seq_len_p95", "must be at least seq_len (the mean)")
         if self.method != "lora" and self.top_k > self.experts:
-            raise broken_rule("top_k", "must not exceed num_experts")
+            raise broken_rule("top_k", f"must not exceed num_experts ({self.experts})")
         return self
 
     @property

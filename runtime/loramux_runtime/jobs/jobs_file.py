@@ -5,7 +5,6 @@ This module reads and validates it; the file is data, never code.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -200,9 +199,11 @@ class Submission(_Strict):
 
     @model_validator(mode="after")
     def _unique(self) -> Submission:
-        again = sorted(job_id for job_id, count in Counter(job.id for job in self.jobs).items() if count > 1)
-        if again:
-            raise ValueError(f"job id used twice: {', '.join(again[:5])}")
+        seen: set[str] = set()
+        for index, job in enumerate(self.jobs):
+            if job.id in seen:
+                raise broken_rule(f"jobs.{index}.id", f"job id used twice: {job.id}")
+            seen.add(job.id)
         for index in epoch_times([job.submit_s for job in self.jobs]):
             raise broken_rule(f"jobs.{index}.submit_s", NOT_EPOCH)
         return self

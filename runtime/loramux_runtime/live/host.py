@@ -238,7 +238,9 @@ class LiveHost(Host[TrainingJob]):
         about = {"event": "worker-died", "devices": [device_id], "detail": how}
         self._book.note({"t_s": self._clock_s(), **about})
         rows = [self._book.row(job_id) for job_id in in_step]
-        for row in self._suspects.blame((r for r in rows if r["state"] in OPEN), in_step, self._book.set):
+        hit = (row for row in rows if row["state"] in OPEN)
+        # a worker may be killed from outside, and nobody here learns how it died
+        for row in self._suspects.blame(hit, in_step, self._book.set, by_work=False):
             job_id = row["job_id"]
             job = self._loop.cluster.active.get(job_id)
             if job is None or not self._suspects.alone(row):
@@ -247,7 +249,7 @@ class LiveHost(Host[TrainingJob]):
                 self._loop.withdraw(job, Event.CRASH, self._suspects.reason(row))
                 self._desk.cancelled(job_id)
             else:
-                why = "runs alone: its worker died twice in its steps"
+                why = "runs alone: its worker died in its steps"
                 self._loop.withdraw(job, Event.LOST, why)
                 self._quarantine.put(row, why)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from loramux_policies.registry import create
 from loramux_profiles.devices import DeviceProfile
 from loramux_runtime.jobs.jobs_file import BaseConfig
+from loramux_runtime.live.deaths import RESTARTED
 from loramux_runtime.live.opening import Opened, opened
 from loramux_runtime.live.reading.readers import HANG_S, Readers
 from loramux_runtime.live.reading.row_files import ROWS
@@ -25,7 +26,6 @@ from loramux_runtime.live.state.binding import keep_profile, manifest
 from loramux_runtime.live.state.job_rows import OPEN
 from loramux_runtime.live.state.run_folder import write_results
 from loramux_runtime.live.state.store import Store
-from loramux_runtime.live.supervisor import RESTARTED
 from loramux_runtime.live.watch.base_watch import BaseWatch
 from loramux_runtime.live.watch.status import MOST_FAILURES
 from loramux_runtime.live.watch.watchers import memory_guard, watched

@@ -133,7 +133,7 @@ class Quarantine:
         if not self._may_run(row):
             return DRAINING
         if Suspects.alone(row):
-            return "runs alone: the scheduler died twice in its steps"
+            return "runs alone: the scheduler died in its steps"
         before = {self._alone} if self._alone is not None else self._first
         if not before:
             return None

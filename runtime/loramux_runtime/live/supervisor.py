@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from loramux_runtime.live.deaths import RESTARTED, OomKills, how_died
 from loramux_runtime.live.state.marker import Doing, read_marker
 from loramux_runtime.live.state.store import DATABASE, Store
 from loramux_traces.errors import LoramuxError
@@ -36,11 +37,6 @@ It is as long as the process may hang, where that is longer: 140 GB from a netwo
 quarter of an hour.
 """
 POLL_S: Final = 0.2
-RESTARTED: Final = "LORAMUX_RESTARTED"
-"""Variable in the environment of a process that takes the place of one that died.
-
-The command line of that process is that of the first.
-"""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -68,13 +64,13 @@ def supervise(
             if stopped_by:
                 # the signal came between two processes: nobody else would hear of it
                 return 128 + stopped_by[0]
-            began_s = time.monotonic()
+            began_s, oom = time.monotonic(), OomKills()
             child = subprocess.Popen(
                 list(command), preexec_fn=_end_with_parent, start_new_session=True, env=environment
             )
             if stopped_by:
                 child.send_signal(stopped_by[0])
-            code = _wait(child, folder, hang_s, say, poll_s)
+            code, hung = _wait(child, folder, hang_s, say, poll_s)
             if code in MEANT:
                 return code
             if stopped_by:
@@ -91,7 +87,7 @@ def supervise(
                 say(f"the scheduler's process {how}, {short_lives} times soon after its start: giving up")
                 return 1
             say(f"the scheduler's process {how}; starting it again")
-            environment = {**os.environ, RESTARTED: "1"}
+            environment = {**os.environ, RESTARTED: how_died(code, hung=hung, oom_kill=oom.more())}
             time.sleep(min(5.0, 0.1 * 2**short_lives))
     finally:
         for number, handler in before.items():
@@ -100,13 +96,14 @@ def supervise(
 
 def _wait(
     child: subprocess.Popen[bytes], folder: Path, hang_s: float, say: Callable[[str], None], poll_s: float
-) -> int:
+) -> tuple[int, bool]:
+    """Wait for the process's end; return its exit code, and whether it hung and was killed."""
     started_s = time.monotonic()
     last: Doing | None = None
     looks = 0
     while True:
         try:
-            return child.wait(poll_s)
+            return child.wait(poll_s), False
         except subprocess.TimeoutExpired:
             pass
         doing = read_marker(folder)
@@ -119,7 +116,7 @@ def _wait(
             if time.monotonic() - started_s > max(START_S, hang_s):
                 say(f"nothing has begun in {max(START_S, hang_s):.0f} s: killing the scheduler's process")
                 child.kill()
-                return child.wait()
+                return child.wait(), True
             continue
         if doing.phase in ("idle", "stopped"):
             continue
@@ -129,7 +126,7 @@ def _wait(
             # a big process takes more than one look (50 ms) to die
             code = child.wait()
             _remember(folder, doing, say)
-            return code
+            return code, True
 
 
 def _has_begun(folder: Path, began_s: float) -> bool:

@@ -1,8 +1,9 @@
 """This module keeps track of the jobs in whose steps a scheduler process has died.
 
-After two deaths at the same place they run alone, after three they fail. At the same place: a job
-that has got further since is no suspect, so that kills from outside, which come anywhere, make
-none.
+Where the process died by what it was at (it hung, crashed or ran out of memory), the jobs of that
+step run alone from then on, and one with which the process dies again, alone at the same place,
+fails. A kill from outside may come anywhere: after two at the same place the jobs run alone, after
+three they fail. At the same place: a job that has got further since is no suspect.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from loramux_policies.loop.events import Event
+from loramux_runtime.live.deaths import by_its_work
 from loramux_runtime.live.state.book import GONE
 from loramux_runtime.live.state.job_rows import HELD, OPEN, JobRow
 from loramux_runtime.live.state.marker import Doing
@@ -18,7 +20,9 @@ from loramux_runtime.live.state.store import Store
 from loramux_traces.results import FAILED_CRASHED
 
 ALONE_AFTER: Final = 2
+"""Blame from which on a job runs alone: a death by the work itself brings all of it at once."""
 FAILED_AFTER: Final = 3
+"""Blame at which a job fails whose process died while it ran alone."""
 REFUSED_AFTER: Final = 2
 """Deaths while a job is taken in after which it is not taken in any more."""
 
@@ -56,7 +60,7 @@ class Suspects:
         if self._doing.phase == "admit":
             self._blame_admission(rows)
             return
-        for row in self.blame(rows, jobs, self._store.update):
+        for row in self.blame(rows, jobs, self._store.update, by_work=by_its_work()):
             if self.hopeless(row, alone=len(jobs) == 1):
                 self._end(row, self.reason(row))
 
@@ -80,16 +84,21 @@ class Suspects:
         self._store.add_events([{"t_s": t_s, "event": Event.CRASH, "job_id": row["job_id"], "detail": reason}])
 
     @staticmethod
-    def blame(rows: Iterable[JobRow], jobs: Mapping[str, float], update: Callable[..., None]) -> list[JobRow]:
+    def blame(
+        rows: Iterable[JobRow], jobs: Mapping[str, float], update: Callable[..., None], *, by_work: bool
+    ) -> list[JobRow]:
         """Count the death of a process in a step against these jobs; return their rows.
 
-        `jobs`: with the optimizer steps that they had done; `update` sets columns of a job.
+        `jobs`: with the optimizer steps that they had done; `update` sets columns of a job;
+        `by_work`: the process did not die by a kill from outside.
         """
         found = []
         for row in rows:
             at = jobs[row["job_id"]]
             again = row["crashed_at"] is not None and row["crashed_at"] == at
             crashes = row["crashes"] + 1 if again else 1
+            if by_work:
+                crashes = max(crashes, ALONE_AFTER)
             update(row["job_id"], crashes=crashes, crashed_at=at)
             row["crashes"], row["crashed_at"] = crashes, at
             found.append(row)
@@ -104,7 +113,9 @@ class Suspects:
     def reason(row: JobRow) -> str:
         """Return the reason why the job fails."""
         where = int(row["crashed_at"] or 0.0) + 1
-        return f"the process that trains it died {row['crashes']} times in its step {where}, the last time alone"
+        return (
+            f"the process that trains it died again and again in its step {where}, the last time with no job beside it"
+        )
 
     @staticmethod
     def alone(row: JobRow) -> bool:

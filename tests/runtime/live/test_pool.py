@@ -227,7 +227,7 @@ def test_a_job_that_kills_its_worker_ends_up_alone_and_fails(tmp_path: Path, one
     assert play(store, pool, "fifo", max_resident=4).failed == 1
     states = {row["job_id"]: row["state"] for row in store.jobs()}
     assert states.pop("job02") == "FAILED_CRASHED" and set(states.values()) == {"COMPLETED"}
-    assert "died 3 times in its step 1" in store.job("job02")["reason"]
+    assert "again and again in its step 1" in store.job("job02")["reason"]
     assert pool.restarts == 3
     mine, theirs = curves(store), dict(one_device[0])
     assert not mine.pop("job02") and theirs.pop("job02") and mine == theirs

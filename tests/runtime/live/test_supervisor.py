@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from loramux_runtime.live import supervisor
+from loramux_runtime.live.deaths import OomKills, how_died
 from loramux_runtime.live.state.marker import Marker, read_marker
 from loramux_runtime.live.supervisor import supervise
 
@@ -38,7 +39,7 @@ def test_a_hung_step_is_ended(tmp_path: Path) -> None:
     said: list[str] = []
     command = [sys.executable, serving.__file__, json.dumps(order)]
     assert supervise(command, tmp_path / "state", hang_s=2.0, say=said.append, poll_s=0.05) == 0
-    assert sum("no sign of life for 2 s (in a step of" in text for text in said) == 3
+    assert sum("no sign of life for 2 s (in a step of" in text for text in said) == 2
     assert [row["state"] for row in store.jobs()] == ["FAILED_CRASHED", "COMPLETED"]
 
 
@@ -129,3 +130,18 @@ def test_a_clock_that_jumps_is_no_hang(tmp_path: Path, monkeypatch: pytest.Monke
     command = [sys.executable, "-c", "import time; time.sleep(1)"]
     assert supervise(command, tmp_path / "state", hang_s=20.0, say=said.append, poll_s=0.02) == 0
     assert said == [] and jumped[0] > 10 and real() - began_s < 100
+
+
+def test_how_a_process_died_says_whether_its_work_is_to_blame(tmp_path: Path) -> None:
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text("nr_free_pages 5\noom_kill 3\n")
+    oom = OomKills(vmstat)
+    assert not oom.more()
+    vmstat.write_text("nr_free_pages 5\noom_kill 4\n")
+    assert oom.more() and not OomKills(tmp_path / "nothing").more()
+    kinds = {(code, memory): how_died(code, hung=False, oom_kill=memory) for code in (-9, -11, 1) for memory in (0, 1)}
+    assert kinds == {
+        (-9, 0): "killed", (-9, 1): "memory", (-11, 0): "crashed", (-11, 1): "crashed", (1, 0): "crashed",
+        (1, 1): "crashed",
+    }  # fmt: skip
+    assert how_died(-9, hung=True, oom_kill=False) == "hung"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loramux_runtime.jobs.saving import Saving
+from loramux_runtime.live.deaths import RESTARTED
 from loramux_runtime.live.state.marker import Marker
 from loramux_runtime.train.faults import FaultPlan
 
@@ -30,7 +31,7 @@ def test_a_job_that_kills_the_process_is_isolated_and_fails(tmp_path: Path, zygo
         "job02": "FAILED_CRASHED",
         "job03": "COMPLETED",
     }
-    assert "3 times in its step 1" in store.job("job02")["reason"]
+    assert "again and again in its step 1" in store.job("job02")["reason"]
     whole = submit(tmp_path / "whole", [job for job in found if job["id"] != "job02"])
     play(whole)
     assert {k: v for k, v in curves(store).items() if k != "job02"} == curves(whole)
@@ -44,13 +45,19 @@ def test_kills_that_come_anywhere_make_no_suspect(tmp_path: Path, zygote: Zygote
     assert {row["state"] for row in store.jobs()} == {"COMPLETED"}
 
 
-def test_an_error_in_a_step_is_a_death_of_its_jobs(tmp_path: Path, whole: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("how", "deaths"), [("killed", 3), ("crashed", 2), ("hung", 2), ("memory", 2)])
+def test_an_error_in_a_step_is_a_death_of_its_jobs(
+    how: str, deaths: int, tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies by its work is beside others once, and once with the job alone."""
+    monkeypatch.setenv(RESTARTED, how)
+
     def fail(_: str, facts: dict[str, object]) -> None:
         if "job01" in facts["job_ids"]:  # type: ignore[operator]
             raise ValueError("a fault of ours")
 
     store = submit(tmp_path / "state", jobs(tmp_path, 3))
-    for _ in range(3):
+    for _ in range(deaths):
         with pytest.raises(ValueError, match="a fault of ours"):
             play(store, "fifo", faults=FaultPlan(step=fail))
     assert play(store, "fifo", faults=FaultPlan(step=fail)).failed == 1

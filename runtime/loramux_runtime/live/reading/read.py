@@ -127,11 +127,21 @@ class RowReader:
         """Return the kept rows of a file, read and tokenised unless they are known."""
         before = still(path)
 
-        def make() -> tuple[str, TokenisedRows, FileReport]:
-            rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, sign)
+        def look() -> None:
             if still(path) != before:
                 said = "is being written: it changed while it was read; submit the job again when it is whole"
                 raise InvalidInputError([Problem(file=str(path), line=0, column="", value="", allowed=said)])
+
+        def on_row(n_rows: int) -> None:
+            # a log that is still written to would be read for minutes
+            if n_rows % _LOOK_ROWS == 0:
+                look()
+            if sign is not None:
+                sign(n_rows)
+
+        def make() -> tuple[str, TokenisedRows, FileReport]:
+            rows, report = tokenise_file(path, config, tokenizer, vocab_size, at, on_row)
+            look()
             return (*self._files.keep_tokens(rows), report)
 
         date = at.isoformat() if tokenizer.tells_time else ""
@@ -166,6 +176,7 @@ class RowReader:
         )
 
 
+_LOOK_ROWS: Final = 1000
 _ENVIRONMENT: Final = ("the library ", "how loramux ", "the date")
 
 
