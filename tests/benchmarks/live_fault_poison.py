@@ -6,10 +6,11 @@ import gzip
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +27,9 @@ RUN: Final = ("--max-resident", "4", "--hang-after", "15")
 GROW: Final = (
     "import sys\nwith open(sys.argv[1], 'a') as f:\n  while True: f.write('{\"text\": \"more\"}\\n'); f.flush()\n"
 )
+ZERO: Final = os.makedev(1, 5)
 TEMPLATE: Final = (
-    "{% for m in messages %}{% if m['content'] == 'loop' %}{% for i in range(10**9) %}{% for j in range(10**9) %}"
+    "{% for m in messages %}{% if m['content'] == 'loop' %}{% for i in range(10**5) %}{% for j in range(10**5) %}"
     "{% endfor %}{% endfor %}{% endif %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 )
 
@@ -124,13 +126,13 @@ def _loops(path: Path, t: Try) -> None:
 
 def _eats(path: Path, t: Try) -> None:
     with path.open("w") as file:
-        file.write('{"text": "row", "more": [')
+        file.write('[{"text": "row", "more": [')
         for _ in range(80):
             file.write("[]," * 1_000_000)
-        file.write("[]]}\n")
+        file.write("[]]}]\n")
 
 
-def poisoned(t: Try, what: Callable[[Try], dict[str, Any]]) -> None:
+def poisoned(t: Try, what: Callable[[Try], dict[str, Any]], run: Sequence[str] = RUN) -> None:
     """Nine good jobs and the poisoned one, in one folder."""
     prepare(t)
     t.expect(t.submit(jobs(NINE, STEPS)).returncode == 0, "the nine cannot be submitted")
@@ -141,17 +143,18 @@ def poisoned(t: Try, what: Callable[[Try], dict[str, Any]]) -> None:
         t.expect(done.returncode == 2, f"submit: exit {done.returncode}")
         t.expect("poison.json" in done.stderr, "the refusal does not name the file")
         t.found.said = "submit: " + done.stderr.strip().splitlines()[0].replace("loramux: ", "")
-    t.run(*RUN)
+    t.run(*run)
     see(t)
 
 
-def see(t: Try) -> None:
-    """Wait until all have ended or are held, and see how."""
+def see(t: Try, *, goes_on: bool = False) -> None:
+    """Wait until all have ended or are held, and see how (`goes_on`: the odd one may complete)."""
     t.until(lambda: all(row["state"] not in OPEN or row["state"] == "HELD" for row in t.rows()), "all end", 600)
     row = next((row for row in t.rows() if row["job_id"] == POISON), None)
     if row is not None:
-        t.expect(row["state"] not in ("COMPLETED", "RUNNING"), f"the poisoned job is {row['state']}")
-        t.expect(row["reason"], "no reason")
+        ended_well = row["state"] == "COMPLETED"
+        t.expect(goes_on or not ended_well, "the poisoned job is COMPLETED")
+        t.expect(row["reason"] or ended_well, "no reason")
         t.found.said = f"{row['state']}: {row['reason']}"
     store = t.store()
     deaths = read_status(store)["restarts"]
@@ -167,7 +170,7 @@ def checkpoint(t: Try, spoil: Callable[[Path], None]) -> None:
     """The checkpoint of one of ten that have begun is spoilt while no process runs."""
     prepare(t)
     t.submit(jobs(NINE, STEPS))
-    job = {**jobs(1, STEPS)[0], "id": POISON, "steps": 4000}
+    job = {**jobs(1, STEPS)[0], "id": POISON, "steps": 400}
     (t.folder / "poison.json").write_text(json.dumps({"jobs": [job]}))
     t.cli("submit", "poison.json", "--state", "state")
     t.run(*RUN)
@@ -178,7 +181,9 @@ def checkpoint(t: Try, spoil: Callable[[Path], None]) -> None:
     t.wait()
     spoil(saved)
     t.run(*RUN)
-    see(t)
+    # every step is taken again, with the same bits: the log says so
+    see(t, goes_on=True)
+    t.expect(POISON in t.said(), "nobody says that the checkpoint is spoilt")
 
 
 def _garbage(folder: Path) -> None:
@@ -217,22 +222,27 @@ def _job(**adapter: Any) -> dict[str, Any]:
     return {"method": "mixlora" if "num_experts" in adapter else "lora", "adapter": adapter}
 
 
-HUGE: Final = {"rank": 1024, "num_experts": 1024, "top_k": 1024}
+HUGE: Final = {"rank": 256, "num_experts": 1024, "top_k": 1024}
+"""Fits 16 GiB, but a step of it takes minutes."""
 KINDS: Final[dict[str, Callable[[Try], dict[str, Any]]]] = {
     "rank of a million": fields(_job(rank=1_000_000)),
     "a billion experts": fields(_job(rank=4, num_experts=1_000_000_000)),
     "1e15 steps": fields({"steps": 10**15}),
     "data is a FIFO": file_of("pipe.jsonl", lambda path, t: os.mkfifo(path)),
-    "data is a device": file_of("device.jsonl", lambda path, t: path.symlink_to("/dev/zero")),
+    "data is a device": file_of("device.jsonl", lambda path, t: os.mknod(path, 0o600 | stat.S_IFCHR, ZERO)),
     "data is a gz bomb": file_of("bomb.jsonl.gz", _bomb),
     "data file grows": file_of("grows.jsonl", _grows),
     "the tokenizer's regex gives up": file_of("regex.jsonl", _regex),
     "the template loops": file_of("loops.jsonl", _loops),
-    "its rows eat memory": file_of("eats.jsonl", _eats),
-    "its step hangs": fields({**_job(**HUGE), "batch_size": 64, "micro_batch_size": 64}),
+    "its rows eat memory": file_of("eats.json", _eats),
 }
 CASES: Final[dict[str, Callable[[Try], None]]] = {
     **{f"poisoned job: {name}": partial(poisoned, what=what) for name, what in KINDS.items()},
+    "poisoned job: its step hangs": partial(
+        poisoned,
+        what=fields({**_job(**HUGE), "batch_size": 64, "micro_batch_size": 16}),
+        run=("--max-resident", "4", "--hang-after", "5"),
+    ),
     "poisoned job: checkpoint of garbage": partial(checkpoint, spoil=_garbage),
     "poisoned job: checkpoint cut in half": partial(checkpoint, spoil=_half),
     "poisoned job: checkpoint files are FIFOs": partial(checkpoint, spoil=_pipes),

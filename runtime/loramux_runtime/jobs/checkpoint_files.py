@@ -38,6 +38,8 @@ MANIFEST: Final = "manifest.json"
 _MAX_MANIFEST_BYTES: Final = 1 << 16
 _MAX_STATE_BYTES: Final = 1 << 26
 _CHUNK_BYTES: Final = 1 << 20
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+"""Flags to open a file with; O_NONBLOCK: a pipe in its place is not waited for."""
 
 
 def write_files(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], reach: Callable[[str], None]) -> None:
@@ -92,11 +94,15 @@ def cannot_be_opened(folder: Path) -> str | None:
     """Return why the files of a checkpoint cannot be opened now, where they are there."""
     for name in (MANIFEST, STATE, TENSORS):
         try:
-            with (folder / name).open("rb") as file:
-                file.read(1)
+            with os.fdopen(os.open(folder / name, _READ), "rb") as file:
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    file.read(1)
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                # a link is not followed: it is no file of a checkpoint, as its reader says
+                return None
             return f"{folder / name} cannot be read ({error.strerror})"
     return None
 
@@ -118,7 +124,7 @@ def _read(path: Path, most_bytes: int) -> bytes:
     if about.st_size > most_bytes:
         raise StateError(f"{path.name} has {about.st_size} bytes, expected at most {most_bytes}")
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, _READ), "rb") as file:
             return file.read()
     except OSError as error:
         kind = StateError if error.errno in (errno.ENOENT, errno.ELOOP) else UnreadableError

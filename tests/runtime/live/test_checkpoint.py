@@ -205,6 +205,8 @@ def test_a_spoiled_checkpoint_is_passed_over(kind: str, tmp_path: Path) -> None:
     first, older, newer = two(tmp_path)
     spoil, says = SPOILS[kind]
     spoil(newer)
+    # spoilt is not unreadable now: a job does not wait for a disk that will never give it
+    assert store(tmp_path).unreadable("a") is None
     assert_falls_back(tmp_path, first, newer, says)
     shutil.rmtree(older)
     got = Trained()
