@@ -155,7 +155,8 @@ def see(t: Try, *, goes_on: bool = False) -> None:
         ended_well = row["state"] == "COMPLETED"
         t.expect(goes_on or not ended_well, "the poisoned job is COMPLETED")
         t.expect(row["reason"] or ended_well, "no reason")
-        t.found.said = f"{row['state']}: {row['reason']}"
+        heard = next((line for line in t.said().splitlines() if f"no checkpoint of job {POISON}" in line), "")
+        t.found.said = f"{row['state']}: {row['reason'] or heard.removeprefix('loramux: ')}"
     store = t.store()
     deaths = read_status(store)["restarts"]
     store.close()

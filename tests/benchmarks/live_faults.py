@@ -8,6 +8,8 @@ that nobody disturbed.
     python tests/benchmarks/live_faults.py --tries 3 --out analysis/results/live-cpu/faults.md
     python tests/benchmarks/live_faults.py --tries 1 --only lock
 
+Beside the table stands a .json file with every try: a later call adds its tries to those.
+
 Disks and other users need root, the clock gcc: without them these faults are left out, and the
 table says so.
 """
@@ -16,6 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +36,13 @@ import live_fault_poison
 import live_fault_process
 from live_fault_try import Found, Try, digest, jobs, make_base
 
+HEAD = """# Faults of the live scheduler
+
+Made by `python tests/benchmarks/live_faults.py`, last on {about}. Measured on CPU, with a tiny base; no GPU was there.
+`lost`: acknowledged jobs that did not end; `twice`: that ended twice; `other bits`: whose adapter is not that of a run
+that nobody disturbed. "exit 6" and its like are how the scheduler ended; "goes on" where it did not.
+
+"""
 CASES: dict[str, Callable[[Try], None]] = {
     **live_fault_lock.CASES,
     **live_fault_folder.CASES,
@@ -81,6 +93,23 @@ def table(found: dict[str, list[Found]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def earlier(kept: Path | None) -> dict[str, list[Found]]:
+    """Return the tries of earlier calls."""
+    if kept is None or not kept.exists():
+        return {}
+    rows = json.loads(kept.read_text(encoding="utf-8"))
+    return {name: [Found(**one) for one in tries] for name, tries in rows.items() if name in CASES}
+
+
+def about() -> str:
+    """Return what the table was measured on: date, commit, processor and Python."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    where = f"{os.cpu_count()} cores ({processor}), Python {platform.python_version()}"
+    return f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip() or 'unknown'}, {where}"
+
+
 def main() -> None:
     """Play them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,13 +120,14 @@ def main() -> None:
     given = parser.parse_args()
     wanted = given.only.split(",") if given.only else [""]
     chosen = {name: case for name, case in CASES.items() if any(word in name for word in wanted)}
-    found: dict[str, list[Found]] = {}
+    kept = None if given.out is None else given.out.with_suffix(".json")
+    found = earlier(kept)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         make_base(base)
         whole = undisturbed(base, given.whole)
-        for name, case in chosen.items():
-            for number in range(given.tries):
+        for number in range(given.tries):
+            for name, case in chosen.items():
                 one, began = Try(base, whole), time.monotonic()
                 try:
                     case(one)
@@ -107,9 +137,11 @@ def main() -> None:
                     one.close()
                 found.setdefault(name, []).append(one.found)
                 print(f"{name} {number + 1}: {time.monotonic() - began:.0f} s {one.found}", file=sys.stderr, flush=True)
-            if given.out is not None:
-                given.out.parent.mkdir(parents=True, exist_ok=True)
-                given.out.write_text(table(found), encoding="utf-8")
+                if given.out is not None and kept is not None:
+                    given.out.parent.mkdir(parents=True, exist_ok=True)
+                    given.out.write_text(HEAD.format(about=about()) + table(found), encoding="utf-8")
+                    rows = {name: [vars(one) for one in tries] for name, tries in found.items()}
+                    kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(found))
 
 

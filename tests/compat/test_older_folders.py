@@ -42,7 +42,10 @@ def test_a_simulated_run_folder_is_compared_and_plotted_and_gives_the_same_numbe
         folder = old / "simulated" / f"{run['policy']}-s0"
         before = json.loads((folder / "summary.json").read_text())
         same = {key for key in before if "wall" not in key}
-        assert {key: run[key] for key in same} == {key: before[key] for key in same}
+        # sums of another processor's vector units differ in the last bit
+        for key in same:
+            close = isinstance(before[key], float)
+            assert run[key] == (pytest.approx(before[key], rel=1e-9) if close else before[key]), key
 
 
 def test_a_recorded_training_run_is_plotted_and_its_decisions_are_taken_again(old: Path) -> None:
