@@ -266,13 +266,26 @@ def _paired_jobs(
         sides = [_mean_of([_job_values(run, f) for run in found]) for found in runs]
         both = pd.concat(sides, axis=1, keys=["x", "y"], join="inner").dropna()
         x, y = (both[side].to_numpy(dtype=np.float64) for side in ("x", "y"))
-        return over_jobs(x - y), change_over_jobs(x, y)
+        change = change_over_jobs(x, y)
+        return _in_units(change, over_jobs(x - y), float(y.mean()) if len(y) else np.nan), change
     a, b = (_batches(part, f) for part in rows)
     x, y = means
     n = int(min(part["completed"].mean() if "completed" in part else 0 for part in rows))
     gap = a - b if len(a) == len(b) else a[:0]
     change = change_of_batches(a, b, (float(x.sum()), float(y.sum())), n or len(x))
-    return of_batches(gap, float((x - y).mean()), n or len(x)), change
+    return _in_units(change, of_batches(gap, float((x - y).mean()), n or len(x)), float(y.mean())), change
+
+
+def _in_units(change: Interval, difference: Interval, base_mean: float) -> Interval:
+    """Return the difference with the interval of the change, in the unit of the figure.
+
+    Two intervals of the same thing, one over differences and one over ratios, could disagree about
+    whether there is a difference at all. Where there is no change (the baseline is 0), the
+    difference keeps its own.
+    """
+    if not (change.known and difference.known):
+        return difference
+    return replace(difference, low=change.low * base_mean, high=change.high * base_mean)
 
 
 def _flat(

@@ -65,6 +65,7 @@ def validate_command(
 
     from loramux_analysis.validation import validate
     from loramux_cli import running
+    from loramux_policies.errors import PolicyError
     from loramux_simulator.real_runs import StepTimes, setting_of, step_times
     from loramux_traces.filesafe import json_text
     from loramux_traces.runfolder import find_runs, prepare_folder
@@ -88,8 +89,11 @@ def validate_command(
         if out is not None:
             prepare_folder(out, force=force, also=("validation.json", "validation.csv", "validation.md"))
         with running.prints_aside():
-            twins = _twins(runs, settings, seeds=seeds, factor=factor, home=home, quiet=quiet)
-        twins = [replace(twin, speed_factor=speed.factor) for twin, speed in zip(twins, speeds, strict=True)]
+            twins, failed = _twins(runs, settings, seeds=seeds, factor=factor, home=home, quiet=quiet)
+        if failed and not twins:
+            raise PolicyError("\n".join(dict.fromkeys(failed.values())))
+        speed_of = {run.path: speed.factor for run, speed in zip(runs, speeds, strict=True)}
+        twins = [replace(twin, speed_factor=speed_of[twin.real.path]) for twin in twins]
         found = validate(twins, speed_factor=times.factor, applied_factor=factor)
         if out is not None:
             _write(out, found, quiet=quiet)
@@ -97,6 +101,9 @@ def validate_command(
             typer.echo(json_text(found.to_dict(), indent=2))
         else:
             _show(found, times.steps)
+    if failed:
+        # what the other policies gave stands above
+        raise PolicyError("\n".join(dict.fromkeys(failed.values())))
     if check and found.missed():
         raise typer.Exit(EXIT_MISSED)
 
@@ -167,26 +174,34 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 def _twins(
     runs: Sequence[Run], settings: Sequence[Setting], *, seeds: int, factor: float, home: Path, quiet: bool
-) -> list[Twin]:
-    """Return every real run with its simulations.
+) -> tuple[list[Twin], dict[str, str]]:
+    """Return every real run with its simulations, and what went wrong with which policy.
 
-    What is simulated alike is simulated once.
+    What is simulated alike is simulated once. The runs of a policy that fails are left out.
     """
     from loramux_analysis.validation import Twin
     from loramux_cli.running import manifest
+    from loramux_policies.errors import PolicyError
     from loramux_simulator.real_runs import simulate_setting
     from loramux_traces.runfolder import prepare_folder, read_run, run_folder_name, write_run
 
     known: dict[tuple[object, ...], Run] = {}
     twins = []
+    failed: dict[str, str] = {}
     for run, setting in zip(runs, settings, strict=True):
-        mine = []
+        mine: list[Run] = []
+        if setting.policy in failed:
+            continue
         for seed in range(setting.seed, setting.seed + seeds):
             key = (setting.policy, seed)
             if key not in known:
                 if not quiet:
                     typer.echo(f"simulating {setting.policy}, seed {seed}", err=True)
-                result = simulate_setting(setting, seed=seed, factor=factor)
+                try:
+                    result = simulate_setting(setting, seed=seed, factor=factor)
+                except PolicyError as error:
+                    failed[setting.policy] = str(error)
+                    break
                 folder = prepare_folder(home / run_folder_name(setting.policy, seed), resume=True)
                 about = manifest(result, setting.policy, setting.trace, (setting.device,), sys.argv)
                 # the trace goes by the name that the user knows it by
@@ -201,8 +216,9 @@ def _twins(
                 )
                 known[key] = read_run(folder)
             mine.append(known[key])
-        twins.append(Twin(setting.policy, run, tuple(mine)))
-    return twins
+        else:
+            twins.append(Twin(setting.policy, run, tuple(mine)))
+    return twins, failed
 
 
 def _write(out: Path, found: Validation, *, quiet: bool) -> None:

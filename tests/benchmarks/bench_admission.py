@@ -1,124 +1,145 @@
-"""What a thousand queued jobs cost the two that train.
+"""Job sets packed by the memory bound against a hard limit.
 
-Two residents train for `--seconds`; in the second run a thousand jobs on one file of 20,000 rows
-are submitted meanwhile. Printed are the seconds from the end of one fused step to the end of the
-next, the process's resident set, and how long a stop takes while rows are read. Run it alone:
+Does a step ever exceed it, and how much of it is used?
 
-    python tests/benchmarks/bench_admission.py [--jobs 1000] [--rows 20000] [--seconds 40]
+    python tests/benchmarks/bench_admission.py PROFILE [--sets 1000]
+        [--out analysis/results/profile-cpu]
+
+Each set draws up to 16 random jobs with their next micro-batches, and a limit between the need of
+its smallest job and 1.2 times that of all. Jobs are let in one by one, in order, as long as the
+upper bound (weights + states + (1 + margin) * planned dynamic bytes) of those inside stays below
+the limit. The fused step of those let in, optimizers included, then really runs on a CPU whose
+storage tracker raises at the allocation that would exceed the limit, as a full device would.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
-import subprocess
+import statistics
 import sys
-import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from loramux_runtime.live.state.store import Store
-from loramux_traces.locking import owner
+from bench_profile import held_out
+from loramux_profiles.records import ProfileRecord, read_record
+from loramux_profiles.step_plan import plan_bytes
+from loramux_profiles.step_plan.structure import stored_params
+from loramux_profiles.step_point import JobPoint, StepPoint
+from loramux_runtime.fused.base_model import build_base, shape_config
+from loramux_runtime.fused.model import FusedModel
+from loramux_runtime.profiler.identity import commit, describe_device, versions
+from loramux_runtime.profiler.step import measure_peak
+from loramux_runtime.profiler.tracker import MemoryLimitError
+from loramux_traces.filesafe import write_json
 
-BASE = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
-}  # fmt: skip
+STATE_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The memory bound of a record."""
+
+    record: ProfileRecord
+    weights: int
+
+    def bound(self, point: StepPoint) -> float:
+        """Most bytes of a step, everything included."""
+        record = self.record
+        assert record.fit is not None and record.fit.memory is not None
+        fit, shape = record.fit.memory, record.model.shape
+        states = sum(STATE_BYTES * stored_params(shape, job.adapter) for job in point.jobs)
+        planned = plan_bytes(shape, point, dtype=record.model.dtype, exact=record.exact)
+        return self.weights + states + (fit.scale * planned + fit.offset_bytes) * (1 + fit.margin)
+
+    def pack(self, jobs: list[JobPoint], limit: float, *, recompute: bool) -> StepPoint | None:
+        """Those that fit, in order; None where not one does."""
+        inside: tuple[JobPoint, ...] = ()
+        for job in jobs:
+            if self.bound(StepPoint(jobs=(*inside, job), recompute=recompute)) <= limit:
+                inside = (*inside, job)
+        return StepPoint(jobs=inside, recompute=recompute) if inside else None
+
+
+def draw(rng: np.random.Generator, steps: list[StepPoint]) -> tuple[list[JobPoint], bool]:
+    """Jobs of two random steps."""
+    first, second = (steps[int(i)] for i in rng.integers(0, len(steps), 2))
+    return [*first.jobs, *second.jobs], first.recompute
 
 
 def main() -> None:
+    """Pack, run, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--sets", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("analysis/results/profile-cpu"))
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _files(folder, given.rows, given.jobs)
-        for queued in (0, given.jobs, 0, given.jobs):
-            _show(queued, *_run(folder, queued, given.seconds))
-
-
-def _files(folder: Path, rows: int, jobs: int) -> None:
-    text = "the quick brown fox jumps over the lazy dog "
-    lines = (
-        json.dumps({"instruction": f"{i}: {text * (1 + i % 4)}", "output": text * (1 + i % 3)}) for i in range(rows)
-    )
-    (folder / "rows.jsonl").write_text("".join(line + "\n" for line in lines))
-    (folder / "few.jsonl").write_text("".join(json.dumps({"text": text * 4}) + "\n" for _ in range(200)))
-    job = {"adapter": {"rank": 8}, "batch_size": 4, "steps": 100_000}
-    first = [{"id": f"first{i}", "data": {"path": "few.jsonl"}, **job} for i in range(2)]
-    others = [{"id": f"job{i:04d}", "data": {"path": "rows.jsonl"}, "seed": i, **job} for i in range(jobs)]
-    (folder / "base.yaml").write_text(json.dumps({"base": {"config": BASE, "dtype": "fp32"}}))
-    (folder / "first.yaml").write_text(json.dumps({"jobs": first}))
-    (folder / "others.yaml").write_text(json.dumps({"jobs": others}))
-
-
-def _loramux(*words: str) -> list[str]:
-    return [sys.executable, "-m", "loramux", *words]
-
-
-def _run(folder: Path, queued: int, seconds: float) -> tuple[np.ndarray[Any, Any], list[int], float, int, float]:
-    """Return the seconds between steps, the resident set over time, and the seconds of a stop.
-
-    Then how many of the queued jobs had been read, after how many seconds.
-    """
-    state = folder / f"state-{time.monotonic_ns()}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(_loramux("submit", str(folder / "first.yaml"), "--state", str(state)), check=True, **quiet)
-    options = ("--base", str(folder / "base.yaml"), "--device", "cpu", "--threads", "1", "--max-resident", "2")
-    run = subprocess.Popen(
-        _loramux("run", "--state", str(state), *options, "--policy", "fifo", "--record"),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **quiet,
-    )
-    store = Store(state)
-    while int(store.fact("steps", 0)) < 20:
-        time.sleep(0.1)
-    from_s, begun_s = float(store.fact("now_s")), time.monotonic()
-    if queued:
-        subprocess.run(_loramux("submit", str(folder / "others.yaml"), "--state", str(state)), check=True, **quiet)
-    pid = owner(state)
-    assert pid is not None
-    held, read_s, read = [], 0.0, 0
-    while time.monotonic() - begun_s < seconds:
-        time.sleep(0.5)
-        held.append(_resident(pid))
-        now = sum(job["data_sha256"] is not None for job in store.jobs()) - 2
-        if now > read:
-            read, read_s = now, time.monotonic() - begun_s
-    stopped_s = time.monotonic()
-    run.send_signal(signal.SIGTERM)
-    run.wait()
-    stopped_s = time.monotonic() - stopped_s
-    ends = [event["t_s"] for event in store.events() if event["event"] == "step" and event["t_s"] >= from_s]
-    store.close()
-    return np.diff(ends), held, stopped_s, read, read_s
-
-
-def _resident(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _show(queued: int, gaps: np.ndarray[Any, Any], held: list[int], stopped_s: float, read: int, read_s: float) -> None:
-    median = float(np.median(gaps))
-    shares = (
-        " ".join(f"p{q}={np.quantile(gaps, q / 100) / median:.3f}" for q in (90, 99))
-        + f" max={gaps.max() / median:.3f}"
-    )
-    over = float(np.mean(gaps > 1.05 * median))
-    mib = [value >> 20 for value in (held[0], max(held), held[-1])]
+    torch.set_num_threads(1)
+    record = read_record(given.profile)
+    model = FusedModel(build_base(shape_config(record.model.name), dtype=record.model.dtype), exact=record.exact)
+    admission = Admission(record=record, weights=model.base.weight_bytes)
+    rng = np.random.default_rng([given.seed, 0xAD])
+    steps = held_out(400, given.seed + 1)
+    used: list[float] = []
+    exceeded: list[dict[str, Any]] = []
+    ran = demanded = 0
+    began = time.monotonic()
+    while ran < given.sets:
+        jobs, recompute = draw(rng, steps)
+        everything = StepPoint(jobs=tuple(jobs), recompute=recompute)
+        least = min(admission.bound(replace(everything, jobs=(job,))) for job in jobs)
+        most = admission.bound(everything)
+        limit = float(rng.uniform(least, max(least, 1.2 * most)))
+        packed = admission.pack(jobs, limit, recompute=recompute)
+        if packed is None:
+            continue
+        ran += 1
+        try:
+            peak = measure_peak(model, packed, limit_bytes=limit)
+        except MemoryLimitError as error:
+            exceeded.append({"set": ran, "limit_bytes": limit, "step": packed.to_dict(), "said": str(error)[:200]})
+            continue
+        if most > limit:
+            demanded += 1
+            used.append(peak.total / limit)
+        if ran % 50 == 0:
+            done = f"{ran} of {given.sets}: {len(exceeded)} out of memory"
+            print(
+                done,
+                f"used {statistics.median(used):.1%}",
+                f"{time.monotonic() - began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    quantiles = np.quantile(used, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+    report = {
+        "schema_version": 1,
+        "measured": "fused steps on a CPU whose storage tracker raises at the limit",
+        "profile": record.model.name,
+        "profile_date": record.date,
+        "sets": ran,
+        "out_of_memory": len(exceeded),
+        "sets_with_more_demand_than_limit": demanded,
+        "limit_used": dict(zip(("p5", "p25", "p50", "p75", "p95"), quantiles, strict=True)),
+        "goals": {"out_of_memory": 0, "limit_used_p50": 0.9},
+        "margin": record.fit.memory.margin if record.fit and record.fit.memory else None,
+        "seed": given.seed,
+        "exceeded": exceeded[:10],
+        "device": describe_device(torch.device("cpu"), "cpu"),
+        "versions": versions(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_json(given.out / "admission.json", report)
     print(
-        f"queued={queued} steps={len(gaps)} median={1000 * median:.1f} ms {shares} over 1.05x={over:.1%} "
-        f"mean={gaps.mean() / median:.3f} resident MiB first/most/last={mib} read={read} in {read_s:.0f} s "
-        f"stop={stopped_s:.2f} s",
-        flush=True,
+        f"{ran} sets, {len(exceeded)} out of memory (goal 0); where more was asked for than there is ({demanded} sets), "
+        f"{quantiles[2]:.1%} of the limit was used in the median (goal 90%), {quantiles[0]:.1%} to {quantiles[4]:.1%}"
     )
 
 

@@ -232,3 +232,20 @@ def test_a_step_of_a_stranger_is_a_corrupt_run(cli: Cli, tmp_path: Path) -> None
     (folder / "events.jsonl").write_text(json.dumps({"event": "step", "t_s": 1, "began_s": 0, "entries": [["x", [3]]]}))
     ran = cli("validate", "--real", folder)
     assert ran.code == 6 and "not one of its trace" in ran.err
+
+
+def test_a_policy_that_fails_takes_no_other_with_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "moody.py").write_text(
+        "from loramux_policies.policy import Policy\n"
+        "class Moody(Policy):\n"
+        "    '''Gives up at once.'''\n"
+        "    name = 'moody'\n"
+        "    def place(self, view):\n"
+        "        raise ValueError('not today')\n"
+    )
+    good, bad = real_run(tmp_path / "a", "fifo"), real_run(tmp_path / "b", "sjf", policy_params="moody")
+    ran = cli("validate", "--real", good, "--real", bad, "--policy-file", tmp_path / "moody.py", "--json", "--quiet")
+    assert (ran.code, [row["policy"] for row in json.loads(ran.out)["policies"]]) == (2, ["fifo"])
+    assert "policy moody" in ran.err and "not today" in ran.err
+    alone = cli("validate", "--real", bad, "--policy-file", tmp_path / "moody.py", "--json", "--quiet")
+    assert (alone.code, alone.out) == (2, "") and "not today" in alone.err

@@ -60,8 +60,11 @@ def test_a_run_folder_has_every_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        *["srtf", "aspen"],
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ["fifo", "sjf", "priority", "aspen-priority", "best-fit"]),
+        "aspen",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ["fifo", "srtf", "sjf", "priority", "aspen-priority", "best-fit"]
+        ),
     ],
 )
 def test_decisions_are_the_simulators(policy: str, tmp_path: Path) -> None:

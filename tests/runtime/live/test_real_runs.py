@@ -67,7 +67,7 @@ def replayed(folder: Path, policy: str) -> Run:
 
 @pytest.mark.parametrize(
     "policy",
-    ["fifo", "priority", "aspen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sjf", "aspen-minpad"))],
+    ["priority", "aspen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fifo", "sjf", "aspen-minpad"))],
 )
 def test_the_simulation_of_a_noiseless_replay_is_exact(policy: str, tmp_path: Path) -> None:
     """Apart from loads and pauses, for which the clock of these real runs stands still."""
