@@ -15,7 +15,13 @@ from typing import Any, Final
 
 from jinja2 import Template
 
-from loramux_runtime.data.jinja_limits import MAX_SIZE, MAX_TEMPLATE, LimitedEnvironment, TemplateLimitError
+from loramux_runtime.data.jinja_limits import (
+    MAX_SIZE,
+    MAX_TEMPLATE,
+    LimitedEnvironment,
+    TemplateLimitError,
+    values_within,
+)
 
 #: Operations that a template may use on any conversation; a long one gets more.
 _LEAST_OPERATIONS: Final = 100_000
@@ -68,17 +74,7 @@ class ChatTemplate:
 
 def _characters(*values: Any) -> int:
     """Return the number of characters of all texts in these values."""
-    total, waiting = 0, list(values)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item.keys())
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
-    return total
+    return sum(len(item) for item, _ in values_within(*values) if isinstance(item, str))
 
 
 @lru_cache(maxsize=8)

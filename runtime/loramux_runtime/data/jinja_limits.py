@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import jinja2
@@ -50,6 +50,19 @@ def _need(fits: bool, what: str) -> None:
         raise TemplateLimitError(what)
 
 
+def values_within(*values: Any) -> Iterator[tuple[Any, int]]:
+    """Yield these values and all that are nested in them, each with how many more are known."""
+    waiting = list(values)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting.extend(item.keys())
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)
+        yield item, len(waiting)
+
+
 def _sized(value: Any) -> Any:
     """Return `value` if its text, nested values included, has a bounded size."""
     if isinstance(value, str):
@@ -57,18 +70,10 @@ def _sized(value: Any) -> Any:
         return value
     if not isinstance(value, Mapping | list | tuple | set):
         return value
-    seen, characters, waiting = 0, 0, [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            characters += len(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item.keys())
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple | set):
-            waiting.extend(item)
-        seen += 1
-        fits = seen + len(waiting) <= _MAX_ELEMENTS and characters <= MAX_SIZE
+    characters = 0
+    for seen, (item, n_more) in enumerate(values_within(value), start=1):
+        characters += len(item) if isinstance(item, str) else 0
+        fits = seen + n_more <= _MAX_ELEMENTS and characters <= MAX_SIZE
         _need(fits, f"shows a value of over {_MAX_ELEMENTS} elements or {MAX_SIZE} characters")
     return value
 
