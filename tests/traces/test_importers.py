@@ -170,3 +170,19 @@ def test_a_large_table_is_imported_fast(tmp_path: Path) -> None:
     before = time.process_time()
     assert len(import_trace("philly-table", path)) == 20_000
     assert time.process_time() - before < 5
+
+
+def test_logs_of_several_times_lie_behind_each_other(tmp_path: Path) -> None:
+    def log(name: str, header: str, submit_s: int) -> Path:
+        path = tmp_path / name
+        path.write_text(f"; Version: 2.2\n{header}\n1 {submit_s} 5 100 4 -1 -1 4 -1 -1 1 3 -1 -1 -1 -1 -1 -1\n")
+        return path
+
+    first, second = log("a.swf", "; UnixStartTime: 1000000", 10), log("b.swf", ";  UnixStartTime: 1003600", 10)
+    report = ImportReport()
+    assert [job.submit_s for job in get_source("swf").read([second, first], report)] == [3610.0, 10.0]
+    bare = log("c.swf", "; Note: of another machine", 20)
+    assert [job.submit_s for job in get_source("swf").read([second, bare], report)] == [10.0, 20.0]
+    assert "1 logs without UnixStartTime: the logs were laid over each other" in str(report)
+    (alone,) = get_source("swf").read([bare], report)
+    assert alone.submit_s == 20.0

@@ -10,12 +10,14 @@ Rule: these are processors and not GPUs; `--processors-per-gpu` says how many ma
 given, and the report says so). A job that was swapped or checkpointed has a summary line (status 0,
 1 or 5) with its whole run time, and a line for each part (2: to be continued, 3 and 4: the last
 one), of which only the first has a submit time: the summary is the job, and where there is none the
-parts are added up. Left out: lines of other than 18 fields, run time 0 or unknown, no processors,
-or more than 4,096 GPUs' worth of them.
+parts are added up. Times of a log count from its `UnixStartTime`: several logs are laid behind each
+other by theirs, or, where one has none, over each other, and the report says so. Left out: lines of
+other than 18 fields, run time 0 or unknown, no processors, or more than 4,096 GPUs' worth of them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,6 +31,8 @@ _PARTS: Final = (2, 3, 4)
 _LAST_PARTS: Final = (3, 4)
 PART_OF_SUMMARY: Final = "part of a job that has a summary line"
 PART_OF_JOB: Final = "further part of a job"
+NO_START: Final = "logs without UnixStartTime: the logs were laid over each other"
+_START: Final = re.compile(r"\s*;\s*UnixStartTime:\s*(\d{1,12})\b")
 
 
 class _Line(NamedTuple):
@@ -103,12 +107,35 @@ def _whole_jobs(path: Path, report: ImportReport) -> Iterator[_Line]:
             )
 
 
+def _start_unix_s(path: Path) -> float | None:
+    """Return the instant from which a log counts its times, where its header says it."""
+    with open_input(path) as (label, stream):
+        for text in text_lines(stream, Problems(label)):
+            if text.strip() and not text.startswith(";"):
+                break
+            if found := _START.match(text):
+                return float(found[1])
+    return None
+
+
+def _later_s(paths: Sequence[Path], report: ImportReport) -> list[float]:
+    """Return by how much each log begins after the first of them."""
+    starts = [_start_unix_s(path) for path in paths] if len(paths) > 1 else []
+    known = [start for start in starts if start is not None]
+    if len(known) < len(paths):
+        if starts:
+            report.beside[NO_START] += len(starts) - len(known)
+        return [0.0] * len(paths)
+    return [start - min(known) for start in known]
+
+
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the jobs of the logs; the GPUs of each are its processors."""
-    for path in paths:
+    for path, later_s in zip(paths, _later_s(paths, report), strict=True):
         for line in _whole_jobs(path, report):
             gpus = line.processors / report.processors_per_gpu
-            job = checked(report, line.submit_s, line.run_s, gpus, user=line.user, source_id=line.job)
+            submit_s = None if line.submit_s is None else line.submit_s + later_s
+            job = checked(report, submit_s, line.run_s, gpus, user=line.user, source_id=line.job)
             if job is not None:
                 yield job
 
