@@ -119,7 +119,7 @@ def test_rows_that_were_deleted_are_written_again(readers: Readers, tmp_path: Pa
     assert begun.kept is not None
     held = files.open(begun.kept["train"])
     files.tidy([])
-    readers.send(ReadOrder.of({**json.loads(asked.text()), "number": 2}))
+    readers.send(ReadOrder.of({**asked.values(), "number": 2}))
     again = answers(readers, 1)[2]
     assert again.kept == begun.kept and files.open(begun.kept["train"]).rows().sha256 == begun.sha256
     # whoever had mapped them before has them still
@@ -159,6 +159,23 @@ def test_many_orders_are_answered_between_two_looks(tmp_path: Path) -> None:
     last = answers(readers, 2)
     readers.close()
     assert last[30].fate == "refused" and last[31].fate == "read"
+
+
+def test_a_full_pipe_holds_up_nobody(tmp_path: Path) -> None:
+    """A reader that is at a long job takes nothing from its pipe, which holds 64 KiB."""
+    readers = Readers(None, tmp_path / ROWS, command=ODD)
+    readers.wait_until_ready()
+    readers.send(order(tmp_path, 0, "hangs-1"))
+    waited_on(lambda: not readers.poll() and readers.rows_read(0) is not None and readers._readers[0]._at == 0)
+    for number in range(1, 400):
+        readers.send(order(tmp_path, number))
+        if number % 3:
+            readers.drop(number)
+    assert len(readers._readers[0]._untold) > 0
+    readers.drop(0)
+    found = answers(readers, 133)
+    readers.close()
+    assert set(found) == set(range(3, 400, 3)) and {answer.fate for answer in found.values()} == {"read"}
 
 
 def test_nothing_waits_behind_a_job_that_is_long_to_read(tmp_path: Path) -> None:
@@ -267,7 +284,7 @@ def test_a_changed_part_is_named_and_the_kept_rows_are_gone_on_with(tmp_path: Pa
 
     def again(**changes: Any) -> ReadAnswer:
         known = {"sha256": begun.sha256, "kept": begun.kept, "made_from": begun.made_from, "trusted": False, **changes}
-        return reader.read(ReadOrder.of({**json.loads(asked.text()), "before": known}))
+        return reader.read(ReadOrder.of({**asked.values(), "before": known}))
 
     assert again().fate == "read"
     # another library changes nothing about rows that are kept

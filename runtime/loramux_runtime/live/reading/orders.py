@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -46,13 +45,13 @@ class ReadOrder:
     """Tokens that the base model was made for, where that is known."""
     before: Before | None = None
 
-    def text(self) -> str:
-        """Return the order as one line."""
-        return json.dumps(asdict(self))
+    def values(self) -> dict[str, Any]:
+        """Return the order as JSON values."""
+        return asdict(self)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ReadOrder:
-        """Return the order that a line held."""
+        """Return the order that these values describe."""
         before = values["before"]
         return cls(**{**values, "before": None if before is None else Before(**before)})
 
@@ -75,11 +74,11 @@ class ReadAnswer:
     notes: tuple[str, ...] = ()
     """What a user should know of the rows: how many were cut, columns that are not used."""
 
-    def text(self) -> str:
-        """Return the answer as one line."""
-        return json.dumps(asdict(self))
+    def values(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        return asdict(self)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ReadAnswer:
-        """Return the answer that a line held."""
+        """Return the answer that these values describe."""
         return cls(**{**values, "notes": tuple(values.get("notes", ()))})

@@ -52,7 +52,7 @@ def main() -> int:
     while (values := said_to.order()) is not None:
         _say(answers, {"at": values["number"]})
         order = ReadOrder.of(values)
-        _say(answers, {"answer": json.loads(reader.read(order, _signs(answers, order.number)).text())})
+        _say(answers, {"answer": reader.read(order, _signs(answers, order.number)).values()})
     return 0
 
 

@@ -20,8 +20,6 @@ AHEAD: Final = 64
 It answers them between two looks of the scheduler, which come once a training step: with one order
 at a time it read one job a step, 4.6 a second beside steps of 165 ms.
 """
-AHEAD_BYTES: Final = 48 << 10
-"""Most bytes of orders that wait in the pipe: where it is full (64 KiB) a writer has to wait."""
 
 
 class ReaderProcess:
@@ -41,11 +39,16 @@ class ReaderProcess:
             stderr=self._complaints,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
         )
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        # a reader that is at a long job takes nothing from its pipe: no step waits for that
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._untold = b""
+        """What does not fit into the pipe yet."""
         self._text = b""
-        self._orders: deque[tuple[ReadOrder, int]] = deque()
-        """What is not answered yet, with the bytes that it takes in the pipe."""
+        self._orders: deque[ReadOrder] = deque()
+        """What is not answered yet."""
         self._at: int | None = None
         self.ready = False
         """Whether the tokenizer is loaded."""
@@ -77,22 +80,21 @@ class ReaderProcess:
         """
         if self._at is None:
             # one that dies over the line of an order has not said that it begins
-            return self._orders[0][0] if self._orders else None
-        return next((order for order, _ in self._orders if order.number == self._at), None)
+            return self._orders[0] if self._orders else None
+        return next((order for order in self._orders if order.number == self._at), None)
 
-    def has_room(self, order: ReadOrder) -> bool:
-        """Return whether the order can be given without waiting for the process."""
-        if not self._orders:
-            return self.ready
-        held = sum(n_bytes for _, n_bytes in self._orders) + len(order.text())
-        return self.ready and len(self._orders) < AHEAD and held <= AHEAD_BYTES
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes another order."""
+        return self.ready and len(self._orders) < AHEAD
 
     def give(self, order: ReadOrder) -> None:
         """Have a job's rows read, after those of earlier orders."""
         if not self._orders:
             self.heard_s = self.began_s = self._clock_s()
             self.rows = 0
-        self._orders.append((order, self._tell({"order": json.loads(order.text())})))
+        self._orders.append(order)
+        self._tell({"order": order.values()})
 
     def take_back(self, numbers: Iterable[int] | None = None) -> list[ReadOrder]:
         """Return orders that the process is not at, in order, and have it forget them.
@@ -100,16 +102,17 @@ class ReaderProcess:
         `numbers` says which; None: all. An answer that comes nevertheless is not heard.
         """
         at = self.at
-        back = [order for order, _ in self._orders if order is not at and (numbers is None or order.number in numbers)]
+        back = [order for order in self._orders if order is not at and (numbers is None or order.number in numbers)]
         if back:
             self._tell({"forget": [order.number for order in back]})
-            self._orders = deque(entry for entry in self._orders if entry[0] not in back)
+            self._orders = deque(order for order in self._orders if order not in back)
         return back
 
     # -- what it says
 
     def hear(self) -> list[Mapping[str, Any]]:
         """Return the answers that have come, without waiting; `broken` is one, too."""
+        self._go_on_telling()
         found: list[Mapping[str, Any]] = []
         for line in self._lines():
             self.heard_s = self._clock_s()
@@ -124,16 +127,15 @@ class ReaderProcess:
             else:
                 self._at, self.rows = None, 0
                 number = line["answer"]["number"]
-                if any(order.number == number for order, _ in self._orders):
-                    self._orders = deque(entry for entry in self._orders if entry[0].number != number)
+                if any(order.number == number for order in self._orders):
+                    self._orders = deque(order for order in self._orders if order.number != number)
                     found.append(line)
         return found
 
     def _lines(self) -> list[dict[str, Any]]:
-        assert self._process.stdout is not None
         while True:
             try:
-                text = os.read(self._process.stdout.fileno(), 1 << 16)
+                text = os.read(self._from, 1 << 16)
             except (BlockingIOError, OSError, ValueError):
                 break
             if not text:
@@ -142,14 +144,15 @@ class ReaderProcess:
         *lines, self._text = self._text.split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _tell(self, what: Mapping[str, Any]) -> int:
-        assert self._process.stdin is not None
-        line = json.dumps(what).encode() + b"\n"
-        # a reader that is dead is found so by `ended`
+    def _tell(self, what: Mapping[str, Any]) -> None:
+        self._untold += json.dumps(what).encode() + b"\n"
+        self._go_on_telling()
+
+    def _go_on_telling(self) -> None:
+        # a full pipe is written to again later; a reader that is dead is found so by `ended`
         with contextlib.suppress(OSError):
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        return len(line)
+            while self._untold:
+                self._untold = self._untold[os.write(self._to, self._untold) :]
 
     # -- its end
 

@@ -182,7 +182,7 @@ class Readers:
             return
         free = [reader for reader in self._readers if reader not in long]
         while self._waiting:
-            takers = [reader for reader in free if reader.has_room(self._waiting[0])]
+            takers = [reader for reader in free if reader.has_room]
             if not takers:
                 break
             min(takers, key=lambda reader: reader.n_orders).give(self._waiting.popleft())
