@@ -303,7 +303,8 @@ def _setting(key: str, value: Any) -> str:
     if key in ("max_resident", "prediction_error", "warmup"):
         return f"{key.replace('_', '-')} {value}"
     if key == "devices":
-        return f"{len(value)} devices" if isinstance(value, list) else f"{value} devices"
+        count = len(value) if isinstance(value, list) else value
+        return "one device" if count == 1 else f"{count} devices"
     return str(value)[:8] if key == "profile_sha256" else str(value)
 
 

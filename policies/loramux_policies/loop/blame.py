@@ -86,7 +86,8 @@ def situation(cluster: Cluster) -> str:
         parts.append(f"{len(busy) - MOST_NAMED} more devices hold jobs")
     if not busy:
         sizes = [ledger.capacity for ledger in cluster.fleet]
-        parts.append(f"nothing runs ({len(sizes)} devices, {max(sizes, default=0.0):,.0f} bytes each at most)")
+        count = "one device" if len(sizes) == 1 else f"{len(sizes)} devices"
+        parts.append(f"nothing runs ({count}, at most {max(sizes, default=0.0):,.0f} bytes each)")
     return "; ".join(parts)
 
 
