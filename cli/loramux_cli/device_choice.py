@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 CARDS = (
@@ -26,8 +28,11 @@ def shipped_for(card: str) -> str | None:
     return next((profile for part, profile in CARDS if part in card), None)
 
 
-def need_torch() -> None:
-    """Raise UsageError where the training runtime is not installed."""
+def need_torch(*, quiet: bool = False) -> None:
+    """Raise UsageError where the training runtime is not installed.
+
+    When it is quiet, or nobody watches, transformers draws no bars while it loads weights.
+    """
     from importlib.util import find_spec
 
     from loramux_traces.errors import UsageError
@@ -35,6 +40,9 @@ def need_torch() -> None:
     missing = [name for name in TRAINS_WITH if find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
+    if quiet or not sys.stderr.isatty():
+        # read by transformers as it is imported, here and in the processes of this one
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def profile_name(device: Any, name: str | None, card: str | None = None) -> str:

@@ -154,7 +154,7 @@ def run_command(given: RunOptions) -> None:
 
     State survives in --state.
     """
-    need_torch()
+    need_torch(quiet=given.quiet)
     from loramux_traces.errors import UsageError
 
     if given.on_policy_error not in ("fallback", "exit"):

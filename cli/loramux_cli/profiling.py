@@ -84,7 +84,7 @@ def profile_command(
     target = out or Path(f"{Path(shape or str(path)).name.removesuffix('.json')}.json")
     from loramux_cli.device_choice import need_torch
 
-    need_torch()
+    need_torch(quiet=quiet)
     from loramux_runtime.profiler.journal import journal_path
 
     if target.exists() and not force and not (resume and journal_path(target).exists()):

@@ -83,7 +83,7 @@ def train_command(given: TrainOptions) -> None:
 
     Ctrl-C and SIGTERM finish the step and save; --resume goes on from there.
     """
-    need_torch()
+    need_torch(quiet=given.quiet)
     made = [folder for folder in (given.out, *given.out.parents) if not folder.exists()]
     from loramux_runtime.train.signals import StopSignals
 
