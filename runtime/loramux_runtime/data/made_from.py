@@ -30,14 +30,20 @@ def made_from(path: Path, eval_path: Path | None, tokenizer: Tokenizer, rendered
     parts = {"the data file": file_sha256(path)}
     if eval_path is not None:
         parts["the held-out file"] = file_sha256(eval_path)
-    parts["the tokenizer"] = tokenizer.sha256
+    parts |= of_tokenizer(tokenizer)
+    if tokenizer.has_chat_template and tokenizer.tells_time:
+        parts["the date"] = rendered_at.astimezone(UTC).isoformat()
+    parts.update(_libraries())
+    parts["how loramux makes rows"] = str(ROWS_VERSION)
+    return parts
+
+
+def of_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return what rows depend on of a tokenizer: a SHA-256 for each name."""
+    parts = {"the tokenizer": tokenizer.sha256}
     if tokenizer.has_chat_template:
         template = tokenizer.chat_source
         parts["the chat template"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
-        if tokenizer.tells_time:
-            parts["the date"] = rendered_at.astimezone(UTC).isoformat()
-    parts.update(_libraries())
-    parts["how loramux makes rows"] = str(ROWS_VERSION)
     return parts
 
 

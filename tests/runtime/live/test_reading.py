@@ -137,6 +137,20 @@ def test_a_tokenizer_that_breaks_later_holds_the_jobs_only(tmp_path: Path) -> No
     assert {answer.fate for answer in found.values()} == {"disk"} and "no such model folder" in found[2].reason
 
 
+def test_a_reader_with_another_tokenizer_reads_nothing(tmp_path: Path) -> None:
+    """The rows of one scheduler are those of one tokenizer, also where a reader starts anew."""
+    readers = Readers(None, tmp_path / ROWS, command=ODD)
+    readers.wait_until_ready()
+    readers._tokenizer = {"the tokenizer": "0" * 64}
+    readers._readers[0].tokenizer = readers._tokenizer
+    readers.send(order(tmp_path, 1, "dies-1"))
+    readers.send(order(tmp_path, 2))
+    found = answers(readers, 2)
+    readers.close()
+    assert {answer.fate for answer in found.values()} == {"disk"}
+    assert "the tokenizer of the base is not what it was when the scheduler began" in found[2].reason
+
+
 def test_an_order_that_is_dropped_is_not_answered(readers: Readers, tmp_path: Path) -> None:
     readers.send(order(tmp_path, 1, "hangs-1"))
     readers.send(order(tmp_path, 2))

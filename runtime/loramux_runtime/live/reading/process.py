@@ -38,6 +38,7 @@ def main() -> int:
     setting = json.loads(said_to.line() or b"{}")
     _be_modest(int(setting["limit_bytes"]))
     from loramux_runtime.data import load_tokenizer
+    from loramux_runtime.data.made_from import of_tokenizer
     from loramux_runtime.live.reading.orders import ReadOrder
     from loramux_runtime.live.reading.read import RowReader
     from loramux_runtime.live.reading.row_files import RowFiles
@@ -48,7 +49,7 @@ def main() -> int:
         _say(answers, {"broken": said(error)})
         return 0
     reader = RowReader(tokenizer, RowFiles(Path(setting["folder"])))
-    _say(answers, {"ready": True})
+    _say(answers, {"ready": of_tokenizer(tokenizer)})
     while (values := said_to.order()) is not None:
         _say(answers, {"at": values["number"]})
         order = ReadOrder.of(values)

@@ -50,8 +50,8 @@ class ReaderProcess:
         self._orders: deque[ReadOrder] = deque()
         """What is not answered yet."""
         self._at: int | None = None
-        self.ready = False
-        """Whether the tokenizer is loaded."""
+        self.tokenizer: Mapping[str, str] | None = None
+        """What rows depend on of the tokenizer (`made_from`); None until it is loaded."""
         self.heard_s = clock_s()
         """When the process last said anything, or was given something to do."""
         self.began_s = self.heard_s
@@ -59,6 +59,11 @@ class ReaderProcess:
         self.rows = 0
         """Rows that it has read of that order."""
         self._tell(setting)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tokenizer is loaded."""
+        return self.tokenizer is not None
 
     # -- orders
 
@@ -119,7 +124,7 @@ class ReaderProcess:
             if "broken" in line:
                 found.append(line)
             elif "ready" in line:
-                self.ready = True
+                self.tokenizer = line["ready"]
             elif "at" in line:
                 self._at, self.began_s, self.rows = line["at"], self.heard_s, 0
             elif "alive" in line:

@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from loramux_runtime.data.made_from import what_changed
 from loramux_runtime.live.reading.orders import ReadAnswer, ReadOrder
 from loramux_runtime.live.reading.reader_process import ReaderProcess
 from loramux_traces.errors import UsageError
@@ -33,6 +34,7 @@ START_S: Final = 600.0
 LEAST_BYTES: Final = 2 << 30
 COMMAND: Final = (sys.executable, "-P", "-m", "loramux_runtime.live.reading.process")
 """Starts a reader; -P: nothing is imported from the folder that the scheduler is in."""
+CHANGED_SINCE: Final = "is not what it was when the scheduler began"
 _POLL_S: Final = 0.02
 
 
@@ -85,8 +87,8 @@ class Readers:
         }
         self._hang_s, self._clock_s, self._command = hang_s, clock_s, command
         self._waiting: deque[ReadOrder] = deque()
-        self._up = False
-        """Whether a reader has ever come up: then the tokenizer was good."""
+        self._tokenizer: Mapping[str, str] | None = None
+        """The tokenizer of the first reader that came up: then it was good."""
         self._readers = [self._start()]
         self._tried: set[int] = set()
         """Orders over which a reader has died once; the second time they are given up."""
@@ -159,7 +161,6 @@ class Readers:
                 self._end(reader)
                 raise UsageError(f"{where}: the tokenizer is not loaded after {START_S:.0f} s")
             time.sleep(_POLL_S)
-        self._up = True
 
     def _start(self) -> ReaderProcess:
         return ReaderProcess(self._command, self._setting, self._clock_s)
@@ -199,7 +200,15 @@ class Readers:
                 return found + self._without_reader(str(line["broken"]))
             self._tried.discard(line["answer"]["number"])
             found.append(ReadAnswer.of(line["answer"]))
-        self._up = self._up or reader.ready
+        if reader.tokenizer is None:
+            return found
+        self._tokenizer = self._tokenizer or reader.tokenizer
+        changed = what_changed(self._tokenizer, reader.tokenizer)
+        if changed:
+            # jobs of one scheduler are trained on rows of one tokenizer
+            self._end(reader)
+            why = f"{changed} of the base {CHANGED_SINCE}; start the scheduler again to read with it"
+            return found + self._without_reader(why)
         return found
 
     def _died(self, reader: ReaderProcess) -> list[ReadAnswer]:
@@ -220,7 +229,7 @@ class Readers:
 
         Raises UsageError where none has ever come up.
         """
-        if not self._up:
+        if self._tokenizer is None:
             raise UsageError(why)
         waiting, self._waiting = self._waiting, deque()
         return [
