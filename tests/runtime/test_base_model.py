@@ -177,7 +177,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "layers-digits": (_config(num_hidden_layers=10**400), "column num_hidden_layers: 'an integer of"),
     "eps-text": (_config(rms_norm_eps="1e-6"), "column rms_norm_eps"),
     "flag": (_config(attention_bias="yes"), "column attention_bias: 'yes'; must be true or false"),
-    "dtype": (_config(dtype="float7"), "config.json: .*float7"),
+    "dtype": (_config(dtype="float7"), "column dtype: 'float7'; must be one of auto, bfloat16"),
     "extra-type": (_config(pad_token_id="x"), "config.json: .*pad_token_id"),
     # what would make another model of it
     "code": (_config(model_type="x", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}), "custom code"),
@@ -305,6 +305,7 @@ GOOD: dict[str, Callable[[Path], Any]] = {
     "fp16": _weights(lambda w: w.update({name: value.half() for name, value in w.items()})),
     "mixed": _weights(lambda w: w.update({UP: w[UP].bfloat16()})),
     "torch_dtype": _config(dtype=None, torch_dtype="float16"),
+    "auto": _config(dtype=None, torch_dtype="auto"),
     "dtype": _config(dtype="bfloat16", torch_dtype=None),
     "generation": _text("generation_config.json", '{"temperature": 0.6, "do_sample": false}'),
     "bad generation": _text("generation_config.json", "{"),

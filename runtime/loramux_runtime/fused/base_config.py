@@ -41,12 +41,16 @@ _NOT_ASKED: Final = frozenset(
         *("num_labels", "id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "prefix"),
         *("output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "attn_implementation"),
         *("is_decoder", "is_encoder_decoder", "add_cross_attention", "chunk_size_feed_forward"),
+        *("torch_dtype", "dtype"),
     )
 )
 """Fields about other tasks, and about what a call returns, which transformers is not given.
 
-It makes ten million names of labels, or keeps the hidden states of all layers, where they ask.
+It makes ten million names of labels, or keeps the hidden states of all layers, where they ask. Nor
+is it given the type of the weights: the files say theirs, and that of the loaded ones is the
+user's choice.
 """
+_DTYPES: Final = ("auto", "bfloat16", "float16", "float32", "float64")
 MAX_VOCAB: Final = 1 << 24
 _SIZES: Final = {
     "num_hidden_layers": MAX_LAYERS,
@@ -151,6 +155,7 @@ def check_values(values: Mapping[str, Any], file: str | Path) -> None:
         if key in values and not _number(values[key], 0.0, 1.0):
             problems.add(0, key, values[key], "must be a number from 0 to 1")
     _check_dropouts(values, problems)
+    _check_dtype(values, problems)
     for key, nothing in _OTHERS.items():
         value = values.get(key)
         if value is not None and value not in nothing:
@@ -199,6 +204,12 @@ def _check_dropouts(values: Mapping[str, Any], problems: Problems) -> None:
     for key in _DROPOUTS:
         if values.get(key):
             problems.add(0, key, values[key], "the base model itself has dropout: must be 0")
+
+
+def _check_dtype(values: Mapping[str, Any], problems: Problems) -> None:
+    for key in ("dtype", "torch_dtype"):
+        if values.get(key) not in (None, *_DTYPES):
+            problems.add(0, key, values[key], f"must be one of {', '.join(_DTYPES)}")
 
 
 def _check_layers(config: Any, problems: Problems) -> None:
