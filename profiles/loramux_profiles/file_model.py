@@ -24,8 +24,18 @@ _SAID: Final = {
     **dict.fromkeys(("model_type", "dict_type", "dataclass_type"), "must be a mapping of fields to values"),
     **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
     "path_type": "must be the path of a file or folder",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be text",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge:,}",
+    "greater_than": "must be above {gt:,}",
+    "less_than_equal": "must be at most {le:,}",
+    "less_than": "must be below {lt:,}",
 }
-"""What pydantic says in Python's words, by its type of error."""
+"""What pydantic says in Python's words, by its type of error; with what is allowed."""
+_BOUNDS: Final = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 _CHECKS: Final = ("function-after[", "function-before[", "function-wrap[", "function-plain[")
 
 LineOf = Callable[[tuple[str | int, ...]], int]
@@ -56,6 +66,8 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
             key = printable(".".join(named), MAX_KEY)
             value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
             said = _SAID.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+            if item["type"] in _BOUNDS:
+                said = said.format(**item["ctx"])
             if item["type"] == "extra_forbidden":
                 value = None
                 said = f"is no field{_meant(model, loc)}"
