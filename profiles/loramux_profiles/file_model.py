@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from loramux_profiles.datafiles import problem
 from loramux_traces.errors import InvalidInputError, Problem, printable
+from loramux_traces.job_types import PATTERN_SAID
 from loramux_traces.problems import CAP
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -68,6 +69,8 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
             said = _SAID.get(item["type"]) or item["msg"].removeprefix("Value error, ")
             if item["type"] in _BOUNDS:
                 said = said.format(**item["ctx"])
+            elif item["type"] == "string_pattern_mismatch":
+                said = PATTERN_SAID.get(item["ctx"]["pattern"], said)
             if item["type"] == "extra_forbidden":
                 value = None
                 said = f"is no field{_meant(model, loc)}"

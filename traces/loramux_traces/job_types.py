@@ -6,7 +6,7 @@ terms of the other. The bounds are in `limits`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -16,19 +16,25 @@ from loramux_traces import limits
 # Free text that is only shown: no control or direction-changing characters (it reaches terminals
 # and spreadsheets).
 _HIDDEN = r"\p{Cc}\u{2028}\u{2029}\u{202A}-\u{202E}\u{2066}-\u{2069}"
-JobId = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Label = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$")]
+_JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_.:/+-]{0,127}$"
+_MODEL = r"^[A-Za-z0-9_./][A-Za-z0-9_.:/+-]{0,254}$"
+_TEXT = rf"^([^\s{_HIDDEN}]([^{_HIDDEN}]*[^\s{_HIDDEN}])?)?$"
+_LENGTH_SHAPE = r"^[a-z][a-z0-9_-]{0,31}$"
+PATTERN_SAID: Final = {
+    _JOB_ID: "must be up to 64 letters, digits, _ . and -, beginning with a letter or digit",
+    _LABEL: "must be up to 128 letters, digits, _ . : / + and -, beginning with a letter, digit or _",
+    _MODEL: "must be a name or path of up to 255 letters, digits, _ . : / + and -",
+    _TEXT: "must be one line of text without hidden characters",
+    _LENGTH_SHAPE: "must be up to 32 small letters, digits, _ and -, beginning with a letter",
+}
+"""What each of these patterns allows, in words."""
+JobId = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_JOB_ID)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_LABEL)]
 # A name, or a path: absolute, or beginning with a name, ./ or ../.
-Model = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[A-Za-z0-9_./][A-Za-z0-9_.:/+-]{0,254}$")]
-Text = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True,
-        max_length=limits.MAX_NAME,
-        pattern=rf"^([^\s{_HIDDEN}]([^{_HIDDEN}]*[^\s{_HIDDEN}])?)?$",
-    ),
-]
-LengthShape = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Model = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_MODEL)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=limits.MAX_NAME, pattern=_TEXT)]
+LengthShape = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_LENGTH_SHAPE)]
 Method = Literal["lora", "mixlora", "mola", "loramoe", "dynmole"]
 Dtype = Literal["bf16", "fp16", "fp32"]
 Targets = Literal["all-linear", "attention", "mlp", "qv"]
