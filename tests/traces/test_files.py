@@ -130,9 +130,9 @@ def test_forty_thousand_columns_and_rows_that_repeat_take_linear_time(tmp_path: 
     assert "40007 columns'; a table may have at most 4096" in said(lambda: read_trace(wide))
     row = '{"job_id":"a","submit_s":0,"base_model":"llama-7b","method":"lora","batch_size":8,"seq_len":9,"total_steps":5%s}\n'
     rows.write_text(row % "" * 40_000)
-    assert "... and 39949 more" in said(lambda: read_trace(rows))
+    assert "... and 9950 more; the rest was not read" in said(lambda: read_trace(rows))
     rows.write_text((row % "".join(f',"c{i}":1' for i in range(40))) * 2_000)
-    assert "... and 79950 more" in said(lambda: read_trace(rows))
+    assert " more; the rest was not read" in said(lambda: read_trace(rows))
 
 
 def test_sizes_in_words() -> None:

@@ -61,17 +61,19 @@ class Problem:
 class InvalidInputError(LoramuxError):
     """An input file breaks its contract.
 
-    `problems` lists every bad place (up to a cap). The exit code is 2.
+    `problems` lists every bad place (up to a cap); `whole` says whether all of the file was looked
+    at. The exit code is 2.
     """
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[Problem], *, total: int | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem], *, total: int | None = None, whole: bool = True) -> None:
         self.problems = tuple(problems)
         self.total = len(self.problems) if total is None else total
         lines = [str(p) for p in self.problems]
         if self.total > len(self.problems):
-            lines.append(f"... and {self.total - len(self.problems)} more")
+            rest = "" if whole else "; the rest was not read"
+            lines.append(f"... and {self.total - len(self.problems)} more{rest}")
         super().__init__("\n".join(lines))
 
 

@@ -11,6 +11,8 @@ from loramux_traces.errors import InvalidInputError, Problem, printable
 
 #: Problems that are listed one by one; those beyond it are only counted.
 CAP: Final = 50
+#: Problems after which the rest of a file is not read: 1 MiB of rows `{}` has 350,000 of them.
+MOST: Final = 10_000
 #: Longest value that is quoted in a message.
 SHOWN: Final = 80
 
@@ -42,8 +44,11 @@ class Problems:
         self.total = 0
 
     def add(self, line: int, column: str, value: object, allowed: str) -> None:
-        """Note one problem; `line` 0 means the file as a whole."""
-        self.total += 1
+        """Note one problem; `line` 0 means the file as a whole.
+
+        Raises InvalidInputError where there are too many to go on.
+        """
+        self.count(1)
         if len(self.listed) < CAP:
             column = printable(column, SHOWN)
             problem = Problem(file=self.file, line=line, column=column, value=shown(value), allowed=allowed)
@@ -55,12 +60,17 @@ class Problems:
         return self.total >= CAP
 
     def count(self, more: int) -> None:
-        """Count problems that are not listed."""
+        """Count problems that are not listed.
+
+        Raises InvalidInputError where there are too many to go on.
+        """
         self.total += more
+        if self.total >= MOST:
+            raise self.error()
 
     def error(self) -> InvalidInputError:
         """Return all problems noted so far as one error, in the order of the lines."""
-        return InvalidInputError(sorted(self.listed, key=lambda p: p.line), total=self.total)
+        return InvalidInputError(sorted(self.listed, key=lambda p: p.line), total=self.total, whole=self.total < MOST)
 
     def raise_if_any(self) -> None:
         """Raise InvalidInputError if anything was noted."""
