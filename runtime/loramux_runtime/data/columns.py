@@ -24,6 +24,12 @@ ALIASES: Final = {
 }
 SYSTEM: Final = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 CHOICES: Final = ("choices", "options")
+#: Columns that give a row a meaning.
+ROW_COLUMNS: Final = frozenset(
+    (*(name for names in ALIASES.values() for name in names), *SYSTEM, *CHOICES, "history", "tools", "functions")
+)
+#: Names of parts of a data set.
+SPLITS: Final = frozenset(("train", "eval", "evaluation", "validation", "valid", "val", "test", "dev"))
 _MEDIA: Final = ("image", "images", "video", "videos", "audio", "audios")
 _PREFERENCE: Final = (
     *("chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
