@@ -41,6 +41,11 @@ _WHO: Final = ("role", "from")
 _WHAT: Final = ("content", "value", "parts")
 _LEARN: Final = ("weight", "train", "training", "loss")
 _REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+#: What a part of Gemini's may hold beside or instead of text, in both of its spellings.
+_NO_TEXT: Final = (
+    *("functionCall", "function_call", "functionResponse", "function_response", "inlineData", "inline_data"),
+    *("fileData", "file_data", "executableCode", "executable_code", "codeExecutionResult", "code_execution_result"),
+)
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _BARRED: Final = {
     "mask": "may mean either; say weight: 0 or train: false of a turn that is not to be learned",
@@ -100,6 +105,10 @@ class Texts:
                 self._problems.add(
                     line, where if kind is None else f"{where}.type", said, "must be text: loramux trains on text"
                 )
+                return None
+            held = next((name for name in _NO_TEXT if not empty(part.get(name))), None)
+            if held is not None:
+                self._problems.add(line, f"{where}.{held}", part[held], "must be text: give calls as tool_calls")
                 return None
             text = self.checked(line, f"{where}.text", part.get("text"), "" if part.get("text") == "" else "a part")
             if text is None:

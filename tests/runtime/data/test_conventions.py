@@ -286,6 +286,8 @@ def test_geminis_thoughts_are_reasoning(load: Loader, tooled: Tokenizer, chatml:
     for turn in ({"role": "user", "parts": parts}, {"role": "model", "parts": [{"text": "a", "thought": "WHY"}]}):
         said = load.refusal({"contents": [turn, ANSWER]}, tooled)
         assert ".parts[0].thought: " in said and "must be true or false" in said
+    called = {"role": "model", "parts": [{"text": "a", "functionCall": {"name": "f"}}]}
+    assert "parts[0].functionCall: 'a dict'; must be text" in load.refusal({"contents": [USER, called]}, tooled)
     twice = {"role": "model", "parts": parts, "reasoning_content": "OTHER"}
     assert "contradicts the parts that are thoughts" in load.refusal({"contents": [USER, twice]}, tooled)
 
