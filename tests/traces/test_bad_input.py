@@ -215,6 +215,22 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, allowed: str) -> N
     assert any(allowed in p.allowed for p in problems_of(path)), problems_of(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "line", "column", "allowed"),
+    [
+        ("t.yaml", b"jobs: []\ndefaults: {gpus: 2}\n", 2, "defaults", "is not known: a trace has jobs and provenance"),
+        ("t.json", b'{"jobs": [],\n"defaults": {"gpus": 2}}', 2, "defaults", "write it into every job"),
+        ("t.json", b'{"jobs": [], "version": 2, "x_note": 1, "none": null}', 1, "version", "is not known"),
+        ("t.yaml", b"provenance: [a]\njobs: []\nx_note: 1\n", 1, "provenance", "must be text"),
+    ],
+)
+def test_keys_beside_the_jobs(tmp_path: Path, name: str, content: bytes, line: int, column: str, allowed: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    (problem,) = problems_of(path)
+    assert (problem.line, problem.column) == (line, column) and allowed in problem.allowed
+
+
 def test_an_alias_bomb_is_refused_where_it_grows(tmp_path: Path) -> None:
     bomb = "- &a0 [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from loramux_traces.strict_json import ROW_DECODER, DuplicateKeyError, JsonError
 from loramux_traces.yaml_core import Document, YamlError, read_yaml
 
 Items = Iterator[tuple[int, Any]]
+#: Called with the line, name and value of each key of a document that stands beside its rows.
+OnKey = Callable[[int, str, Any], None]
 _TEXT_COLUMNS: Final = frozenset(
     ("job_id", "base_model", "ref_gpu", "user", "group", "dataset", "length_dist", "method", "dtype", "target_modules")
 )
@@ -111,7 +113,20 @@ class _JsonCursor:
                 return
 
 
-def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
+def _key_of_a_trace(problems: Problems) -> OnKey:
+    """Return what notes keys beside the jobs: nothing that they say would reach a job."""
+
+    def note(line: int, key: str, value: Any) -> None:
+        if key == "provenance":
+            problems.add(line, key, value, "must be text")
+        else:
+            hint = "; write it into every job" if key == "defaults" else ""
+            problems.add(line, key, value, f"is not known: a trace has jobs and provenance, and {FREE_PREFIX}...{hint}")
+
+    return note
+
+
+def _json_items(text: str, provenance: list[str], rows_key: str, on_key: OnKey) -> Items:
     cursor = _JsonCursor(text)
     if cursor.peek() != "{":
         yield from cursor.array()
@@ -121,6 +136,8 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
         cursor.at += done
         seen: set[str] = set()
         while not done:
+            cursor.peek()
+            line = cursor.line
             key = str(cursor.value())
             if key in seen:
                 raise DuplicateKeyError(key)
@@ -132,20 +149,25 @@ def _json_items(text: str, provenance: list[str], rows_key: str) -> Items:
                 value = cursor.value()
                 if key == "provenance" and isinstance(value, str):
                     provenance.append(value)
+                elif not key.startswith(FREE_PREFIX) and not is_absent(value):
+                    on_key(line, key, value)
             done = cursor.expect(",}") == "}"
     if cursor.peek():
         raise json.JSONDecodeError("expected the end of the file", cursor.text, cursor.at)
 
 
-def json_items(text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs") -> Items:
+def json_items(
+    text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs", on_key: OnKey | None = None
+) -> Items:
     """Yield the jobs of a JSON document.
 
     The document is a list, or an object that holds the list under `rows_key`. A provenance that is
-    found on the way is appended to `provenance`.
+    found on the way is appended to `provenance`, and every other key that has a value is given to
+    `on_key` (None: is a problem).
     """
     line = 1
     try:
-        for line, item in _json_items(text, provenance, rows_key):
+        for line, item in _json_items(text, provenance, rows_key, on_key or _key_of_a_trace(problems)):
             yield line, item
     except (ValueError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else line
@@ -185,6 +207,11 @@ def yaml_items(text: str, problems: Problems, provenance: list[str]) -> Items:
     if isinstance(rows, dict):
         if isinstance(rows.get("provenance"), str):
             provenance.append(rows["provenance"])
+        note = _key_of_a_trace(problems)
+        for key, value in rows.items():
+            known = key == "jobs" or (key == "provenance" and isinstance(value, str))
+            if not known and not str(key).startswith(FREE_PREFIX) and not is_absent(value):
+                note(document.line_of((key,)), str(key), value)
         rows = rows.get("jobs")
     if isinstance(rows, list):
         yield from zip(document.lines(rows), rows, strict=True)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from loramux_runtime.data.marks import masks_row, weighs_row
+from loramux_runtime.data.values import empty
 from loramux_traces.problems import Problems
-from loramux_traces.strict_json import JsonError, parse_json
 
 #: Names of what a row may hold, the first that has a value is read.
 ALIASES: Final = {
@@ -23,23 +24,30 @@ ALIASES: Final = {
 }
 SYSTEM: Final = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 CHOICES: Final = ("choices", "options")
+#: Columns that give a row a meaning.
+ROW_COLUMNS: Final = frozenset(
+    (*(name for names in ALIASES.values() for name in names), *SYSTEM, *CHOICES, "history", "tools", "functions")
+)
+#: Names of parts of a data set.
+SPLITS: Final = frozenset(("train", "eval", "evaluation", "validation", "valid", "val", "test", "dev"))
 _MEDIA: Final = ("image", "images", "video", "videos", "audio", "audios")
 _PREFERENCE: Final = (
     *("chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
     *("preferred_output", "non_preferred_output", "positive_messages", "negative_messages"),
 )
-_WEIGHTS: Final = ("weight", "sample_weight", "loss_weight", "train", "training")
-_MASKS: Final = ("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks", "train_mask")
+_MARKS: Final = ("train", "training", "loss")
+#: Words for a good and a bad answer, as tables write them.
+_VERDICTS: Final = frozenset(
+    (
+        *("0", "1", "-1", "0.0", "1.0", "-1.0", "true", "false", "t", "f", "yes", "no", "y", "n", "good", "bad"),
+        *("desirable", "undesirable", "chosen", "rejected", "positive", "negative", "up", "down", "like", "dislike"),
+    )
+)
 _ANSWERED: Final = (*ALIASES["instruction"], *ALIASES["output"], *ALIASES["messages"])
 #: Names of unused columns that are counted one by one, and that are shown.
 _MOST_NAMES: Final = 1000
 _MOST_SHOWN: Final = 12
 _ONE_ANSWER: Final = "loramux learns one answer to each row; give the answer to be learned as messages or completion"
-
-
-def empty(value: Any) -> bool:
-    """Return whether a column has no value; null and "" are how files say "none"."""
-    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
 
 
 class Unused:
@@ -85,27 +93,30 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
     for name in _PREFERENCE:
         if not empty(row.get(name)):
             problems.add(line, name, "", f"belongs to a preference row (DPO): {_ONE_ANSWER}")
-    tag = next((name for name in ("kto_tag", "label") if _is_truth(row.get(name))), None)
+    tag = "kto_tag" if _is_verdict(row.get("kto_tag")) else "label" if _is_truth(row.get("label")) else None
     if tag is None and not empty(row.get("prompt")) and not empty(row.get("completion")):
-        # TRL's unpaired preferences, their marks written as numbers by a table.
-        tag = "label" if row.get("label") in (0, 1, "0", "1") else None
+        # TRL's unpaired preferences, their marks written as numbers or words by a table.
+        tag = "label" if _is_verdict(row.get("label")) else None
     if tag is not None and (tag == "kto_tag" or any(not empty(row.get(name)) for name in _ANSWERED)):
         problems.add(line, tag, row[tag], f"marks a good or bad answer (KTO): {_ONE_ANSWER}")
     for name in _MEDIA:
         if not empty(row.get(name)):
             problems.add(line, name, "", "cannot be read: loramux trains on text; leave this column out")
-    for name in _MASKS:
-        if not empty(row.get(name)):
+    names = [name for name in row if isinstance(name, str)]
+    for name in names:
+        if masks_row(name) and not empty(row[name]):
             problems.add(line, name, "", "cannot be followed; mark turns that are not learned by weight: 0 (of a turn)")
     if isinstance(row.get("labels"), list | tuple) and row["labels"]:
         problems.add(line, "labels", "", "cannot be followed: loramux makes tokens and labels itself, from text")
     if not empty(row.get("chat_template_kwargs")):
         problems.add(line, "chat_template_kwargs", "", "is not supported: the chat template gets no settings by row")
     whole: set[str] = set()
-    for name in _WEIGHTS:
-        value = row.get(name)
-        if value is None:
+    for name in names:
+        value = row[name]
+        if empty(value) or not (name in _MARKS or weighs_row(name)) or masks_row(name):
             continue
+        if name == "loss" and not _is_truth(value) and not _is_verdict(value):
+            continue  # a figure that somebody has measured
         if _is_one(value):
             whole.add(name)
         else:
@@ -115,29 +126,16 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
 
 
 def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
+def _is_verdict(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in _VERDICTS
+    return isinstance(value, bool | int | float) and value in (-1, 0, 1)
 
 
 def _is_one(value: Any) -> bool:
     return (isinstance(value, int | float) and value == 1) or (
-        isinstance(value, str) and value in ("1", "1.0", "true", "True")
+        isinstance(value, str) and value.strip().lower() in ("1", "1.0", "true")
     )
-
-
-def unpacked(value: Any) -> Any:
-    """Return what a JSON text holds, where a column is one (as data sets often keep lists)."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return parse_json(value)
-        except JsonError:
-            return value
-    return value
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a value without the keys that are null: Parquet gives every key to every row."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(inner) for inner in value]
-    return value

@@ -13,6 +13,8 @@ from loramux_traces.limits import MAX_TOKENS
 DataFormat = Literal["auto", "instruction", "completion", "chat", "text"]
 FileFormat = Literal["auto", "jsonl", "json", "csv", "parquet"]
 DEFAULT_MAX_TOKENS: Final = 512
+#: Longest template, in characters: every row is written with it.
+MAX_TEMPLATE: Final = 1 << 16
 #: YAML's `true` is not the number 1, and 0.5 is not a number of rows.
 Count = Annotated[int, Field(strict=True, ge=1)]
 Switch = Annotated[bool, Field(strict=True)]
@@ -47,7 +49,7 @@ class DataConfig(BaseModel):
     """None: the first of messages, conversations, contents (a list of {role, content} turns)."""
     text_field: Name | None = None
     """None: the field named text."""
-    template: Annotated[str, Field(strict=True)] | None = None
+    template: Annotated[str, Field(strict=True, max_length=MAX_TEMPLATE)] | None = None
     """Prompt and answer of an instruction row; None: Alpaca's.
 
     It has {instruction}, {input} and, once, {output}. Rows of prompt and completion get one only

@@ -221,7 +221,7 @@ def tokenise_file(
         answers_only=config.answers_only,
     )
     read = last_turn_only = reasoning_left_out = 0
-    for line, row in read_rows(path, problems, format=kind, limit=config.limit):
+    for line, row in read_rows(path, problems, format=kind, limit=config.limit, unused=records.unused):
         read += 1
         if progress is not None:
             progress(read)

@@ -5,21 +5,26 @@ What is wrong with a row is put into words, and what is in it but not read is co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any, Final
 
-from loramux_runtime.data.columns import ALIASES, CHOICES, SYSTEM, Unused, empty, refused_columns, unpacked
+from loramux_runtime.data.columns import ALIASES, CHOICES, SYSTEM, Unused, refused_columns
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.records import Chat, Completion, Instruction, Record, Text
 from loramux_runtime.data.templates import Message
 from loramux_runtime.data.turns import MAX_TURNS, Texts, TurnReader
+from loramux_runtime.data.values import empty, first_given, unpacked
 from loramux_traces.problems import Problems
 
 #: What a row must have to be of a format, in the order in which `auto` tries the formats.
 _NEEDED: Final = {"chat": ("messages",), "instruction": ("instruction", "output"), "text": ("text",)}
 #: Columns beside prompt and completion that make them an instruction and its answer.
+_ANSWERING: Final = tuple(name for name in ALIASES["output"] if name != "completion")
 _ASKING: Final = ("instruction", "question", *ALIASES["input"], *SYSTEM, "history", *CHOICES)
+#: How a list of turns begins as JSON, or as Python writes it into tables.
+_TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value|parts)["']\s*:""")
 
 
 class RecordReader:
@@ -29,6 +34,7 @@ class RecordReader:
     """
 
     def __init__(self, config: DataConfig, problems: Problems, *, nulls_absent: bool = False) -> None:
+        self._is_guessed = config.format == "auto"
         self.format: str = config.format
         """Format of the rows: a `DataFormat`; `auto` until a row has shown which."""
         self.unlearned = 0
@@ -51,8 +57,8 @@ class RecordReader:
         }
         self._taken = {name for names in self._names.values() for name in names}
         # Who names the fields, a template or the chat template wants it around these two as well.
-        named = any(given[field] is not None for field in ("instruction", "input", "output"))
-        self._as_it_stands = not (named or config.template is not None or config.use_chat_template)
+        self._named = any(given[field] is not None for field in ("instruction", "input", "output"))
+        self._as_it_stands = not (self._named or config.template is not None or config.use_chat_template)
 
     def read(self, line: int, row: Any) -> Record | None:
         """Return the record of one row, or None if the row is bad or has nothing to learn."""
@@ -82,21 +88,23 @@ class RecordReader:
         return record
 
     def _recognise(self, row: Mapping[Any, Any]) -> str:
-        if any(row.get(name) is not None for name in self._names["messages"]):
+        if any(not empty(row.get(name)) for name in self._names["messages"]):
+            return "chat"
+        if not self._named and _list_of_turns(row.get("prompt")) and not empty(row.get("completion")):
             return "chat"
         if self._as_it_stands and row.get("prompt") is not None and row.get("completion") is not None:
-            if _list_of_turns(row["prompt"]) and _list_of_turns(row["completion"]):
-                return "chat"
-            if isinstance(row["prompt"], str) and all(empty(row.get(name)) for name in _ASKING):
+            others = (*_ASKING, *(_ANSWERING if empty(row["completion"]) else ()))
+            if isinstance(row["prompt"], str) and all(empty(row.get(name)) for name in others):
                 return "completion"
-        for format, needed in _NEEDED.items():
-            if all(any(row.get(name) is not None for name in self._names[field]) for field in needed):
+        # An empty list of turns is a chat's only where nothing else is there.
+        for format in ("instruction", "text", "chat"):
+            if all(any(row.get(name) is not None for name in self._names[field]) for field in _NEEDED[format]):
                 return format
         return "auto"
 
     def _name(self, row: Mapping[Any, Any], field: str) -> str:
         names = self._names[field]
-        return next((name for name in names if row.get(name) is not None), names[0])
+        return first_given(row, names) or names[0]
 
     def _text(
         self, line: int, row: Mapping[Any, Any], field: str, used: set[str], *, required: bool = True
@@ -114,6 +122,15 @@ class RecordReader:
                 self._problems.add(line, name, row[name], allowed)
                 return None
         used.update(("prompt", "completion"))
+        if self._is_guessed:
+            for name in ("prompt", "completion"):
+                if isinstance(row.get(name), str) and _TURNS_AS_TEXT.match(row[name]):
+                    allowed = (
+                        "looks like a list of turns: give prompt and completion both as lists of turns (or their JSON "
+                        "text), or say format: completion to learn it as it stands"
+                    )
+                    self._problems.add(line, name, row[name], allowed)
+                    return None
         # An empty prompt is a text that is learned from its beginning.
         empty_prompt = row.get("prompt") == ""
         prompt = "" if empty_prompt else self._texts.checked(line, "prompt", row.get("prompt"), "prompt")
@@ -185,7 +202,8 @@ class RecordReader:
             labels = value.get("label")
             letters = list(labels) if isinstance(labels, list | tuple) else list(ascii_uppercase)
         elif isinstance(value, Mapping):
-            letters, texts = list(value), list(value.values())
+            given = {letter: text for letter, text in value.items() if text is not None}
+            letters, texts = list(given), list(given.values())
         elif isinstance(value, list | tuple):
             letters, texts = list(ascii_uppercase), list(value)
         else:
@@ -200,10 +218,13 @@ class RecordReader:
     def _chat(self, line: int, row: Mapping[Any, Any], used: set[str]) -> Chat | None:
         column = self._name(row, "messages")
         before = self._problems.total
-        if row.get(column) is None and _list_of_turns(row.get("prompt")) and _list_of_turns(row.get("completion")):
+        if empty(row.get(column)) and _list_of_turns(row.get("prompt")) and not empty(row.get("completion")):
             used.update(("prompt", "completion"))
             asked = self._turns.turns(line, "prompt", row["prompt"], learned=False)
-            answered = self._turns.turns(line, "completion", row["completion"])
+            answer = row["completion"]
+            if isinstance(answer, str) and not _list_of_turns(answer) and not _TURNS_AS_TEXT.match(answer):
+                answer = [{"role": "assistant", "content": answer}]
+            answered = self._turns.turns(line, "completion", answer)
             messages = None if asked is None or answered is None else [*asked, *answered]
             column = "completion"
         else:
@@ -244,8 +265,10 @@ class RecordReader:
         if name is None:
             return None
         used.add(name)
-        return self._turns.tools(line, name, row[name])
+        return self._turns.calls.tools(line, name, row[name])
 
 
 def _list_of_turns(value: Any) -> bool:
+    if isinstance(value, str):
+        value = unpacked(value) if _TURNS_AS_TEXT.match(value) else None
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(turn, Mapping) for turn in value)

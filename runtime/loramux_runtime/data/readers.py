@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
+from loramux_runtime.data.columns import ROW_COLUMNS, SPLITS, Unused
 from loramux_runtime.data.source import invalid, open_data
-from loramux_traces.documents import json_items, jsonl_items
+from loramux_traces.documents import OnKey, json_items, jsonl_items
 from loramux_traces.errors import UsageError, printable
 from loramux_traces.files import text_lines, whole_text
 from loramux_traces.problems import Problems
@@ -40,30 +41,51 @@ def file_format(path: Path) -> str:
     return _SUFFIXES[suffix]
 
 
-def read_rows(path: Path, problems: Problems, *, format: str = "auto", limit: int | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    problems: Problems,
+    *,
+    format: str = "auto",
+    limit: int | None = None,
+    unused: Unused | None = None,
+) -> Iterator[Row]:
     """Yield (line, row) of the file's first `limit` rows.
 
     A Parquet file has row numbers for lines. A row is whatever the file holds
-    (`records.RecordReader` judges it). What is no row is noted in `problems` and left out. Raises
-    InvalidInputError for a file that cannot be read at all, UsageError for Parquet without pyarrow.
+    (`parse.RecordReader` judges it). What is no row is noted in `problems` and left out; keys that
+    say nothing of the rows beside them are counted in `unused`. Raises InvalidInputError for a file
+    that cannot be read at all, UsageError for Parquet without pyarrow.
     """
     kind = file_format(path) if format == "auto" else format
     with open_data(path) as stream:
-        rows = _rows(kind, path, stream, problems)
+        rows = _rows(kind, path, stream, problems, unused or Unused())
         for count, row in enumerate(rows, start=1):
             yield row
             if count == limit:
                 return
 
 
-def _rows(kind: str, path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]:
+def _rows(kind: str, path: Path, stream: IO[bytes], problems: Problems, unused: Unused) -> Iterator[Row]:
     if kind == "jsonl":
         return jsonl_items(text_lines(stream, problems), problems, [])
     if kind == "json":
-        return json_items(whole_text(stream, problems), problems, [], rows_key="data")
+        return json_items(whole_text(stream, problems), problems, [], rows_key="data", on_key=_beside(problems, unused))
     if kind == "csv":
         return _csv(stream, problems)
     return _parquet(path, stream, problems)
+
+
+def _beside(problems: Problems, unused: Unused) -> OnKey:
+    """Return what judges the keys of a JSON file that stand beside its rows."""
+
+    def note(line: int, key: str, value: Any) -> None:
+        if isinstance(value, list) or key in SPLITS or key in ROW_COLUMNS:
+            said = "is not read: a JSON file is a list of rows, or has it as data"
+            problems.add(line, key, value, f"{said}; write this into every row, or into a file of its own")
+        else:
+            unused.add(f"{key} of the file")
+
+    return note
 
 
 def _csv(stream: IO[bytes], problems: Problems) -> Iterator[tuple[int, Mapping[str, str | None]]]:

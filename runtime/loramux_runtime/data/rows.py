@@ -17,10 +17,10 @@ from loramux_traces.arrays import Bools, Ints
 from loramux_traces.problems import Problems
 
 _Ids = np.ndarray[Any, np.dtype[np.int32]]
-#: A batch for the tokenizer ends at this many rows or characters, because offsets take far more
-#: memory than text.
+#: A batch for the tokenizer has at most this many rows and, of several rows, bytes: tokens take a
+#: hundred times the memory of text, and a character may be four tokens.
 _BATCH_ROWS: Final = 256
-_BATCH_CHARACTERS: Final = 1 << 20
+_BATCH_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -152,16 +152,17 @@ class RowBuilder:
         self._added = tuple(np.array(added, dtype=np.int32) for added in tokenizer.added)
         self._turn_ends: dict[str, int | None] = {}
         self._waiting: list[tuple[int, Rendered]] = []
-        self._characters = 0
+        self._bytes = 0
         self._ids: list[_Ids] = []
         self._learned: list[Bools] = []
 
     def add(self, line: int, rendered: Rendered) -> None:
         """Take the text of one row; `line` is where it stands in its file."""
-        self._waiting.append((line, rendered))
-        self._characters += len(rendered.text)
-        if len(self._waiting) >= _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
+        size = len(rendered.text) if rendered.text.isascii() else len(rendered.text.encode())
+        if len(self._waiting) >= _BATCH_ROWS or self._bytes + size > _BATCH_BYTES:
             self._tokenise()
+        self._waiting.append((line, rendered))
+        self._bytes += size
 
     def finish(self) -> TokenisedRows:
         """Return all rows, in the order in which they came."""
@@ -169,7 +170,7 @@ class RowBuilder:
         return _joined(self._ids, self._learned)
 
     def _tokenise(self) -> None:
-        waiting, self._waiting, self._characters = self._waiting, [], 0
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
         by_kind: dict[bool, Iterator[Encoded]] = {}
         for special in (False, True):
             texts = [rendered.text for _, rendered in waiting if rendered.add_special is special]
@@ -237,7 +238,7 @@ class RowBuilder:
         A text may begin with the beginning of sequence that the tokenizer puts before every text.
         """
         ids = np.array(encoded.ids, dtype=np.int32)
-        begins, ends = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
+        begins, ends = encoded.offsets.T
         if rendered.add_special:
             front, back = self._added
             a, b = len(front), len(ids) - len(back)

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
@@ -21,6 +22,7 @@ from loramux_runtime.data.chat_template import ChatTemplate, chat_template
 from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
+from loramux_traces.arrays import Ints
 from loramux_traces.errors import InvalidInputError, printable
 from loramux_traces.files import MAX_TOKENIZER, check_folder
 
@@ -30,15 +32,36 @@ BYTE_NAME: Final = "bytes"
 _FILE: Final = "tokenizer.json"
 #: Files that say a model has a tokenizer of its own, so that bytes would be the wrong ids for it.
 _OTHERS: Final = ("tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
+#: Tokens of a text from which on their offsets are not made as a list.
+_MANY_TOKENS: Final = 1 << 16
 _BOS, _EOS, _PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Holds the token ids of one text and the characters [start, end) that each came from."""
+    """Holds the tokens of one text as the tokenizer has them.
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    In Python they take far more memory: they are made when they are asked for, and not kept.
+    """
+
+    encoding: Any
+    """tokenizers' Encoding."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Return the ids of the tokens."""
+        ids: list[int] = self.encoding.ids
+        return ids
+
+    @property
+    def offsets(self) -> Ints:
+        """Return the characters [start, end) that each token came from, [tokens, 2]."""
+        count = len(self.encoding)
+        if count <= _MANY_TOKENS:
+            return np.array(self.encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        # A list of pairs takes 130 bytes a token. What the tokenizer has added is nowhere: (0, 0).
+        ends = (end for token in range(count) for end in self.encoding.token_to_chars(token) or (0, 0))
+        return np.fromiter(ends, dtype=np.int64, count=2 * count).reshape(-1, 2)
 
 
 class TokenizerFailure(Exception):
@@ -115,7 +138,7 @@ class Tokenizer:
                 except TokenizerFailure as failure:
                     raise TokenizerFailure(index, failure.said) from error
             raise TokenizerFailure(0, _said(error)) from error
-        return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
+        return [Encoded(encoding) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the tokens, special ones included."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from loramux_runtime.data.columns import Unused, empty, unpacked, without_nulls
+from loramux_runtime.data.columns import Unused
+from loramux_runtime.data.marks import marks_learning
 from loramux_runtime.data.templates import Message
+from loramux_runtime.data.tool_calls import CallReader, encodable
+from loramux_runtime.data.values import empty, first_given, unpacked
 from loramux_traces.problems import Problems
 
 #: Longest text of one field, in characters; a line of a file has the same limit in bytes.
 MAX_TEXT: Final = 1 << 20
 #: Most turns of one chat.
 MAX_TURNS: Final = 1000
-#: Most tools of one chat, and calls of one turn.
-MAX_TOOLS: Final = 1000
 #: Who speaks, by the names that OpenAI, ShareGPT and Gemini give them, in any case.
 ROLES: Final = {
     "system": "system",
@@ -38,11 +39,13 @@ ROLES: Final = {
 }
 _WHO: Final = ("role", "from")
 _WHAT: Final = ("content", "value", "parts")
-_SWITCHES: Final = ("true", "false", "0", "1", "0.0", "1.0", "yes", "no")
 _LEARN: Final = ("weight", "train", "training", "loss")
-#: Words in the name of a turn's key by which other trainers say whether it is learned.
-_LEARN_WORDS: Final = ("weight", "train", "loss", "mask", "learn", "ignore")
 _REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+#: What a part of Gemini's may hold beside or instead of text, in both of its spellings.
+_NO_TEXT: Final = (
+    *("functionCall", "function_call", "functionResponse", "function_response", "inlineData", "inline_data"),
+    *("fileData", "file_data", "executableCode", "executable_code", "codeExecutionResult", "code_execution_result"),
+)
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _BARRED: Final = {
     "mask": "may mean either; say weight: 0 or train: false of a turn that is not to be learned",
@@ -76,7 +79,7 @@ class Texts:
             allowed = f"may have at most {MAX_TEXT} characters"
         elif required and not value.strip():
             allowed = "must not be empty"
-        elif not _encodable(value):
+        elif not encodable(value):
             value, allowed = "", "must be Unicode text (it holds half of a surrogate pair)"
         else:
             return value
@@ -103,20 +106,20 @@ class Texts:
                     line, where if kind is None else f"{where}.type", said, "must be text: loramux trains on text"
                 )
                 return None
+            held = next((name for name in _NO_TEXT if not empty(part.get(name))), None)
+            if held is not None:
+                self._problems.add(line, f"{where}.{held}", part[held], "must be text: give calls as tool_calls")
+                return None
             text = self.checked(line, f"{where}.text", part.get("text"), "" if part.get("text") == "" else "a part")
             if text is None:
                 return None
-            unused.rest(part, {"type", "text"}, "content[].")
+            if part.get("thought") not in (None, False):
+                allowed = "must be true or false, true only in parts of an assistant's turn"
+                self._problems.add(line, f"{where}.thought", part["thought"], allowed)
+                return None
+            unused.rest(part, {"type", "text", "thought"}, "content[].")
             texts.append(text)
         return "".join(texts)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class TurnReader:
@@ -132,7 +135,7 @@ class TurnReader:
         self._problems = problems
         self._texts = texts
         self._unused = unused
-        self._nulls_absent = nulls_absent
+        self.calls = CallReader(problems, unused, nulls_absent=nulls_absent)
 
     def turns(self, line: int, column: str, turns: Any, *, learned: bool = True) -> list[Message] | None:
         """Return the messages of a list of turns, or None if one of them is bad."""
@@ -148,8 +151,7 @@ class TurnReader:
     def _turn(self, line: int, column: str, turn: Any, learned: bool) -> Message | None:
         who = what = None
         if isinstance(turn, Mapping):
-            who = next((key for key in _WHO if turn.get(key) is not None), None)
-            what = next((key for key in _WHAT if turn.get(key) is not None), None)
+            who, what = first_given(turn, _WHO), first_given(turn, _WHAT)
         if who is None:
             self._problems.add(line, column, turn, "a turn must have role and content, or from and value")
             return None
@@ -166,8 +168,11 @@ class TurnReader:
                 self._problems.add(line, f"{column}.{name}", turn[name], allowed)
         self._check_other_marks(line, column, turn, role)
         is_learned = self._learned(line, column, turn, role) and learned
-        extra = self._extra(line, column, turn, role, used)
-        content = self._texts.joined(line, f"{column}.{what}", turn.get(what), self._unused)
+        said, thoughts = turn.get(what), None
+        if role == "assistant" and isinstance(said, list | tuple):
+            said, thoughts = self._without_thoughts(line, f"{column}.{what}", said)
+        extra = self._extra(line, column, turn, role, used, thoughts)
+        content = self._texts.joined(line, f"{column}.{what}", said, self._unused)
         if self._problems.total > before:
             return None
         # System and user turns may be empty, but not missing; an empty answer teaches nothing but
@@ -214,21 +219,41 @@ class TurnReader:
             return
         for name, value in turn.items():
             known = name in _LEARN or name in _BARRED or not isinstance(name, str)
-            says = isinstance(value, bool | int | float) or (isinstance(value, str) and value.lower() in _SWITCHES)
-            if not known and says and any(word in name.lower() for word in _LEARN_WORDS):
+            if not known and marks_learning(name, value):
                 allowed = "is not known; say weight: 0 or train: false of a turn that is not to be learned"
                 self._problems.add(line, f"{column}.{name}", value, allowed)
 
-    def _extra(self, line: int, column: str, turn: Mapping[Any, Any], role: str, used: set[str]) -> dict[str, Any]:
+    def _without_thoughts(self, line: int, column: str, parts: Sequence[Any]) -> tuple[list[Any], str | None]:
+        """Return the parts that are said, and the text of those that Gemini marks as thoughts."""
+        thoughts = [part for part in parts if isinstance(part, Mapping) and part.get("thought") is True]
+        said = [part for part in parts if not any(part is thought for thought in thoughts)]
+        plain = [{**part, "thought": None} for part in thoughts]
+        return said, self._texts.joined(line, column, plain, self._unused) if plain else None
+
+    def _extra(
+        self,
+        line: int,
+        column: str,
+        turn: Mapping[Any, Any],
+        role: str,
+        used: set[str],
+        thoughts: str | None,
+    ) -> dict[str, Any]:
         extra: dict[str, Any] = {}
         if role == "tool":
             for name in ("name", "tool_call_id"):
-                if isinstance(turn.get(name), str) and _encodable(turn[name]):
+                if isinstance(turn.get(name), str) and encodable(turn[name]):
                     extra[name] = turn[name]
                     used.add(name)
         if role != "assistant":
             return extra
         reasoning = next((name for name in _REASONING if not empty(turn.get(name))), None)
+        if thoughts and reasoning is None:
+            extra.update(reasoning_content=thoughts, thinking=thoughts)
+        elif thoughts and turn[reasoning] != thoughts:
+            self._problems.add(
+                line, f"{column}.{reasoning}", turn[reasoning], "contradicts the parts that are thoughts"
+            )
         if reasoning is not None:
             text = self._texts.checked(line, f"{column}.{reasoning}", turn[reasoning], "reasoning")
             # Templates read it by either name.
@@ -240,72 +265,7 @@ class TurnReader:
             name, calls = "function_call", [unpacked(turn["function_call"])]
         if not empty(calls):
             used.add(name)
-            found = self._calls(line, f"{column}.{name}", calls)
+            found = self.calls.calls(line, f"{column}.{name}", calls)
             if found is not None:
                 extra["tool_calls"] = found
         return extra
-
-    def _calls(self, line: int, column: str, calls: Any) -> list[dict[str, Any]] | None:
-        if not isinstance(calls, list | tuple) or len(calls) > MAX_TOOLS:
-            self._problems.add(line, column, calls, f"must be a list of at most {MAX_TOOLS} calls with function")
-            return None
-        found = []
-        for at, call in enumerate(calls):
-            where = f"{column}[{at}]"
-            function = call.get("function", call) if isinstance(call, Mapping) else None
-            name = function.get("name") if isinstance(function, Mapping) else None
-            if not isinstance(function, Mapping) or not isinstance(name, str) or not name or not _encodable(name):
-                self._problems.add(line, where, call, "must have function with name and arguments")
-                return None
-            arguments = unpacked(function.get("arguments"))
-            if empty(arguments):
-                arguments = {}
-            if not isinstance(arguments, Mapping):
-                allowed = "must be a JSON object of the arguments' names and values"
-                self._problems.add(line, f"{where}.arguments", function.get("arguments"), allowed)
-                return None
-            if not plain_json(arguments):
-                self._problems.add(line, f"{where}.arguments", "", "must hold JSON values in Unicode text only")
-                return None
-            if isinstance(function.get("arguments"), Mapping) and self._nulls_absent:
-                arguments = without_nulls(arguments)
-            identity = {"id": call["id"]} if isinstance(call.get("id"), str) and _encodable(call["id"]) else {}
-            self._unused.rest(call, {"id", "type", "function", "index", "name", "arguments"}, "tool_calls[].")
-            found.append({**identity, "type": "function", "function": {"name": name, "arguments": dict(arguments)}})
-        return found
-
-    def tools(self, line: int, column: str, value: Any) -> tuple[Mapping[str, Any], ...] | None:
-        """Return the tools of a row in OpenAI's form, or None if one is bad."""
-        tools = unpacked(value)
-        if not isinstance(tools, list | tuple) or len(tools) > MAX_TOOLS:
-            self._problems.add(line, column, value, f"must be a list of at most {MAX_TOOLS} tools, or its JSON text")
-            return None
-        found = []
-        for at, tool in enumerate(tools):
-            tool = unpacked(tool)
-            inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
-            named = isinstance(inner, Mapping) and isinstance(inner.get("name"), str) and inner["name"]
-            if not named or not plain_json(tool):
-                self._problems.add(line, f"{column}[{at}]", tool, "must be a JSON object of a function with name")
-                return None
-            tool = tool if "function" in tool else {"type": "function", "function": tool}
-            found.append(without_nulls(tool) if self._nulls_absent else tool)
-        return tuple(found)
-
-
-def plain_json(value: Any) -> bool:
-    """Return whether a value can be written as JSON in UTF-8."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            waiting.extend(item.values())
-            waiting.extend(item.keys())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
-        elif isinstance(item, str):
-            if not _encodable(item):
-                return False
-        elif item is not None and not isinstance(item, bool | int | float):
-            return False
-    return True

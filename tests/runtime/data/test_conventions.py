@@ -115,6 +115,7 @@ def test_openorcas_system_prompt(load: Loader, bytes_: Tokenizer) -> None:
         ["sky", "blood", 3],
         {"text": ["sky", "blood", "3"], "label": ["A", "B", "C"]},
         {"A": "sky", "B": "blood", "C": "3"},
+        {"A": "sky", "B": "blood", "C": "3", "D": None},
         "A. sky\nB. blood\nC. 3",
         '["sky", "blood", 3]',
     ],
@@ -242,6 +243,93 @@ def test_tools_and_calls_go_through_the_models_template(row: dict[str, Any], loa
     assert said == ""
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"function": {"name": "look", "parameters": {"city": "Oslo"}}},
+        {"function": {"name": "look", "args": {"city": "Oslo"}}},
+        {"function": {"name": "look", "input": '{"city": "Oslo"}'}},
+        {"function": {"name": "look"}, "arguments": {"city": "Oslo"}},
+        {"function": {"name": "look", "arguments": ""}, "input": {"city": "Oslo"}},
+        {"name": "look", "function": {"name": "look", "arguments": {"city": "Oslo"}}, "args": '{"city":"Oslo"}'},
+        {"name": "look", "function": {"arguments": {"city": "Oslo"}}},
+        {"name": "look", "parameters": {"city": "Oslo"}},
+    ],
+)
+def test_arguments_of_calls_are_read_under_every_name(call: Any, load: Loader, tooled: Tokenizer) -> None:
+    learned = '<call>{"name": "look", "arguments": {"city": "Oslo"}}</call><|im_end|>'
+    for key, value in (("tool_calls", [call]), ("tool_calls", json.dumps([call])), ("function_call", call)):
+        row = {"messages": [USER, {"role": "assistant", key: value}]}
+        assert load(row, tooled)[1:] == (learned, "")
+
+
+def test_calls_that_contradict_themselves_are_refused_and_other_keys_named(load: Loader, tooled: Tokenizer) -> None:
+    def row(call: Any) -> Any:
+        return {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}
+
+    inner = {"name": "look", "arguments": {"city": "Oslo"}}
+    for call, said in (
+        ({"function": inner, "name": "go"}, "name: 'go'; contradicts function.name"),
+        ({"function": inner, "arguments": {"city": "Rome"}}, "arguments: 'a dict'; contradicts function.arguments"),
+        ({"function": {**inner, "input": {"x": 1}}}, "function.input: 'a dict'; contradicts function.arguments"),
+    ):
+        assert load.refusal(row(call), tooled).startswith(f"column messages[1].tool_calls[0].{said}: give one of them")
+    said = load(row({"function": {**inner, "strict": True}, "note": "x"}), tooled)[2]
+    assert said == "columns not used: tool_calls[].function.strict (1), tool_calls[].note (1)"
+
+
+def test_geminis_thoughts_are_reasoning(load: Loader, tooled: Tokenizer, chatml: Tokenizer) -> None:
+    parts = [{"text": "WHY", "thought": True}, {"text": "a", "thought": False}]
+    row = {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": parts}]}
+    assert load(row, tooled)[1:] == ("<think>WHY</think>a<|im_end|>", "")
+    assert "leaves out reasoning_content" in load.refusal(row, chatml)
+    for turn in ({"role": "user", "parts": parts}, {"role": "model", "parts": [{"text": "a", "thought": "WHY"}]}):
+        said = load.refusal({"contents": [turn, ANSWER]}, tooled)
+        assert ".parts[0].thought: " in said and "must be true or false" in said
+    called = {"role": "model", "parts": [{"text": "a", "functionCall": {"name": "f"}}]}
+    assert "parts[0].functionCall: 'a dict'; must be text" in load.refusal({"contents": [USER, called]}, tooled)
+    twice = {"role": "model", "parts": parts, "reasoning_content": "OTHER"}
+    assert "contradicts the parts that are thoughts" in load.refusal({"contents": [USER, twice]}, tooled)
+
+
+def test_the_first_name_that_has_a_value_is_read(load: Loader, chatml: Tokenizer, bytes_: Tokenizer) -> None:
+    plain = load({"instruction": "q", "input": "c", "output": "a"}, bytes_)
+    for row in (
+        {"instruction": "q", "input": "", "context": "c", "output": "a"},
+        {"instruction": "", "question": "q", "input": "c", "output": "a"},
+        {"instruction": "q", "input": "c", "output": "", "response": "a"},
+        {"prompt": "q", "input": "c", "completion": "", "response": "a"},
+        {"messages": [], "instruction": "q", "input": "c", "output": "a"},
+    ):
+        assert load(row, bytes_) == plain
+    question = {"prompt": "q", "completion": "", "response": "a"}
+    assert load(question, bytes_) == load({"instruction": "q", "output": "a"}, bytes_)
+    chat = load({"messages": [USER, ANSWER]}, chatml)
+    turns = [
+        {"role": "", "from": "human", "content": "", "value": "q"},
+        {"role": "model", "content": [], "parts": ["a"]},
+    ]
+    for row in ({"messages": [], "conversations": [USER, ANSWER]}, {"messages": turns}):
+        assert load(row, chatml) == chat
+    # An empty value that stands alone is one.
+    assert "### Input" not in load({"instruction": "q", "input": "", "output": "a"}, bytes_)[0]
+    assert "user\n<|im_end|>" in load({"messages": [{"role": "user", "content": ""}, ANSWER]}, chatml)[0]
+    assert "column messages: 'a list'; must be a list of 1 to" in load.refusal({"messages": []}, chatml)
+
+
+def test_trls_lists_of_messages_may_be_json_text(load: Loader, chatml: Tokenizer) -> None:
+    expected = load({"prompt": [USER], "completion": [ANSWER]}, chatml)
+    asked, answered = json.dumps([USER]), json.dumps([ANSWER])
+    for prompt, completion in ((asked, answered), ([USER], answered), (asked, "a")):
+        row = {"prompt": prompt, "completion": completion}
+        assert load(row, chatml) == load(row, chatml, use_chat_template=True) == expected
+    for prompt, completion, column in (("q", answered, "completion"), (str([USER]), "a", "prompt")):
+        row = {"prompt": prompt, "completion": completion}
+        assert f"column {column}: " in load.refusal(row, chatml) and "looks like a list of" in load.refusal(row, chatml)
+        assert completion in load(row, chatml, format="completion")[1]
+    assert load({"prompt": "q", "completion": '[{"a": 1}]'}, chatml)[1].startswith('[{"a": 1}]')
+
+
 def test_what_a_template_leaves_out_is_refused(
     load: Loader, chatml: Tokenizer, tooled: Tokenizer, bytes_: Tokenizer
 ) -> None:
@@ -296,6 +384,10 @@ def test_sharegpts_calls_are_learned_and_observations_are_read(
 # -- refused, or named
 
 
+#: Keys by which trainers say that a turn, or a part of it, is not learned.
+MARKS = [("loss_mask", [0, 0]), ("token_weights", [0.0, 1.0]), ("compute_loss", "none"), ("lossMask", "[0]"), ("ignored", "on")]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -311,6 +403,24 @@ def test_sharegpts_calls_are_learned_and_observations_are_read(
         ({"messages": [USER, {**ANSWER, "trainable": False}]}, "column messages[1].trainable: 'False'; is not known"),
         ({"messages": [USER, {**ANSWER, "Weight": 0}]}, "column messages[1].Weight: '0'; is not known"),
         ({"messages": [USER, {**ANSWER, "is_masked": "true"}]}, "column messages[1].is_masked: 'true'; is not known"),
+        *(
+            ({"messages": [USER, {**ANSWER, key: mark}]}, f"column messages[1].{key}: {(mark if isinstance(mark, str) else 'a list')!r}; is not known")
+            for key, mark in MARKS
+        ),
+        *(
+            ({"prompt": "q", "completion": "a", name: False}, f"column {name}: 'False'; must be 1 or true")
+            for name in ("loss", "weights", "sample_weights", "loss_weights", "tokenWeight")
+        ),
+        ({"messages": [USER, ANSWER], "weights": 0}, "column weights: '0'; must be 1 or true"),
+        *(
+            ({"prompt": "q", "completion": "a", name: [0, 1]}, f"column {name}: cannot be followed")
+            for name in ("masks", "loss_masks", "completion_masks", "assistant_tokens_mask", "assistantMask")
+        ),
+        *(
+            ({"prompt": "q", "completion": "a", "label": label}, f"column label: '{label}'; marks a good or bad answer (KTO)")
+            for label in ("1.0", "0.0", "yes", "No", "good", "bad", " TRUE")
+        ),
+        ({"messages": [USER, ANSWER], "kto_tag": "0"}, "column kto_tag: '0'; marks a good or bad answer"),
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "column images: cannot be read: loramux trains on text"),
         ({"instruction": "q", "output": "a", "weight": 0.5}, "column weight: '0.5'; must be 1 or true"),
         ({"text": "a", "weight": 0}, "column weight: '0'; must be 1 or true: rows have no weights"),
@@ -362,6 +472,12 @@ def test_every_column_and_key_that_is_not_read_is_named(load: Loader, chatml: To
     both = {"instruction": "a", "question": "b", "input": "c", "context": "d", "output": "e", "answer": "f"}
     assert load(both, bytes_)[2] == "columns not used: answer (1), context (1), question (1)"
     assert load({"text": "a", "label": 3}, bytes_)[2] == "columns not used: label (1)"
+    # Words are looked for as a whole, and a figure is no mark.
+    counts = {"constraint_count": 3, "glossary_id": 5, "pretrained": True}
+    said = load({"messages": [USER, {**ANSWER, **counts}]}, chatml)[2]
+    assert said == "columns not used: turn.constraint_count (1), turn.glossary_id (1), turn.pretrained (1)"
+    others = {"loss": 0.53, "weight_kg": 70, "attention_mask": [1], "weights": 1, "sample_weights": "1.0"}
+    assert load({"text": "a", **others}, bytes_)[2] == "columns not used: attention_mask (1), loss (1), weight_kg (1)"
     many = [{"text": "a", f"c{i:04}": 1} for i in range(1100)]
     report = load.data(many, bytes_).report
     assert len(report.unused) == 1001 and report.unused[-1] == ("(over 1000 further names)", 100)  # type: ignore[union-attr]

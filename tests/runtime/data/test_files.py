@@ -58,6 +58,9 @@ def test_one_data_set_in_every_form_gives_the_same_rows(write: Write, bytes_: To
     }
     for name, content in forms.items():
         assert tokens(write(content, name), bytes_) == expected, name
+    config = DataConfig(path=write(forms["b.json"], "b.json"))
+    report = load_data(config, bytes_, vocab_size=300, seed=0).report
+    assert str(report).endswith("columns not used: version of the file (1)")
     assert tokens(write(csv_text(), "rows.txt"), bytes_, file_format="csv") == expected
 
 
@@ -149,6 +152,13 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
         ("a.json", b"", "expected ["),
         ("a.json", b"{}", "has no rows"),
         ("a.json", b'{"data": 3}', "expected ["),
+        (
+            "a.json",
+            b'{"data": [{"text": "a"}],\n"system": "S"}',
+            ":2: column system: 'S'; is not read: a JSON file is a list",
+        ),
+        ("a.json", b'{"eval": [{"text": "b"}], "data": [{"text": "a"}]}', ":1: column eval: 'a list'; is not read"),
+        ("a.json", b'{"data": [{"text": "a"}], "more": [{"text": "b"}]}', ":1: column more: 'a list'; is not read"),
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"text\n", "has no rows"),
         ("a.csv", b"text,text\na,b\n", "is named twice"),

@@ -103,6 +103,7 @@ def test_progress_is_told(write: Write, bytes_: Tokenizer) -> None:
         {"template": "{instruction!r}{output}"},
         {"template": "{instruction:>99999999}{output}"},
         {"template": "{0}{output}"},
+        {"template": "x" * 65_536 + "{output}"},
         {"template": "{instruction}{output"},
         {"template": "{instruction}{output}", "use_chat_template": True},
         {"template": "{instruction}{output}", "format": "chat"},

@@ -249,3 +249,30 @@ def test_rows_are_immutable_and_can_be_selected(write: Write, bytes_: Tokenizer)
         rows.ids[0] = 1
     with pytest.raises(IndexError):
         rows[3]
+
+
+def test_a_batch_of_the_tokenizer_is_bounded_before_a_row_is_added(
+    write: Write, bytes_: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    encode = type(bytes_).encode
+
+    def spy(self: Tokenizer, texts: Any, **given: Any) -> Any:
+        batches.append([len(text.encode()) for text in texts])
+        return encode(self, texts, **given)
+
+    monkeypatch.setattr(type(bytes_), "encode", spy)
+    monkeypatch.setattr("loramux_runtime.data.rows._BATCH_BYTES", 100)
+    path = write([{"text": text} for text in ("a" * 60, "\U0001f600" * 15, "b" * 40, "c" * 500, "d")])
+    config = DataConfig(path=path, shuffle=False)
+    data = load_data(config, bytes_, vocab_size=bytes_.vocab_size, seed=0)
+    assert batches == [[60], [60, 40], [500], [1]]
+    assert data.train.lengths.tolist() == [62, 62, 42, 502, 3]
+
+
+def test_offsets_of_long_texts_are_those_of_short_ones(bytes_: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a \U0001f600<|eos|> b"
+    expected = bytes_.encode([text])[0].offsets
+    assert expected[:3].tolist() == [[0, 0], [0, 1], [1, 2]]
+    monkeypatch.setattr("loramux_runtime.data.tokenizer._MANY_TOKENS", 0)
+    assert bytes_.encode([text])[0].offsets.tolist() == expected.tolist()
