@@ -150,7 +150,7 @@ def check_values(values: Mapping[str, Any], file: str | Path) -> None:
         least = 0 if key in _MAY_BE_ZERO else 1
         if key not in values or (value is None and key in _OPTIONAL):
             continue
-        if type(value) is not int or not least <= value <= most:
+        if not _is_whole(value) or not least <= value <= most:
             problems.add(0, key, value, f"must be a whole number from {least} to {most}")
     for key in _FLAGS:
         if key in values and not isinstance(values[key], bool | None):
@@ -183,7 +183,7 @@ def check_config(config: Any, file: str | Path) -> None:
     _check_dropouts({key: getattr(config, key, None) for key in _DROPOUTS}, problems)
     for key, most in _SIZES.items():
         value = getattr(config, key, None)
-        if value is not None and (type(value) is not int or not 0 <= value <= most):
+        if value is not None and not (_is_whole(value) and 0 <= value <= most):
             problems.add(0, key, value, f"must be a whole number of at most {most}")
     problems.raise_if_any()
     heads, pairs = config.num_attention_heads, config.num_key_value_heads
@@ -332,3 +332,7 @@ def unknown_fields(values: Mapping[str, Any], config: Any) -> list[str]:
 
 def _method(value: Any) -> Any:
     return value.get("quant_method", value) if isinstance(value, dict) else value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
