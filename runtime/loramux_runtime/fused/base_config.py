@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import torch
 
@@ -334,5 +334,5 @@ def _method(value: Any) -> Any:
     return value.get("quant_method", value) if isinstance(value, dict) else value
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
