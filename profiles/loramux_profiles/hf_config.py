@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramux_profiles.datafiles import problem, read_json
+from loramux_profiles.model_kinds import FALCON, TIED, UNGATED, kind_faults
 from loramux_profiles.shapes import ModelShape
 from loramux_traces.errors import InvalidInputError, Problem
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "num_layers", "n_layer"),
-    "heads": ("num_attention_heads", "n_head"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
     "vocab": ("padded_vocab_size", "vocab_size"),
 }
 _FFN: Final = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
-_TIED: Final = ("gemma", "gpt2", "opt", "bloom", "falcon")
-"""Beginnings of model_type for which embeddings are tied where the file does not say so."""
-_UNGATED: Final = ("gpt", "opt", "phi", "bloom", "falcon", "starcoder")
-_PHI_GATED: Final = ("phi3", "phi4", "gpt_oss")
 _MAX: Final = 1 << 24
 
 
@@ -65,8 +62,9 @@ def shape_from_config(path: Path | str, name: str | None = None) -> ModelShape:
 
     The shape is called `name`, or else as the path. The reader knows the key names of Llama-like
     models, ChatGLM (`num_layers`, `ffn_hidden_size`, `multi_query_group_num`, `kv_channels`,
-    `padded_vocab_size`) and GPT-2, and a nested `text_config`. Raises InvalidInputError naming
-    every bad key; a model that is itself a mixture of experts is refused.
+    `padded_vocab_size`), GPT-2 and Falcon, and a nested `text_config`. Raises InvalidInputError
+    naming every bad key; a mixture of experts, a quantised model, and one
+    of a kind that is not known are refused.
     """
     file = Path(path)
     if file.is_dir():
@@ -85,28 +83,23 @@ def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> M
         data = {**data, **nested}
     reader = _Reader(file, data)
     kind = str(data.get("model_type", ""))
-    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if isinstance(data.get(key), int) and data[key] > 1:
-            reader.problems.append(
-                problem(file, key, data[key], "a base model with experts of its own is not supported")
-            )
+    reader.problems += [problem(file, *fault) for fault in kind_faults(data, kind)]
     hidden = reader.whole(*_KEYS["hidden"])
     layers = reader.whole(*_KEYS["layers"])
     heads = reader.whole(*_KEYS["heads"])
     vocab = reader.whole(*_KEYS["vocab"])
-    gated = not kind.startswith(_UNGATED) or kind.startswith(_PHI_GATED)
+    gated = kind not in UNGATED
     ffn = reader.whole(*_FFN, default=None if gated else 4 * hidden)
-    if data.get("multi_query_attention") is True:
-        kv_heads = reader.whole("multi_query_group_num", default=1)
-    else:
-        kv_heads = reader.whole("num_key_value_heads", default=heads)
+    if kind == "qwen":  # its first version counts gate and up together
+        ffn = max(1, ffn // 2)
+    key, kv_heads = _kv_heads(reader, kind, heads)
     if heads % kv_heads:
-        reader.problems.append(problem(file, "num_key_value_heads", kv_heads, f"must divide the {heads} heads"))
+        reader.problems.append(problem(file, key, kv_heads, f"must divide the {heads} heads"))
     head_dim = reader.whole("head_dim", "kv_channels", default=max(1, hidden // heads))
     if "head_dim" not in data and "kv_channels" not in data and hidden % heads:
         reader.problems.append(problem(file, "hidden_size", hidden, f"must be a multiple of the {heads} heads"))
-    tied = reader.flag("tie_word_embeddings", default=kind.startswith(_TIED))
-    qkv_bias = reader.flag("attention_bias", "add_qkv_bias", "qkv_bias", default=kind.startswith("qwen2"))
+    tied = reader.flag("tie_word_embeddings", default=kind in TIED)
+    qkv_bias = reader.flag("attention_bias", "add_qkv_bias", "qkv_bias", default=kind in ("qwen", "qwen2"))
     if reader.problems:
         raise InvalidInputError(reader.problems)
     return ModelShape(
@@ -121,8 +114,19 @@ def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> M
         tied_embeddings=tied,
         qkv_bias=qkv_bias,
         gated=gated,
-        qk_norm=kind.startswith("qwen3"),
+        qk_norm=kind == "qwen3",
         post_norms=kind == "glm4",
         fused_qkv=kind == "phi3",
-        source=f"{file} ({kind or 'no model_type'})",
+        source=f"{file} ({kind or 'no model_type, read as a llama'})",
     )
+
+
+def _kv_heads(reader: _Reader, kind: str, heads: int) -> tuple[str, int]:
+    """Return (key, heads of keys and values), by the rule of the kind."""
+    if reader.data.get("multi_query_attention") is True:
+        return "multi_query_group_num", reader.whole("multi_query_group_num", default=1)
+    if kind in FALCON and reader.flag("new_decoder_architecture", default=kind == "RefinedWeb"):
+        return "num_kv_heads", reader.whole("num_kv_heads", "n_head_kv", default=heads)
+    if kind in FALCON or kind == "gpt_bigcode":
+        return "multi_query", 1 if reader.flag("multi_query", default=True) else heads
+    return "num_key_value_heads", reader.whole("num_key_value_heads", default=heads)

@@ -129,6 +129,14 @@ def test_synthetic_rows_are_those_of_the_step_simulator(cli: Cli, tmp_path: Path
         ([{"id": "a", "adapter": {"target_modules": ["w_proj"]}}], "w_proj"),
         ([{"id": "a", "method": "mola", "adapter": {"num_experts": [2, 2, 2, 2]}}], "layers"),
         ([{"id": "a", "evaluation": {"patience": 2}}], "every_steps"),
+        (
+            [{"id": "a", "data": {"synthetic": {"seq_len": 9}}, "evaluation": {"every_steps": 2}}],
+            "synthetic data have none",
+        ),
+        ([{"id": "a", "evaluation": {"min_improvement": 0.1}}], "jobs.0.evaluation.min_improvement"),
+        ([{"id": "a", "optimizer": {"momentum": 0.9}}], "jobs.0.optimizer.momentum"),
+        ([{"id": "a", "optimizer": {"name": "sgd", "eps": 1e-6}}], "jobs.0.optimizer.eps"),
+        ([{"id": "a", "optimizer": {"name": "sgd", "betas": [0.9, 0.99]}}], "jobs.0.optimizer.betas"),
     ],
 )
 def test_bad_jobs_are_named(cli: Cli, tmp_path: Path, jobs: list[dict[str, Any]], said: str) -> None:

@@ -145,6 +145,14 @@ def test_config_of_gemma_qwen_and_gpt2(tmp_path: Path) -> None:
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
         ({"num_attention_heads": 3, "num_key_value_heads": 1}, "hidden_size"),
+        ({"moe_num_experts": 64}, "moe_num_experts"),
+        ({"moe_num_experts": [64, 64]}, "moe_num_experts"),
+        ({"num_moe_experts": 8.0}, "num_moe_experts"),
+        ({"n_routed_experts": 64, "n_shared_experts": 2}, "n_shared_experts"),
+        ({"model_type": "mamba"}, "model_type"),
+        ({"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 5}, "num_kv_heads"),
+        ({"model_type": "falcon", "multi_query": 1}, "multi_query"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
     ],
 )
 def test_a_bad_config_names_the_key(tmp_path: Path, change: dict[str, object], key: str) -> None:
@@ -152,6 +160,34 @@ def test_a_bad_config_names_the_key(tmp_path: Path, change: dict[str, object], k
     with pytest.raises(InvalidInputError) as error:
         load_shape(path)
     assert key in [problem.column for problem in error.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("change", "kv_heads", "ffn", "gated", "tied"),
+    [
+        ({"model_type": "falcon", "multi_query": True, "num_kv_heads": 32}, 1, 14336, False, True),
+        ({"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 8}, 8, 14336, False, True),
+        ({"model_type": "RefinedWeb", "n_head_kv": 8}, 8, 14336, False, True),
+        ({"model_type": "RefinedWebModel", "multi_query": True}, 1, 14336, False, True),
+        ({"model_type": "gpt_bigcode", "multi_query": True}, 1, 14336, False, True),
+        ({"model_type": "qwen"}, 8, 7168, True, False),
+        ({"model_type": "nemotron", "hidden_act": "relu2"}, 8, 14336, False, False),
+        ({"model_type": "cohere"}, 8, 14336, True, True),
+        ({"model_type": "starcoder2"}, 8, 14336, False, True),
+        (
+            {"num_experts": 1, "num_experts_per_tok": 2, "num_local_experts": None, "quantization_config": None},
+            8,
+            14336,
+            True,
+            False,
+        ),
+    ],
+)
+def test_the_kind_of_model_says_what_the_numbers_mean(
+    tmp_path: Path, change: dict[str, object], kv_heads: int, ffn: int, gated: bool, tied: bool
+) -> None:
+    shape = load_shape(_config(tmp_path, **{**LLAMA, **change}))
+    assert (shape.kv_heads, shape.ffn, shape.gated, shape.tied_embeddings) == (kv_heads, ffn, gated, tied)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b'{"a": NaN}', b"null", b"[" * 100_000])

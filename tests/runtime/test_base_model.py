@@ -5,6 +5,7 @@ Weights are never made up.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
+from loramux_runtime.fused.base_config import hf_config
 from loramux_runtime.fused.base_model import build_base, load_base, outline, shape_config
 from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.model import FusedModel
@@ -67,6 +69,13 @@ def _text(name: str, text: str) -> Callable[[Path], None]:
 
 def _rope(kind: str, **parameters: Any) -> Callable[[Path], None]:
     return _config(rope_parameters={"rope_type": kind, "rope_theta": 1e4, **parameters}, rope_scaling=None)
+
+
+def _old_rope(scaling: Any, **changes: Any) -> Callable[[Path], None]:
+    return _config(rope_parameters=None, rope_scaling=scaling, **changes)
+
+
+LONG: dict[str, Any] = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
 def _shards(folder: Path) -> None:
@@ -204,14 +213,45 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "window": (_config(model_type="mistral", sliding_window=0), "column sliding_window"),
     # rotary positions
     "rope-type": (_rope("axial"), "column rope_parameters.rope_type: 'axial'; must be one of default, linear"),
-    "rope-missing": (_rope("linear"), "config.json: .*factor"),
+    "rope-missing": (_rope("linear"), "column rope_parameters.factor: is missing: linear"),
     "rope-factor": (_rope("linear", factor=-1.0), "column rope_parameters.factor"),
     "rope-theta": (_rope("default", rope_theta=0), "column rope_parameters.rope_theta"),
     "rope-part": (_rope("default", partial_rotary_factor=0.5), "turns 4 of the 8 numbers of a head"),
     "rope-part-size": (_rope("default", partial_rotary_factor=1.5), "partial_rotary_factor"),
     "rope-lists": (_rope("longrope", factor=2.0, short_factor=[1.0], long_factor=[1.0, 2.0]), "rope_parameters"),
     "rope-by-layer": (_rope("default", full_attention={"rope_type": "default"}), "one set for all layers"),
-    "rope-text": (_config(rope_parameters="linear", rope_scaling=None), "config.json: "),
+    "rope-text": (_config(rope_parameters="linear", rope_scaling=None), "column rope_parameters: .* must be an object"),
+    "rope-old-text": (_old_rope("linear"), "column rope_scaling: 'linear'; must be an object"),
+    "rope-no-type": (_old_rope({"factor": 2.0}), "column rope_scaling.rope_type: is missing beside factor: must be one"),
+    "rope-alpha": (_old_rope({"rope_type": "dynamic", "alpha": 1000, "factor": 1.0}), "rope_scaling.alpha: '1000'; is not"),
+    "rope-sections": (_rope("default", mrope_section=[2, 2]), "column rope_parameters.mrope_section"),
+    "rope-mscale": (_old_rope({**LONG, "short_mscale": 1.1}), "column rope_scaling.short_mscale: '1.1'; is not"),
+    "rope-two-types": (_old_rope({"rope_type": "linear", "type": "yarn", "factor": 2.0}), "rope_scaling.rope_type: 'linear'"),
+    "rope-null-type": (_old_rope({"rope_type": None, "type": "linear", "factor": 2.0}), "column rope_scaling.rope_type"),
+    "rope-type-null": (_old_rope({"rope_type": None, "factor": 2.0}), "column rope_scaling.rope_type: .*must be one of"),
+    "rope-type-list": (_old_rope({"type": ["linear"], "factor": 2.0}), "column rope_scaling.type: .*must be one of"),
+    "rope-two-thetas": (_rope("default", rope_theta=9), "rope_parameters.rope_theta: .*says something else than rope_theta"),
+    "rope-twice": (
+        _config(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_type": "default"}),
+        "rope_parameters: .*else than rope_scaling"),
+    "rope-theta-null": (_old_rope(None, rope_theta=None), "column rope_theta: .*must be a finite number above 0"),
+    "rope-theta-list": (_old_rope(None, rope_theta=[10000.0]), "column rope_theta: .*must be a finite number above 0"),
+    "rope-theta-inside": (_rope("default", rope_theta=None), "column rope_parameters.rope_theta: .*must be a finite number"),
+    "rope-factor-list": (_rope("linear", factor=[2.0]), "column rope_parameters.factor: .*must be a finite number above 0"),
+    "rope-factors": (_old_rope({**LONG, "long_factor": 2.0}), "rope_scaling.long_factor: '2'; must be a list of finite"),
+    "rope-truncate": (_rope("yarn", factor=2.0, truncate="no"), "rope_parameters.truncate: 'no'; must be true or false"),
+    "rope-length": (
+        _old_rope({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}, original_max_position_embeddings=9),
+        "rope_scaling.original_max_position_embeddings: '8'",
+    ),
+    "rope-su": (_config(model_type="phi3", rope_scaling={**LONG, "type": "su"}), "scaling.type: 'su'; must be one of .*longrope"),
+    "rope-phi3": (_config(model_type="phi3", rope_scaling={**LONG, "type": "yarn"}), "scaling.type: 'yarn'; .* default, longrope"),
+    # fields of other families
+    "llama-window": (_config(sliding_window=4), "column sliding_window: '4'; is not computed for llama"),
+    "llama-windows": (_config(use_sliding_window=True), "column use_sliding_window: .*is not computed for llama"),
+    "mistral-bias": (_config(model_type="mistral", attention_bias=True), "attention_bias: .*not computed for mistral"),
+    "qwen2-bias": (_config(model_type="qwen2", mlp_bias=True), "column mlp_bias: .*is not computed for qwen2"),
+    "padding": (_config(pad_token_id=1000), "column pad_token_id: '1000'; must be a token below the vocab_size of"),
 }  # fmt: skip
 
 
@@ -313,9 +353,61 @@ GOOD: dict[str, Callable[[Path], Any]] = {
     "swish": _config(hidden_act="swish"),
     "old inv_freq": _weights(lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})),
     "old rope": _config(rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "dynamic", "factor": 2.0}),
+    "rope of old and new": _config(rope_theta=1e4, rope_scaling={"rope_type": "default", "rope_theta": 1e4}),
+    "both types": _old_rope({"type": "linear", "rope_type": "linear", "factor": 2.0, "beta": None}),
+    "yarn": _old_rope({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "finetuned": True}),
+    "yarn's scales": _old_rope({"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0}),
+    "llama 3": _old_rope(
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8,
+        },
+        rope_theta=5e5,
+    ),
+    "factor of one": _old_rope({"rope_type": "default", "factor": 1.0}),
+    "no window": _config(use_sliding_window=False, sliding_window=4, max_window_layers=1, num_experts=None),
     "other tasks": _config(num_labels=3, output_hidden_states=True, is_encoder_decoder=True),
     "tensor parallel": _config(pretraining_tp=2, use_cache=False),
 }
+
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 300,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Llama-3.1": {"model_type": "llama", "rope_theta": 500000.0, "max_position_embeddings": 131072, "mlp_bias": False,
+                  "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                   "original_max_position_embeddings": 8192, "rope_type": "llama3"}},
+    "Qwen2.5": {"model_type": "qwen2", "rope_theta": 1000000.0, "sliding_window": 131072, "use_sliding_window": False,
+                "max_window_layers": 28, "max_position_embeddings": 32768},
+    "Qwen2.5 with YaRN": {"model_type": "qwen2", "rope_theta": 1000000.0, "max_position_embeddings": 131072,
+                          "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}},
+    "Qwen3": {"model_type": "qwen3", "head_dim": 8, "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False,
+              "sliding_window": None, "use_sliding_window": False, "max_window_layers": 28},
+    "Mistral": {"model_type": "mistral", "rope_theta": 10000.0, "sliding_window": 4096, "num_key_value_heads": 2},
+    "Phi-3 128k": {"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+                   "rope_theta": 10000.0, "sliding_window": 262144, "attention_bias": False, "pad_token_id": 0,
+                   "rope_scaling": LONG},
+    "Gemma": {"model_type": "gemma", "head_dim": 8, "rope_scaling": None, "rope_theta": 10000.0,
+              "hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
+    "GLM-4": {"model_type": "glm4", "head_dim": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000.0,
+              "rope_scaling": None, "attention_bias": False, "num_key_value_heads": 2, "pad_token_id": 2},
+}  # fmt: skip
+"""Rotary positions, windows and biases as published configurations have them; sizes are small."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_taken_and_left_as_they_are(name: str) -> None:
+    values = {**SIZES, **PUBLISHED[name]}
+    before = copy.deepcopy(values)
+    config = hf_config(values, "config.json")
+    assert values == before
+    again = config.to_dict()
+    assert hf_config(again, "config.json").rope_parameters == config.rope_parameters
 
 
 @pytest.mark.parametrize("form", GOOD)

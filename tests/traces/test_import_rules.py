@@ -160,3 +160,14 @@ def test_ties_go_by_file_and_id_and_not_by_length(tmp_path: Path) -> None:
     for order in (rows, rows[::-1]):
         jobs, _ = brought(tmp_path, "swf", "".join(order), limit=2)
         assert [name for name, *_ in jobs] == ["2", "9"]
+
+
+def test_a_name_of_pai_used_again_counts_each_task_in_its_time(tmp_path: Path) -> None:
+    """Ten thousand uses overlap in a hundred tasks, and the sums are exact."""
+    count = 10_000
+    jobs = "".join(f"j,i,u,Terminated,{i},{i + count}\n" for i in range(count))
+    tasks = "".join(f"j,t{i},1,Terminated,{i},,600.0,29.0,10,V100\n" for i in range(0, count, 100))
+    found, _ = brought(tmp_path, "alibaba-pai2020", jobs, tasks)
+    first = {submit: (seconds, gpus) for _, submit, seconds, gpus in found}
+    assert first[0.0] == (10_000.0, 10) and first[9_801.0] == (9_901.0, 1)
+    assert len(found) == 9_901 and first[1.0] == (9_901.0, 10)

@@ -10,7 +10,7 @@ import pytest
 
 from loramux_traces import InvalidInputError, JobSpec, UsageError, import_trace, read_trace, write_trace
 from loramux_traces.importers import SOURCES, ImportReport, get_source
-from loramux_traces.importers.common import moment
+from loramux_traces.importers.common import moment, number
 
 FILES = {
     "philly-table": ["philly_table.csv"],
@@ -134,7 +134,17 @@ def test_seren_and_both_pai_orders(originals: Path) -> None:
 
 def test_times_keep_their_offset() -> None:
     assert moment("2023-03-01 00:18:22+08:00") == moment("2023-02-28 16:18:22+00:00") == moment("2023-02-28 16:18:22")
-    for absent in ("", "None", "nan", None, "yesterday", "0001-01-01 00:00:00+14:00x", 5):
+    for absent in (
+        "",
+        "None",
+        "nan",
+        None,
+        "yesterday",
+        "0001-01-01 00:00:00+14:00x",
+        5,
+        "1611121212",
+        "1611121212345",
+    ):
         assert moment(absent) is None
 
 
@@ -181,8 +191,31 @@ def test_logs_of_several_times_lie_behind_each_other(tmp_path: Path) -> None:
     first, second = log("a.swf", "; UnixStartTime: 1000000", 10), log("b.swf", ";  UnixStartTime: 1003600", 10)
     report = ImportReport()
     assert [job.submit_s for job in get_source("swf").read([second, first], report)] == [3610.0, 10.0]
+    for logs in ([first, second], [second, first]):
+        trace = import_trace("swf", logs)
+        assert [(job.job_id, job.submit_s) for job in trace] == [("1", 0.0), ("1.2", 3600.0)]
     bare = log("c.swf", "; Note: of another machine", 20)
     assert [job.submit_s for job in get_source("swf").read([second, bare], report)] == [10.0, 20.0]
     assert "1 logs without UnixStartTime: the logs were laid over each other" in str(report)
+    assert "laid over each other" in import_trace("swf", [second, bare]).provenance
     (alone,) = get_source("swf").read([bare], report)
     assert alone.submit_s == 20.0
+
+
+def test_numbers_and_times_in_other_notations_are_left_out_by_name(tmp_path: Path) -> None:
+    assert [number(cell) for cell in ("1_000", "1000", " 2.5 ", 7, "nan")] == [None, 1000.0, 2.5, 7.0, None]
+    path = tmp_path / "philly.csv"
+    rows = ("1611121212345,5,1", "1611121212,5,1", "2017-10-03 00:00:01,1_000,1", "2017-10-03 00:00:01,5,1")
+    path.write_text("\n".join(("timestamp,duration,num_gpus", *rows, "")))
+    report = ImportReport()
+    assert len(import_trace("philly-table", path, report=report)) == 1
+    assert dict(report.skipped) == {"no readable time": 2, "no running time above 0": 1}
+    assert dict(report.beside) == {"times that are digits alone (epoch seconds?), not a date and a time": 2}
+
+
+@pytest.mark.parametrize("text", ["{}", '{"jobid": "a"}', '{"jobid": "a"}\n{"jobid": "b"}\n'])
+def test_philly_is_one_list_and_not_lines(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cluster_job_log"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=r"cluster_job_log:1: .*must be one JSON list of jobs"):
+        import_trace("philly-json", path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from typing import Any
 
 import pytest
 
+from loramux_traces.job_types import plain_text
 from loramux_traces.yaml_core import YamlError, read_yaml
 
 
@@ -82,3 +85,11 @@ def test_a_place_in_the_document_has_its_line() -> None:
     assert document.lines(document.value["a"]).tolist() == [2, 3]  # type: ignore[attr-defined]
     assert [document.line_of(path) for path in (("a",), ("a", 1, "d", "e"), ("a", 1, "x"), ("x",))] == [1, 5, 3, 0]
     assert document.has(("a", 0, "b")) and not document.has(("a", 2))
+
+
+@pytest.mark.parametrize("text", ["0x1F", "0o17", "+31", "31", "007", "1_000"])
+def test_a_number_that_is_meant_as_a_name_stays_as_it_was_written(text: str) -> None:
+    (value,) = read_yaml(f"[{text}]").value
+    assert plain_text(value) == text
+    assert plain_text(copy.deepcopy(value)) == text
+    assert not isinstance(value, int) or (value == int(text, 0) and json.dumps(value) == str(int(text, 0)))

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from loramux_traces import limits
+from loramux_traces.wholes import WrittenInt
 
 # Free text that is only shown: no control or direction-changing characters (it reaches terminals
 # and spreadsheets).
@@ -71,9 +72,9 @@ def plain_number(value: Any) -> Any:
 
 
 def plain_text(value: Any) -> Any:
-    """Return a value where a name is wanted: a whole number that stands there is meant as text."""
+    """Return a value where a name is wanted: a whole number there is the text that was written."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 256:
-        return str(value)
+        return value.written if isinstance(value, WrittenInt) else str(value)
     return value
 
 

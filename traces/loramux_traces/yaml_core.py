@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 from yaml.reader import ReaderError
 
-from loramux_traces.wholes import whole_number
+from loramux_traces.wholes import WrittenInt, whole_number
 
 MAX_DEPTH: Final = 64
 """Lists and mappings inside each other."""
@@ -225,13 +225,16 @@ def _plain(text: str) -> Any:
     if text[0] not in _NUMBER_STARTS:
         return text
     if _INT.fullmatch(text):
-        return whole_number(text)
+        number = whole_number(text)
+        return WrittenInt.of(number, text) if text[0] == "+" and isinstance(number, int) else number
     if _LEADING_ZERO.fullmatch(text):
         return text  # 007 is a name, and where a number is wanted it is 7, as in a CSV file
     if _FLOAT.fullmatch(text):
         return float(text)
     if _BASED.fullmatch(text):
-        return int(text[2:], 8 if text[1] == "o" else 16) if len(text) <= _LONGEST_BASED else float("inf")
+        if len(text) > _LONGEST_BASED:
+            return float("inf")
+        return WrittenInt.of(int(text[2:], 8 if text[1] == "o" else 16), text)
     if special := _SPECIAL.fullmatch(text):
         return float(special[1] + "inf" if special[2] else "nan")
     return text

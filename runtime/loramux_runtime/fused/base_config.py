@@ -8,10 +8,11 @@ is refused before the first one is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import torch
 
@@ -19,6 +20,7 @@ from loramux_profiles.datafiles import read_json
 from loramux_runtime.fused.blame import blame
 from loramux_runtime.fused.kernels.gated import ACTIVATIONS
 from loramux_runtime.fused.rope import rope_faults
+from loramux_runtime.fused.rope_fields import is_number, rope_field_faults
 from loramux_traces.errors import InvalidInputError, printable
 from loramux_traces.problems import Problems
 
@@ -71,6 +73,8 @@ _FLAGS: Final = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_slidi
 _DROPOUTS: Final = ("attention_dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attn_pdrop")
 _QUANTISED: Final = ("quantization_config", "compression_config", "quantization", "load_in_4bit", "load_in_8bit")
 _WINDOWS_BY_LAYER: Final = ("qwen2", "qwen3")
+_NOT_IN_ALL: Final = ("attention_bias", "mlp_bias", "sliding_window", "use_sliding_window")
+"""Fields that some families have, and that transformers does not compute in the others."""
 _OTHERS: Final[Mapping[str, tuple[Any, ...]]] = {
     "use_bidirectional_attention": (False,),
     "per_layer_config": (),
@@ -146,16 +150,19 @@ def check_values(values: Mapping[str, Any], file: str | Path) -> None:
         least = 0 if key in _MAY_BE_ZERO else 1
         if key not in values or (value is None and key in _OPTIONAL):
             continue
-        if type(value) is not int or not least <= value <= most:
+        if not _is_whole(value) or not least <= value <= most:
             problems.add(0, key, value, f"must be a whole number from {least} to {most}")
     for key in _FLAGS:
         if key in values and not isinstance(values[key], bool | None):
             problems.add(0, key, values[key], "must be true or false")
     for key in ("rms_norm_eps", "initializer_range"):
-        if key in values and not _number(values[key], 0.0, 1.0):
+        if key in values and not is_number(values[key], 0.0, 1.0):
             problems.add(0, key, values[key], "must be a number from 0 to 1")
+    for field, value, allowed in rope_field_faults(values):
+        problems.add(0, field, value, allowed)
     _check_dropouts(values, problems)
     _check_dtype(values, problems)
+    _check_family_fields(kind, values, problems)
     for key, nothing in _OTHERS.items():
         value = values.get(key)
         if value is not None and value not in nothing:
@@ -176,7 +183,7 @@ def check_config(config: Any, file: str | Path) -> None:
     _check_dropouts({key: getattr(config, key, None) for key in _DROPOUTS}, problems)
     for key, most in _SIZES.items():
         value = getattr(config, key, None)
-        if value is not None and (type(value) is not int or not 0 <= value <= most):
+        if value is not None and not (_is_whole(value) and 0 <= value <= most):
             problems.add(0, key, value, f"must be a whole number of at most {most}")
     problems.raise_if_any()
     heads, pairs = config.num_attention_heads, config.num_key_value_heads
@@ -190,6 +197,9 @@ def check_config(config: Any, file: str | Path) -> None:
             0, "hidden_act", config.hidden_act, f"activation {config.hidden_act!r} is not supported (known: {known})"
         )
     _check_layers(config, problems)
+    pad, most = getattr(config, "pad_token_id", None), config.vocab_size
+    if isinstance(pad, int) and not -most <= pad < most:
+        problems.add(0, "pad_token_id", pad, f"must be a token below the vocab_size of {most}, or null")
     problems.raise_if_any()
 
 
@@ -204,6 +214,19 @@ def _check_dropouts(values: Mapping[str, Any], problems: Problems) -> None:
     for key in _DROPOUTS:
         if values.get(key):
             problems.add(0, key, values[key], "the base model itself has dropout: must be 0")
+
+
+def _check_family_fields(kind: str, values: Mapping[str, Any], problems: Problems) -> None:
+    """Hold that what another family would compute is not asked of this one."""
+    from transformers import CONFIG_MAPPING
+
+    if kind not in FAMILIES:
+        return
+    own = {field.name for field in fields(CONFIG_MAPPING[kind])}
+    unused = ["sliding_window"] if values.get("use_sliding_window") is False else []
+    for key in _NOT_IN_ALL:
+        if key not in own and key not in unused and values.get(key) not in (None, False):
+            problems.add(0, key, values[key], f"is not computed for {kind}: must be false or null, or left out")
 
 
 def _check_dtype(values: Mapping[str, Any], problems: Problems) -> None:
@@ -242,7 +265,8 @@ def hf_config(values: Mapping[str, Any], file: str | Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     check_values(values, file)
-    asked = {key: value for key, value in values.items() if key not in _NOT_ASKED and not key.startswith("_")}
+    # transformers writes into the rotary parameters that it is given
+    asked = {key: deepcopy(value) for key, value in values.items() if key not in _NOT_ASKED and not key.startswith("_")}
     with blame(file):
         config = CONFIG_MAPPING[values["model_type"]].from_dict(asked)
     check_config(config, file)
@@ -310,6 +334,5 @@ def _method(value: Any) -> Any:
     return value.get("quant_method", value) if isinstance(value, dict) else value
 
 
-def _number(value: Any, least: float, most: float) -> bool:
-    # not a number is in no range, and a number of 400 digits compares without becoming a float
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

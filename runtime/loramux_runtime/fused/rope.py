@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loramux_runtime.fused.context import current_step
+from loramux_runtime.fused.rope_fields import Fault
 
 BY_POSITION: Final = ("default", "linear", "yarn", "llama3", "proportional")
 """Types whose angles depend on nothing but the position."""
 BY_LENGTH: Final = ("dynamic", "longrope")
-MAX_FACTORS: Final = 1 << 16
-_NO_NUMBERS: Final = ("rope_type", "type", "truncate", "mscale", "mscale_all_dim", "finetuned")
 _PARTLY_TURNED: Final = ("glm", "glm4", "phi3")
 """Families whose code turns the first numbers of a head and leaves the rest."""
 
@@ -54,23 +53,11 @@ def longest_position(config: Any) -> int | None:
     return int(most)
 
 
-def rope_faults(config: Any) -> list[tuple[str, Any, str]]:
-    """Return (field, value, what is allowed) for what is wrong with the rotary positions."""
+def rope_faults(config: Any) -> list[Fault]:
+    """Return what is wrong with rotary positions whose fields `rope_fields` has looked over."""
     kind = rope_type(config)
     parameters = getattr(config, "rope_parameters", None) or {}
     where = "rope_parameters"
-    if any(isinstance(value, dict) for value in parameters.values()):
-        return [(where, "", "must be one set for all layers, not one for each type of layer")]
-    known = [name for name in (*BY_POSITION, *BY_LENGTH) if name == "default" or name in ROPE_INIT_FUNCTIONS]
-    if kind not in known:
-        return [(f"{where}.rope_type", kind, f"must be one of {', '.join(known)}")]
-    faults = [
-        (f"{where}.{key}", value, "must be a finite number above 0, or a list of them")
-        for key, value in parameters.items()
-        if key not in _NO_NUMBERS and value is not None and not _positive(value)
-    ]
-    if faults:
-        return faults
     part = parameters.get("partial_rotary_factor")
     if part is not None and not 0 < part <= 1:
         return [(f"{where}.partial_rotary_factor", part, "must be above 0 and at most 1")]
@@ -99,12 +86,6 @@ def _width(config: Any, kind: str, plain: int) -> int | None:
             return None
         widths.add(2 * made.shape[-1])
     return max(widths)
-
-
-def _positive(value: Any) -> bool:
-    if isinstance(value, list):
-        return len(value) <= MAX_FACTORS and all(_positive(one) for one in value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
 
 
 class SequenceRope(nn.Module):

@@ -22,7 +22,7 @@ from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_runtime.fused.adapters.lora.config import LoraConfig
 from loramux_runtime.fused.adapters.mixlora.config import FFN, MixLoraConfig
 from loramux_runtime.fused.sites import PRESETS
-from loramux_runtime.jobs.peft_fields import CHECKED, IGNORED, REFUSED, WHICH
+from loramux_runtime.jobs.peft_fields import CHECKED, IGNORED, INDICES, REFUSED, WHICH
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.limits import MAX_RANK
 from loramux_traces.strict_json import parse_json
@@ -176,8 +176,15 @@ def _refuse_others(document: Mapping[str, Any], known: Collection[str], within: 
             fault = CHECKED[key](value)
             if fault is not None:
                 raise _Bad(f"{within}{key}", value, fault)
-        elif key not in known and value not in (None, False, {}, [], "", "none", 0):
+        elif key not in known and not _asks_nothing(key, value):
             raise _Bad(f"{within}{key}", value, REFUSED.get(key, "is not supported for this method"))
+
+
+def _asks_nothing(key: str, value: Any) -> bool:
+    """Return whether a value is none, no or empty (0 is, if it is no number of a layer)."""
+    if type(value) in (int, float):
+        return value == 0 and key not in INDICES
+    return value in (None, False, {}, [], "", "none")
 
 
 def _mixlora(document: Mapping[str, Any]) -> MixLoraConfig:

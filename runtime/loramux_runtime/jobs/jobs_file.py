@@ -69,6 +69,7 @@ def _one_kind(data: Any) -> Any:
     return SyntheticData.model_validate(data)
 
 
+_HELD_OUT = "give data.eval_rows, eval_fraction or eval_path"
 _NULL_SAYS = frozenset(("max_grad_norm",))
 """Fields in which null is a value of its own, and not the default."""
 Data = Annotated[DataConfig | SyntheticData, BeforeValidator(_one_kind)]
@@ -99,6 +100,14 @@ class OptimizerConfig(_Strict):
     momentum: Annotated[Dropout, ReadNumber] = 0.0
     """Momentum, which SGD alone uses."""
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> OptimizerConfig:
+        fields = type(self).model_fields
+        for key in ("momentum",) if self.name == "adamw" else ("betas", "eps"):
+            if getattr(self, key) != fields[key].default:
+                raise broken_rule(key, f"has no effect on {self.name}: must be left out")
+        return self
+
 
 class ScheduleConfig(_Strict):
     """The schedule sets the learning rate over the declared steps."""
@@ -120,6 +129,8 @@ class EvaluationConfig(_Strict):
     def _needs_evaluations(self) -> EvaluationConfig:
         if self.patience is not None and self.every_steps is None:
             raise ValueError("patience needs every_steps")
+        if self.min_improvement and self.patience is None:
+            raise broken_rule("min_improvement", "has no effect without patience: must be left out")
         return self
 
 
@@ -160,8 +171,18 @@ class TrainJob(_Strict):
             raise broken_rule("micro_batch_size", "must not exceed batch_size")
         if isinstance(self.data, SyntheticData) and self.steps is None:
             raise ValueError("synthetic data have no epochs: give steps")
+        if self.evaluation.every_steps is not None and not self._holds_rows_out:
+            rows = "synthetic data have none" if isinstance(self.data, SyntheticData) else _HELD_OUT
+            raise broken_rule("evaluation.every_steps", f"has no effect without held-out rows: {rows}")
         adapter_config(self.method, self.adapter)
         return self
+
+    @property
+    def _holds_rows_out(self) -> bool:
+        data = self.data
+        if isinstance(data, SyntheticData):
+            return False
+        return any(value is not None for value in (data.eval_path, data.eval_rows, data.eval_fraction))
 
     @property
     def adapter_config(self) -> Any:

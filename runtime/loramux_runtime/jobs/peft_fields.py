@@ -55,6 +55,9 @@ REFUSED: Final[Mapping[str, str]] = {
 }
 """Fields of PEFT that would make another function of it, and what is allowed."""
 
+INDICES: Final = ("layers_to_transform", "trainable_token_indices", "alora_invocation_tokens")
+"""Fields that hold the number of a layer or of a token, of which 0 is the first one."""
+
 _CONVERT: Final = (
     "changes the base's weights: save it with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion="
     "FOLDER OF THE ADAPTER BEFORE TRAINING), which makes a plain LoRA of it"

@@ -180,3 +180,10 @@ def test_yaml_means_what_it_says(tmp_path: Path) -> None:
     )
     job = read_jobs(path)[0]
     assert (job.id, job.user, job.group, job.priority, job.optimizer.lr) == ("no", "on", "007", 10, 1e-4)
+
+
+def test_a_name_that_is_a_number_stays_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text("jobs:\n- {id: 0x1F, user: +31, group: 31, steps: 0x10, data: {path: rows.jsonl}}\n")
+    job = read_jobs(path)[0]
+    assert (job.id, job.user, job.group, job.steps) == ("0x1F", "+31", "31", 16)

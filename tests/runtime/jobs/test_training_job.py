@@ -44,11 +44,10 @@ def test_a_split_step_is_the_same_step(tmp_path: Path, split: int) -> None:
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_the_flat_optimizer_is_torchs_on_separate_tensors(name: Any) -> None:
     mine = slab()
-    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.1, momentum=0.5)
-    flat = JobOptimizer(mine, config, ScheduleConfig(), 10)
     apart = [torch.nn.Parameter(part.clone()) for part in mine.params.split(4)]
     kind: Any = torch.optim.AdamW if name == "adamw" else torch.optim.SGD
-    more = {} if name == "adamw" else {"momentum": 0.5}
+    more: dict[str, Any] = {} if name == "adamw" else {"momentum": 0.5}
+    flat = JobOptimizer(mine, OptimizerConfig(name=name, lr=0.1, weight_decay=0.1, **more), ScheduleConfig(), 10)
     theirs = kind(apart, lr=0.1, weight_decay=0.1, **more)
     for step in range(3):
         mine.grads.copy_(torch.sin(torch.arange(16.0) + step))

@@ -61,7 +61,7 @@ class Trained:
             **{
                 "id": "a",
                 "method": method,
-                "data": DataConfig(path=Path("none.jsonl")),
+                "data": DataConfig(path=Path("none.jsonl"), eval_rows=4),
                 "batch_size": 5,
                 "steps": 4,
                 "seed": 3,

@@ -123,12 +123,12 @@ def _processor_sources() -> list[str]:
 def _read(original: Source, files: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the jobs of all files, each with the name of its own.
 
+    The reader sees the files together: where one log begins may depend on the others.
     Ids count within one file only: the next cluster numbers its jobs from 1 again.
     """
-    for group in [files] if original.n_files is not None else [[path] for path in files]:
-        label = str(group[0])
-        for job in original.read(group, report):
-            yield job._replace(file=label)
+    together = str(files[0])  # several tables that are one original
+    for job in original.read(files, report):
+        yield job if job.file else job._replace(file=together)
 
 
 def _order(job: RawJob) -> tuple[object, ...]:

@@ -38,6 +38,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                 user=row["user"],
                 group=row["type"],
                 source_id=row["job_id"],
+                file=str(path),
             )
             if job is not None:
                 yield job

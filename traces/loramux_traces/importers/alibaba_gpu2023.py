@@ -36,6 +36,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                 number(row["num_gpu"]) or 0.0,
                 group=row["qos"],
                 source_id=row["name"],
+                file=str(path),
             )
             if job is not None:
                 yield job

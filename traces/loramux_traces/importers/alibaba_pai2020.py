@@ -19,8 +19,11 @@ time, or end before they start.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -57,11 +60,35 @@ def _tables(paths: Sequence[Path]) -> tuple[Path, Path]:
     return widths[len(JOB_COLUMNS)], widths[len(TASK_COLUMNS)]
 
 
+_MOST_GPUS: Final = 1e9
+"""What a task that claims more is counted as; its job is left out all the same."""
+
+
 class _Task(NamedTuple):
     """A _Task is one GPU task of a job."""
 
     start_s: float
     gpus: float
+
+
+class _Times:
+    """This holds the tasks of a name that was used again, by the time at which they start.
+
+    The sums up to each task are exact, so that those between two times are too.
+    """
+
+    def __init__(self, tasks: Sequence[_Task]) -> None:
+        ordered = sorted(tasks)
+        self._starts = [task.start_s for task in ordered]
+        shares = (Fraction(min(task.gpus, _MOST_GPUS)) for task in ordered)
+        self._sums = list(accumulate(shares, initial=Fraction(0)))
+
+    def between(self, first_s: float, last_s: float) -> tuple[float | None, float]:
+        """Return when the first task from `first_s` to `last_s` starts, and the GPUs of all."""
+        begin, end = bisect_left(self._starts, first_s), bisect_right(self._starts, last_s)
+        if begin >= end:
+            return None, 0.0
+        return self._starts[begin], float(self._sums[end] - self._sums[begin])
 
 
 def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
@@ -92,6 +119,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     gpu_tasks = _gpu_tasks(tasks, report)
     rows = list(rows_of(jobs, report, JOB_COLUMNS, header=JOB_COLUMNS))
     uses = Counter(row["job_name"] for row in rows)
+    again = {name: _Times(gpu_tasks.get(name, [])) for name, count in uses.items() if count > 1}
     for row in rows:
         if row["status"] not in ("Terminated", "Failed"):
             report.skipped[NOT_FINISHED] += 1
@@ -100,14 +128,16 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
             report.skipped[NO_ID] += 1
             continue
         submit, end = number(row["start_time"]), number(row["end_time"])
-        own = gpu_tasks.get(row["job_name"], [])
-        if uses[row["job_name"]] > 1 and submit is not None:  # a name used again: each has the tasks of its time
-            own = [task for task in own if submit <= task.start_s <= (math.inf if end is None else end)]
-        first = min((task.start_s for task in own), default=None)
+        times = again.get(row["job_name"])
+        if times is not None and submit is not None:  # a name used again: each has the tasks of its time
+            first, gpus = times.between(submit, math.inf if end is None else end)
+        else:
+            own = gpu_tasks.get(row["job_name"], [])
+            first = min((task.start_s for task in own), default=None)
+            gpus = math.fsum(task.gpus for task in own)
         duration = None if end is None or first is None else end - first
-        gpus = math.fsum(task.gpus for task in own)
         names = {"user": row["user"], "source_id": row["job_name"]}
-        job = checked(report, submit, duration if own else 1.0, gpus, **names)
+        job = checked(report, submit, 1.0 if first is None else duration, gpus, **names)
         if job is not None:
             yield job
 

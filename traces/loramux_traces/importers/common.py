@@ -20,6 +20,7 @@ from loramux_traces.tables import csv_rows
 
 #: Reasons for which a row of an original is left out; every importer uses these words.
 NO_TIME: Final = "no readable time"
+BARE_TIME: Final = "times that are digits alone (epoch seconds?), not a date and a time"
 NO_DURATION: Final = "no running time above 0"
 NO_GPU: Final = "no GPU"
 NOT_FINISHED: Final = "not finished"
@@ -29,6 +30,7 @@ NO_ID: Final = "no job id"
 MIXED: Final = "some times with an offset and some without"
 MAX_GPUS: Final = 4096
 _OFFSET: Final = re.compile(r"(?:[Zz]|[+-][0-9]{2}:?[0-9]{2}(?::?[0-9]{2})?)$")
+_DIGITS: Final = re.compile(r"[0-9.,]+")
 _ABSENT: Final = frozenset(("", "none", "null", "nan", "nat", "unknown"))
 
 
@@ -89,13 +91,15 @@ class Source:
     real: tuple[str, ...]
     read: Read
     n_files: int | None = None
-    """Number of files it takes together; None: one or more, each by itself."""
+    """Number of files it takes; None: one or more, whose jobs name theirs."""
     counts_processors: bool = False
     """Whether what becomes the GPUs of a job is its processors."""
 
 
 def number(cell: Any) -> float | None:
-    """Return the finite number in a cell, or None."""
+    """Return the finite number in a cell, or None; `1_000` is Python's notation, and no number."""
+    if isinstance(cell, str) and "_" in cell:
+        return None
     try:
         value = float(cell)
     except (TypeError, ValueError):
@@ -112,13 +116,19 @@ def whole(cell: Any) -> int:
 def moment(cell: Any) -> float | None:
     """Return the epoch seconds of a text such as `2017-10-09 07:01:55`, or None.
 
+    Digits alone are none: no original writes epoch seconds, and Python reads the milliseconds
+    1611121212345 as a day of the year 1611.
+
     The text may have an offset; without one it is taken as UTC. Local clocks that jump for daylight
     saving keep that jump: the originals do not say which side of it a time is on.
     """
     if not isinstance(cell, str) or cell.strip().lower() in _ABSENT:
         return None
+    text = cell.strip()
+    if _DIGITS.fullmatch(text):
+        return None
     try:
-        parsed = datetime.fromisoformat(cell.strip())
+        parsed = datetime.fromisoformat(text)
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
@@ -134,6 +144,9 @@ def moments(report: ImportReport, row: Mapping[str, Any], *names: str) -> list[f
     if len(kinds) > 1:
         report.beside[f"rows with {MIXED}"] += 1
         return [None] * len(names)
+    bare = sum(1 for text in texts if _DIGITS.fullmatch(text))
+    if bare:
+        report.beside[BARE_TIME] += bare
     report.offsets.update(kinds)
     return [moment(row.get(name)) for name in names]
 

@@ -34,6 +34,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                 user=row["user"],
                 group=row["vc"],
                 source_id=row["job_id"],
+                file=str(path),
             )
             if job is not None:
                 yield job

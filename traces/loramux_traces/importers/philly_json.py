@@ -23,6 +23,8 @@ from loramux_traces.files import open_input, whole_text
 from loramux_traces.importers.common import NOT_FINISHED, ImportReport, RawJob, Source, checked, moments
 from loramux_traces.problems import Problems
 
+_NO_LIST: Final = "must be one JSON list of jobs, [...]: an object, or a line of JSON for each job, is not read"
+
 
 def _attempts(job: dict[str, Any], report: ImportReport) -> list[tuple[float, int]]:
     """Return (seconds, GPUs) of every attempt that has both times; the others are counted.
@@ -56,7 +58,11 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     for path in paths:
         with open_input(path) as (label, stream):
             problems = Problems(label)
-            for line, item in json_items(whole_text(stream, problems), problems, []):
+            text = whole_text(stream, problems)
+            if text.lstrip().startswith("{"):
+                problems.add(1, "", "", _NO_LIST)
+                problems.raise_if_any()
+            for line, item in json_items(text, problems, []):
                 if not isinstance(item, dict) or "attempts" not in item or "submitted_time" not in item:
                     problems.add(line, "", item, "a Philly job is a mapping with jobid, attempts and submitted_time")
                     continue
@@ -73,6 +79,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                     user=str(item.get("user") or ""),
                     group=str(item.get("vc") or ""),
                     source_id=str(item.get("jobid") or ""),
+                    file=str(path),
                 )
                 if job is not None:
                     yield job

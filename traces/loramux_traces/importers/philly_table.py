@@ -32,6 +32,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                 number(row["duration"]),
                 gpus,
                 group=row.get("cluster", ""),
+                file=str(path),
             )
             if job is not None:
                 yield job

@@ -135,7 +135,8 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
         for line in _whole_jobs(path, report):
             gpus = line.processors / report.processors_per_gpu
             submit_s = None if line.submit_s is None else line.submit_s + later_s
-            job = checked(report, submit_s, line.run_s, gpus, user=line.user, source_id=line.job)
+            names = {"user": line.user, "source_id": line.job, "file": str(path)}
+            job = checked(report, submit_s, line.run_s, gpus, **names)
             if job is not None:
                 yield job
 
