@@ -200,6 +200,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
             tensorboard=given.tensorboard,
             hang_s=given.hang_after,
             stops=signals.training,
+            after_policy=signals.hold,
             say=given.say,
             warn=_warn,
         )

@@ -282,10 +282,14 @@ def test_a_signal_before_training_ends_it_at_once(tmp_path: Path) -> None:
 
 
 STOPPING = """
-import sys, time
+import signal, sys, time
 from loramux_runtime.train.signals import StopSignals
 with StopSignals(lambda number: print("ended", number, flush=True)) as signals:
-    if sys.argv[1] == "training":
+    if sys.argv[1] in ("training", "ignored"):
+        if sys.argv[1] == "ignored":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            signals.hold()
         with signals.training(lambda: print("asked", flush=True)):
             print("ready", flush=True)
             time.sleep(1000)
@@ -294,13 +298,13 @@ with StopSignals(lambda number: print("ended", number, flush=True)) as signals:
 """
 
 
-@pytest.mark.parametrize(("phase", "said"), [("training", "asked"), ("before", "ended 15")])
+@pytest.mark.parametrize(("phase", "said"), [("training", "asked"), ("ignored", "asked"), ("before", "ended 15")])
 def test_signals_are_heard_while_the_main_thread_is_elsewhere(phase: str, said: str) -> None:
     """The first asks for a stop, where something is in training, and the second ends it at once."""
     with subprocess.Popen([sys.executable, "-c", STOPPING, phase], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == f"{said}\n"
-        if phase == "training":
+        if phase != "before":
             process.send_signal(signal.SIGTERM)
         assert finished(process) == 143

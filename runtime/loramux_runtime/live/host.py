@@ -71,6 +71,7 @@ class LiveHost(Host[TrainingJob]):
         workforce: Workforce | None,
         clock_s: Callable[[], float],
         request_stop: Callable[[], None],
+        after_policy: Callable[[], None],
         flush_s: float,
         capacity_bytes: float,
         watch: Watch | None,
@@ -82,7 +83,7 @@ class LiveHost(Host[TrainingJob]):
         self._suspects, self._notes, self._marker, self._inbox = suspects, notes, marker, inbox
         self._admission = admission
         self._workforce = workforce
-        self._clock_s, self._request_stop = clock_s, request_stop
+        self._clock_s, self._request_stop, self._after_policy = clock_s, request_stop, after_policy
         self._flush_s, self._watch, self._warn = flush_s, watch, warn
         self.capacity_bytes = capacity_bytes
         """Bytes that the jobs on one device may use."""
@@ -124,6 +125,7 @@ class LiveHost(Host[TrainingJob]):
     def boundary(self) -> bool:
         """Save and commit what is due; return whether the loop must decide again."""
         now_s = self._loop.backend.now_s
+        self._after_policy()
         self._accounts.note_queue()
         again = self._look_at_memory()
         again = self._guard.boundary(now_s) or again

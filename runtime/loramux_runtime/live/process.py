@@ -47,6 +47,8 @@ class Surroundings:
     """Folder that training curves are written into."""
     stops: Stops = stop_on_signal
     """Turns signals into a stop of the scheduler."""
+    after_policy: Callable[[], None] = lambda: None
+    """Called at every step boundary, after the policy has decided."""
     hang_s: float = 600.0
     """Seconds after which a worker that has not answered is taken for dead."""
     say: Callable[[str], None] = lambda text: None
@@ -81,6 +83,7 @@ def run_scheduler(
                 hang_s=around.hang_s,
                 reading=readers,
                 stops=around.stops,
+                after_policy=around.after_policy,
                 warn=around.warn,
                 watch=None if found.pool is not None else memory_guard(found.where, profile).poll,
                 base_watch=base_watch,

@@ -110,12 +110,12 @@ class LiveService:
         on_flush: Sequence[Callable[[], None]] = (),
         on_record: OnRecord | None = None,
         stops: Stops = stop_on_signal,
+        after_policy: Callable[[], None] = lambda: None,
     ) -> None:
         check_live(policy)
         self.store, self.settings = store, settings
         self._warn, self._watched = warn, watch is not None
-        self._stops = stops
-        self._base_watch = base_watch or BaseWatch(None, warn)
+        self._stops, self._base_watch = stops, base_watch or BaseWatch(None, warn)
         self._times: LiveTimes = times or MonotonicTimes()
         self._last_s = store.fact("now_s")
         start_s = first_reading(self._last_s, store.facts(), moment())
@@ -149,8 +149,7 @@ class LiveService:
         # a recorded stream is of one device, whose jobs never leave in mid-step
         note = self.engine.note if pool is None else None
         self.driver = StepDriver(residents, self.drive.devices, states, note=note)
-        n_devices = self.engine.n_devices
-        files = RowFiles(store.folder / ROWS)
+        n_devices, files = self.engine.n_devices, RowFiles(store.folder / ROWS)
         self.roster = Roster(base, files, self.drive.make, cost, n_devices, self.book, recompute=settings.recompute)
         self.loop = Scheduler(
             policy,
@@ -260,6 +259,7 @@ class LiveService:
             workforce=self.drive.workforce,
             clock_s=self._times.now_s,
             request_stop=self.driver.request_stop,
+            after_policy=after_policy,
             flush_s=settings.flush_s,
             capacity_bytes=float(cost.capacity_bytes),
             watch=watch,

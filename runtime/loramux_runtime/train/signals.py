@@ -13,6 +13,10 @@ _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 
 
+def _nothing(_number: int, _frame: object) -> None:
+    """Do nothing: the signal has been written into the pipe."""
+
+
 @contextmanager
 def stop_on_signal(request_stop: Callable[[], None]) -> Iterator[list[int]]:
     """Turn the first SIGTERM or SIGINT into a stop at the next step boundary.
@@ -66,7 +70,7 @@ class StopSignals:
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in _STOPS:
             # the kernel's handler writes the number into the pipe; nothing is left to be done here
-            self._before[number] = signal.signal(number, lambda *_: None)
+            self._before[number] = signal.signal(number, _nothing)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -89,6 +93,14 @@ class StopSignals:
         with self._lock:
             self._request_stop = request_stop
         yield self.got
+
+    def hold(self) -> None:
+        """Take the signals back from whoever has changed them: a policy is a user's code."""
+        for number in self._before:
+            if signal.getsignal(number) is not _nothing:
+                signal.signal(number, _nothing)
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
     def _listen(self) -> None:
         while number := os.read(self._reading, 1)[0]:
