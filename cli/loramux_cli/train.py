@@ -209,7 +209,7 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
             ended = "" if earlier is None else f" ({len(earlier.ended):,} ended before)"
             given.say(f"training {len(run.specs)} jobs under {given.policy}{ended}")
             try:
-                result = run.play(signals.training)
+                result = run.play(signals.training, signals.hold)
             except BaseException:
                 _warn(view.standing(progress, "the run was cut"))
                 raise

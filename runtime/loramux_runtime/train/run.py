@@ -186,11 +186,13 @@ class TrainRun:
                 faults=faults,
             )
 
-    def play(self, stopping: Stopping = stop_on_signal) -> TrainResult:
+    def play(self, stopping: Stopping = stop_on_signal, after_policy: Callable[[], None] = lambda: None) -> TrainResult:
         """Train every job to its end; a signal ends the run at the next step boundary.
 
-        `stopping` is entered with what asks for that, and gives the signals that came.
+        `stopping` is entered with what asks for that, and gives the signals that came;
+        `after_policy` is called at every boundary, after the policy has decided.
         """
+        self._after_policy = after_policy
         if self.keeper is not None:
             self.keeper.begin(self._configs)
         with stopping(self.driver.request_stop) as stopped:
@@ -271,6 +273,7 @@ class TrainRun:
             self.keeper.close()
 
     def _boundary(self) -> None:
+        self._after_policy()
         if self.keeper is not None:
             self.keeper.boundary(self.residents.now_s)
 
