@@ -205,7 +205,8 @@ class Try:
 
     def last_line(self) -> str:
         """Return the last line that the scheduler has printed."""
-        return next((line for line in reversed(self.said().splitlines()) if line.strip()), "")
+        lines = (line for line in reversed(self.said().splitlines()) if "Loading weights" not in line)
+        return next((line for line in lines if line.strip()), "")
 
     def until(self, holds: Callable[[], object], what: str, most_s: float = MOST_S) -> bool:
         """Wait until something holds."""
