@@ -105,7 +105,7 @@ def lighter(arguments: list[str], folder: Path) -> list[str]:
         short = file.with_name("short.yaml")
         short.write_text(whole.replace("steps: 120", "steps: 12"), encoding="utf-8")
         return ["train", str(short.relative_to(folder)), *arguments[2:]]
-    less = {"--points": "7", "--time-scale": "40", "--step-scale": "0.01"}
+    less = {"--time-scale": "40", "--step-scale": "0.01"}
     return [less.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
 
 
