@@ -36,7 +36,6 @@ _SAID: Final = {
     "less_than": "must be below {lt:,}",
 }
 """What pydantic says in Python's words, by its type of error; with what is allowed."""
-_BOUNDS: Final = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 _CHECKS: Final = ("function-after[", "function-before[", "function-wrap[", "function-plain[")
 
 LineOf = Callable[[tuple[str | int, ...]], int]
@@ -66,9 +65,9 @@ def validate(model: type[Model], path: Path | str, data: dict[str, Any], line_of
             named = (str(part) for part in loc if not str(part).startswith(_CHECKS))
             key = printable(".".join(named), MAX_KEY)
             value = None if item["type"] == "missing" or isinstance(item["input"], dict | list) else item["input"]
-            said = _SAID.get(item["type"]) or item["msg"].removeprefix("Value error, ")
-            if item["type"] in _BOUNDS:
-                said = said.format(**item["ctx"])
+            said = item["msg"].removeprefix("Value error, ")
+            if item["type"] in _SAID:
+                said = _SAID[item["type"]].format(**item.get("ctx", {}))
             elif item["type"] == "string_pattern_mismatch":
                 said = PATTERN_SAID.get(item["ctx"]["pattern"], said)
             if item["type"] == "extra_forbidden":

@@ -9,9 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +22,8 @@ NINE: Final = 9
 STEPS: Final = 40
 POISON: Final = "poison"
 MOST_DEATHS: Final = 2
+ALONE: Final[dict[tuple[str, int], str]] = {}
+"""Digests of the nine without a poisoned one, once they are known."""
 RUN: Final = ("--max-resident", "4", "--hang-after", "15")
 GROW: Final = (
     "import sys\nwith open(sys.argv[1], 'a') as f:\n  while True: f.write('{\"text\": \"more\"}\\n'); f.flush()\n"
@@ -49,9 +50,8 @@ def arm(base: Path) -> None:
     (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **said}))
 
 
-@lru_cache(maxsize=1)
 def nine_alone(base: Path) -> dict[tuple[str, int], str]:
-    """Return the digests of the nine without a poisoned one; `base` is the armed base."""
+    """Return the digests of the nine without a poisoned one; `base` is an armed base."""
     one = Try(base, {})
     one.submit(jobs(NINE, STEPS))
     one.run("--exit-when-idle", *RUN)
@@ -62,20 +62,13 @@ def nine_alone(base: Path) -> dict[tuple[str, int], str]:
     return found
 
 
-@lru_cache(maxsize=1)
-def armed() -> Path:
-    """Return the folder of an armed base that all tries share."""
-    return Path(tempfile.mkdtemp(prefix="armed-"))
-
-
 def prepare(t: Try) -> None:
     """Arm the base of a try, and learn what the nine give without the poisoned one."""
-    kept = armed()
     arm(t.folder / "base")
-    if not (kept / "config.json").exists():
-        for file in (t.folder / "base").iterdir():
-            (kept / file.name).write_bytes(file.read_bytes())
-    t.whole = nine_alone(kept)
+    if not ALONE:
+        # every try has the same base
+        ALONE.update(nine_alone(t.folder / "base"))
+    t.whole = ALONE
 
 
 # -- what is wrong with it: each takes the try, and returns fields of the job

@@ -20,8 +20,8 @@ from loramux_runtime.data.jinja_limits import (
     MAX_TEMPLATE,
     LimitedEnvironment,
     TemplateLimitError,
-    values_within,
 )
+from loramux_runtime.data.values import values_within
 
 #: Operations that a template may use on any conversation; a long one gets more.
 _LEAST_OPERATIONS: Final = 100_000

@@ -14,13 +14,15 @@ import re
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from loramux_runtime.data.values import values_within
 
 #: Most operations of one rendering; a chat of 1,000 turns takes some ten thousand. Every 64
 #: characters or elements that are made are one more, so that this bounds memory too.
@@ -48,19 +50,6 @@ class TemplateLimitError(Exception):
 def _need(fits: bool, what: str) -> None:
     if not fits:
         raise TemplateLimitError(what)
-
-
-def values_within(*values: Any) -> Iterator[tuple[Any, int]]:
-    """Yield these values and all that are nested in them, each with how many more are known."""
-    waiting = list(values)
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            waiting.extend(item.keys())
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple | set):
-            waiting.extend(item)
-        yield item, len(waiting)
 
 
 def _sized(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loramux_runtime.data.columns import Unused
-from loramux_runtime.data.values import empty, unpacked, without_nulls
+from loramux_runtime.data.values import empty, unpacked, values_within, without_nulls
 from loramux_traces.problems import Problems
 
 #: Most tools of one chat, and calls of one turn.
@@ -121,17 +121,10 @@ def encodable(text: str) -> bool:
 
 def plain_json(value: Any) -> bool:
     """Return whether a value can be written as JSON in UTF-8."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            waiting.extend(item.values())
-            waiting.extend(item.keys())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
-        elif isinstance(item, str):
+    for item, _ in values_within(value):
+        if isinstance(item, str):
             if not encodable(item):
                 return False
-        elif item is not None and not isinstance(item, bool | int | float):
+        elif item is not None and not isinstance(item, Mapping | list | tuple | bool | int | float):
             return False
     return True

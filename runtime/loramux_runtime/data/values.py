@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loramux_traces.strict_json import JsonError, parse_json
@@ -39,3 +39,16 @@ def first_given(row: Mapping[Any, Any], names: Sequence[str]) -> str | None:
     """
     given = [name for name in names if row.get(name) is not None]
     return next((name for name in given if not empty(row[name])), given[0] if given else None)
+
+
+def values_within(*values: Any) -> Iterator[tuple[Any, int]]:
+    """Yield these values and all that are nested in them, each with how many more are known."""
+    waiting = list(values)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting.extend(item.keys())
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)
+        yield item, len(waiting)
