@@ -25,6 +25,8 @@ MEMORY_MIB: Final = 512
 LONGEST_MESSAGE: Final = 30_000
 _FREE: Final = 200
 """Documents until the caches of imports and types are filled, and the memory is looked at."""
+_READINGS: Final = 3
+"""Readings of a slow document: a look of the garbage collector at all objects took 0.36 s of one on a slow machine."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,31 @@ def peak_mib() -> float:
 
 
 def outcome(subject: Subject, path: Path, size: int, tally: Tally) -> str:
-    """Read a file, and return what is wrong with how that ended, or ''."""
+    """Read a file, and return what is wrong with how that ended, or ''.
+
+    A document that took too long is read again: it is slow by itself if each reading is.
+    """
+    allowed_s = BASE_S + MIB_S * size / (1 << 20)
+    said, seconds = _reading(subject, path, tally)
+    for _ in range(1, _READINGS):
+        if said or seconds <= allowed_s:
+            break
+        said, again_s = _reading(subject, path, Tally())
+        seconds = min(seconds, again_s)
+    tally.worst_s = max(tally.worst_s, seconds - allowed_s + BASE_S)
+    if not said and seconds > allowed_s:
+        return f"took {seconds:.2f} CPU seconds for {size} bytes"
+    return said
+
+
+def _reading(subject: Subject, path: Path, tally: Tally) -> tuple[str, float]:
+    """Read a file once, and return what is wrong with how that ended, and its CPU seconds."""
     before = time.thread_time()
+    said = _ending(subject, path, tally)
+    return said, time.thread_time() - before
+
+
+def _ending(subject: Subject, path: Path, tally: Tally) -> str:
     try:
         subject.read(path)
         tally.taken += 1
@@ -77,10 +102,6 @@ def outcome(subject: Subject, path: Path, size: int, tally: Tally) -> str:
         if isinstance(error, KeyboardInterrupt):
             raise
         return "".join(traceback.format_exception(error))
-    seconds = time.thread_time() - before
-    tally.worst_s = max(tally.worst_s, seconds - MIB_S * size / (1 << 20))
-    if seconds > BASE_S + MIB_S * size / (1 << 20):
-        return f"took {seconds:.2f} CPU seconds for {size} bytes"
     return ""
 
 

@@ -59,3 +59,18 @@ def _is_slow(path: Path) -> None:
 def test_a_reader_at_fault_is_found(read: object, said: str, tmp_path: Path) -> None:
     subject = Subject(lambda rng: ("txt", b"x"), read, list)  # type: ignore[arg-type]
     assert [said in fault.said for fault in campaign("broken", subject, tmp_path, iter([1]), Tally())] == [True]
+
+
+def test_a_document_is_slow_if_each_of_its_readings_is(tmp_path: Path) -> None:
+    readings: list[Path] = []
+
+    def first_is_slow(path: Path) -> None:
+        readings.append(path)
+        if len(readings) == 1:
+            _is_slow(path)
+
+    tally = Tally()
+    subject = Subject(lambda rng: ("txt", b"x"), first_is_slow, list)
+    assert list(campaign("broken", subject, tmp_path, iter([1]), tally)) == []
+    assert len(readings) == 2
+    assert tally.documents == tally.taken == 1
