@@ -16,6 +16,7 @@ from loramux_policies.loop.job import Job
 from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_policies.stepping.live_run import LiveRun, P
 from loramux_policies.views import FusedStep
+from loramux_traces.errors import StateError
 
 Note = Callable[[dict[str, Any]], None]
 """Takes one row of the recorded stream."""
@@ -37,6 +38,15 @@ class StepTimes(NamedTuple):
 
     The online refit sets it.
     """
+
+
+class Arrival(NamedTuple):
+    """Says that the state of a resident has come (`States.bring` gives it), or cannot be had."""
+
+    job_id: str
+    fault: str = ""
+    """Why the state cannot be had; empty where it has come."""
+    out_of_memory: bool = False
 
 
 class End(NamedTuple):
@@ -118,12 +128,18 @@ class OneDevice(Generic[P]):
 class States(Protocol[P]):
     """Says where the states of jobs are, and how they get onto a device and off it."""
 
-    def bring(self, job: Job, device: StepDevice[P]) -> P:
-        """Return the state of a job that starts on the device.
+    def bring(self, job: Job, device: StepDevice[P]) -> P | None:
+        """Return the state of a job that starts on the device; it is there for the next step.
 
-        The state is there when the next step begins. A state that is still on its way
-        (`on_its_way`) does not move: it stays on its way.
+        None where the state is still being made or read, or is in a step elsewhere: the job takes
+        part once `arrived` has named it.
         """
+
+    def arrived(self) -> list[Arrival]:
+        """Return whose states have come since, or cannot be had; nobody is named twice."""
+
+    def news(self) -> bool:
+        """Return whether `arrived` has somebody to name."""
 
     def take_away(self, job: Job) -> None:
         """Bring here the state of a job that leaves its device at a step boundary."""
@@ -158,6 +174,14 @@ class StatesHere(Generic[P]):
 
     No job leaves in the middle of a step.
     """
+
+    def arrived(self) -> list[Arrival]:
+        """Return nobody: no state is waited for."""
+        return []
+
+    def news(self) -> bool:
+        """Return False: no state is waited for."""
+        return False
 
     def at_rest(self, job_id: str) -> bool:
         """Return True: nothing happens between two steps."""
@@ -199,6 +223,13 @@ class Host(Generic[P]):
 
     def joined(self, run: LiveRun[P]) -> None:
         """Hear that the job is on its device's books."""
+
+    def without_state(self, job: Job, arrival: Arrival) -> None:
+        """Hear that the state of a job that has started cannot be had: take the job off.
+
+        Raises StateError where nobody can.
+        """
+        raise StateError(f"{job.job_id}: {arrival.fault}")
 
     def stopped(self, device: StepDevice[P]) -> None:
         """Hear that the loop has taken a job off the device."""

@@ -12,8 +12,6 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Final, Generic, final
 
-import numpy as np
-
 from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import RUNNING, WAITING, Job
@@ -23,7 +21,7 @@ from loramux_policies.stepping.contracts import Devices, Host, Note, States, Ste
 from loramux_policies.stepping.inbox import Inbox
 from loramux_policies.stepping.live_run import LiveRun, P
 from loramux_policies.stepping.residents import Residents
-from loramux_policies.stepping.stream import step_row, time_row
+from loramux_policies.stepping.stream_notes import StreamNotes
 from loramux_policies.views import FusedStep
 from loramux_traces.arrays import Floats
 from loramux_traces.errors import StateError
@@ -53,7 +51,7 @@ class StepDriver(Generic[P]):
     ) -> None:
         self.residents = residents
         self._devices, self._states = devices, states
-        self._note = note
+        self._notes = StreamNotes(note)
         self._reviews: list[float] = []
         self._stopping = False
         self._loop: Scheduler
@@ -69,16 +67,13 @@ class StepDriver(Generic[P]):
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
         """Bring the job's state onto the device; the job takes part from the next step on.
 
-        Where its state is still in a step elsewhere, the job takes part from the end of that step
-        on.
+        Where its state is still in a step elsewhere, or being made, the job takes part once it has
+        come.
         """
-        device = self.residents.devices[devices[0]]
-        self._host.residents_change(device)
-        run = job.run = LiveRun(job, job.cost_on(device.type_index), self._states.bring(job, device))
-        if self._states.on_its_way(job.job_id):
-            self.residents.held[job.job_id] = run
-        else:
-            self._join(run)
+        self._host.residents_change(self.residents.devices[devices[0]])
+        if not self._bring(job):
+            self.residents.held[job.job_id] = job
+            self._notes.loading("loading", self.now_s, job.job_id)
 
     def set_share(self, job: Job, share: float) -> None:
         """Have jobs with shares below one take turns (`loramux_policies.stepping.shares`)."""
@@ -107,20 +102,11 @@ class StepDriver(Generic[P]):
 
     def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
         """Return all running jobs with their attained and remaining solo seconds."""
-        cluster = self._loop.cluster
-        jobs = list(cluster.running.values())
-        for job in jobs:
-            self.sync(job)
-        remaining = [cluster.remaining_s(job) for job in jobs]
-        return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
+        return self.residents.progress()
 
     def finish_s(self, job: Job) -> float:
         """Predict the finish if nothing changes: micro-steps left, at the recent step time."""
-        self.sync(job)
-        device = self.residents.device_of(job)
-        cost = job.cost_on(device.type_index)
-        left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
-        return self.now_s + left * (device.seconds or cost.solo_step_s)
+        return self.residents.finish_s(job)
 
     def review_at(self, t_s: float) -> None:
         """Have the loop reviewed at the first step boundary from that time on."""
@@ -169,8 +155,7 @@ class StepDriver(Generic[P]):
         self._loop, self._host = loop, host
         self.residents.cluster = loop.cluster
         self.residents.now_s = self._devices.begin()
-        if self._note is not None:
-            self._note(time_row("begin", self.now_s))
+        self._notes.time("begin", self.now_s)
         while not self._stopping:
             try:
                 if not self._turn(loop, inbox):
@@ -178,13 +163,12 @@ class StepDriver(Generic[P]):
             except PolicyError as error:
                 if not self._host.excused(error):
                     raise
-        devices = self.residents.devices
-        while any(device.step is not None for device in devices):
+        while any(device.step is not None for device in self.residents.devices):
             self._collect()
             self._follow_up()
-        if self._stopping and self._note is not None:
-            self._note(time_row("stop", self.now_s))
-        for device in devices:
+        if self._stopping:
+            self._notes.time("stop", self.now_s)
+        for device in self.residents.devices:
             self._host.residents_change(device)
 
     def _turn(self, loop: Scheduler, inbox: Inbox) -> bool:
@@ -205,6 +189,8 @@ class StepDriver(Generic[P]):
             return True
         if self._stopping:
             return False
+        if self._take_in():
+            return True
         working = False
         for device in residents.devices:
             if device.step is None and device.fused.runs:
@@ -236,17 +222,16 @@ class StepDriver(Generic[P]):
         coming = inbox.next_s()
         if coming is not None:
             upcoming.append(coming)
-        if self._host.expecting:
+        if self._host.expecting or self.residents.held:
             upcoming.append(inf)
         if not upcoming:
             return False
         self.residents.now_s = self._devices.wait(min(upcoming), self._news)
-        if self._note is not None:
-            self._note(time_row("wait", self.now_s))
+        self._notes.time("wait", self.now_s)
         return True
 
     def _news(self) -> bool:
-        return self._stopping or self._host.news() or self._host.devices_back()
+        return self._stopping or self._host.news() or self._host.devices_back() or self._states.news()
 
     # -- steps
 
@@ -258,9 +243,7 @@ class StepDriver(Generic[P]):
         predicted_s = fused.costs.cost(step, memory=False).seconds
         device.step = step
         device.runs = [fused.runs[entry.job_id] for entry in step.entries]
-        if self._note is not None:
-            entries = zip(device.runs, step.entries, strict=True)
-            device.lengths = [run.lengths[: entry.rows] for run, entry in entries]
+        self._notes.takes_off(device, step)
         self._devices.launch(device, predicted_s)
 
     def _collect(self) -> None:
@@ -271,8 +254,6 @@ class StepDriver(Generic[P]):
         """
         residents = self.residents
         device, times = self._devices.land(self._host.news)
-        while residents.arrived:
-            self._join(residents.arrived.pop(0))
         fused, step, runs = device.fused, device.step, device.runs
         assert step is not None
         device.step, device.runs = None, []
@@ -286,9 +267,7 @@ class StepDriver(Generic[P]):
             fused.advance(step)
         if times.scale is not None:
             self._loop.cluster.fleet[fused.device_id].rescale(times.scale)
-        if self._note is not None:
-            likely = {run.job_id: run.p_stop for run in runs}
-            self._note(step_row(step, device.lengths, likely, *times))
+        self._notes.landed(device, step, runs, times)
         if times.out_of_memory:
             for run in runs:  # the optimizer step begins again: the same rows, so the same bits
                 run.rewind()
@@ -355,6 +334,35 @@ class StepDriver(Generic[P]):
         self._host.device_gone(device, in_step, ending=self._stopping)
 
     # -- joining and leaving
+
+    def _take_in(self) -> bool:
+        """Have those residents join whose states have come; return whether the loop must decide.
+
+        It must where one has ended, or has to leave because its state cannot be had. This happens
+        once between two steps, so that a recorded stream can say when it did.
+        """
+        held, again = self.residents.held, False
+        for arrival in self._states.arrived():
+            job = held.get(arrival.job_id)
+            if job is None:  # it was taken off meanwhile
+                continue
+            if arrival.fault:
+                self._host.without_state(job, arrival)
+                again = True
+            elif self._bring(job):
+                del held[job.job_id]
+                self._notes.loading("loaded", self.now_s, job.job_id)
+        return again or bool(self.residents.trained)
+
+    def _bring(self, job: Job) -> bool:
+        """Have the job join its device with its state; return False where that has not come."""
+        device = self.residents.device_of(job)
+        state = self._states.bring(job, device)
+        if state is None:
+            return False
+        run = job.run = LiveRun(job, job.cost_on(device.type_index), state)
+        self._join(run)
+        return True
 
     def _join(self, run: LiveRun[P]) -> None:
         """Put a job on its device's books; its state is there already."""

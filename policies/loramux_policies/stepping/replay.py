@@ -21,7 +21,16 @@ from loramux_policies.loop.ledger import ledger_of
 from loramux_policies.loop.recorder import Recorder
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
-from loramux_policies.stepping.contracts import End, Host, News, OneDevice, StatesHere, StepDevice, StepTimes
+from loramux_policies.stepping.contracts import (
+    Arrival,
+    End,
+    Host,
+    News,
+    OneDevice,
+    StatesHere,
+    StepDevice,
+    StepTimes,
+)
 from loramux_policies.stepping.driver import StepDriver
 from loramux_policies.stepping.inbox import Arrivals
 from loramux_policies.stepping.residents import Residents
@@ -94,17 +103,40 @@ class RecordedJob:
 
 
 class RecordedStates(StatesHere[RecordedJob]):
-    """Holds the jobs of a stream, each at its place in the record."""
+    """Holds the jobs of a stream, each at its place in the record.
 
-    def __init__(self, stream: Stream, batch_sizes: Mapping[str, int]) -> None:
+    One whose state was loading when it started takes part when it did in the record.
+    """
+
+    def __init__(self, stream: Stream, batch_sizes: Mapping[str, int], moments: Moments) -> None:
+        self._loading, self._moments = stream.loading, moments
+        self._coming: dict[str, int | None] = {}
+        """Jobs that are waited for, with the moment at which each takes part."""
+        self._here: set[str] = set()
+        """Jobs that have been waited for, and whom the driver brings now."""
         nothing = Story(lengths=(), p_stop={})
         self._jobs = {
             job_id: RecordedJob(job_id, rows, stream.jobs.get(job_id, nothing)) for job_id, rows in batch_sizes.items()
         }
 
-    def bring(self, job: Job, device: StepDevice[RecordedJob]) -> RecordedJob:
+    def bring(self, job: Job, device: StepDevice[RecordedJob]) -> RecordedJob | None:
         """Return the job as it is in the record."""
-        return self._jobs[job.job_id]
+        job_id, start = job.job_id, (job.job_id, self._moments.passed)
+        if job_id in self._here or start not in self._loading:
+            self._here.discard(job_id)
+            self._coming.pop(job_id, None)
+            return self._jobs[job_id]
+        self._coming[job_id] = self._loading[start]
+        return None
+
+    def arrived(self) -> list[Arrival]:
+        """Return who takes part from this moment of the record on."""
+        passed = self._moments.passed
+        come = [job_id for job_id, at in self._coming.items() if at is not None and at <= passed]
+        for job_id in come:
+            del self._coming[job_id]
+        self._here.update(come)
+        return [Arrival(job_id) for job_id in come]
 
     def take_away(self, job: Job) -> None:
         """Do nothing: the state is never elsewhere."""
@@ -117,9 +149,9 @@ class RecordedStates(StatesHere[RecordedJob]):
 class RecordedDevice(OneDevice[RecordedJob]):
     """Acts as a device whose steps take the time that they took, and fail where they failed."""
 
-    def __init__(self, stream: Stream, over: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream, moments: Moments, over: Callable[[], None]) -> None:
         self._begin_s, self._stopped = stream.begin_s, stream.stopped
-        self._moments = Moments(stream)
+        self._moments = moments
         self._over = over
         """Called where the recorded run was ended from outside."""
         self._device: StepDevice[RecordedJob]
@@ -165,6 +197,11 @@ class Moments:
         self._next = 0
 
     @property
+    def passed(self) -> int:
+        """Number of moments that have been given."""
+        return self._next
+
+    @property
     def over(self) -> bool:
         """Whether no moment is left."""
         return self._next == len(self._moments)
@@ -205,8 +242,9 @@ def replay(
     cost = CostModel(profile)
     recorder = Recorder(ordered, lambda: driver.now_s, [0], events=True, segments=False)
     residents: Residents[RecordedJob] = Residents(policy)
-    device = RecordedDevice(stream, lambda: driver.request_stop())
-    states = RecordedStates(stream, rows)
+    moments = Moments(stream)
+    device = RecordedDevice(stream, moments, lambda: driver.request_stop())
+    states = RecordedStates(stream, rows, moments)
     driver = StepDriver(residents, device, states, note=recorder.note)
     ledger = ledger_of(cost, max_resident)
     loop = Scheduler(policy, [ledger], driver, max_resident=max_resident, listener=recorder.hear, on_plan=on_plan)

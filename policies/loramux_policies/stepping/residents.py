@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic
 
+import numpy as np
+
 from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.job import Job
 from loramux_policies.policy import Policy
 from loramux_policies.stepping.contracts import StepDevice
 from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_policies.stepping.live_run import LiveRun, P
+from loramux_traces.arrays import Floats
 
 
 class Residents(Generic[P]):
@@ -28,10 +31,8 @@ class Residents(Generic[P]):
         """The instant of the present step boundary."""
         self.cluster: Cluster
         """What the loop knows of the residents; set when the run begins."""
-        self.held: dict[str, LiveRun[P]] = {}
-        """Residents that cannot join yet: their state is still in a step elsewhere."""
-        self.arrived: list[LiveRun[P]] = []
-        """Residents that were held and whose state has come."""
+        self.held: dict[str, Job] = {}
+        """Residents that cannot join yet: their state is in a step elsewhere, or being made."""
         self.trained: list[LiveRun[P]] = []
         """Residents in a step that has ended; they have not been looked at yet."""
         self.failed: list[tuple[StepDevice[P], list[LiveRun[P]]]] = []
@@ -47,9 +48,25 @@ class Residents(Generic[P]):
 
     def sync(self, job: Job) -> None:
         """Bring `done_steps` and `attained_s` of a running job up to date."""
-        if job.job_id not in self.held:  # a held job was credited when it left
+        if job.job_id not in self.held:  # a held job was credited when it left, or has still to begin
             run: LiveRun[P] = job.run
             self.credit(job, run.training.progress_steps, self.device_of(job).type_index)
+
+    def progress(self) -> tuple[Sequence[Job | None], Floats, Floats]:
+        """Return all running jobs with their attained and remaining solo seconds."""
+        jobs = list(self.cluster.running.values())
+        for job in jobs:
+            self.sync(job)
+        remaining = [self.cluster.remaining_s(job) for job in jobs]
+        return jobs, np.array([job.attained_s for job in jobs]), np.array(remaining)
+
+    def finish_s(self, job: Job) -> float:
+        """Predict a job's finish from its micro-steps left, at its device's recent step time."""
+        self.sync(job)
+        device = self.device_of(job)
+        cost = job.cost_on(device.type_index)
+        left = max(0.0, job.predicted_steps - job.done_steps) * cost.accumulation
+        return self.now_s + left * (device.seconds or cost.solo_step_s)
 
     @staticmethod
     def credit(job: Job, steps: float, type_index: int) -> None:

@@ -1,7 +1,7 @@
 """This module reads and writes the recorded stream of a run.
 
 The stream holds what happened to the run, apart from what it decided. That is enough to take its
-decisions again. It is the run's events.jsonl with four more kinds of rows, in the order in which
+decisions again. It is the run's events.jsonl with these more kinds of rows, in the order in which
 things happened. Times are in seconds from the start of the run:
 
     {"t_s", "event": "begin"}    the first instant
@@ -12,6 +12,11 @@ things happened. Times are in seconds from the start of the run:
                                  a fused step, which ended at t_s: `p_stop` of its jobs after it,
                                  where not 0; `oom` true where it ran out of memory, so that
                                  nothing of it counts; `scale` where the online refit moved it
+
+    {"t_s", "event": "loading", "job_id"}
+    {"t_s", "event": "loaded", "job_id"}
+                                 the state of a job that started was being made or read beside
+                                 training, and the job took part from then on
 
 Jobs that arrived up to an instant are heard at it. `finish` and `diverge` rows say how far each job
 got. A live scheduler's `{"t_s", "event": "read", "job_id"}` says when a job's rows had been read:
@@ -28,13 +33,18 @@ from loramux_policies.loop.events import Event
 from loramux_policies.views import FusedStep
 from loramux_traces.errors import StateError
 
-HAPPENED: Final = frozenset(("begin", "wait", "stop", "read"))
+HAPPENED: Final = frozenset(("begin", "wait", "stop", "read", "loading", "loaded"))
 """Rows that are no decision and follow from none."""
 
 
 def time_row(event: str, t_s: float) -> dict[str, Any]:
     """Return a `begin`, `wait` or `stop` row."""
     return {"t_s": t_s, "event": event}
+
+
+def loading_row(event: str, t_s: float, job_id: str) -> dict[str, Any]:
+    """Return a `loading` or `loaded` row."""
+    return {"t_s": t_s, "event": event, "job_id": job_id}
 
 
 def step_row(
@@ -115,6 +125,12 @@ class Stream:
     jobs: Mapping[str, Story]
     arrived: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     """When jobs came whose rows had to be read first, and as which ones."""
+    loading: Mapping[tuple[str, int], int | None] = field(default_factory=dict)
+    """Moments gone by when a job took part whose state had been loading.
+
+    The key is the job with the moments gone by at its start. None where the job left, or the record
+    ended, before that.
+    """
     stopped: bool = False
     """Whether the run was ended from outside after the last moment."""
 
@@ -150,6 +166,7 @@ class Stream:
             moments=tuple(reader.moments),
             jobs=stories,
             arrived=reader.arrived,
+            loading=reader.loading,
             stopped=reader.stopped,
         )
 
@@ -166,6 +183,9 @@ class _Reader:
         self.p_stop: dict[str, dict[int, float]] = {}
         self.ends: dict[str, tuple[int, str]] = {}
         self.arrived: dict[str, tuple[float, int]] = {}
+        self.loading: dict[tuple[str, int], int | None] = {}
+        self._latest: dict[str, int] = {}
+        """By job, the moment at which its state was last found to be loading."""
         self._rows: dict[str, int] = {}
 
     def read(self, row: Mapping[str, Any]) -> None:
@@ -181,6 +201,11 @@ class _Reader:
             self._step(row)
         elif event == "read":
             self.arrived.setdefault(row["job_id"], (float(row["t_s"]), len(self.arrived)))
+        elif event == "loading":
+            self._latest[row["job_id"]] = len(self.moments)
+            self.loading[row["job_id"], len(self.moments)] = None
+        elif event == "loaded":
+            self.loading[row["job_id"], self._latest[row["job_id"]]] = len(self.moments)
         elif event in (Event.FINISH, Event.DIVERGE):
             job_id = row["job_id"]
             self.ends[job_id] = (self._rows[job_id], row["detail"] if event == Event.DIVERGE else "")

@@ -107,13 +107,16 @@ class CheckpointStore:
         self._prune(parent, position, reach)
         return final
 
-    def load(self, job_id: str, training: TrainingJob) -> dict[str, Any] | None:
+    def load(
+        self, job_id: str, training: TrainingJob, warn: Callable[[str], None] | None = None
+    ) -> dict[str, Any] | None:
         """Restore the newest valid checkpoint into `training`; return its facts.
 
         They are its `extra`, and its `step` and `rows_done`; None where there is no checkpoint. One
         that is corrupt, half-written or of another job is passed over with a warning that says
-        where and why; StateError, with `training` as it was, where there are some and none is valid
-        (`UnreadableError` where the disk did not give one of them). Writes nothing.
+        where and why (`warn`: instead of the store's own); StateError, with `training` as it was,
+        where there are some and none is valid (`UnreadableError` where the disk did not give one of
+        them). Writes nothing.
         """
         parent = self._job_folder(job_id)
         problems = []
@@ -124,7 +127,7 @@ class CheckpointStore:
             except StateError as error:
                 unreadable = unreadable or isinstance(error, UnreadableError)
                 problems.append(f"{path}: {error}")
-                self._warn(f"checkpoint passed over: {problems[-1]}")
+                (warn or self._warn)(f"checkpoint passed over: {problems[-1]}")
                 continue
             return {**extra, "step": position[0], "rows_done": position[1]}
         if problems:

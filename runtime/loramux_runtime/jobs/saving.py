@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 from loramux_policies.loop.job import Job
 from loramux_runtime.jobs.checkpoint import CheckpointStore
@@ -70,19 +70,30 @@ class Saving:
         except StateError as error:
             warn(str(error))
 
-    def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
-        """Bring a job to its newest valid checkpoint, if it has one.
+    def read(self, job_id: str, training: TrainingJob, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """Bring a state to the job's newest valid checkpoint; return what that says of the job.
 
-        With none valid it begins again: the same steps give the same bits.
+        None with no valid one: the job begins again, and the same steps give the same bits. It may
+        be called in a thread; `took_up` follows in the one of the loop. Raises UnreadableError
+        where the disk did not give one: to begin again would throw away what is there.
         """
         try:
-            found = self.checkpoints.load(job.job_id, training)
+            return self.checkpoints.load(job_id, training, warn)
         except UnreadableError:
-            # to begin again would throw away what is there
             raise
         except StateError as error:
-            warn(f"{error}; {job.job_id} begins again at its first step")
-            found = None
+            warn(f"{error}; {job_id} begins again at its first step")
+            return None
+
+    def has_some(self, job_id: str) -> bool:
+        """Return whether anything bears the name of a checkpoint of the job, or may do so."""
+        try:
+            return self.checkpoints.newest(job_id) is not None
+        except StateError:
+            return True
+
+    def took_up(self, job: Job, training: TrainingJob, found: Mapping[str, Any] | None) -> None:
+        """Note that the job goes on from a state that was read."""
         if found is not None:
             self._saved[job.job_id] = (training.step, training.rows_done)
             job.attained_s = float(found["attained_s"])
@@ -90,6 +101,10 @@ class Saving:
             self._saved.pop(job.job_id, None)
             job.attained_s = 0.0
         job.done_steps = training.progress_steps
+
+    def load(self, job: Job, training: TrainingJob, warn: Callable[[str], None]) -> None:
+        """Bring a job to its newest valid checkpoint, if it has one (`read`)."""
+        self.took_up(job, training, self.read(job.job_id, training, warn))
 
     def due(self, now_s: float) -> bool:
         """Return whether a round of checkpoints is due."""

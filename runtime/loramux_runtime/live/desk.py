@@ -14,6 +14,7 @@ from typing import Any, Final
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
+from loramux_policies.stepping.contracts import Arrival
 from loramux_policies.stepping.driver import StepDriver
 from loramux_runtime.jobs.adapter_files import save_adapter
 from loramux_runtime.jobs.saving import Saving
@@ -145,27 +146,8 @@ class Desk:
 
     # -- states of jobs
 
-    def training_of(self, job: Job) -> TrainingJob:
-        """Return the state from the newest valid checkpoint, or from the first step.
-
-        From there the training gives the same bits again.
-        """
-        self._faults.reach("restore", job_id=job.job_id)
-        training = self._roster.training(job.job_id, self._record)
-        self._saving.load(job, training, self._warn)
-        self._book.forget_records(job.job_id, training.step)
-        return training
-
-    def training_again(self, job: Job) -> TrainingJob:
-        """Return the state of a job as it was saved last.
-
-        What was learned since went with the worker, and is learned again.
-        """
-        training = self.training_of(job)
-        self._book.set(job.job_id, step=training.step, tokens=training.tokens)
-        return training
-
-    def _record(self, job_id: str, record: dict[str, Any]) -> None:
+    def record(self, job_id: str, record: dict[str, Any]) -> None:
+        """Book one training record of a job, and hand it on."""
         row = {"t_s": self._clock_s(), "job_id": job_id, **record}
         self._book.record(job_id, row)
         if self._on_record is not None:
@@ -192,6 +174,19 @@ class Desk:
         job = self._loop.cluster.active.get(job_id)
         if job is not None:
             self._loop.withdraw(job, Event.HOLD, reason)
+
+    def without_state(self, job: Job, arrival: Arrival) -> None:
+        """Take a job off that has started and whose state cannot be had.
+
+        It fails where nothing of it can be lost; else it waits for its user.
+        """
+        reason = f"its state cannot be made or read: {arrival.fault}"
+        if job.done_steps > 0 or self._saving.has_some(job.job_id):
+            self.hold(job.job_id, reason)
+            return
+        self._loop.withdraw(job, Event.FAIL if arrival.out_of_memory else Event.CRASH, reason)
+        if not arrival.out_of_memory:  # a FAIL is told to the host
+            self.cancelled(job.job_id)
 
     def ended(self, job: Job, training: TrainingJob) -> None:
         """Write the adapter of a job that has ended by itself.

@@ -12,7 +12,7 @@ from loramux_policies.errors import PolicyError
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.scheduler import Scheduler
-from loramux_policies.stepping.contracts import Host, StepDevice
+from loramux_policies.stepping.contracts import Arrival, Host, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
@@ -110,6 +110,10 @@ class LiveHost(Host[TrainingJob]):
     def joined(self, run: LiveRun[TrainingJob]) -> None:
         """Note the device's memory with the new resident."""
         self._accounts.note_memory(run.job.devices[0])
+
+    def without_state(self, job: Job, arrival: Arrival) -> None:
+        """Have the desk take the job off."""
+        self._desk.without_state(job, arrival)
 
     def stopped(self, device: StepDevice[TrainingJob]) -> None:
         """Note the device's memory without the job."""

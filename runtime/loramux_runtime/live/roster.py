@@ -184,11 +184,23 @@ class Roster:
             self._book.set(job.job_id, micro_batch=max(1, rows // 2), predicted_bytes=smaller.need_bytes)
         return smaller
 
-    def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> TrainingJob:
-        """Return the job's training state from its first step; its adapter is on the host."""
+    def training(self, job_id: str, log: Callable[[str, dict[str, Any]], None]) -> tuple[object, TrainingJob]:
+        """Return what a job's training state is made from, and the state at its first step.
+
+        Its adapter is on the host. This may be called in a thread.
+        """
         entry = self._entries[job_id]
         prepared = PreparedJob(config=entry.config, data=self._data(entry), spec=entry.spec)
-        return self._make(prepared, lambda record: log(job_id, record))
+        return entry, self._make(prepared, lambda record: log(job_id, record))
+
+    def is_made_from(self, job_id: str, entry: object) -> bool:
+        """Return whether a job is still the one that a state was made for (`training`)."""
+        return self._entries.get(job_id) is entry
+
+    def rows_bytes(self, job_id: str) -> int:
+        """Return the bytes of the rows that a job has on the disk."""
+        entry = self._entries[job_id]
+        return sum(kept.tokens.ids.nbytes for kept in (entry.train, entry.eval) if kept is not None)
 
     def _data(self, entry: _Entry) -> JobData:
         config = entry.config

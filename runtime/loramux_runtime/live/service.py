@@ -31,6 +31,7 @@ from loramux_runtime.live.commands import Commands
 from loramux_runtime.live.desk import Desk, OnRecord
 from loramux_runtime.live.drive.engine import Engine
 from loramux_runtime.live.drive.live_times import LiveTimes, MonotonicTimes, first_reading
+from loramux_runtime.live.drive.makers import Makers
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.step_marks import StepMarks
 from loramux_runtime.live.host import PLAY_S, LiveHost, Watch
@@ -40,10 +41,12 @@ from loramux_runtime.live.policy_guard import PolicyGuard, check_live
 from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.reading.readers import Reading
 from loramux_runtime.live.reading.row_files import ROWS, RowFiles
+from loramux_runtime.live.recovery import take_up
+from loramux_runtime.live.restoring import Restoring
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.settings import LiveSettings
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, Fields
+from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, WAITING, Fields
 from loramux_runtime.live.state.marker import Marker, read_marker
 from loramux_runtime.live.state.moments import moment
 from loramux_runtime.live.state.same_folder import FolderGone, watch_folder
@@ -134,14 +137,22 @@ class LiveService:
             note=self.book.note if settings.record else None,
             hang_s=hang_s,
         )
+        marks = StepMarks(self.marker)
         # these are lambdas, as the parts that they name are made after this one
         self.drive = self.engine.start(
             policy,
             self._times,
             self.training,
-            StepMarks(self.marker),
-            find=lambda job: self.desk.training_of(job),
-            find_again=lambda job: self.desk.training_again(job),
+            marks,
+            makers=Makers(
+                lambda: self.restoring,
+                self.training,
+                active=lambda job_id: self.loop.cluster.active.get(job_id),
+                joining=marks.joining,
+                making=self.marker.making,
+                suspect=lambda job_id: bool(self.book.row(job_id)["admission_deaths"]),
+            ),
+            find_again=lambda job: self.restoring.again(job),
             worker_up=lambda device_id, where: self.host.worker_up(device_id, where),
             stopping=lambda: self.driver.stopping,
         )
@@ -167,6 +178,9 @@ class LiveService:
             settings.checkpoint_s,
             states.at_rest,
             lambda job_id: self.desk.attained_s(job_id),
+        )
+        self.restoring = Restoring(
+            self.roster, self.saving, self.book, faults, lambda job_id, row: self.desk.record(job_id, row), warn
         )
         self.suspects = Suspects(store, read_marker(store.folder))
         self.notes = StatusNotes(store, self.book, self.loop, self.drive, self.driver, lambda: self.n_waiting)
@@ -326,26 +340,10 @@ class LiveService:
 
     def _recover(self) -> None:
         """Take up what a process before this one has left."""
-        store, n_devices = self.store, self.engine.n_devices
-        with store.transaction():
-            for row in store.jobs(RUNNING):
-                left = {"stopped_s": self._last_s, "tokens_per_s": None, "expected_finish_s": None}
-                store.update(row["job_id"], state=WAITING, **left)
-            if self._last_s is not None:
-                # nobody was there from then on
-                waiting = store.count(QUEUED, WAITING, HELD, by_s=self._last_s)
-                store.add_samples((self._last_s, d, 0.0, 0, waiting) for d in range(n_devices))
-            drains = bool(store.fact("draining")) and not self.suspects.ended_by_itself
-            self.desk.draining = drains
-            self.suspects.note()
-            policy_hung = self.suspects.policy_hung
-            died = self._last_s is not None and not self.suspects.ended_by_itself
-            store.set_facts(
-                starts=store.fact("starts", 0) + 1,
-                restarts=store.fact("restarts", 0) + died,
-                policy=self.settings.policy,
-                hung_in_decide=False,
-            )
+        store = self.store
+        self.desk.draining = bool(store.fact("draining")) and not self.suspects.ended_by_itself
+        policy_hung = self.suspects.policy_hung
+        take_up(store, self.suspects, policy=self.settings.policy, n_devices=self.engine.n_devices)
         self.saving.tidy({row["job_id"] for row in store.jobs(*OPEN)}, self._warn)
         self.quarantine.begin(store.jobs(QUEUED, WAITING))
         policy = self.loop.policy.name

@@ -137,6 +137,8 @@ def _has_begun(folder: Path, began_s: float) -> bool:
 def _what(doing: Doing) -> str:
     if doing.phase == "step":
         return f"in a step of {', '.join(doing.jobs)}"
+    if doing.phase == "admit":
+        return f"{', '.join(doing.jobs)} was taken in"
     return "the policy was deciding" if doing.phase == "decide" else "checkpoints were being written"
 
 

@@ -49,17 +49,18 @@ class Suspects:
 
         It writes inside the caller's transaction.
         """
-        if self._doing is None or self._doing.phase not in ("step", "admit"):
+        if self._doing is None or self.ended_by_itself:
             return
         # a start that came no further has counted this death already
         if self._store.fact("counted_mark") == self._doing.since_s:
             return
         self._store.set_facts(counted_mark=self._doing.since_s)
-        jobs = self._doing.jobs
-        rows = [row for row in self._store.jobs(*OPEN) if row["job_id"] in jobs]
-        if self._doing.phase == "admit":
-            self._blame_admission(rows)
+        jobs, opened = self._doing.jobs, self._store.jobs(*OPEN)
+        taken_in = {**self._doing.making, **(jobs if self._doing.phase == "admit" else {})}
+        self._blame_admission(row for row in opened if row["job_id"] in taken_in)
+        if self._doing.phase != "step":
             return
+        rows = [row for row in opened if row["job_id"] in jobs]
         for row in self.blame(rows, jobs, self._store.update, by_work=by_its_work()):
             if self.hopeless(row, alone=len(jobs) == 1):
                 self._end(row, self.reason(row))

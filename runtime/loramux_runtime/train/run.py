@@ -42,7 +42,7 @@ from loramux_runtime.train.keeper import Keeper
 from loramux_runtime.train.observer import Observer
 from loramux_runtime.train.progress import Earlier, Progress
 from loramux_runtime.train.signals import stop_on_signal
-from loramux_runtime.train.states import LocalStates
+from loramux_runtime.train.states import LocalStates, MadeAtOnce
 from loramux_runtime.train.times import RealTimes, Times
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.job import JobSpec
@@ -166,7 +166,12 @@ class TrainRun:
         self.driver = StepDriver(
             self.residents,
             self.executor,
-            LocalStates(self.model, self._training, self._new, stopping=lambda: self.driver.stopping),
+            LocalStates(
+                self.model,
+                self._training,
+                MadeAtOnce(self._training, self._new),
+                stopping=lambda: self.driver.stopping,
+            ),
             note=self.books.recorder.note if record else None,
         )
         self.ledger = ledger_of(cost, max_resident)

@@ -23,6 +23,7 @@ from loramux_runtime.jobs.training_job import Log, TrainingJob
 from loramux_runtime.live.drive.flights import Flights
 from loramux_runtime.live.drive.job_states import PoolStates
 from loramux_runtime.live.drive.live_times import LiveTimes
+from loramux_runtime.live.drive.makers import Makers
 from loramux_runtime.live.drive.pool import WorkerPool
 from loramux_runtime.live.drive.pool_executor import PoolExecutor
 from loramux_runtime.live.drive.remote_training import RemoteTraining
@@ -104,16 +105,16 @@ class Engine:
         training: dict[str, TrainingJob],
         marks: StepMarks,
         *,
-        find: Callable[[Job], TrainingJob],
+        makers: Makers,
         find_again: Callable[[Job], TrainingJob],
         worker_up: Callable[[int, str], None],
         stopping: Callable[[], bool],
     ) -> Drive:
         """Put the drive together, with the jobs' states in `training` by job id.
 
-        `find` makes the state of a job that starts (as it was saved last, or at its first step),
-        `find_again` that of a job whose state is lost; `worker_up` is told of workers that have
-        come up again, `stopping` says whether the scheduler is to end.
+        `makers` make the state of a job that starts (as it was saved last, or at its first step),
+        `find_again` makes that of a job whose state is lost; `worker_up` is told of workers that
+        have come up again, `stopping` says whether the scheduler is to end.
         """
         meters = Meters(self.n_devices, record=False)
         fitted = self.fitted
@@ -131,14 +132,14 @@ class Engine:
             return Drive(
                 residents=Residents(policy),
                 devices=executor,
-                states=LocalStates(model, training, find, marks.joining, stopping=stopping),
+                states=LocalStates(model, training, makers, marks.joining, stopping=stopping),
                 meters=meters,
                 make=lambda prepared, log: TrainingJob.new(model, prepared.config, prepared.data, log=log),
             )
         pool = self.pool
         residents: Residents[TrainingJob] = Residents(policy, (0,) * pool.size)
         flights, restarts = Flights(pool, times, self.hang_s), WorkerRestarts(pool)
-        states = PoolStates(residents, pool, times, flights, restarts, training, find=find, find_again=find_again)
+        states = PoolStates(residents, pool, times, flights, restarts, training, makers, find_again=find_again)
         workers = PoolExecutor(
             residents,
             states,

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from loramux_policies.loop.job import Job
-from loramux_policies.stepping.contracts import End, StepDevice
+from loramux_policies.stepping.contracts import Arrival, End, StepDevice
 from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.stepping.residents import Residents
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.drive.departures import Departures, Leaver
 from loramux_runtime.live.drive.flights import Flights
 from loramux_runtime.live.drive.live_times import LiveTimes
+from loramux_runtime.live.drive.makers import Makers
 from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.drive.remote_training import RemoteTraining
 from loramux_runtime.live.drive.worker import JobReport
@@ -37,31 +38,43 @@ class PoolStates:
         flights: Flights,
         restarts: WorkerRestarts,
         training: dict[str, TrainingJob],
+        makers: Makers,
         *,
-        find: Callable[[Job], TrainingJob],
         find_again: Callable[[Job], TrainingJob],
     ) -> None:
         self._residents, self._pool, self._times = residents, pool, times
         self._flights, self._restarts = flights, restarts
-        self._training, self._find, self._find_again = training, find, find_again
+        self._training, self._makers, self._find_again = training, makers, find_again
         self._where: dict[str, int] = {}
         """The worker that a job's state is on."""
         self._departures = Departures()
+        self._landed: list[Arrival] = []
+        """Jobs whose states have come from steps that they had left early."""
 
     # -- what the driver asks for (contract: `contracts.States`)
 
-    def bring(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob:
-        """Send the job to the worker, unless it has ended, is on its way, or the worker is down."""
-        if job.job_id not in self._training:
-            self._training[job.job_id] = self._find(job)
-        if job.job_id in self._departures:
-            return self._training[job.job_id]
+    def bring(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob | None:
+        """Send the job to the worker, unless it has ended or the worker is down.
+
+        None while its state is on its way, or being made.
+        """
+        if job.job_id in self._departures or not self._makers.fetch(job):
+            return None
         training = self._remote(job.job_id)
         device_id = device.fused.device_id
         if end_of(training) is None and not self._restarts.down(device_id):
             self._pool.tell(device_id, "load", training.order())
             self._where[job.job_id] = device_id
         return training
+
+    def arrived(self) -> list[Arrival]:
+        """Return whose states have come from steps elsewhere, or have been made."""
+        landed, self._landed = self._landed, []
+        return landed + self._makers.arrived()
+
+    def news(self) -> bool:
+        """Return whether a state has come since."""
+        return bool(self._landed) or self._makers.news()
 
     def take_away(self, job: Job) -> None:
         """Have the job's state here and no longer on its worker."""
@@ -141,18 +154,17 @@ class PoolStates:
     def receive(self, device_id: int) -> list[WorkerDied]:
         """Take in the states of those who left the step that has just ended.
 
-        Those that have a new device may join it (`Residents.arrived`). Returns the worker's deaths
-        that came first: their jobs go on as they were last saved.
+        Those that have a new device may join it (`arrived`). Returns the worker's deaths that came
+        first: their jobs go on as they were last saved.
         """
         found = [self._settle(leaver) for leaver in self._departures.of_device(device_id)]
         return [death for death in found if death is not None]
 
     def _settle(self, leaver: Leaver) -> WorkerDied | None:
         residents, job_id, death = self._residents, leaver.job.job_id, None
-        run = residents.held.pop(job_id, None)
         if job_id not in self._training:  # cancelled meanwhile
             return None
-        job = leaver.job if run is None else run.job
+        job = residents.held.get(job_id, leaver.job)
         training = self._remote(job_id)
         try:
             if not (training.whole or training.diverged):
@@ -164,10 +176,7 @@ class PoolStates:
             death = error
             self._training[job_id] = self._find_again(job)
         job.seen = None
-        if run is not None:
-            run.training = self.bring(job, residents.device_of(job))
-            run.advance(0)
-            residents.arrived.append(run)
+        self._landed.append(Arrival(job_id))
         return death
 
     def _died(self, device_id: int, death: WorkerDied) -> None:

@@ -38,6 +38,8 @@ class Doing:
     """Device and inode of the files that the process has open."""
     mark: int | None = None
     """The mark that the file of its queue bears (`same_folder`); None where that is not known."""
+    making: Mapping[str, float] = field(default_factory=dict)
+    """Jobs whose states were made beside that, with the optimizer steps that they had done."""
 
 
 class Marker:
@@ -70,6 +72,12 @@ class Marker:
             self._more["unsaved_since_s"] = time.monotonic()
         self.set(*self._last)
 
+    def making(self, jobs: Mapping[str, float]) -> None:
+        """Note whose states are made beside whatever else the process does."""
+        if jobs != self._more.get("making", {}):
+            self._more["making"] = dict(jobs)
+            self.set(*self._last)
+
     def opened(self, nodes: Mapping[str, Node], mark: int | None = None) -> None:
         """Note which files the process has open, so that a command can compare its own."""
         self._more |= {"nodes": nodes, "mark": mark}
@@ -92,10 +100,15 @@ def read_marker(folder: Path) -> Doing | None:
         return Doing(
             phase,
             float(since_s),
-            {str(name): float(at) for name, at in jobs.items()},
+            _progress(jobs),
             None if unsaved_s is None else float(unsaved_s),
             {str(name): (int(at[0]), int(at[1])) for name, at in more.get("nodes", {}).items()},
             None if more.get("mark") is None else int(more["mark"]),
+            _progress(more.get("making", {})),
         )
     except (OSError, ValueError, TypeError, AttributeError, IndexError):
         return None
+
+
+def _progress(jobs: Mapping[str, float]) -> dict[str, float]:
+    return {str(name): float(at) for name, at in jobs.items()}
