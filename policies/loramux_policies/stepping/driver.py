@@ -329,8 +329,8 @@ class StepDriver(Generic[P]):
         """Have every job that was on a device that is gone wait again."""
         in_step = {run.job_id: run.training.progress_steps for run in runs}
         self._states.lost(device.fused.runs.values())
-        for run in list(device.fused.runs.values()):
-            self._loop.lose(run.job, GONE)
+        for job in self.residents.of_device(device):
+            self._loop.lose(job, GONE)
         self._host.device_gone(device, in_step, ending=self._stopping)
 
     # -- joining and leaving

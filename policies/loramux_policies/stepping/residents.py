@@ -46,6 +46,11 @@ class Residents(Generic[P]):
         """Return the device of a running job."""
         return self.devices[job.devices[0]]
 
+    def of_device(self, device: StepDevice[P]) -> list[Job]:
+        """Return the residents of a device, those that cannot join yet among them."""
+        held = [job for job in self.held.values() if self.device_of(job) is device]
+        return [run.job for run in device.fused.runs.values()] + held
+
     def sync(self, job: Job) -> None:
         """Bring `done_steps` and `attained_s` of a running job up to date."""
         if job.job_id not in self.held:  # a held job was credited when it left, or has still to begin

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, Protocol
 
 from loramux_policies.errors import let_through
@@ -67,7 +68,8 @@ class _Task:
 
     job: Job
     size_bytes: float
-    began_s: float = 0.0
+    began_s: float = inf
+    """When a thread began with it; never, where it waits or was made at once."""
     made: Made | None = None
     fault: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
@@ -83,7 +85,7 @@ class _Task:
 
     def overdue(self, now_s: float) -> bool:
         """Return whether this has taken longer than a slow disk explains."""
-        return self.began_s > 0.0 and now_s - self.began_s > HANG_S + self.size_bytes / BYTES_PER_S
+        return now_s - self.began_s > HANG_S + self.size_bytes / BYTES_PER_S
 
 
 class Makers:
@@ -160,8 +162,8 @@ class Makers:
         if task.size_bytes <= AT_ONCE_BYTES or self._suspect(job.job_id):
             with self._joining(job):
                 task.run(states.make)
-            if task.fault is not None:
-                let_through(task.fault)
+                if task.fault is not None:
+                    let_through(task.fault)
             return
         states.begins(job)
         self._waiting.append(task)
