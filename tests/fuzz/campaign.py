@@ -26,7 +26,10 @@ LONGEST_MESSAGE: Final = 30_000
 _FREE: Final = 200
 """Documents until the caches of imports and types are filled, and the memory is looked at."""
 _READINGS: Final = 3
-"""Readings of a slow document: a look of the garbage collector at all objects took 0.36 s of one on a slow machine."""
+"""Readings of a slow document.
+
+A look of the garbage collector at all objects took 0.36 s of one on a slow machine.
+"""
 
 
 @dataclass(frozen=True)
