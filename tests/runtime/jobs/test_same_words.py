@@ -20,9 +20,7 @@ from loramux_traces.job import JobSpec
 
 BASE = "base: {shape: llama-7b}\n"
 GOOD = "id: a\nsteps: 5\ndata: {path: rows.jsonl}\n"
-SPEC = JobSpec(
-    job_id="a", submit_s=0, base_model="llama-7b", method="lora", batch_size=1, seq_len=64, total_steps=1
-)
+SPEC = JobSpec(job_id="a", submit_s=0, base_model="llama-7b", method="lora", batch_size=1, seq_len=64, total_steps=1)
 
 
 def jobs(folder: Path, job: str) -> str:
