@@ -132,10 +132,18 @@ def _parquet(path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]
     number = 0
     try:
         # Read batches, not pandas' whole table: then only one row group at a time is in memory.
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
+        file = parquet.ParquetFile(stream)
+        names = file.schema_arrow.names
+        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        if twice is not None:
+            problems.add(0, twice, "", "is named twice")
+            return
+        # a map is a mapping as JSON has it, not a list of pairs (only newer pyarrows know the word)
+        maps = {"maps_as_pydicts": "strict"} if "map<" in str(file.schema_arrow) else {}
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for row in batch.to_pylist(**maps):
                 number += 1
                 yield number, row
-    except (arrow.ArrowException, ValueError, TypeError, OSError, MemoryError, OverflowError) as error:
+    except (arrow.ArrowException, ValueError, TypeError, LookupError, OSError, MemoryError, OverflowError) as error:
         said = printable(" ".join(str(error).split()), 200)
         problems.add(number + 1 if number else 0, "", "", f"not a readable Parquet file: {said}")

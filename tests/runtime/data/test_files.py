@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,42 @@ def test_parquet(write: Write, bytes_: Tokenizer, tmp_path: Path) -> None:
         changed = write(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :], "changed.parquet")
         with contextlib.suppress(InvalidInputError):
             assert tokens(changed, bytes_)
+
+
+def test_nested_columns_of_parquet(write: Write, bytes_: Tokenizer, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    path, text = tmp_path / "rows.parquet", arrow.string()
+    turn = arrow.struct([("role", arrow.large_string()), ("content", text)])
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    expected = tokens(write([{"messages": turns}]), bytes_)
+    for column in (
+        arrow.array([turns], arrow.large_list(turn)),
+        arrow.array([[list(one.items()) for one in turns]], arrow.list_(arrow.map_(text, text))),
+    ):
+        parquet.write_table(arrow.table({"messages": column}), path)
+        assert tokens(path, bytes_) == expected
+    choices = [("A", "x"), ("B", "y")]
+    table = {"question": ["q"], "answer": ["A"], "choices": arrow.array([choices], arrow.map_(text, text))}
+    parquet.write_table(arrow.table(table), path)
+    assert tokens(path, bytes_) == tokens(write([{"question": "q", "answer": "A", "choices": dict(choices)}]), bytes_)
+    others = {
+        "price": arrow.array([Decimal("1.5")], arrow.decimal128(10, 2)),
+        "at": arrow.array([1], arrow.timestamp("ns", tz="UTC")),
+        "none": arrow.nulls(1),
+        "raw": arrow.array([b"\xff"]),
+    }
+    parquet.write_table(arrow.table({"text": arrow.array(["a"]).dictionary_encode(), **others}), path)
+    report = load_data(DataConfig(path=path), bytes_, vocab_size=259, seed=0).report
+    assert str(report).endswith("columns not used: at (1), price (1), raw (1)")
+    parquet.write_table(arrow.table({"text": others["price"]}), path)
+    assert "column text: 'a Decimal'; must be text" in str(refused(path, bytes_))
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"]), path)
+    assert "column text: is named twice" in str(refused(path, bytes_))
+    parquet.write_table(
+        arrow.table({"text": ["a"], "m": arrow.array([[("k", "1"), ("k", "2")]], arrow.map_(text, text))}), path
+    )
+    assert "not a readable Parquet file" in str(refused(path, bytes_))
 
 
 def test_every_bad_row_is_listed_with_its_place(write: Write, bytes_: Tokenizer) -> None:
