@@ -28,11 +28,8 @@ def shipped_for(card: str) -> str | None:
     return next((profile for part, profile in CARDS if part in card), None)
 
 
-def need_torch(*, quiet: bool = False) -> None:
-    """Raise UsageError where the training runtime is not installed.
-
-    When it is quiet, or nobody watches, transformers draws no bars while it loads weights.
-    """
+def need_torch() -> None:
+    """Raise UsageError where the training runtime is not installed."""
     from importlib.util import find_spec
 
     from loramux_traces.errors import UsageError
@@ -40,6 +37,10 @@ def need_torch(*, quiet: bool = False) -> None:
     missing = [name for name in TRAINS_WITH if find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {' and '.join(missing)}: pip install 'loramux[runtime]'")
+
+
+def hush_weight_bars(*, quiet: bool) -> None:
+    """Have transformers draw no bars while it loads weights, where nobody is to see them."""
     if quiet or not sys.stderr.isatty():
         # read by transformers as it is imported, here and in the processes of this one
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -25,11 +25,11 @@ def record_from_journal(file: Path, device_name: str | None) -> ProfileRecord:
     that has no name.
     """
     from loramux_profiles.datafiles import problem
-    from loramux_profiles.file_model import validate
     from loramux_profiles.records import ProfileRecord
     from loramux_runtime.profiler.journal import read_journal, rows_of
     from loramux_runtime.profiler.transfers import fit_transfers
     from loramux_traces.errors import InvalidInputError, UsageError
+    from loramux_traces.file_model import validate
 
     content = read_journal(file)
     identity = content.identity

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loramux_cli import options as o
-from loramux_cli.device_choice import choose_profile, need_torch, profile_name
+from loramux_cli.device_choice import choose_profile, hush_weight_bars, need_torch, profile_name
 from loramux_cli.option_object import takes
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def run_command(given: RunOptions) -> None:
 
     State survives in --state.
     """
-    need_torch(quiet=given.quiet)
+    need_torch()
+    hush_weight_bars(quiet=given.quiet)
     from loramux_traces.errors import UsageError
 
     if given.on_policy_error not in ("fallback", "exit"):

@@ -82,9 +82,10 @@ def profile_command(
         raise UsageError("loramux profile needs --shape NAME or --path FOLDER (or --check or --from-journal FILE)")
     budget_s = duration_s(budget)
     target = out or Path(f"{Path(shape or str(path)).name.removesuffix('.json')}.json")
-    from loramux_cli.device_choice import need_torch
+    from loramux_cli.device_choice import hush_weight_bars, need_torch
 
-    need_torch(quiet=quiet)
+    need_torch()
+    hush_weight_bars(quiet=quiet)
     from loramux_runtime.profiler.journal import journal_path
 
     if target.exists() and not force and not (resume and journal_path(target).exists()):

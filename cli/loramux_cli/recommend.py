@@ -135,21 +135,18 @@ def _profile(device: str, name: str | None, memory: str | None, *, allow_other: 
     return chosen
 
 
-_OPTIONS = {
-    "num_experts": "--experts",
-    "top_k": "--top-k",
-    "batch_size": "--batch-size",
-    "target_modules": "--targets",
-    "rank": "--rank",
-    "method": "--method",
-}
+_OPTIONS = {"num_experts": "experts", "target_modules": "targets", "base_model": "model"}
+"""Options whose names are not those of a job's fields."""
 
 
 def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
+    from dataclasses import replace
+
     from pydantic import ValidationError
 
     from loramux_runtime.profiler.subjects import find_base
     from loramux_traces.errors import UsageError
+    from loramux_traces.file_model import faults
     from loramux_traces.job import JobSpec
 
     fitted = device.fitted
@@ -165,11 +162,9 @@ def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec
     try:
         return JobSpec(job_id="job", submit_s=0, base_model=find_base(name).label, total_steps=1, **fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        # a rule over several fields says itself which one it is about
-        where = first.get("ctx", {}).get("column") or ".".join(str(part) for part in first["loc"])
-        where = _OPTIONS.get(where, where)
-        raise UsageError(f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from error
+        first = faults(error, fields)[0]
+        option = _OPTIONS.get(first.field, first.field).replace("_", "-")
+        raise UsageError(f"--{replace(first, place=(option,))}") from error
 
 
 def _tables(r: Recommendation) -> None:

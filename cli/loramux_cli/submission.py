@@ -35,10 +35,12 @@ def read_submission(file: Path, *, job_id: str | None, priority: int | None) -> 
         return jobs
     from pydantic import ValidationError
 
+    from loramux_traces.file_model import faults
+
     try:
         return [TrainJob.model_validate({**job.model_dump(), **changes}) for job in jobs]
     except ValidationError as error:
-        raise UsageError("; ".join(e["msg"] for e in error.errors(include_url=False))) from error
+        raise UsageError("\n".join(f"--{fault}" for fault in faults(error, changes))) from error
 
 
 def check_files(file: Path, jobs: Sequence[TrainJob], folder: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from loramux_cli import options as o
 from loramux_cli.settings import settings
-from loramux_cli.simulate import _progress
+from loramux_cli.simulate import EXIT_NEVER_FITS, _progress
 
 
 def sweep_command(
@@ -53,10 +53,11 @@ def sweep_command(
 ) -> None:
     """Run policies at several loads and seeds on the same jobs; resumable.
 
-    There is one row a run in results.csv.
+    There is one row a run in results.csv. The exit code is that of simulate: 4 where a job fits no
+    device in any of the runs.
     """
     from loramux_cli import running
-    from loramux_cli.sweep_view import show_sweep, sweep_report
+    from loramux_cli.sweep_view import show_sweep, sweep_report, texts
     from loramux_policies.errors import PolicyError
     from loramux_simulator import SimOptions
     from loramux_simulator.sweep import SweepPlan, sweep
@@ -128,6 +129,8 @@ def sweep_command(
             typer.echo(f"{len(table)} runs in {out / 'results.csv'}", err=True)
     if failed:
         raise typer.Exit(PolicyError.exit_code)
+    if any(texts(table, "unfit_jobs")):
+        raise typer.Exit(EXIT_NEVER_FITS)
 
 
 @contextmanager

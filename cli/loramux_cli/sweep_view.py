@@ -29,7 +29,7 @@ def sweep_report(plan: SweepPlan, table: pd.DataFrame) -> dict[str, Any]:
     )
     good, bad = table[errors == ""], table[errors != ""]
     generated = isinstance(plan.trace, Generated)
-    redrawn = [part for text in _texts(good, "seed_redraws") for part in text.split("; ") if part]
+    redrawn = [part for text in texts(good, "seed_redraws") for part in text.split("; ") if part]
     sentences = []
     if len(plan.seeds) > 1:
         sentences.append(redraw_sentence(list(dict.fromkeys(redrawn)), generated=generated))
@@ -64,7 +64,7 @@ def _intervals(table: pd.DataFrame, *, generated: bool) -> list[dict[str, Any]]:
         if generated and len(part) > 1:
             found = over_seeds(values)
         else:
-            batches = [read_batches(text) for text in _texts(part, batch_column("turnaround_s"))]
+            batches = [read_batches(text) for text in texts(part, batch_column("turnaround_s"))]
             whole = batches and len(batches) == len(part) and all(map(len, batches))
             found = of_batches(
                 np.mean(batches, axis=0) if whole else np.zeros(0), mean, round(part["completed"].mean())
@@ -101,14 +101,15 @@ def _unfit(table: pd.DataFrame) -> list[str]:
         words = (("unschedulable", "fit no device"), ("failed", "failed"), ("rejected", "were turned away"))
         counts = [f"{count:,} {word}" for key, word in words if (count := int(rows[key].sum()))]
         if counts:
-            names = list(dict.fromkeys(name for text in _texts(rows, "unfit_jobs") for name in text.split()))
+            names = list(dict.fromkeys(name for text in texts(rows, "unfit_jobs") for name in text.split()))
             named = f", for example {', '.join(names[:3])}" if names else ""
             at = "" if load != load else f" at load {load:.12g}"
             lines.append(f"{policy}{at}: of {int(rows['jobs'].sum()):,} jobs {' and '.join(counts)}{named}.")
     return lines
 
 
-def _texts(table: pd.DataFrame, column: str) -> list[str]:
+def texts(table: pd.DataFrame, column: str) -> list[str]:
+    """Return the texts of a column that tables of older sweeps may lack."""
     return [str(text) for text in table[column].dropna()] if column in table.columns else []
 
 

@@ -13,7 +13,7 @@ import typer
 from loramux_cli import options as o
 from loramux_cli import train_going_on as going_on
 from loramux_cli import train_view as view
-from loramux_cli.device_choice import choose_profile, need_torch
+from loramux_cli.device_choice import choose_profile, hush_weight_bars, need_torch
 from loramux_cli.option_object import takes
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def train_command(given: TrainOptions) -> None:
 
     Ctrl-C and SIGTERM finish the step and save; --resume goes on from there.
     """
-    need_torch(quiet=given.quiet)
+    need_torch()
+    hush_weight_bars(quiet=given.quiet)
     made = [folder for folder in (given.out, *given.out.parents) if not folder.exists()]
     from loramux_runtime.train.signals import StopSignals
 

@@ -27,9 +27,9 @@ from pydantic import (
 
 from loramux_profiles.curves import SpeedupCurve, curve_through
 from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown
-from loramux_profiles.file_model import validate
 from loramux_profiles.fitted import FittedModel, fitted_model
 from loramux_traces.errors import UsageError
+from loramux_traces.file_model import validate
 from loramux_traces.files import read_file
 
 Origin = Literal["assumed", "fitted", "measured"]

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramux_profiles.datafiles import problem, read_json
-from loramux_profiles.model_kinds import FALCON, TIED, UNGATED, kind_faults
+from loramux_profiles.model_kinds import (
+    FALCON,
+    HEAD_DIM,
+    KV_HEADS,
+    POST_NORMS,
+    QK_NORM,
+    TIED,
+    UNGATED,
+    kind_faults,
+)
 from loramux_profiles.shapes import ModelShape
 from loramux_traces.errors import InvalidInputError, Problem
 
@@ -95,8 +104,9 @@ def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> M
     key, kv_heads = _kv_heads(reader, kind, heads)
     if heads % kv_heads:
         reader.problems.append(problem(file, key, kv_heads, f"must divide the {heads} heads"))
-    head_dim = reader.whole("head_dim", "kv_channels", default=max(1, hidden // heads))
-    if "head_dim" not in data and "kv_channels" not in data and hidden % heads:
+    own_dim = None if "head_dim" in data else HEAD_DIM.get(kind)
+    head_dim = reader.whole("head_dim", "kv_channels", default=own_dim or max(1, hidden // heads))
+    if own_dim is None and "head_dim" not in data and "kv_channels" not in data and hidden % heads:
         reader.problems.append(problem(file, "hidden_size", hidden, f"must be a multiple of the {heads} heads"))
     tied = reader.flag("tie_word_embeddings", default=kind in TIED)
     qkv_bias = reader.flag("attention_bias", "add_qkv_bias", "qkv_bias", default=kind in ("qwen", "qwen2"))
@@ -114,8 +124,8 @@ def shape_from_dict(data: dict[str, Any], name: str, file: Path | str = "") -> M
         tied_embeddings=tied,
         qkv_bias=qkv_bias,
         gated=gated,
-        qk_norm=kind == "qwen3",
-        post_norms=kind == "glm4",
+        qk_norm=kind in QK_NORM,
+        post_norms=kind in POST_NORMS,
         fused_qkv=kind == "phi3",
         source=f"{file} ({kind or 'no model_type, read as a llama'})",
     )
@@ -129,4 +139,5 @@ def _kv_heads(reader: _Reader, kind: str, heads: int) -> tuple[str, int]:
         return "num_kv_heads", reader.whole("num_kv_heads", "n_head_kv", default=heads)
     if kind in FALCON or kind == "gpt_bigcode":
         return "multi_query", 1 if reader.flag("multi_query", default=True) else heads
-    return "num_key_value_heads", reader.whole("num_key_value_heads", default=heads)
+    absent = heads if "num_key_value_heads" in reader.data else KV_HEADS.get(kind, heads)
+    return "num_key_value_heads", reader.whole("num_key_value_heads", default=absent)

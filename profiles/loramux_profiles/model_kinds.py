@@ -36,6 +36,28 @@ TIED: Final = frozenset(
     )
 )
 """Kinds for which embeddings are tied where the file does not say so."""
+POST_NORMS: Final = frozenset(("gemma2", "gemma3", "gemma3_text", "glm4"))
+"""Kinds with norms of the outputs of attention and FFN beside those of their inputs."""
+QK_NORM: Final = frozenset(("qwen3", "gemma3", "gemma3_text", "exaone4", "hunyuan_v1_dense"))
+"""Kinds with norms of queries and keys by head."""
+KV_HEADS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("ernie4_5", "glm", "glm4", "internlm3", "starcoder2"), 2),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "smollm3", "vaultgemma"), 4),
+    "bitnet": 5,
+    **dict.fromkeys(("exaone", "ministral", "ministral3", "mistral", "seed_oss"), 8),
+    "gemma": 16,
+    "helium": 20,
+    **dict.fromkeys(("exaone4", "qwen2", "qwen3", "stablelm"), 32),
+}
+"""Heads of keys and values where the file does not name them, as transformers' classes have it.
+
+Of the other kinds, and where the file says null, they are as many as those of the queries.
+"""
+HEAD_DIM: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("ernie4_5", "glm", "glm4", "helium", "internlm3", "ministral3", "qwen3", "seed_oss"), 128),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "vaultgemma"), 256),
+}
+"""Size of a head where the file does not say it; of the other kinds the hidden size by heads."""
 QUANTISED: Final = ("quantization_config", "compression_config", "quantization")
 _EXPERTS: Final = re.compile(r"(?:.*_)?(?:num|n)_(?:\w+_)?experts")
 

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from loramux_profiles.datafiles import problem, read_json
-from loramux_profiles.file_model import validate
 from loramux_profiles.fit_section import FitSection
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
 from loramux_traces.errors import InvalidInputError, UsageError
+from loramux_traces.file_model import validate
 from loramux_traces.filesafe import json_text, write_text
 
 SCHEMA_VERSION: Final = 1

@@ -57,7 +57,7 @@ class ModelShape:
     qk_norm: bool = False
     """Norms of queries and keys by head (Qwen3); their inputs are kept for the backward pass."""
     post_norms: bool = False
-    """Norms of the outputs of attention and FFN as well (GLM-4)."""
+    """Norms of the outputs of attention and FFN as well (GLM-4, Gemma 2 and 3)."""
     fused_qkv: bool = False
     """One projection for queries, keys and values (Phi-3)."""
     source: str = ""

@@ -126,8 +126,22 @@ def test_synthetic_rows_are_those_of_the_step_simulator(cli: Cli, tmp_path: Path
         ([{"id": "a", "data": {"synthetic": {"seq_len": 9, "rows": 2}}}], "jobs.0.data.synthetic.rows"),
         ([{"id": "a", "data": {"limit": "x"}}], "jobs.0.data.limit"),
         ([{"id": "a", "optimizer": {"lr": float("nan")}}], "lr"),
-        ([{"id": "a", "adapter": {"target_modules": ["w_proj"]}}], "w_proj"),
-        ([{"id": "a", "method": "mola", "adapter": {"num_experts": [2, 2, 2, 2]}}], "layers"),
+        (
+            [{"id": "a", "adapter": {"target_modules": ["w_proj"]}}],
+            "jobs.yaml:21: column adapter.target_modules: 'w_proj'; is no linear of the base model (it has q_proj, k_",
+        ),
+        (
+            [{"id": "a", "adapter": {"target_modules": "all"}}],
+            "jobs.yaml:21: column adapter.target_modules: 'all'; must be a list of linears or one of all-linear, att",
+        ),
+        (
+            [{"id": "a", "method": "mixlora", "adapter": {"attention": {"target_modules": []}}}],
+            "jobs.yaml:22: column adapter.attention.target_modules: must name at least one linear of the",
+        ),
+        (
+            [{"id": "a", "method": "mola", "adapter": {"num_experts": [2, 2, 2, 2]}}],
+            "column adapter: 4 groups of experts for ",
+        ),
         ([{"id": "a", "evaluation": {"patience": 2}}], "every_steps"),
         (
             [{"id": "a", "data": {"synthetic": {"seq_len": 9}}, "evaluation": {"every_steps": 2}}],

@@ -249,6 +249,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     # fields of other families
     "llama-window": (_config(sliding_window=4), "column sliding_window: '4'; is not computed for llama"),
     "llama-windows": (_config(use_sliding_window=True), "column use_sliding_window: .*is not computed for llama"),
+    "mistral-window": (
+        _config(model_type="mistral", use_sliding_window=False, sliding_window=4),
+        "column sliding_window: '4'; must be null beside use_sliding_window: false, which transformers does not read",
+    ),
     "mistral-bias": (_config(model_type="mistral", attention_bias=True), "attention_bias: .*not computed for mistral"),
     "qwen2-bias": (_config(model_type="qwen2", mlp_bias=True), "column mlp_bias: .*is not computed for qwen2"),
     "padding": (_config(pad_token_id=1000), "column pad_token_id: '1000'; must be a token below the vocab_size of"),
@@ -389,6 +393,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen3": {"model_type": "qwen3", "head_dim": 8, "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False,
               "sliding_window": None, "use_sliding_window": False, "max_window_layers": 28},
     "Mistral": {"model_type": "mistral", "rope_theta": 10000.0, "sliding_window": 4096, "num_key_value_heads": 2},
+    "Mistral without a window": {"model_type": "mistral", "sliding_window": None, "use_sliding_window": False},
     "Phi-3 128k": {"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
                    "rope_theta": 10000.0, "sliding_window": 262144, "attention_bias": False, "pad_token_id": 0,
                    "rope_scaling": LONG},

@@ -9,7 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from loramux_profiles.hf_config import shape_from_dict
-from loramux_profiles.model_kinds import GATED, TIED, UNGATED
+from loramux_profiles.model_kinds import FALCON, GATED, KV_HEADS, POST_NORMS, QK_NORM, TIED, UNGATED
+from loramux_runtime.fused.base_config import FAMILIES
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 FFN = {"intermediate_size": 160}
@@ -45,3 +46,18 @@ def test_the_matrices_are_those_that_transformers_builds(kind: str, changes: dic
     )
     assert shape.layer_matmul_params == found
     assert shape.tied_embeddings == bool(config.tie_word_embeddings) == (kind in TIED)
+    if kind in QK_NORM | POST_NORMS | set(FAMILIES):
+        assert shape.params == sum(one.numel() for one in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {*FALCON, "gpt_bigcode", "gpt_neo"}])
+def test_what_a_file_leaves_out_is_what_transformers_takes(kind: str) -> None:
+    written = {"hidden_size": 640, "num_hidden_layers": 2, "num_attention_heads": 160, "vocab_size": 96, **FFN}
+    config = CONFIG_MAPPING[kind](**written)
+    shape = shape_from_dict({"model_type": kind, **written, "ffn_dim": 160}, kind)
+    dim = getattr(config, "head_dim", None) or 640 // 160
+    heads = getattr(config, "num_key_value_heads", None) or 160
+    assert (shape.heads, shape.kv_heads, shape.head_dim) == (160, heads, dim)
+    if KV_HEADS.get(kind) and kind in FAMILIES:
+        without = shape_from_dict({"model_type": kind, **written, "num_key_value_heads": None}, kind)
+        assert without.kv_heads == 160

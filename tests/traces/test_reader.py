@@ -78,6 +78,17 @@ def test_every_format_round_trips(tmp_path: Path, ending: str) -> None:
     assert read_trace(path) == trace
 
 
+def test_json_lines_under_the_name_of_json_and_quotes_after_blanks(tmp_path: Path, csv_file: Csv) -> None:
+    trace = generate("philly-like", jobs=5, seed=1)
+    write_trace(trace, tmp_path / "a.jsonl")
+    (tmp_path / "b.json").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert read_trace(tmp_path / "b.json").jobs == trace.jobs
+    header = "job_id, submit_s, base_model, method, batch_size, seq_len, duration_s, user"
+    row = 'a, 0, "llama-7b", "lora", 8, 512, 100, "x, ""y"""'
+    job = read_trace(csv_file([row], header)).jobs[0]
+    assert (job.base_model, job.user) == ("llama-7b", 'x, "y"')
+
+
 def test_bom_crlf_blanks_and_comments(tmp_path: Path) -> None:
     path = tmp_path / "jobs.csv"
     text = "# made by\r\n#\r\n# hand\r\njob_id, submit_s, base_model, method, batch_size, seq_len, duration_s\r\n\r\n"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,19 +158,45 @@ def _json_items(text: str, provenance: list[str], rows_key: str, on_key: OnKey) 
         raise json.JSONDecodeError("expected the end of the file", cursor.text, cursor.at)
 
 
+def _is_json_lines(text: str) -> bool:
+    """Return whether a text is surely JSON lines: a whole object on the first line, then more."""
+    blank = _BLANK.match(text)
+    start = blank.end() if blank else 0
+    end = text.find("\n", start)
+    if end < 0 or text[start] != "{" or _BLANK.fullmatch(text, end):
+        return False
+    first = text[start:end].rstrip()
+    try:
+        return ROW_DECODER.raw_decode(first)[1] == len(first)
+    except (ValueError, RecursionError):
+        return False
+
+
 def json_items(
-    text: str, problems: Problems, provenance: list[str], *, rows_key: str = "jobs", on_key: OnKey | None = None
+    text: str,
+    problems: Problems,
+    provenance: list[str],
+    *,
+    rows_key: str = "jobs",
+    on_key: OnKey | None = None,
+    limit: int | None = None,
 ) -> Items:
-    """Yield the jobs of a JSON document.
+    """Yield the jobs of a JSON document, at most `limit`.
 
     The document is a list, or an object that holds the list under `rows_key`. A provenance that is
     found on the way is appended to `provenance`, and every other key that has a value is given to
-    `on_key` (None: is a problem).
+    `on_key` (None: is a problem), those after the list too. JSON lines are read as such: many
+    tools write them under the name of `.json`.
     """
+    if _is_json_lines(text):
+        yield from islice(jsonl_items(StringIO(text), problems, provenance), limit)
+        return
     line = 1
     try:
-        for line, item in _json_items(text, provenance, rows_key, on_key or _key_of_a_trace(problems)):
-            yield line, item
+        items = _json_items(text, provenance, rows_key, on_key or _key_of_a_trace(problems))
+        for count, (line, item) in enumerate(items):
+            if limit is None or count < limit:
+                yield line, item
     except (ValueError, RecursionError) as error:
         at = error.lineno if isinstance(error, json.JSONDecodeError) else line
         problems.add(at, "", "", say(error))

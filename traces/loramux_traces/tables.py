@@ -45,7 +45,21 @@ def _say(error: csv.Error) -> str:
         return 'a quote (") is opened here and never closed'
     if "new-line character" in text:
         return "lines must end with LF or CRLF"
-    return f"not a CSV row: {text}"
+    return text if "after a blank" in text else f"not a CSV row: {text}"
+
+
+def _quoted_after_blanks(lines: list[str], cells: list[str]) -> list[str]:
+    """Return the cells of a row as `a, "b, c", d` means them: its quotes are no text.
+
+    Cells without such quotes keep their blanks. Raises csv.Error where it cannot be read so.
+    """
+    try:
+        found = next(csv.reader(lines, strict=True, skipinitialspace=True))
+    except csv.Error as error:
+        raise csv.Error('a quote (") after a blank: take the blank before it away, or double the quotes') from error
+    if len(found) != len(cells):
+        return found
+    return [cell if cell.lstrip(" ") == bare else bare for cell, bare in zip(cells, found, strict=True)]
 
 
 def csv_rows(
@@ -56,11 +70,22 @@ def csv_rows(
     Empty rows are left out, and broken ones are noted as problems. `skipped_lines` is how many
     lines of the file came before `lines`; `strip` false keeps the blanks (text to learn).
     """
-    reader = csv.reader(lines, strict=True)
+    read: list[str] = []
+
+    def kept() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    reader = csv.reader(kept(), strict=True)
     while True:
         start = reader.line_num + 1 + skipped_lines
+        read.clear()
         try:
             cells = next(reader)
+            maybe = ' "' in read[0] or len(read) > 1
+            if maybe and any(cell.startswith(" ") and cell.lstrip(" ").startswith('"') for cell in cells):
+                cells = _quoted_after_blanks(read, cells)
         except StopIteration:
             return
         except csv.Error as error:

@@ -33,7 +33,10 @@ class DataConfig(BaseModel):
     path: Path
     """File of training rows: .jsonl, .ndjson, .json, .csv (each also .gz) or .parquet."""
     file_format: FileFormat = "auto"
-    """Format of the file, where its name does not say."""
+    """Format of the file of `path`, where its name does not say or says another.
+
+    It is that of `eval_path` too, unless the ending of that name says otherwise.
+    """
     format: DataFormat = "auto"
     """Format of its rows; auto takes it from the fields of the first row.
 
@@ -68,7 +71,7 @@ class DataConfig(BaseModel):
     False: all of each row. Text rows are learned whole.
     """
     eval_path: Path | None = None
-    """File of held-out rows, in the same form."""
+    """File of held-out rows of the same `format`."""
     eval_rows: Count | None = None
     """Rows of `path` to hold out, drawn by the job's seed."""
     eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] | None = None

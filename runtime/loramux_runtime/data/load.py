@@ -16,7 +16,7 @@ from loramux_runtime.data.columns import unused_text
 from loramux_runtime.data.config import DataConfig
 from loramux_runtime.data.made_from import made_from
 from loramux_runtime.data.parse import RecordReader
-from loramux_runtime.data.readers import file_format, read_rows
+from loramux_runtime.data.readers import file_format, format_beside, read_rows
 from loramux_runtime.data.render import Renderer
 from loramux_runtime.data.rows import RowBuilder, TokenisedRows
 from loramux_runtime.data.sample_stream import SampleStream
@@ -126,7 +126,8 @@ def load_data(
     parts = made_from(path, eval_path, tokenizer, rendered_at)
     if eval_path is not None:
         # The format that the first file was taken for holds for the second.
-        same = config.model_copy(update={"format": report.format})
+        written = format_beside(eval_path, path, config.file_format)
+        same = config.model_copy(update={"format": report.format, "file_format": written})
         held_out, eval_report = tokenise(eval_path, same, tokenizer, vocab_size, rendered_at, progress)
         train, copies = _without(rows, range(len(rows)), held_out)
     elif (n_held := _n_held_out(config, len(rows))) > 0:

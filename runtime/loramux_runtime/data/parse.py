@@ -207,10 +207,16 @@ class RecordReader:
         elif isinstance(value, list | tuple):
             letters, texts = list(ascii_uppercase), list(value)
         else:
-            letters, texts = [], [None]
+            letters, texts = [], [value]
+        while texts and texts[-1] is None:  # a table gives every row as many as the longest has
+            texts.pop()
+        while len(letters) > len(texts) and letters[-1] is None:
+            letters.pop()
         good = all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in (*texts, *letters))
         if len(letters) < len(texts) or not good:
-            self._problems.add(line, name, row[name], f"must be a list of up to {len(ascii_uppercase)} texts")
+            self._problems.add(
+                line, name, row[name], f"must be a list of up to {len(ascii_uppercase)} texts (null: at its end)"
+            )
             return ""
         lines = [f"{letter}. {text}" for letter, text in zip(letters, texts, strict=False)]
         return self._texts.checked(line, name, "\n".join(lines), "") or ""

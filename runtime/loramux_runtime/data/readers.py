@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -35,10 +36,23 @@ def file_format(path: Path) -> str:
 
     Raises InvalidInputError for any other name.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    suffix = _suffix(path)
     if suffix not in _SUFFIXES:
         raise invalid(path, f"the name must end with one of {', '.join(_SUFFIXES)} (or give file_format)")
     return _SUFFIXES[suffix]
+
+
+def format_beside(path: Path, other: Path, given: str) -> str:
+    """Return the format of `path`, where that of the file `other` is `given` (or auto).
+
+    A name with an ending of its own that says its format is believed.
+    """
+    suffix = _suffix(path)
+    return _SUFFIXES.get(suffix, given) if given != "auto" and suffix != _suffix(other) else given
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def read_rows(
@@ -58,18 +72,16 @@ def read_rows(
     """
     kind = file_format(path) if format == "auto" else format
     with open_data(path) as stream:
-        rows = _rows(kind, path, stream, problems, unused or Unused())
-        for count, row in enumerate(rows, start=1):
-            yield row
-            if count == limit:
-                return
+        if kind == "json":  # which has keys to be looked at behind its rows, too
+            text, note = whole_text(stream, problems), _beside(problems, unused or Unused())
+            yield from json_items(text, problems, [], rows_key="data", on_key=note, limit=limit)
+        else:
+            yield from islice(_rows(kind, path, stream, problems), limit)
 
 
-def _rows(kind: str, path: Path, stream: IO[bytes], problems: Problems, unused: Unused) -> Iterator[Row]:
+def _rows(kind: str, path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]:
     if kind == "jsonl":
         return jsonl_items(text_lines(stream, problems), problems, [])
-    if kind == "json":
-        return json_items(whole_text(stream, problems), problems, [], rows_key="data", on_key=_beside(problems, unused))
     if kind == "csv":
         return _csv(stream, problems)
     return _parquet(path, stream, problems)
@@ -120,10 +132,18 @@ def _parquet(path: Path, stream: IO[bytes], problems: Problems) -> Iterator[Row]
     number = 0
     try:
         # Read batches, not pandas' whole table: then only one row group at a time is in memory.
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
+        file = parquet.ParquetFile(stream)
+        names = file.schema_arrow.names
+        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        if twice is not None:
+            problems.add(0, twice, "", "is named twice")
+            return
+        # a map is a mapping as JSON has it, not a list of pairs (only newer pyarrows know the word)
+        maps = {"maps_as_pydicts": "strict"} if "map<" in str(file.schema_arrow) else {}
+        for batch in file.iter_batches(batch_size=_BATCH):
+            for row in batch.to_pylist(**maps):
                 number += 1
                 yield number, row
-    except (arrow.ArrowException, ValueError, TypeError, OSError, MemoryError, OverflowError) as error:
+    except (arrow.ArrowException, ValueError, TypeError, LookupError, OSError, MemoryError, OverflowError) as error:
         said = printable(" ".join(str(error).split()), 200)
         problems.add(number + 1 if number else 0, "", "", f"not a readable Parquet file: {said}")

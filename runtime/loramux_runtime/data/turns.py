@@ -181,6 +181,8 @@ class TurnReader:
             content = None
         else:
             required = "an answer" if role == "assistant" or content is None else ""
+            if content is None and role == "assistant":
+                required = "an answer; null or nothing stands only beside tool_calls"
             content = self._texts.checked(line, f"{column}.{what}", content, required)
             if content is None:
                 return None

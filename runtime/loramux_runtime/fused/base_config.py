@@ -222,11 +222,18 @@ def _check_family_fields(kind: str, values: Mapping[str, Any], problems: Problem
 
     if kind not in FAMILIES:
         return
-    own = {field.name for field in fields(CONFIG_MAPPING[kind])}
+    defaults = {field.name: field.default for field in fields(CONFIG_MAPPING[kind])}
+    own = defaults.keys()
     unused = ["sliding_window"] if values.get("use_sliding_window") is False else []
     for key in _NOT_IN_ALL:
         if key not in own and key not in unused and values.get(key) not in (None, False):
             problems.add(0, key, values[key], f"is not computed for {kind}: must be false or null, or left out")
+    if values.get("use_sliding_window") is False and "sliding_window" in own and "use_sliding_window" not in own:
+        # transformers goes by sliding_window alone, a mistral's is 4096 where nothing is said
+        window, longest = (values.get(key, defaults[key]) for key in ("sliding_window", "max_position_embeddings"))
+        if _is_whole(window) and _is_whole(longest) and window < longest:
+            allowed = f"must be null beside use_sliding_window: false, which transformers does not read for {kind}"
+            problems.add(0, "sliding_window", window, allowed)
 
 
 def _check_dtype(values: Mapping[str, Any], problems: Problems) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from loramux_traces.problems import shown
+
 PRESETS: Final[dict[str, tuple[str, ...] | None]] = {
     "all-linear": None,
     "attention": ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
@@ -16,6 +18,14 @@ PRESETS: Final[dict[str, tuple[str, ...] | None]] = {
     "qv": ("q_proj", "v_proj", "qkv_proj"),
 }
 """Names that `target_modules` may be instead of a list; None: every linear of the layer."""
+
+
+class NoSuchLinearError(ValueError):
+    """A base has not the linears that an adapter names: `value` is what was named."""
+
+    def __init__(self, value: object, allowed: str) -> None:
+        super().__init__(f"target_modules: {shown(value)!r}; {allowed}" if value else f"target_modules: {allowed}")
+        self.value, self.allowed = value, allowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,33 +53,40 @@ class BaseSites:
     def site(self, name: str) -> Site:
         """Return a linear by name.
 
-        Raises ValueError, which names those there are.
+        Raises NoSuchLinearError, which names those there are.
         """
         for site in self.sites:
             if site.name == name:
                 return site
-        raise ValueError(
-            f"the base model has no linear called {name!r} (it has {', '.join(s.name for s in self.sites)})"
-        )
+        raise NoSuchLinearError(name, f"is no linear of the base model (it has {self._names()})")
+
+    def _names(self) -> str:
+        return ", ".join(site.name for site in self.sites)
 
     def targets(
         self, wanted: str | Sequence[str], within: Literal["self_attn", "mlp"] | None = None
     ) -> tuple[Site, ...]:
         """Return the linears of a preset or a list, in the base's order.
 
-        Raises ValueError for an unknown name. The result may be empty, which the methods check.
+        Raises NoSuchLinearError for an unknown name. The result may be empty (`some_targets`).
         """
         if isinstance(wanted, str):
             if wanted not in PRESETS:
-                raise ValueError(
-                    f"target_modules must be a list of linears or one of {', '.join(PRESETS)}, not {wanted!r}"
-                )
+                raise NoSuchLinearError(wanted, f"must be a list of linears or one of {', '.join(PRESETS)}")
             names = PRESETS[wanted]
             found = [s for s in self.sites if names is None or s.name in names]
         else:
             names = tuple(self.site(name).name for name in wanted)
             found = [s for s in self.sites if s.name in names]
         return tuple(s for s in found if within is None or s.block == within)
+
+    def some_targets(self, wanted: str | Sequence[str]) -> tuple[Site, ...]:
+        """Return the linears of a preset or a list, of which there is at least one."""
+        found = self.targets(wanted)
+        if not found:
+            named = wanted if isinstance(wanted, str) else ", ".join(wanted)
+            raise NoSuchLinearError(named, f"must name at least one linear of the base model (it has {self._names()})")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

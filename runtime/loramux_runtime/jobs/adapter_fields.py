@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from loramux_runtime.fused.adapters.configs import CONFIGS
 from loramux_traces import limits
 from loramux_traces.errors import printable
+from loramux_traces.file_model import faults
 from loramux_traces.job_types import (
     Dropout,
     Experts,
@@ -70,16 +71,17 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
     try:
         return _validator(kind).validate_python(values)  # type: ignore[arg-type]  # a class can be hashed
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join([where, *(str(part) for part in first["loc"])])
-        raise broken_rule(place, first["msg"].removeprefix("Value error, ")) from error
+        first = faults(error, values)[0]
+        raise broken_rule(".".join(filter(None, (where, first.field))), first.allowed) from error
 
 
 def _checked(place: str, name: str, value: Any, kind: str) -> Any:
     if isinstance(value, list):
         if len(value) > limits.MAX_NAMES:
             raise broken_rule(place, f"may have at most {limits.MAX_NAMES} members")
-        return [_checked(place, name, member, kind) for member in value] if name in _LISTS else value
+        if name not in _LISTS:
+            return value
+        return [_checked(f"{place}.{at}", name, member, kind) for at, member in enumerate(value)]
     if name in _SHARED:
         adapter, allowed = _SHARED[name]
         try:

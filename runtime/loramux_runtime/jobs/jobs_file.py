@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from loramux_profiles.datafiles import problem
-from loramux_profiles.file_model import LineOf, validate
 from loramux_runtime.data import DataConfig, SyntheticData
 from loramux_runtime.jobs.adapter_fields import adapter_config
 from loramux_traces import limits
 from loramux_traces.documents import read_document
-from loramux_traces.errors import InvalidInputError
+from loramux_traces.errors import InvalidInputError, Problem
+from loramux_traces.file_model import Fault, LineOf, validate
 from loramux_traces.files import MAX_SMALL
 from loramux_traces.job_types import (
     Dropout,
@@ -35,6 +35,7 @@ from loramux_traces.job_types import (
     WholeSteps,
     broken_rule,
     is_absent,
+    plain_text,
     without_blanks,
 )
 from loramux_traces.parse_rows import NOT_EPOCH, epoch_times
@@ -213,10 +214,17 @@ class BaseConfig(_Strict):
         return self
 
 
+def _not_too_many(jobs: Any) -> Any:
+    # before they are looked at: 1 MiB of `1,` is half a million bad jobs, whose errors take 5.5 s
+    if isinstance(jobs, list) and len(jobs) > limits.MAX_JOBS:
+        raise ValueError(f"must have at most {limits.MAX_JOBS:,} members, not {len(jobs):,}")
+    return jobs
+
+
 class Submission(_Strict):
     """A submission is jobs by themselves, as `loramux submit` takes them."""
 
-    jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1, max_length=limits.MAX_JOBS)]
+    jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
 
     @model_validator(mode="after")
     def _unique(self) -> Submission:
@@ -236,6 +244,8 @@ class JobsFile(Submission):
     base: BaseConfig
     folder: Annotated[Path, Field(exclude=True)] = Path()
     """Where relative paths start: the folder of the file."""
+    source: Annotated[Path | None, Field(exclude=True)] = None
+    """The file itself."""
 
 
 def read_jobs_file(path: str | Path) -> JobsFile:
@@ -250,7 +260,7 @@ def read_jobs_file(path: str | Path) -> JobsFile:
     checked = validate(JobsFile, file, _jobs_merged(file, document), _lines(document))
     folder = checked.base.path
     base = checked.base.model_copy(update={"path": None if folder is None else file.parent / folder})
-    return checked.model_copy(update={"folder": file.parent, "base": base})
+    return checked.model_copy(update={"folder": file.parent, "source": file, "base": base})
 
 
 def read_jobs(path: str | Path) -> tuple[TrainJob, ...]:
@@ -284,7 +294,7 @@ def read_base(path: str | Path) -> BaseConfig:
 
 def _document(file: Path) -> Document:
     document = read_document(file, MAX_SMALL, "a jobs file")
-    if not isinstance(document.value, dict) or "folder" in document.value:
+    if not isinstance(document.value, dict) or document.value.keys() & {"folder", "source"}:
         raise InvalidInputError([problem(file, "", "", "must hold a mapping with base and jobs")])
     return document
 
@@ -299,6 +309,17 @@ def _lines(document: Document) -> LineOf:
         return shared or own
 
     return line_of
+
+
+def problem_of(file: Path, job_id: str, fault: Fault) -> Problem:
+    """Return what is wrong with a job of a jobs file, with the line on which it says so."""
+    document = _document(file)
+    ids = [
+        str(plain_text(job.get("id"))).strip() if isinstance(job, dict) else ""
+        for job in document.value.get("jobs", ())
+    ]
+    line = _lines(document)(("jobs", ids.index(job_id), *fault.place)) if job_id in ids else 0
+    return problem(file, fault.field, fault.value, fault.allowed, line)
 
 
 def _jobs_merged(file: Path, document: Document) -> dict[str, Any]:

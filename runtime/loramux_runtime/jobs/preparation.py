@@ -15,11 +15,13 @@ from loramux_runtime.data import JobData, load_tokenizer
 from loramux_runtime.data.load import Tokenise
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.fused.sites import NoSuchLinearError
 from loramux_runtime.jobs.job_data import data_notes, job_data
 from loramux_runtime.jobs.job_specs import job_spec, register_base
-from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_runtime.jobs.jobs_file import TrainJob, problem_of
 from loramux_runtime.jobs.shared_rows import SharedRows
 from loramux_traces.errors import Interrupted, InvalidInputError, UsageError, printable
+from loramux_traces.file_model import Fault
 from loramux_traces.job import JobSpec
 
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class Preparation:
         Raises UsageError where the adapter does not fit the base, InvalidInputError where the rows
         cannot be used.
         """
-        self.check_adapter(job)
+        check_adapter(job, self._base)
         data = job_data(
             job,
             self._tokenizer,
@@ -82,12 +84,18 @@ class Preparation:
         return PreparedJob(config=job, data=data, spec=spec, notes=data_notes(data, self._base.longest_position))
 
     def prepare_all(
-        self, jobs: Sequence[TrainJob], folder: Path, *, rendered_at: datetime | None = None
+        self,
+        jobs: Sequence[TrainJob],
+        folder: Path,
+        *,
+        rendered_at: datetime | None = None,
+        source: Path | None = None,
     ) -> list[PreparedJob]:
         """Return the jobs with their rows read, in order.
 
-        Arguments are those of `prepare`. Adapters are checked first, because that is cheap. Raises
-        UsageError that names every bad job, and says what is wrong with it.
+        Arguments are those of `prepare`, and `source` is the file that the jobs are of. Adapters
+        are checked first, because that is cheap. Raises UsageError that names every bad job, and
+        says what is wrong with it.
         """
 
         at, rows = rendered_at or datetime.now(UTC), SharedRows()
@@ -97,26 +105,29 @@ class Preparation:
 
         bad: dict[str, str] = {}
         for job in jobs:
-            _note(bad, job, self.check_adapter)
+            _note(bad, job, lambda job: check_adapter(job, self._base, source))
         prepared = [_note(bad, job, prepare) for job in jobs if job.id not in bad]
         if bad:
             raise UsageError(_all_of(bad))
         return [job for job in prepared if job is not None]
 
-    def check_adapter(self, job: TrainJob) -> None:
-        """Raise UsageError where the adapter does not fit the base."""
-        check_adapter(job, self._base)
 
+def check_adapter(job: TrainJob, base: BaseModel, source: Path | None = None) -> None:
+    """Raise UsageError where a job's adapter does not fit a base.
 
-def check_adapter(job: TrainJob, base: BaseModel) -> None:
-    """Raise UsageError where a job's adapter does not fit a base."""
+    It says where, if the job is one of the jobs file `source`.
+    """
     method, config = METHODS[job.method], job.adapter_config
     try:
         # Not the tensors: 1,024 experts on every linear of a 7B model take seconds to list
         method.structure(config, base.sites)
         method.plans(config, base.sites)
     except ValueError as error:
-        raise UsageError(f"job {job.id}: {error}") from error
+        said = Fault(("adapter",), None, str(error))
+        if isinstance(error, NoSuchLinearError):  # MixLoRA names linears of the attention only
+            place = ("adapter", *(() if hasattr(config, "target_modules") else ("attention",)), "target_modules")
+            said = Fault(place, error.value, error.allowed)
+        raise UsageError(f"job {job.id}: {said if source is None else problem_of(source, job.id, said)}") from error
 
 
 def _note(bad: dict[str, str], job: TrainJob, do: Callable[[TrainJob], T]) -> T | None:

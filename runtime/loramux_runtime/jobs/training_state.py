@@ -19,6 +19,7 @@ from loramux_runtime.fused.adapters.base import Adapter
 from loramux_runtime.jobs.early_stop import KEPT_LOSSES
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import StateError
+from loramux_traces.file_model import faults
 
 VERSION: Final = 1
 """Version of the state; it is raised when an older one could no longer be taken up."""
@@ -72,8 +73,8 @@ def read_position(facts: Mapping[str, Any]) -> SavedPosition:
     try:
         return SavedPosition.model_validate(facts.get("progress"))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise StateError(f"its progress is not whole: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        first = faults(error, facts.get("progress"), SavedPosition)[0]
+        raise StateError(f"its progress is not whole: {first}") from error
 
 
 def identity(

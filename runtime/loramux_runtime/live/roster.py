@@ -27,6 +27,7 @@ from loramux_runtime.live.reading.row_files import KeptRows, RowFiles
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.live.state.job_rows import JobRow
 from loramux_traces.errors import LoramuxError, StateError, UsageError
+from loramux_traces.file_model import faults
 from loramux_traces.filesafe import json_text
 from loramux_traces.job import JobSpec
 from loramux_traces.results import REJECTED, UNSCHEDULABLE
@@ -118,7 +119,10 @@ class Roster:
                 spec = replace(spec, micro_batch_size=row["micro_batch"])
             self._began = row["data_sha256"] is not None
             job = self._intake.job(row["seq"], spec)
-        except (LoramuxError, ValidationError) as error:
+        except ValidationError as error:
+            self._refused(row, "; ".join(map(str, faults(error, json.loads(row["config"]), TrainJob))))
+            return None
+        except LoramuxError as error:
             self._refused(row, "; ".join(str(error).splitlines()))
             return None
         if job is None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from loramux_profiles.lengths import is_length_shape
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_traces.errors import UsageError
+from loramux_traces.file_model import faults
 from loramux_traces.job import JobSpec
 
 _SLACK = 1e-12
@@ -59,9 +60,7 @@ def train_job(spec: JobSpec, *, seed: int) -> TrainJob:
     try:
         return TrainJob.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        _refuse(spec, f"{place}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+        _refuse(spec, str(faults(error, fields)[0]))
 
 
 def _refuse(spec: JobSpec, why: str) -> NoReturn:

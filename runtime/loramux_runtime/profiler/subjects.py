@@ -8,7 +8,7 @@ instead, an outline of it is enough, which needs no torch either.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,14 +24,21 @@ from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import AdapterPoint
 from loramux_traces.documents import read_document
 from loramux_traces.errors import InvalidInputError, UsageError
+from loramux_traces.file_model import faults
 from loramux_traces.files import MAX_SMALL
 from loramux_traces.job import JobSpec
 from loramux_traces.job_types import Dtype
 from loramux_traces.reader import folder_of
+from loramux_traces.yaml_core import Document
 
 if TYPE_CHECKING:
     from loramux_runtime.jobs.jobs_file import JobsFile
 
+_PLACES: Final = {
+    "job_id": "id",
+    **{name: f"adapter.{name}" for name in ("rank", "dropout", "target_modules", "num_experts", "top_k")},
+}
+"""Columns of a trace that a job of a jobs file has under other names."""
 RUNTIME_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "lora": {"rank": 16, "target_modules": "all-linear"},
     "mixlora": {"rank": 16, "num_experts": 8, "top_k": 2},
@@ -135,17 +142,17 @@ def read_subjects(
     return _of_jobs_file(read_jobs_file(path), base, dtype, recompute, tell)
 
 
-def _jobs_document(path: str) -> dict[str, Any] | None:
+def _jobs_document(path: str) -> Document | None:
     """Return what a jobs file holds; None where the file is no jobs file, and so a trace."""
     if not path.endswith((".yaml", ".yml", ".json")):
         return None
     if not Path(path).exists():
         raise InvalidInputError([problem(path, "", "", "no such file")])
     try:
-        content = read_document(path, MAX_SMALL, "a jobs file").value
+        document = read_document(path, MAX_SMALL, "a jobs file")
     except InvalidInputError:
         return None  # the reader of traces says what is wrong with it
-    return content if isinstance(content, dict) and "base" in content else None
+    return document if isinstance(document.value, dict) and "base" in document.value else None
 
 
 def _of_trace(path: str, base: Base | None, changes: dict[str, Any]) -> Subjects:
@@ -235,25 +242,28 @@ def _adapter(spec: JobSpec, config: Mapping[str, Any]) -> tuple[AdapterPoint, li
     return point, said
 
 
-def _outlined(path: str, document: dict[str, Any], base: Base | None, changes: dict[str, Any]) -> Subjects:
+def _outlined(path: str, document: Document, base: Base | None, changes: dict[str, Any]) -> Subjects:
     """Read the jobs of a jobs file without the runtime.
 
     Only what memory depends on is read, and no more of the file is checked.
     """
 
-    def fail(column: str, value: object, allowed: str) -> InvalidInputError:
-        return InvalidInputError([problem(path, column, value, allowed)])
+    def fail(place: Sequence[str | int], value: object, allowed: str) -> InvalidInputError:
+        shared = ("defaults", *place[2:])
+        line = document.line_of(shared if not document.has(place) and document.has(shared) else place)
+        return InvalidInputError([problem(path, ".".join(map(str, place)), value, allowed, line)])
 
-    section, jobs, under = document["base"], document.get("jobs"), document.get("defaults") or {}
+    content = document.value
+    section, jobs, under = content["base"], content.get("jobs"), content.get("defaults") or {}
     if not isinstance(section, dict) or not isinstance(jobs, list) or not jobs or not isinstance(under, dict):
-        raise fail("", "", "must hold a mapping with base and jobs")
+        raise fail((), "", "must hold a mapping with base and jobs")
     known = base or _base_of_file(section, Path(path).parent)
     specs: list[JobSpec] = []
     adapters: dict[str, AdapterPoint] = {}
     notes: list[str] = []
     for i, job in enumerate(jobs):
         if not isinstance(job, dict):
-            raise fail(f"jobs.{i}", job, "must be a mapping")
+            raise fail(("jobs", i), job, "must be a mapping")
         merged = {**under, **job}
         method = str(merged.get("method", "lora"))
         config: dict[str, Any] = {**RUNTIME_DEFAULTS.get(method, {})}
@@ -283,11 +293,12 @@ def _outlined(path: str, document: dict[str, Any], base: Base | None, changes: d
         try:
             spec = JobSpec(**{**fields, **changes})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            column = ".".join([f"jobs.{i}", *(str(part) for part in first["loc"])])
-            raise fail(column, "", first["msg"]) from error
+            first = faults(error, {**fields, **changes})[0]
+            name = _PLACES.get(first.field, first.field)
+            place: tuple[str | int, ...] = ("base", "dtype") if name == "dtype" else ("jobs", i, *name.split("."))
+            raise fail(place, first.value, first.allowed) from error
         if spec.job_id in adapters:
-            raise fail(f"jobs.{i}.id", spec.job_id, "is used twice")
+            raise fail(("jobs", i, "id"), spec.job_id, "is used twice")
         specs.append(spec)
         adapters[spec.job_id], said = _adapter(spec, {"attention": {}, **config})
         notes += [f"{spec.job_id}: {text}" for text in said]

@@ -64,7 +64,7 @@ def check_jobs(
     rendered_at = rendered_at or datetime.now(UTC)
     jobs = [job for job in file.jobs if job.id not in ended]
     preparation = Preparation(base, file.base.path, recompute=recompute)
-    prepared = preparation.prepare_all(jobs, file.folder, rendered_at=rendered_at)
+    prepared = preparation.prepare_all(jobs, file.folder, rendered_at=rendered_at, source=file.source)
     cost = CostModel(profile)
     never: dict[str, str] = {}
 

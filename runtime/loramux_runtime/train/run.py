@@ -140,7 +140,7 @@ class TrainRun:
         self._on_step = on_step
         if prepared is None:
             preparation = Preparation(base, file.base.path, recompute=recompute)
-            prepared = preparation.prepare_all(file.jobs, file.folder)
+            prepared = preparation.prepare_all(file.jobs, file.folder, source=file.source)
         self.data = {job.config.id: job.data for job in prepared}
         self.notes = [f"base: {note}" for note in base.notes] + list(grouped_notes(prepared))
         self.specs: list[JobSpec] = sorted(

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_one_data_set_in_every_form_gives_the_same_rows(write: Write, bytes_: To
         "c.csv": csv_text(),
         "d.csv": b"\xef\xbb\xbf" + csv_text(),
         "e.jsonl.gz": gzip.compress("\n".join(map(json.dumps, ROWS)).encode()),
+        "lines.json": b"\n" + "\n".join(map(json.dumps, ROWS)).encode(),
         "f.NDJSON": ("\r\n\r\n".join(map(json.dumps, ROWS))).encode(),
     }
     for name, content in forms.items():
@@ -62,6 +64,14 @@ def test_one_data_set_in_every_form_gives_the_same_rows(write: Write, bytes_: To
     report = load_data(config, bytes_, vocab_size=300, seed=0).report
     assert str(report).endswith("columns not used: version of the file (1)")
     assert tokens(write(csv_text(), "rows.txt"), bytes_, file_format="csv") == expected
+
+
+def test_quotes_after_a_blank_are_no_text(write: Write, bytes_: Tokenizer) -> None:
+    rows = [{"prompt": "a", "completion": "b, c"}, {"prompt": " d", "completion": ' "e" '}]
+    text = b'prompt, completion\na, "b, c"\n d," ""e"" "\n'
+    assert tokens(write(text, "blank.csv"), bytes_) == tokens(write(rows), bytes_)
+    said = ':2: a quote (") after a blank: take the blank before it away'
+    assert said in str(refused(write(b'prompt,completion\na, "b" c\n', "odd.csv"), bytes_))
 
 
 def test_parquet_says_what_to_install(write: Write, bytes_: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +98,42 @@ def test_parquet(write: Write, bytes_: Tokenizer, tmp_path: Path) -> None:
         changed = write(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :], "changed.parquet")
         with contextlib.suppress(InvalidInputError):
             assert tokens(changed, bytes_)
+
+
+def test_nested_columns_of_parquet(write: Write, bytes_: Tokenizer, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    path, text = tmp_path / "rows.parquet", arrow.string()
+    turn = arrow.struct([("role", arrow.large_string()), ("content", text)])
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    expected = tokens(write([{"messages": turns}]), bytes_)
+    for column in (
+        arrow.array([turns], arrow.large_list(turn)),
+        arrow.array([[list(one.items()) for one in turns]], arrow.list_(arrow.map_(text, text))),
+    ):
+        parquet.write_table(arrow.table({"messages": column}), path)
+        assert tokens(path, bytes_) == expected
+    choices = [("A", "x"), ("B", "y")]
+    table = {"question": ["q"], "answer": ["A"], "choices": arrow.array([choices], arrow.map_(text, text))}
+    parquet.write_table(arrow.table(table), path)
+    assert tokens(path, bytes_) == tokens(write([{"question": "q", "answer": "A", "choices": dict(choices)}]), bytes_)
+    others = {
+        "price": arrow.array([Decimal("1.5")], arrow.decimal128(10, 2)),
+        "at": arrow.array([1], arrow.timestamp("ns", tz="UTC")),
+        "none": arrow.nulls(1),
+        "raw": arrow.array([b"\xff"]),
+    }
+    parquet.write_table(arrow.table({"text": arrow.array(["a"]).dictionary_encode(), **others}), path)
+    report = load_data(DataConfig(path=path), bytes_, vocab_size=259, seed=0).report
+    assert str(report).endswith("columns not used: at (1), price (1), raw (1)")
+    parquet.write_table(arrow.table({"text": others["price"]}), path)
+    assert "column text: 'a Decimal'; must be text" in str(refused(path, bytes_))
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["text", "text"]), path)
+    assert "column text: is named twice" in str(refused(path, bytes_))
+    parquet.write_table(
+        arrow.table({"text": ["a"], "m": arrow.array([[("k", "1"), ("k", "2")]], arrow.map_(text, text))}), path
+    )
+    assert "not a readable Parquet file" in str(refused(path, bytes_))
 
 
 def test_every_bad_row_is_listed_with_its_place(write: Write, bytes_: Tokenizer) -> None:
@@ -159,6 +205,8 @@ def test_bad_chats(write: Write, bytes_: Tokenizer) -> None:
         ),
         ("a.json", b'{"eval": [{"text": "b"}], "data": [{"text": "a"}]}', ":1: column eval: 'a list'; is not read"),
         ("a.json", b'{"data": [{"text": "a"}], "more": [{"text": "b"}]}', ":1: column more: 'a list'; is not read"),
+        ("a.json", b'{"text": "a"}\n{"text": 5}', ":2: column text: '5'; must be text"),
+        ("a.json", b'{"text": "a"}\n', "column text: 'a'; is not read: a JSON file is a list of rows"),
         ("a.csv", b"", "has no rows"),
         ("a.csv", b"text\n", "has no rows"),
         ("a.csv", b"text,text\na,b\n", "is named twice"),
@@ -229,6 +277,15 @@ def test_problems_are_capped(write: Write, bytes_: Tokenizer) -> None:
 
 def test_reading_stops_at_the_limit(write: Write, bytes_: Tokenizer) -> None:
     assert len(tokens(write([{"text": "a"}, {"text": "b"}, {"text": 3}]), bytes_, limit=2)) == 2
+    lines = b'{"text": "a"}\n{"text": "b"}\nno JSON'
+    assert len(tokens(write(lines, "lines.json"), bytes_, limit=2)) == 2
+    assert len(tokens(write(b"text\na\nb\n'", "rows.csv"), bytes_, limit=2)) == 2
+
+
+def test_keys_behind_the_rows_of_a_json_file_are_looked_at_with_a_limit(write: Write, bytes_: Tokenizer) -> None:
+    document = {"data": [{"text": "a"}, {"text": 3}], "validation": [{"text": "c"}]}
+    said = str(refused(write(json.dumps(document).encode(), "rows.json"), bytes_, limit=1))
+    assert "column validation: 'a list'; is not read" in said and "column text" not in said
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800")

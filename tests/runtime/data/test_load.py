@@ -55,6 +55,28 @@ def test_fraction_and_file_of_held_out_rows(write: Write, bytes_: Tokenizer) -> 
     assert load(path, bytes_).eval is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eval.csv", b"text\nheld\n"),
+        ("eval.json", b'[{"text": "held"}]'),
+        ("eval.txt", b'{"text": "held"}'),
+        ("eval.rows", b'{"text": "held"}'),
+    ],
+)
+def test_a_file_of_held_out_rows_goes_by_its_own_ending(
+    name: str, content: bytes, write: Write, bytes_: Tokenizer
+) -> None:
+    path = write(b'{"text": "a"}\n{"text": "b"}', "train.txt")
+    data = load(path, bytes_, file_format="jsonl", eval_path=write(content, name))
+    assert texts(bytes_, data.eval) == ["held"]
+
+
+def test_two_files_of_one_ending_have_the_format_that_is_given(write: Write, bytes_: Tokenizer) -> None:
+    train, held_out = write(b"text\na\n", "train.json"), write(b"text\nb\n", "eval.json")
+    assert texts(bytes_, load(train, bytes_, file_format="csv", eval_path=held_out).eval) == ["b"]
+
+
 def test_both_files_must_be_of_one_format(write: Write, bytes_: Tokenizer) -> None:
     path, other = write([{"text": "a"}]), write([{"prompt": "a", "answer": "b"}], "eval.jsonl")
     with pytest.raises(InvalidInputError, match=r"eval\.jsonl:1: column text: is required"):

@@ -137,7 +137,7 @@ def test_both_files_take_the_same_values(folder: Path, column: str, value: Any) 
         (f"{{id: a, steps: 5, adapter: {{rank: 1{'0' * 400}}}}}", 4, "jobs.0.adapter.rank"),
         (f"{{id: a, steps: 5, adapter: {{rank: 1{'0' * 5000}}}}}", 4, "jobs.0.adapter.rank"),
         ("{id: a, steps: 5, method: mola, adapter: {num_experts: 1000000000}}", 4, "jobs.0.adapter.num_experts"),
-        ("{id: a, steps: 5, method: mola, adapter: {num_experts: [2, 2000]}}", 4, "jobs.0.adapter.num_experts"),
+        ("{id: a, steps: 5, method: mola, adapter: {num_experts: [2, 2000]}}", 4, "jobs.0.adapter.num_experts.1"),
         ("{id: a, steps: 5, adapter: {alpha: .inf}}", 4, "jobs.0.adapter.alpha"),
         ("{id: a, steps: 5, adapter: {dropout: true}}", 4, "jobs.0.adapter.dropout"),
         ("{id: a, steps: 5, adapter: {rnak: 5}}", 4, "jobs.0.adapter"),

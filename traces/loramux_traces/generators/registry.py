@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from loramux_traces.allowed import allowed
 from loramux_traces.canonical import build_trace
 from loramux_traces.errors import LoramuxError, UsageError
+from loramux_traces.file_model import faults
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.job_types import Method
 from loramux_traces.lora_mix import parse_shares
@@ -76,11 +77,8 @@ class Generator:
         try:
             return TypeAdapter(self.params).validate_python(values)
         except ValidationError as error:
-            lines = []
-            for item in error.errors(include_url=False, include_context=False):
-                where = str(item["loc"][0]) if item["loc"] else ""
-                lines.append(f"{self.name} {where}: {item['msg'].removeprefix('Value error, ')}".replace(" :", ":"))
-            raise UsageError("\n".join(lines)) from None
+            said = (f"{self.name}{' ' if fault.place else ': '}{fault}" for fault in faults(error, values))
+            raise UsageError("\n".join(said)) from None
 
 
 def _default(parameter: Field[Any]) -> Any:
@@ -155,14 +153,12 @@ def run(
     params = generator.make_params(given)
     _check_names(generator.name, params, check)
     rows, origin = generator.build(params, count, seed)
-    try:
-        built = [JobSpec(**row) for row in rows]
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"{generator.name}: these parameters give a job whose {where} is {first['input']!r}"
-        ) from error
+    built = []
+    for row in rows:
+        try:
+            built.append(JobSpec(**row))
+        except ValidationError as error:
+            raise UsageError(f"{generator.name}: these parameters give a job with {faults(error, row)[0]}") from error
     if epoch_times([job.submit_s for job in built]):
         raise UsageError(f"{generator.name}: these parameters give a gap between jobs that looks like a calendar time")
     provenance = f"MODELLED, not measured: {origin} Made by: {command(generator, params, len(built), seed)}"

@@ -94,7 +94,5 @@ class Plugin(Method):
         return ()
 
     def _places(self, config: Any, base: BaseSites) -> list[tuple[int, Site]]:
-        targets = base.targets(config.target_modules)
-        if not targets:
-            raise ValueError(f"{self.name} needs at least one linear to adapt")
+        targets = base.some_targets(config.target_modules)
         return [(layer, site) for layer in range(base.layers) for site in targets]

@@ -48,7 +48,7 @@ class Lora(Method):
         """Return A and B of every targeted linear, named as PEFT names them."""
         found: list[TensorSpec] = []
         for layer in range(base.layers):
-            for site in self._targets(config, base):
+            for site in base.some_targets(config.target_modules):
                 path = f"base_model.model.{base.prefix}.{layer}.{site.block}.{site.name}"
                 found += lora_specs(path, f"{layer}.{site.name}", site, config.rank, config.use_dora)
         return tuple(found)
@@ -66,12 +66,12 @@ class Lora(Method):
                 magnitude=f"{layer}.{site.name}.m" if config.use_dora else None,
             )
             for layer in range(base.layers)
-            for site in self._targets(config, base)
+            for site in base.some_targets(config.target_modules)
         }
 
     def structure(self, config: LoraConfig, base: BaseSites) -> tuple[Any, ...]:
         """Return what jobs must have equal to fuse; ranks of one bucket count as equal."""
-        names = tuple(site.name for site in self._targets(config, base))
+        names = tuple(site.name for site in base.some_targets(config.target_modules))
         return (self.name, rank_bucket(config.rank), names, config.use_dora)
 
     def finish_initialisation(self, adapter: Adapter, weight_of: Any) -> None:
@@ -84,9 +84,3 @@ class Lora(Method):
                 norm = weight_of(layer, name).to(adapter.slab.params.dtype).norm(dim=1)
                 adapter.slab.param(plan.magnitude).copy_(norm)
         adapter.slab.version += 1
-
-    def _targets(self, config: LoraConfig, base: BaseSites) -> tuple[Site, ...]:
-        targets = base.targets(config.target_modules)
-        if not targets:
-            raise ValueError("LoRA needs at least one linear to adapt")
-        return targets
