@@ -77,7 +77,7 @@ def test_what_is_generated_can_be_read(
         ("aspen-8", {"base_model": "lama-7b"}, "did you mean llama-7b"),
         ("hparam-search", {"bases": "a b"}, "hparam-search bases: 'a b': a name such as llama-7b"),
         ("poisson", {"rate": 1e-9}, "calendar time"),
-        ("bursty", {"burst_jobs": 1e-300}, "greater than or equal to 0.1"),
+        ("bursty", {"burst_jobs": 1e-300}, "must be at least 0.1"),
     ],
 )
 def test_names_and_numbers_that_no_reader_takes_are_refused(kind: str, parameters: dict[str, Any], said: str) -> None:
