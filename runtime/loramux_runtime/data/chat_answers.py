@@ -4,8 +4,8 @@ An answer is what the template writes after the prompt that would ask the model 
 turn included. Some templates rewrite earlier turns when later ones follow (they strip a reasoning
 block, say). An earlier answer is then not where it was when it was asked for. An answer that
 nothing was asked before, and one before which the template refuses to ask, begins where the text
-changes with it. In a long chat only the first answers of each kind are asked for: those after them
-stand between the same texts.
+changes with it. Only the first answers of each kind are asked for: those after them, and those of
+later chats, stand between the same texts.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from loramux_runtime.data.chat_places import places
+from loramux_runtime.data.chat_places import Kind, Places
 from loramux_runtime.data.templates import Message, Span
 
 #: Answers so near the beginning are cheap to ask the template for.
 _FEW_TURNS: Final = 8
 #: Turns that the template may be asked to write in search of one chat's answers.
 _MOST_TURNS_WRITTEN: Final = 20_000
+#: Kinds of answers of which it is kept what is around them.
+_MOST_KINDS: Final = 1024
 
 
 class Write(Protocol):
@@ -28,55 +30,70 @@ class Write(Protocol):
     def __call__(self, messages: Sequence[Message], *, ask: bool = False) -> str: ...
 
 
+#: By kinds of turns: the texts before an answer and after it, and with what its own cannot begin.
+Around = dict[tuple[Any, ...], tuple[str, str, str]]
+
+
 class AnswerFinder:
     """Finds where the answers of one chat begin and end in its text `full`.
 
     `chat` writes turns of it (with `ask`: and asks for an answer); `unclosed` takes off the end of
-    sequence with which the template closes a conversation.
+    sequence with which the template closes a conversation. `places` are where the turns are, and
+    `around` is what earlier chats have shown.
     """
 
-    def __init__(self, chat: Write, unclosed: Callable[[str], str], messages: list[Message], full: str) -> None:
+    def __init__(
+        self,
+        chat: Write,
+        unclosed: Callable[[str], str],
+        messages: list[Message],
+        full: str,
+        *,
+        kinds: Sequence[Kind],
+        places: Places | None,
+        around: Around,
+    ) -> None:
         self._chat = chat
         self._unclosed = unclosed
         self._messages = messages
         self._full = full
+        self._kinds = kinds
+        full_end = (len(full), len(full))
+        self._places = None if places is None else ((0, 0), *places, full_end)
+        self._around = around
         self._turns_left = _MOST_TURNS_WRITTEN
-        self._places: list[Span | None] | None = None
-        self._around: dict[tuple[Any, ...], tuple[str, str]] = {}
-        """By the kind of a turn and its neighbours: the text before its answer and after it."""
+        self._goes_on = ""
+        """What the request for the last answer that was asked for has in the answer's place."""
 
     def span(self, index: int) -> Span | None:
         """Return where the answer of turn `index` is; None where the template has rewritten it."""
         last = index == len(self._messages) - 1
-        if last or index < _FEW_TURNS:
-            return self._asked(index, last)
         between = self._between(index)
         if between is None:
             return self._asked(index, last)
         begin, end = between
-        kind = self._kind(index)
+        kind = (min(index, _FEW_TURNS), last, *self._kinds[max(0, index - 1) : index + 2])
         if kind in self._around:
-            before, after = self._around[kind]
-            inner = self._full[begin:end]
-            if len(inner) > len(before) + len(after) and inner.startswith(before) and inner.endswith(after):
-                return begin + len(before), end - len(after)
+            before, after, other = self._around[kind]
+            start, stop = begin + len(before), end - len(after)
+            if (
+                start < stop
+                and self._full.startswith(before, begin)
+                and self._full.endswith(after, begin, end)
+                and not (other and self._full.startswith(other, start))
+            ):
+                return start, stop
         span = self._asked(index, last)
-        if span is not None and begin <= span[0] <= span[1] <= end:
-            self._around[kind] = (self._full[begin : span[0]], self._full[span[1] : end])
+        if span is not None and begin <= span[0] <= span[1] <= end and len(self._around) < _MOST_KINDS:
+            self._around[kind] = (self._full[begin : span[0]], self._full[span[1] : end], self._goes_on)
         return span
 
     def _between(self, index: int) -> Span | None:
         """Return the text between what the turn before says and what the turn after says."""
         if self._places is None:
-            self._places = places(self._chat, self._messages, self._full)
-        before, after = self._places[index - 1], self._places[index + 1]
+            return None
+        before, after = self._places[index], self._places[index + 2]
         return None if before is None or after is None or before[1] > after[0] else (before[1], after[0])
-
-    def _kind(self, index: int) -> tuple[Any, ...]:
-        return tuple(
-            (message.role, bool((message.content or "").strip()), tuple(message.extra))
-            for message in self._messages[index - 1 : index + 2]
-        )
 
     def _asked(self, index: int, last: bool) -> Span | None:
         """Return where the answer is, by asking the template for it."""
@@ -93,12 +110,13 @@ class AnswerFinder:
                 upto = self._unclosed(upto)
                 if not self._full.startswith(upto):
                     return None
-        start = self._start(self._messages[: index + 1], upto)
+        start = self._start(self._messages[: index + 1], upto, last)
         return None if start is None or start >= len(upto) else (start, len(upto))
 
-    def _start(self, messages: list[Message], upto: str) -> int | None:
+    def _start(self, messages: list[Message], upto: str, last: bool) -> int | None:
         """Return where the answer of the last of these messages begins in `upto`."""
         before = messages[:-1]
+        self._goes_on = ""
         if before:
             try:
                 asked = self._chat(before, ask=True)
@@ -112,6 +130,7 @@ class AnswerFinder:
             told = told if upto.startswith(told) else self._unclosed(told)
             shared = _shared(asked, upto)
             if shared > len(told) and upto.startswith(told):
+                self._goes_on = asked[shared : shared + 1] if len(messages) <= _FEW_TURNS or last else ""
                 return shared
         return self._start_by_change(messages, upto)
 

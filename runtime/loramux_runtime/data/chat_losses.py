@@ -9,16 +9,24 @@ changed: the text is then the same if the template leaves it out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from loramux_runtime.data.chat_places import Places, marked_places
 from loramux_runtime.data.templates import Message
 
 Tools = Sequence[Mapping[str, Any]] | None
 #: Places of one chat that are tried one by one, each by a rendering of the whole chat.
 _MOST_TRIED: Final = 64
+#: Turns that may be written for such tries, and what each turn of a file adds to them: a template
+#: that hides marks would cost 64 renderings of every chat. What it leaves out it leaves out early.
+_TURNS_TRIED: Final = 20_000
+_TURNS_ADDED: Final = 2
 _REASONING: Final = ("reasoning_content", "thinking")
+#: What of a tool is to be read.
+_WORDS: Final = ("name", "description", "parameters")
 
 
 class LossCheck:
@@ -26,94 +34,136 @@ class LossCheck:
 
     def __init__(self, chat: Callable[[Sequence[Message], Tools], str]) -> None:
         self._chat = chat
+        self._turns_left = _TURNS_TRIED
 
-    def check(self, messages: Sequence[Message], tools: Tools, full: str, *, knows_reasoning: bool) -> bool:
+    def check(
+        self, messages: Sequence[Message], tools: Tools, full: str, *, places: Places | None, knows_reasoning: bool
+    ) -> tuple[bool, Places | None]:
         """Raise ValueError where the template leaves out something of this chat.
 
-        `full` is its text; `knows_reasoning` says whether the template names reasoning at all.
-        Returns whether it left out reasoning of earlier turns, which templates that know it do.
+        `full` is its text, `places` where in it the turns are known to be, and `knows_reasoning`
+        whether the template names reasoning at all. Returns whether it left out reasoning of
+        earlier turns, which templates that know it do, and the places, where they were found.
         """
-        return _Losses(self._chat, messages, tools, full).check(knows_reasoning)
+        if places is not None and not tools and not any(message.extra for message in messages):
+            return False, places
+        tries = min(_MOST_TRIED, self._turns_left // max(1, len(messages)))
+        losses = _Losses(self._chat, messages, tools, full, tries)
+        try:
+            places = places or losses.check_turns()
+            return losses.check_rest(knows_reasoning), places
+        finally:
+            self._turns_left += len(messages) * (_TURNS_ADDED + losses.tries - tries)
 
 
 class _Losses:
     """Looks for what is left out of one chat."""
 
     def __init__(
-        self, chat: Callable[[Sequence[Message], Tools], str], messages: Sequence[Message], tools: Tools, full: str
+        self,
+        chat: Callable[[Sequence[Message], Tools], str],
+        messages: Sequence[Message],
+        tools: Tools,
+        full: str,
+        tries: int,
     ) -> None:
         self._chat, self._messages, self._tools, self._full = chat, messages, tools, full
-        self._tries = 0
+        self.tries = tries
         stem, lower = "zq", full.lower()
         while stem in lower:
             stem += "q"
         self._stem = stem
 
-    def check(self, knows_reasoning: bool) -> bool:
-        """Raise ValueError for a loss; return whether reasoning of earlier turns is left out."""
-        self._check_turns()
-        self._check_calls()
-        self._check_tools()
-        return self._check_reasoning(knows_reasoning)
-
-    def _check_turns(self) -> None:
-        said = [index for index, message in enumerate(self._messages) if (message.content or "").strip()]
-        text = self._written({index: self._said(index) for index in said})
-        for index in said:
-            message = self._messages[index]
-            if self._mark("c", index) not in text and self._same({index: self._said(index)}):
+    def check_turns(self) -> Places | None:
+        """Raise ValueError where a turn is left out; return where the turns are, if that shows."""
+        said = {
+            index: self._said(index) for index, message in enumerate(self._messages) if (message.content or "").strip()
+        }
+        text = self._written(said) if said else ""
+        marks = self._marks(text)
+        for index, message in said.items():
+            if self._mark("c", index) not in marks and self._same({index: message}):
                 raise ValueError(f"the model's chat template leaves out what turn {index} ({message.role}) says")
+        return marked_places(re.compile(f"{self._stem}c([0-9]+)z", re.IGNORECASE), text, self._messages, self._full)
 
-    def _check_calls(self) -> None:
+    def check_rest(self, knows_reasoning: bool) -> bool:
+        """Raise ValueError for other losses; return whether reasoning of earlier turns is lost."""
         calling = {
             index: message.extra["tool_calls"]
             for index, message in enumerate(self._messages)
             if "tool_calls" in message.extra
         }
-        if not calling:
-            return
-        marked = {
-            index: [self._call(index, at, c, True, True) for at, c in enumerate(calls)]
+        thinking = {
+            index: self._thought(index, message)
+            for index, message in enumerate(self._messages)
+            if "reasoning_content" in message.extra
+        }
+        if not (calling or thinking or self._tools):
+            return False
+        with_calls = {
+            index: self._with_calls(index, [self._call(index, at, c, True, True) for at, c in enumerate(calls)])
             for index, calls in calling.items()
         }
-        text = self._written({index: self._with_calls(index, calls) for index, calls in marked.items()})
-        for index, calls in calling.items():
-            for at, call in enumerate(calls):
-                for key, what in (("n", "tool_calls"), ("a", "arguments of the tool_calls")):
-                    if self._mark(key, index, at) in text or (key == "a" and not _given(call)):
-                        continue
-                    other = [*calls]
-                    other[at] = self._call(index, at, call, key == "n", key == "a")
-                    if self._same({index: self._with_calls(index, other)}):
-                        raise ValueError(f"the model's chat template leaves out the {what} of turn {index} (call {at})")
+        tools = [self._tool(at, tool, *_WORDS) for at, tool in enumerate(self._tools or ())]
+        # All at once: each kind of place has a rendering of its own only where this does not show.
+        both = {index: self._thought(index, message) for index, message in with_calls.items() if index in thinking}
+        marks = self._marks(self._written({**thinking, **with_calls, **both}, tools or None))
+        self._check_calls(calling, with_calls, marks)
+        self._check_tools(tools, marks)
+        return self._check_reasoning(thinking, marks, knows_reasoning)
 
-    def _check_tools(self) -> None:
-        if not self._tools:
+    def _check_calls(
+        self, calling: Mapping[int, Any], with_calls: Mapping[int, Message], marks: frozenset[str]
+    ) -> None:
+        missing = [
+            (index, at, key)
+            for index, calls in calling.items()
+            for at, call in enumerate(calls)
+            for key in "na"
+            if self._mark(key, index, at) not in marks and not (key == "a" and not _given(call))
+        ]
+        marks = self._marks(self._written(with_calls)) if missing else marks
+        for index, at, key in missing:
+            if self._mark(key, index, at) in marks:
+                continue
+            other = [*calling[index]]
+            other[at] = self._call(index, at, other[at], key == "n", key == "a")
+            if self._same({index: self._with_calls(index, other)}):
+                what = "tool_calls" if key == "n" else "arguments of the tool_calls"
+                raise ValueError(f"the model's chat template leaves out the {what} of turn {index} (call {at})")
+
+    def _check_tools(self, tools: Sequence[Mapping[str, Any]], marks: frozenset[str]) -> None:
+        missing = [
+            (at, key)
+            for at, (tool, changed) in enumerate(zip(self._tools or (), tools, strict=True))
+            for key in _WORDS
+            if changed["function"].get(key) != tool["function"].get(key) and self._mark(f"t{key}", at) not in marks
+        ]
+        if not missing:
             return
         if self._same({}, None):
             raise ValueError("the model's chat template leaves out the tools of this row")
-        text = self._written(
-            {}, [self._tool(at, tool, "name", "description", "parameters") for at, tool in enumerate(self._tools)]
-        )
-        for at, tool in enumerate(self._tools):
-            for key, what in (
-                ("name", "tools"),
-                ("description", "descriptions of the tools"),
-                ("parameters", "parameters of the tools"),
-            ):
-                changed = self._tool(at, tool, key)
-                if changed == tool or self._mark(f"t{key}", at) in text:
-                    continue
-                if self._same({}, [*self._tools[:at], changed, *self._tools[at + 1 :]]):
-                    raise ValueError(f"the model's chat template leaves out the {what} of this row (tool {at})")
+        marks = self._marks(self._written({}, tools))
+        for at, key in missing:
+            if self._mark(f"t{key}", at) in marks:
+                continue
+            every = [*(self._tools or ())]
+            every[at] = self._tool(at, every[at], key)
+            if self._same({}, every):
+                what = "tools" if key == "name" else f"{key.removesuffix('s')}s of the tools"
+                raise ValueError(f"the model's chat template leaves out the {what} of this row (tool {at})")
 
-    def _check_reasoning(self, knows_reasoning: bool) -> bool:
-        thinking = [index for index, message in enumerate(self._messages) if "reasoning_content" in message.extra]
-        text = self._written({index: self._thought(index) for index in thinking})
+    def _check_reasoning(self, thinking: Mapping[int, Message], marks: frozenset[str], knows_reasoning: bool) -> bool:
+        if not thinking:
+            return False
+        shown: str | None = None
+        if not marks:
+            shown = self._written(thinking)
+            marks = self._marks(shown)
         left_out = [
             index
-            for index in thinking
-            if (self._mark("r", index) not in text if text else self._same({index: self._thought(index)}))
+            for index, message in thinking.items()
+            if self._mark("r", index) not in marks and (shown != "" or self._same({index: message}))
         ]
         if left_out and (not knows_reasoning or left_out[-1] == len(self._messages) - 1):
             which = " of the last answer, which is learned" if knows_reasoning else ""
@@ -135,8 +185,7 @@ class _Losses:
         message = self._messages[index]
         return replace(message, content=self._around(message.content or "", self._mark("c", index)))
 
-    def _thought(self, index: int) -> Message:
-        message = self._messages[index]
+    def _thought(self, index: int, message: Message) -> Message:
         thought = self._around(message.extra["reasoning_content"], self._mark("r", index))
         return replace(message, extra={**message.extra, **dict.fromkeys(_REASONING, thought)})
 
@@ -169,19 +218,21 @@ class _Losses:
         return {**tool, "function": function}
 
     def _written(self, changed: Mapping[int, Message], tools: Tools = None) -> str:
-        """Return the chat with these messages, or tools, in lower case; "" where it is refused."""
-        if not changed and tools is None:
-            return ""
+        """Return the chat with these messages, and tools; "" where it is refused."""
         try:
-            return self._chat(self._with(changed), tools or self._tools).lower()
+            return self._chat(self._with(changed), tools or self._tools)
         except ValueError:
             return ""
 
+    def _marks(self, text: str) -> frozenset[str]:
+        """Return the marks in a text, whatever its case."""
+        return frozenset(re.findall(f"{self._stem}[a-z]+[0-9x]+z", text.lower()))
+
     def _same(self, changed: Mapping[int, Message], *tools: Tools) -> bool:
         """Return whether the text stays what it is with these messages, or these tools."""
-        self._tries += 1
-        if self._tries > _MOST_TRIED:
+        if not self.tries:
             return False
+        self.tries -= 1
         try:
             return self._chat(self._with(changed), tools[0] if tools else self._tools) == self._full
         except ValueError:  # the template looks at it, then

@@ -72,9 +72,18 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _characters(*values: Any) -> int:
+def _characters(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> int:
     """Return the number of characters of all texts in these values."""
-    return sum(len(item) for item, _ in values_within(*values) if isinstance(item, str))
+    nested: list[Any] = [tools]
+    found = 0
+    for message in messages:
+        for key, value in message.items():
+            found += len(key)
+            if isinstance(value, str):
+                found += len(value)
+            else:
+                nested.append(value)
+    return found + sum(len(item) for item, _ in values_within(*nested) if isinstance(item, str))
 
 
 @lru_cache(maxsize=8)

@@ -13,8 +13,9 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-from loramux_runtime.data.chat_answers import AnswerFinder
+from loramux_runtime.data.chat_answers import AnswerFinder, Around
 from loramux_runtime.data.chat_losses import LossCheck, Tools
+from loramux_runtime.data.chat_places import KnownTexts, kind
 from loramux_runtime.data.templates import Message, Rendered, Span
 from loramux_runtime.data.tokenizer import Tokenizer
 
@@ -29,6 +30,8 @@ class ChatWriter:
         self._rendered_at = rendered_at
         self._known_ends: tuple[bool, str] | None = None
         self._losses = LossCheck(self._chat)
+        # A tokenizer may have another template for chats with tools.
+        self._known = {with_tools: (KnownTexts(), Around()) for with_tools in (False, True)}
 
     def write(self, messages: Sequence[Message], tools: Tools) -> Rendered:
         """Return a chat in the model's own template; its last message must be an answer.
@@ -39,10 +42,16 @@ class ChatWriter:
         messages, full = self._whole(self._as_known(messages, tools), tools)
         template = self._tokenizer.chat_template(tools=tools is not None)
         knows = template.names("reasoning_content", "thinking")
-        left_out = self._losses.check(messages, tools, full, knows_reasoning=knows)
+        kinds = [kind(message) for message in messages]
+        known, around = self._known[tools is not None]
+        known_places = known.places(messages, kinds, full)
+        left_out, places = self._losses.check(messages, tools, full, places=known_places, knows_reasoning=knows)
+        if places is not None and known_places is None:
+            known.learn(kinds, full, places)
         spans: list[Span] = []
         lost = False
-        finder = AnswerFinder(partial(self._chat, tools=tools), self._unclosed, messages, full)
+        chat = partial(self._chat, tools=tools)
+        finder = AnswerFinder(chat, self._unclosed, messages, full, kinds=kinds, places=places, around=around)
         for index, message in enumerate(messages):
             if message.role != "assistant" or not (message.learned or index == len(messages) - 1):
                 continue

@@ -35,6 +35,7 @@ _PREFERENCE: Final = (
     *("chosen", "rejected", "chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
     *("preferred_output", "non_preferred_output", "positive_messages", "negative_messages"),
 )
+_REFUSED: Final = frozenset((*_PREFERENCE, *_MEDIA))
 _MARKS: Final = ("train", "training", "loss")
 #: Words for a good and a bad answer, as tables write them.
 _VERDICTS: Final = frozenset(
@@ -90,7 +91,7 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
 
     Returns the names of those that were looked at and say nothing (a weight of 1).
     """
-    for name in _PREFERENCE:
+    for name in () if _REFUSED.isdisjoint(row) else _PREFERENCE:
         if not empty(row.get(name)):
             problems.add(line, name, "", f"belongs to a preference row (DPO): {_ONE_ANSWER}")
     tag = "kto_tag" if _is_verdict(row.get("kto_tag")) else "label" if _is_truth(row.get("label")) else None
@@ -99,7 +100,7 @@ def refused_columns(line: int, row: Mapping[Any, Any], problems: Problems) -> se
         tag = "label" if _is_verdict(row.get("label")) else None
     if tag is not None and (tag == "kto_tag" or any(not empty(row.get(name)) for name in _ANSWERED)):
         problems.add(line, tag, row[tag], f"marks a good or bad answer (KTO): {_ONE_ANSWER}")
-    for name in _MEDIA:
+    for name in () if _REFUSED.isdisjoint(row) else _MEDIA:
         if not empty(row.get(name)):
             problems.add(line, name, "", "cannot be read: loramux trains on text; leave this column out")
     names = [name for name in row if isinstance(name, str)]

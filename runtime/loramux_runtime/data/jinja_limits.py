@@ -39,7 +39,12 @@ _MAX_WIDTH: Final = 1 << 20
 _MAX_BITS: Final = 4096
 _CLOCK_EVERY: Final = 256
 _SIZE_SHIFT: Final = 6
+#: Types as tuples: a union that is written where it is used is built anew in each operation.
+_MADE: Final = (str, list, tuple)
+_NESTED: Final = (dict, Mapping, list, tuple, set)
 _FUNCTIONS: Final = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_OF_DICTS: Final = frozenset(dir(dict))
+_MOST_ATTRIBUTES: Final = 1024
 _WIDE: Final = re.compile(r"\d{6}")
 
 
@@ -57,7 +62,7 @@ def _sized(value: Any) -> Any:
     if isinstance(value, str):
         _need(len(value) <= MAX_SIZE, f"makes a text of over {MAX_SIZE} characters")
         return value
-    if not isinstance(value, Mapping | list | tuple | set):
+    if not isinstance(value, _NESTED):
         return value
     characters = 0
     for seen, (item, n_more) in enumerate(values_within(value), start=1):
@@ -166,6 +171,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.finalize = self._shown
         self._budget = _Budget()
+        self._safe: dict[tuple[type, str], bool] = {}
+        """Which attributes of which types a template may have: Jinja goes by nothing else."""
         self.filters["tojson"] = _to_json
         # The same row has the same text every time: no chance, and no addresses of objects.
         del self.filters["random"], self.globals["lipsum"]
@@ -191,7 +198,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def _made(self, value: Any) -> Any:
         """Return a value that an operation has made, once its size is counted."""
-        if isinstance(value, str | list | tuple):
+        if isinstance(value, _MADE):
             self.count(len(_sized(value) if isinstance(value, str) else value))
         return value
 
@@ -210,6 +217,21 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         parts = list(parts)
         _need(sum(map(len, parts)) <= MAX_SIZE, f"makes a text of over {MAX_SIZE} characters")
         return "".join(parts)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return an attribute or element for the template; turns are asked for most of them."""
+        if type(obj) is dict and attribute in obj and attribute not in _OF_DICTS:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Return whether a template may have an attribute."""
+        key = type(obj), attr
+        if key not in self._safe:
+            if len(self._safe) >= _MOST_ATTRIBUTES:
+                self._safe.clear()
+            self._safe[key] = super().is_safe_attribute(obj, attr, value)
+        return self._safe[key]
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method for the template."""

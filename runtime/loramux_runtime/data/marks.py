@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from loramux_runtime.data.values import unpacked
@@ -32,9 +33,14 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(name)]
 
 
+@lru_cache(maxsize=1024)  # rows have the same names, again and again
+def _names_learning(name: str) -> bool:
+    return any(_LEARNS.fullmatch(word) for word in _words(name))
+
+
 def marks_learning(name: str, value: Any) -> bool:
     """Return whether a turn's key may say that the turn, or a part of it, is not learned."""
-    return any(_LEARNS.fullmatch(word) for word in _words(name)) and _switches(value)
+    return _names_learning(name) and _switches(value)
 
 
 def masks_row(name: str) -> bool:
@@ -47,6 +53,7 @@ def weighs_row(name: str) -> bool:
     return _is_made_of(name, "weight")
 
 
+@lru_cache(maxsize=1024)
 def _is_made_of(name: str, needed: str) -> bool:
     words = _words(name)
     return any(needed in word for word in words) and all(_PARTS_ONLY.fullmatch(word) for word in words)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from struct import Struct
+from typing import Final
 
 import numpy as np
 
+from loramux_runtime.data.long_texts import LONG, pieces
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Rendered
-from loramux_runtime.data.tokenizer import Encoded, Tokenizer, TokenizerFailure
+from loramux_runtime.data.tokenizer import Tokenizer, TokenizerFailure
+from loramux_runtime.data.tokens import Numbers, Tokens, held_tokens
 from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Bools, Ints
+from loramux_traces.errors import InvalidInputError
 from loramux_traces.problems import Problems
 
-_Ids = np.ndarray[Any, np.dtype[np.int32]]
-#: A batch for the tokenizer has at most this many rows and, of several rows, bytes: tokens take a
-#: hundred times the memory of text, and a character may be four tokens.
+#: A batch for the tokenizer has at most this many rows and bytes: tokens take two hundred times the
+#: memory of text, and a character may be four tokens.
 _BATCH_ROWS: Final = 256
 _BATCH_BYTES: Final = 1 << 18
+_INT32: Final = Struct("=i")
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -34,7 +40,7 @@ class TokenisedRows:
     selection copies none.
     """
 
-    ids: _Ids
+    ids: Numbers
     """[tokens] int32, in which the rows lie."""
     learned: Bools
     """[tokens]."""
@@ -88,9 +94,9 @@ class TokenisedRows:
         A resumed job must find the data it left.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.starts).tobytes())
-        for array in (self.ids, self.learned):
+        for side in (self.ids, self.learned):
             for here in self._runs():
-                digest.update(np.ascontiguousarray(array[here]).data)
+                digest.update(np.ascontiguousarray(side[here]).data)
         return digest.hexdigest()
 
     def keys(self) -> list[bytes]:
@@ -103,7 +109,9 @@ class TokenisedRows:
     def select(self, rows: Sequence[int] | Ints) -> TokenisedRows:
         """Return these rows, in this order; their tokens are not copied."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return TokenisedRows(self.ids, self.learned, _fixed(self.begins[chosen]), _fixed(self.ends[chosen]))
+        begins, ends = self.begins[chosen], self.ends[chosen]
+        begins.flags.writeable = ends.flags.writeable = False
+        return TokenisedRows(self.ids, self.learned, begins, ends)
 
     def _runs(self) -> Iterator[slice]:
         """Yield where the tokens of all rows are, in order: rows that follow on are one slice."""
@@ -115,26 +123,15 @@ class TokenisedRows:
             yield slice(begin, end)
 
 
-def _fixed(array: Ints) -> Ints:
-    array.flags.writeable = False
-    return array
-
-
-def _joined(ids: Sequence[_Ids], learned: Sequence[Bools]) -> TokenisedRows:
-    starts = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in ids], out=starts[1:])
-    flat = np.concatenate([np.empty(0, np.int32), *ids])
-    mask = np.concatenate([np.empty(0, np.bool_), *learned])
-    for array in (starts, flat, mask):
-        array.flags.writeable = False
-    return TokenisedRows(flat, mask, starts[:-1], starts[1:])
-
-
 class RowBuilder:
     """Collects tokenised rows, and notes tokens that the base model does not know in `problems`.
 
     `vocab_size` is the base model's; rows are cut at `max_tokens`, and a row with nothing left to
-    learn is left out.
+    learn is left out. A token is learned if it holds a character of an answer; the end of sequence
+    is learned too. The text is tokenised as a whole, as the model will see it. A token that reaches
+    from the prompt into the answer is learned, because otherwise the start of the answer would
+    never be learned. What a chat template writes after the end of a turn (a line break, an end of
+    the whole conversation) is not: generation has stopped by then.
     """
 
     def __init__(
@@ -149,17 +146,28 @@ class RowBuilder:
         self._vocab_size = vocab_size
         self._max_tokens = max_tokens
         self._answers_only = answers_only
-        self._added = tuple(np.array(added, dtype=np.int32) for added in tokenizer.added)
         self._turn_ends: dict[str, int | None] = {}
         self._waiting: list[tuple[int, Rendered]] = []
         self._bytes = 0
-        self._ids: list[_Ids] = []
-        self._learned: list[Bools] = []
+        # Flat from the start: two arrays of each row took 400 bytes, however short it was.
+        self._ids, self._learned, self._lengths = bytearray(), bytearray(), array.array("q")
 
     def add(self, line: int, rendered: Rendered) -> None:
         """Take the text of one row; `line` is where it stands in its file."""
-        size = len(rendered.text) if rendered.text.isascii() else len(rendered.text.encode())
-        if len(self._waiting) >= _BATCH_ROWS or self._bytes + size > _BATCH_BYTES:
+        text = rendered.text
+        if len(text) > LONG:
+            self._tokenise()
+            try:
+                self._take([(line, rendered)], self._of_long(rendered))
+            except TokenizerFailure as failure:
+                raise self._fails_on(line, failure) from failure
+            return
+        size = len(text) if text.isascii() else len(text.encode())
+        if self._waiting and (
+            len(self._waiting) >= _BATCH_ROWS
+            or self._bytes + size > _BATCH_BYTES
+            or self._waiting[0][1].add_special is not rendered.add_special
+        ):
             self._tokenise()
         self._waiting.append((line, rendered))
         self._bytes += size
@@ -167,88 +175,113 @@ class RowBuilder:
     def finish(self) -> TokenisedRows:
         """Return all rows, in the order in which they came."""
         self._tokenise()
-        return _joined(self._ids, self._learned)
+        starts = np.zeros(len(self._lengths) + 1, dtype=np.int64)
+        np.cumsum(self._lengths, out=starts[1:])
+        ids, learned = np.frombuffer(self._ids, np.int32), np.frombuffer(self._learned, np.bool_)
+        for fixed in (ids, learned, starts):
+            fixed.flags.writeable = False
+        return TokenisedRows(ids, learned, starts[:-1], starts[1:])
 
     def _tokenise(self) -> None:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
-        by_kind: dict[bool, Iterator[Encoded]] = {}
-        for special in (False, True):
-            texts = [rendered.text for _, rendered in waiting if rendered.add_special is special]
-            try:
-                by_kind[special] = iter(self._tokenizer.encode(texts, add_special=special) if texts else ())
-            except TokenizerFailure as failure:
-                lines = [line for line, rendered in waiting if rendered.add_special is special]
-                where = f"row {lines[failure.index]} of {self._problems.file}"
-                raise invalid(self._tokenizer.name, f"its tokenizer fails on {where}: {failure.said}") from failure
-        for line, rendered in waiting:
-            self._append(line, *self._row(rendered, next(by_kind[rendered.add_special])))
+        if not waiting:
+            return
+        try:
+            tokens = self._tokenizer.encode(
+                [rendered.text for _, rendered in waiting], add_special=waiting[0][1].add_special
+            )
+        except TokenizerFailure as failure:
+            raise self._fails_on(waiting[failure.index][0], failure) from failure
+        self._take(waiting, tokens)
 
-    def _append(self, line: int, ids: _Ids, learned: Bools) -> None:
-        if len(ids) > self._max_tokens:
+    def _fails_on(self, line: int, failure: TokenizerFailure) -> InvalidInputError:
+        where = f"row {line} of {self._problems.file}"
+        return invalid(self._tokenizer.name, f"its tokenizer fails on {where}: {failure.said}")
+
+    def _of_long(self, rendered: Rendered) -> Tokens:
+        """Return the tokens of a long text, up to where nothing more of it can be trained on."""
+        found: list[Tokens] = []
+        count = 0
+        for piece in pieces(self._tokenizer, rendered.text):
+            found.append(piece)
+            behind = range(len(piece) - 1, max(0, self._max_tokens - count) - 1, -1)
+            count += len(piece)
+            # A row is cut if its last answer goes on. Whatever ends an answer (special tokens,
+            # blanks) is behind the cut, too, where a token of text is.
+            if rendered.spans[-1][1] > piece.ends[-1] and any(
+                piece.ids[token] not in self._tokenizer.special_ids and not _blank(rendered, piece, token)
+                for token in behind
+            ):
+                break
+        return Tokens.joined(found, *(self._tokenizer.added if rendered.add_special else ()))
+
+    def _take(self, batch: Sequence[tuple[int, Rendered]], tokens: Tokens) -> None:
+        """Take the rows whose texts have these tokens, one row's after the other's."""
+        learned = bytearray(len(tokens))
+        held = held_tokens([rendered for _, rendered in batch], tokens)
+        ids = tokens.ids.tobytes()
+        known = max(int(tokens.ids.max(initial=0)), self._tokenizer.eos_id) < self._vocab_size
+        end, n_front = 0, len(self._tokenizer.added[0])
+        for (line, rendered), count in zip(batch, tokens.counts, strict=True):
+            row = range(end, end := end + count)
+            keep: int | None = None
+            for span in rendered.spans:
+                here = next(held)
+                is_last = span is rendered.spans[-1]
+                if here and here[0] - row.start >= self._max_tokens + n_front and not is_last:
+                    continue
+                after = self._after_turn(rendered, tokens, here)
+                if after is not None:
+                    here = here[: bisect_left(here, after)]
+                    keep = after if is_last else keep
+                for run in (here,) if isinstance(here, range) else (range(token, token + 1) for token in here):
+                    learned[run.start : run.stop] = b"\1" * len(run)
+            row = self._once(rendered, tokens.ids, row)
+            self._append(line, ids, learned, row if keep is None else range(row.start, keep), keep is None, known)
+
+    def _append(self, line: int, ids: bytes, learned: bytearray, row: range, is_open: bool, known: bool) -> None:
+        """Keep the tokens `row` of a batch as a row; an open one gets the end of sequence."""
+        eos = _INT32.pack(self._tokenizer.eos_id)
+        more = is_open
+        if is_open and len(row) and ids[4 * row.stop - 4 : 4 * row.stop] == eos:
+            learned[row.stop - 1] = 1
+            more = False
+        its_ids, its_learned = ids[4 * row.start : 4 * row.stop], learned[row.start : row.stop]
+        if more:
+            its_ids, its_learned = its_ids + eos, its_learned + b"\1"
+        if not self._answers_only:
+            its_learned = bytearray(b"\1" * len(its_learned))
+        its_learned[0] = 0
+        if len(its_learned) > self._max_tokens:
             self.cut += 1
-            ids, learned = ids[: self._max_tokens].copy(), learned[: self._max_tokens].copy()
-        if not learned.any():
+            its_ids, its_learned = its_ids[: 4 * self._max_tokens], its_learned[: self._max_tokens]
+        if 1 not in its_learned:
             self.skipped += 1
             return
-        largest = int(ids.max())
-        if largest >= self._vocab_size:
+        if not known and (largest := int(np.frombuffer(its_ids, np.int32).max())) >= self._vocab_size:
             allowed = f"token ids must be below {self._vocab_size}, the base model's vocabulary"
             has = f"the tokenizer {self._tokenizer.name} has {self._tokenizer.vocab_size}"
             self._problems.add(line, "", f"token id {largest}", f"{allowed} ({has})")
             return
-        self._ids.append(ids)
-        self._learned.append(learned)
+        self._ids += its_ids
+        self._learned += its_learned
+        self._lengths.append(len(its_learned))
 
-    def _row(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, Bools]:
-        """Return the tokens of the whole text, and which of them are learned.
-
-        A token is learned if it holds a character of an answer; the end of sequence is learned too.
-        The text is tokenised as a whole, as the model will see it. A token that reaches from the
-        prompt into the answer is learned, because otherwise the start of the answer would never be
-        learned. What a chat template writes after the end of a turn (a line break, an end of the
-        whole conversation) is not: generation has stopped by then.
-        """
-        ids, begins, ends = self._once(rendered, encoded)
-        learned = np.zeros(len(ids), dtype=np.bool_)
-        keep: int | None = None
-        for span in rendered.spans:
-            # Byte-level tokenizers may trim blanks off the offsets: a token of blanks alone is then
-            # (end, end).
-            held = (ends > span[0]) & ((begins < span[1]) | (ends <= span[1]))
-            after = self._after_turn(rendered, ids, begins, ends, np.flatnonzero(held).tolist())
-            if after is not None:
-                held[after:] = False
-                if span is rendered.spans[-1]:
-                    keep = after
-            learned |= held
-        if keep is not None:
-            ids, learned = ids[:keep], learned[:keep]
-        elif len(ids) and ids[-1] == self._tokenizer.eos_id:
-            learned[-1] = True
-        else:
-            ids, learned = np.append(ids, np.int32(self._tokenizer.eos_id)), np.append(learned, True)
-        if not self._answers_only:
-            learned[:] = True
-        learned[0] = False
-        return ids, learned
-
-    def _once(self, rendered: Rendered, encoded: Encoded) -> tuple[_Ids, Ints, Ints]:
-        """Return ids and offsets of a text; what the tokenizer adds is there once, not twice.
+    def _once(self, rendered: Rendered, ids: Numbers, row: range) -> range:
+        """Return the tokens of a row's text; what the tokenizer adds is there once, not twice.
 
         A text may begin with the beginning of sequence that the tokenizer puts before every text.
         """
-        ids = np.array(encoded.ids, dtype=np.int32)
-        begins, ends = encoded.offsets.T
         if rendered.add_special:
-            front, back = self._added
-            a, b = len(front), len(ids) - len(back)
-            if a and np.array_equal(ids[a : 2 * a], front):
-                ids, begins, ends, b = ids[a:], begins[a:], ends[a:], b - a
-            if len(back) and np.array_equal(ids[max(0, b - len(back)) : b], back):
-                ids, begins, ends = ids[:b], begins[:b], ends[:b]
-        return ids, begins, ends
+            front, back = self._tokenizer.added
+            if front and ids[row[len(front) : 2 * len(front)]].tolist() == [*front]:
+                row = row[len(front) :]
+            text = row[: len(row) - len(back)]
+            if back and ids[text[-len(back) :]].tolist() == [*back]:
+                row = text
+        return row
 
-    def _after_turn(self, rendered: Rendered, ids: _Ids, begins: Ints, ends: Ints, held: list[int]) -> int | None:
+    def _after_turn(self, rendered: Rendered, tokens: Tokens, held: Sequence[int]) -> int | None:
         """Return the token after the one that ends a turn whose tokens are `held`.
 
         The end is the chat template's own (or else the first) of the special tokens after which the
@@ -258,26 +291,30 @@ class RowBuilder:
         eos = self._tokenizer.eos_id
         # A chat template has an end of turn of its own; any other text ends with the tokenizer's.
         special = frozenset((eos,)) if rendered.add_special else self._tokenizer.special_ids
-        first = len(held)
-        while first and (ids[held[first - 1]] in special or _blank(rendered.text, begins, ends, held[first - 1])):
-            first -= 1
-        stops = [token for token in held[first:] if ids[token] in special]
+        stops: list[int] = []
+        for token in reversed(held):
+            if int(tokens.ids[token]) in special:
+                stops.append(token)
+            elif not _blank(rendered, tokens, token):
+                break
         if not stops:
             return None
-        first_stop = stop = next((token for token in stops if ids[token] == self._turn_end(rendered)), stops[0])
-        while stop + 1 in stops:
-            stop += 1
-        closing = rendered.closed and stop > first_stop and ids[stop] == eos
+        stops.reverse()
+        turn_end = self._turn_end(rendered)
+        first_stop = stop = next((token for token in stops if tokens.ids[token] == turn_end), stops[0])
+        for token in stops:
+            stop += token == stop + 1
+        closing = rendered.closed and stop > first_stop and tokens.ids[stop] == eos
         return stop if closing else stop + 1
 
     def _turn_end(self, rendered: Rendered) -> int | None:
         """Return the first special token of what the chat template writes after a turn's text."""
         text = rendered.turn_end
         if text not in self._turn_ends:
-            ids = self._tokenizer.encode([text], add_special=False)[0].ids if text else []
+            ids = self._tokenizer.encode([text], add_special=False).ids.tolist() if text else []
             self._turn_ends[text] = next((i for i in ids if i in self._tokenizer.special_ids), None)
         return self._turn_ends[text]
 
 
-def _blank(text: str, begins: Ints, ends: Ints, token: int) -> bool:
-    return not text[int(begins[token]) : int(ends[token])].strip()
+def _blank(rendered: Rendered, tokens: Tokens, token: int) -> bool:
+    return not rendered.text[int(tokens.begins[token]) : int(tokens.ends[token])].strip()

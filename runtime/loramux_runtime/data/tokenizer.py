@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
@@ -22,7 +21,7 @@ from loramux_runtime.data.chat_template import ChatTemplate, chat_template
 from loramux_runtime.data.jinja_limits import TemplateLimitError
 from loramux_runtime.data.source import invalid
 from loramux_runtime.data.templates import Message
-from loramux_traces.arrays import Ints
+from loramux_runtime.data.tokens import Tokens
 from loramux_traces.errors import InvalidInputError, printable
 from loramux_traces.files import MAX_TOKENIZER, check_folder
 
@@ -32,36 +31,7 @@ BYTE_NAME: Final = "bytes"
 _FILE: Final = "tokenizer.json"
 #: Files that say a model has a tokenizer of its own, so that bytes would be the wrong ids for it.
 _OTHERS: Final = ("tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
-#: Tokens of a text from which on their offsets are not made as a list.
-_MANY_TOKENS: Final = 1 << 16
 _BOS, _EOS, _PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Holds the tokens of one text as the tokenizer has them.
-
-    In Python they take far more memory: they are made when they are asked for, and not kept.
-    """
-
-    encoding: Any
-    """tokenizers' Encoding."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Return the ids of the tokens."""
-        ids: list[int] = self.encoding.ids
-        return ids
-
-    @property
-    def offsets(self) -> Ints:
-        """Return the characters [start, end) that each token came from, [tokens, 2]."""
-        count = len(self.encoding)
-        if count <= _MANY_TOKENS:
-            return np.array(self.encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        # A list of pairs takes 130 bytes a token. What the tokenizer has added is nowhere: (0, 0).
-        ends = (end for token in range(count) for end in self.encoding.token_to_chars(token) or (0, 0))
-        return np.fromiter(ends, dtype=np.int64, count=2 * count).reshape(-1, 2)
 
 
 class TokenizerFailure(Exception):
@@ -118,7 +88,7 @@ class Tokenizer:
         """Return whether the chat template may write when it is written."""
         return self.has_chat_template and "strftime_now" in self.chat_source
 
-    def encode(self, texts: Sequence[str], *, add_special: bool = True) -> list[Encoded]:
+    def encode(self, texts: Sequence[str], *, add_special: bool = True) -> Tokens:
         """Return the tokens of each text, whole (never cut).
 
         `add_special` adds what the model wants around them (its bos). Raises TokenizerFailure where
@@ -138,7 +108,7 @@ class Tokenizer:
                 except TokenizerFailure as failure:
                     raise TokenizerFailure(index, failure.said) from error
             raise TokenizerFailure(0, _said(error)) from error
-        return [Encoded(encoding) for encoding in encodings]
+        return Tokens.of(encodings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the tokens, special ones included."""

@@ -163,9 +163,9 @@ class TurnReader:
         before = self._problems.total
         what = what or ("value" if who == "from" else "content")
         used = {who, what, *_LEARN}
-        for name, allowed in _BARRED.items():
+        for name in () if _BARRED.keys().isdisjoint(turn) else _BARRED:
             if not empty(turn.get(name)):
-                self._problems.add(line, f"{column}.{name}", turn[name], allowed)
+                self._problems.add(line, f"{column}.{name}", turn[name], _BARRED[name])
         self._check_other_marks(line, column, turn, role)
         is_learned = self._learned(line, column, turn, role) and learned
         said, thoughts = turn.get(what), None
@@ -192,6 +192,8 @@ class TurnReader:
     def _learned(self, line: int, column: str, turn: Mapping[Any, Any], role: str) -> bool:
         """Return whether the turn's own marks let it be learned."""
         marks = {name: turn[name] for name in _LEARN if turn.get(name) is not None}
+        if not marks:
+            return True
         for name, value in marks.items():
             if not isinstance(value, bool | int | float) or value not in (0, 1):
                 allowed = (

@@ -17,6 +17,7 @@ from loramux_runtime.data import DataConfig, JobData, Tokenizer, load_data, load
 from loramux_runtime.data.chat_writer import ChatWriter
 from loramux_runtime.data.parse import RecordReader
 from loramux_runtime.data.records import Chat
+from loramux_runtime.data.templates import Message
 from loramux_runtime.fused.packing import IGNORED
 from loramux_runtime.jobs.job_data import data_notes
 from loramux_traces.errors import InvalidInputError
@@ -235,3 +236,39 @@ def test_notes_of_a_jobs_rows(write: Write, bytes_: Tokenizer) -> None:
     )
     assert len(data_notes(data, 32)) == 3
     assert np.all(data.train.lengths <= 32)
+
+
+CLOSED = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "most"),
+    [
+        (TURNS + ASK, 1),
+        ("<s>" + TURNS.replace("m.content", "m.content.strip()") + ASK + CLOSED, 1),
+        (TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}", 1),
+        (TURNS.replace("m.content", "m.content | upper") + ASK, 25),
+    ],
+)
+def test_a_later_chat_is_written_once_and_read_as_if_it_were_the_first(
+    template: str, most: int, chat_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(chat_folder(template, eos="<|eos|>"))
+    written: list[int] = []
+    chat = type(tokenizer).chat
+    monkeypatch.setattr(type(tokenizer), "chat", lambda self, m, **k: written.append(len(m)) or chat(self, m, **k))
+
+    def said(salt: str, turns: int) -> list[Message]:
+        system = [Message("system", f"S{salt}\n")] if turns % 2 else []
+        pairs = ([Message("user", f"q {salt}{i} "), Message("assistant", f"{salt} a{i}")] for i in range(turns))
+        return [*system, *(turn for pair in pairs for turn in pair)]
+
+    at = datetime.now(UTC)
+    writer = ChatWriter(tokenizer, at)
+    for turns in (1, 2, 9, 12):
+        writer.write(said("x", turns), None)
+        for salt in ("y", "\nfirst", "im_end|>", "assistant"):
+            written.clear()
+            again = writer.write(said(salt, turns), None)
+            assert len(written) <= most
+            assert again == ChatWriter(tokenizer, at).write(said(salt, turns), None)

@@ -119,3 +119,20 @@ def test_only_earlier_reasoning_may_be_left_out(report: Callable[..., str]) -> N
     said = report(some.replace("WHICH", "index0 == 1"), row)
     assert "leaves out reasoning_content of the last answer, which is learned" in said
     assert report(some.replace("WHICH", "index"), row).endswith("1 chat rows")
+
+
+def test_a_template_that_hides_marks_costs_no_hundred_renderings_of_each_chat(
+    write: Write, chat_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(chat_folder(turns("{{ m.content | length }}")))
+    row = {"messages": [{**turn, "content": "same" * (at + 1)} for at, turn in enumerate((USER, ANSWER) * 10)]}
+    written: list[int] = []
+    chat = type(tokenizer).chat
+    monkeypatch.setattr(type(tokenizer), "chat", lambda self, m, **k: written.append(len(m)) or chat(self, m, **k))
+    monkeypatch.setattr("loramux_runtime.data.chat_losses._TURNS_TRIED", 400)
+    config = DataConfig(path=write([row] * 40), max_tokens=4096)
+    assert str(load_data(config, tokenizer, vocab_size=tokenizer.vocab_size, seed=0).report).startswith(
+        "rows.jsonl: 40 "
+    )
+    tried = sum(count == 20 for count in written)
+    assert 100 < tried < 300  # one of each turn would be 800

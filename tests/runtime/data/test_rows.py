@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_runtime.data import DataConfig, JobData, Tokenizer, load_data
+from loramux_runtime.data.long_texts import pieces
 from loramux_runtime.data.rows import RowBuilder
 from loramux_runtime.data.templates import Rendered
+from loramux_runtime.data.tokens import Tokens, held_tokens
 from loramux_runtime.fused.packing import IGNORED, MicroBatch
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.problems import Problems
@@ -59,9 +61,9 @@ def test_an_own_template_is_text_and_never_format_code(write: Write, bytes_: Tok
 def test_ids_are_those_of_the_whole_text_where_a_merge_crosses_the_boundary(write: Write, merging: Tokenizer) -> None:
     data = load(write([{"prompt": "A", "completion": "banana"}]), merging, template="{instruction}:{output}")
     tokens, labels = data.train[0]
-    whole = merging.encode(["A:banana"])[0].ids
+    whole = merging.encode(["A:banana"]).ids.tolist()
     assert tokens.tolist() == [*whole, merging.eos_id]
-    apart = [i for text in ("A:", "banana") for i in merging.encode([text])[0].ids]
+    apart = [i for text in ("A:", "banana") for i in merging.encode([text]).ids.tolist()]
     assert whole != apart
     assert merging.hf(["A:banana"])["input_ids"][0] == whole
     # The token ":ba" holds the answer's first letters: it is learned.
@@ -190,7 +192,7 @@ def test_labels_are_tokens_where_learned(
     short.add(1, Rendered(prompt + answer, span))
     cut_rows = short.finish()
     assert len(cut_rows) + short.skipped == 1
-    ids = tokenizer.encode([prompt + answer])[0].ids
+    ids = tokenizer.encode([prompt + answer]).ids.tolist()
     if not rows:  # characters that the tokenizer does not know leave no token
         assert len(ids) <= 1
         return
@@ -271,8 +273,78 @@ def test_a_batch_of_the_tokenizer_is_bounded_before_a_row_is_added(
 
 
 def test_offsets_of_long_texts_are_those_of_short_ones(bytes_: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "a \U0001f600<|eos|> b"
-    expected = bytes_.encode([text])[0].offsets
-    assert expected[:3].tolist() == [[0, 0], [0, 1], [1, 2]]
-    monkeypatch.setattr("loramux_runtime.data.tokenizer._MANY_TOKENS", 0)
-    assert bytes_.encode([text])[0].offsets.tolist() == expected.tolist()
+    texts = ["a \U0001f600<|eos|> b", "c"]
+    expected = bytes_.encode(texts)
+    assert expected.begins[:3].tolist() == [0, 0, 1] and expected.ends[:3].tolist() == [0, 1, 2]
+    monkeypatch.setattr("loramux_runtime.data.tokens._MANY_TOKENS", 0)
+    found = bytes_.encode(texts)
+    assert found.begins.tolist() == expected.begins.tolist() and found.ends.tolist() == expected.ends.tolist()
+    assert sum(found.counts) == len(found) and found.counts[1] == 2
+
+
+LONG_TEXT = st.lists(
+    st.tuples(
+        st.sampled_from(["a", " ", "ab", " b.", "\n", "🙂", "é", "</s>", "<|eos|>", ":ba x"]), st.integers(1, 60)
+    ),
+    min_size=15,
+    max_size=30,
+).map(lambda runs: "".join(piece * times for piece, times in runs))
+
+
+@pytest.mark.parametrize("folder", ["bytes_", "merging", "trimmed", "whole"])
+@settings(max_examples=25, deadline=None)
+@given(text=LONG_TEXT)
+def test_the_pieces_of_a_long_text_are_its_tokens(
+    folder: str, text: str, byte_bpe: Callable[[bool], Tokenizer], request: pytest.FixtureRequest
+) -> None:
+    bpe = folder in ("trimmed", "whole")
+    tokenizer: Tokenizer = byte_bpe(folder == "trimmed") if bpe else request.getfixturevalue(folder)
+    if folder == "merging":  # it drops what it does not know, without a trace in its offsets
+        text = text.encode("ascii", "ignore").decode()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LONG", 151), ("_SHARED", 60), ("_AGREE", 6)):
+            patch.setattr(f"loramux_runtime.data.long_texts.{name}", value)
+        joined = Tokens.joined(list(pieces(tokenizer, text)))
+    whole = tokenizer.encode([text], add_special=False)
+    for name in ("ids", "begins", "ends"):
+        assert getattr(joined, name).tolist() == getattr(whole, name).tolist()
+
+
+@pytest.mark.parametrize("answer", ["é🙂 b" * 60, "b" * 200 + "<|eos|>", "<|eos|>" + " " * 250])
+def test_a_long_row_is_tokenised_up_to_what_is_trained(
+    answer: str, write: Write, bytes_: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write([{"prompt": "a", "completion": "b"}, {"prompt": "é" * 30, "completion": answer}, {"text": "x"}][:2])
+    expected = [load(path, bytes_, max_tokens=cut, shuffle=False) for cut in (65, 120, 1000)]
+    sizes: list[int] = []
+    encode = type(bytes_).encode
+
+    def spy(self: Tokenizer, texts: Any, **given: Any) -> Any:
+        sizes.extend(map(len, texts))
+        return encode(self, texts, **given)
+
+    monkeypatch.setattr(type(bytes_), "encode", spy)
+    for module, name, value in (("rows", "LONG", 50), ("long_texts", "LONG", 50), ("long_texts", "_SHARED", 20)):
+        monkeypatch.setattr(f"loramux_runtime.data.{module}.{name}", value)
+    monkeypatch.setattr("loramux_runtime.data.long_texts._AGREE", 4)
+    for cut, before in zip((65, 120, 1000), expected, strict=True):
+        sizes.clear()
+        data = load(path, bytes_, max_tokens=cut, shuffle=False)
+        assert data.train.sha256 == before.train.sha256 and str(data.report) == str(before.report)
+        assert max(sizes) == 50
+        if cut == 65:
+            # Of an answer that may be an end of turn and blanks alone, all is looked at.
+            assert (sum(sizes) < 200) == (answer[0] != "<")
+
+
+def test_tokens_of_answers_are_found_wherever_they_stand(bytes_: Tokenizer) -> None:
+    rows = [Rendered("ab cd ef", ((3, 5), (6, 8))), Rendered("é🙂", ((1, 2),)), Rendered("", ((0, 0),))]
+    tokens = bytes_.encode([row.text for row in rows])
+    expected = [[4, 5], [7, 8], [12, 13, 14, 15], []]
+    held = list(held_tokens(rows, tokens))
+    assert [list(found) for found in held] == expected and all(isinstance(found, range) for found in held)
+    # Tokens that the tokenizer adds at the end are nowhere, and some tokens go back.
+    back = Tokens.joined([tokens[1:9]], (256,), (257,))
+    assert [list(found) for found in held_tokens(rows[:1], back)] == expected[:2]
+    turned = Tokens(back.ids[::-1], back.begins[::-1], back.ends[::-1], back.counts)
+    assert [list(found) for found in held_tokens(rows[:1], turned)] == [[4, 5], [1, 2]]
