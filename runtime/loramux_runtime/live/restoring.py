@@ -8,7 +8,7 @@ from typing import Any
 from loramux_policies.loop.job import Job
 from loramux_runtime.jobs.saving import Saving
 from loramux_runtime.jobs.training_job import TrainingJob
-from loramux_runtime.live.drive.makers import BEING_MADE, Made
+from loramux_runtime.live.drive.makers import Made
 from loramux_runtime.live.roster import Roster
 from loramux_runtime.live.state.book import Book
 from loramux_runtime.train.faults import FaultPlan
@@ -37,10 +37,6 @@ class Restoring:
         """Return the bytes of the state, and of the rows that a checkpoint is held against."""
         return job.cost_on(0).own_bytes + self._roster.rows_bytes(job.job_id)
 
-    def begins(self, job: Job) -> None:
-        """Say in the table what the job waits for."""
-        self._book.set(job.job_id, why=BEING_MADE)
-
     def make(self, job_id: str) -> Made:
         """Make a state; nothing of the queue or the loop is touched."""
         self._faults.reach("restore", job_id=job_id)
@@ -57,7 +53,6 @@ class Restoring:
             return False
         self._saving.took_up(job, made.training, made.found)
         self._book.forget_records(job.job_id, made.training.step)
-        self._book.set(job.job_id, why="")
         return True
 
     def again(self, job: Job) -> TrainingJob:

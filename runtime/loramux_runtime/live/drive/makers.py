@@ -31,7 +31,6 @@ HANG_S: Final = 60.0
 """Seconds that the making of any state may take, beside those that its size takes."""
 BYTES_PER_S: Final = 10e6
 """Speed of a disk, or of a busy machine, that is too slow to be waited for."""
-BEING_MADE: Final = "its state is being made, or read from its checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +50,6 @@ class States(Protocol):
 
     def size_bytes(self, job: Job) -> float:
         """Return about how many bytes have to be made or read."""
-
-    def begins(self, job: Job) -> None:
-        """Hear that the job's state is made beside training, and that the job waits for it."""
 
     def make(self, job_id: str) -> Made:
         """Make a state; this is called in a thread, and touches nothing that others use."""
@@ -165,7 +161,6 @@ class Makers:
                 if task.fault is not None:
                     let_through(task.fault)
             return
-        states.begins(job)
         self._waiting.append(task)
         self._assign()
 

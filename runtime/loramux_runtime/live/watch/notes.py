@@ -27,6 +27,9 @@ EXPLAINED: Final = 100
 Those behind are told their place.
 """
 
+ON_ITS_WAY: Final = "its state is being made, read from its checkpoint, or brought here"
+"""What a job on a device waits for that is in no step yet."""
+
 
 class StatusNotes:
     """Brings the book up to date between commits."""
@@ -64,10 +67,10 @@ class StatusNotes:
         self.note_memory()
         driver, book, cluster = self._driver, self._book, self._loop.cluster
         for job_id, job in cluster.running.items():
-            self._said.pop(job_id, None)
             if job.run is None:
-                # its state could not be brought, and the process ends because of that
+                self._say(job_id, ON_ITS_WAY)
                 continue
+            self._said.pop(job_id, None)
             training = job.run.training
             driver.sync(job)
             values = book.figures(job)
