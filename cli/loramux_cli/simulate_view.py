@@ -159,4 +159,5 @@ def _show_intervals(console: Any, report: dict[str, Any]) -> None:
     same = len({tuple(parts) for parts in redraws.values()}) <= 1
     for name, parts in list(redraws.items())[: 1 if same else None]:
         console.print(Text(f"{'' if same else f'{name}: '}{redraw_sentence(parts)}"))
-    console.print(Text("So intervals are over the jobs of the trace, in 5 batches, not over seeds."))
+    if any(row["over"] for row in report["intervals"]):
+        console.print(Text("So intervals are over the jobs of the trace, in 5 batches, not over seeds."))

@@ -195,7 +195,7 @@ class CheckpointStore:
             raise UsageError(f"{job_id!r} is no job id (letters, digits, _ . and -, at most 64)")
         folder = self._folder / job_id
         if folder.is_symlink():
-            raise StateError(f"{folder}: is a symlink, which is not followed")
+            raise UnreadableError(f"{folder}: is a symlink, which is not followed")
         return folder
 
     def _make(self, parent: Path) -> None:

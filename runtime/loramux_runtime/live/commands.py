@@ -21,7 +21,8 @@ from loramux_runtime.live.policy_guard import PolicyGuard
 from loramux_runtime.live.quarantine import Quarantine
 from loramux_runtime.live.reading.orders import CHANGED
 from loramux_runtime.live.state.book import Book
-from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, WAITING, CommandRow, JobRow
+from loramux_runtime.live.state.job_rows import HELD, OPEN, QUEUED, RUNNING, WAITING, CommandRow, JobRow
+from loramux_runtime.live.watch.notes import ON_ITS_WAY
 from loramux_traces.errors import LoramuxError, StateError, UsageError
 from loramux_traces.results import CANCELLED, REJECTED, UNSCHEDULABLE
 
@@ -130,7 +131,7 @@ class Commands:
         # whoever resumes a job whose data file has changed has it go on with the rows that it has
         trusted = int(bool(row["trusted"]) or CHANGED in row["reason"])
         state = QUEUED if row["start_s"] is None else WAITING
-        self._book.set(job_id, state=state, reason="", why="", trusted=trusted)
+        self._book.set(job_id, state=state, reason="", why="", trusted=trusted, admission_deaths=0)
         self._inbox.put(row, self._driver.now_s)
         return f"{job_id} goes on"
 
@@ -147,8 +148,11 @@ class Commands:
     def _export(self, job_id: str, target: str) -> str:
         row = self._open(job_id)
         if not self._desk.in_memory(job_id):
-            never = row["start_s"] is None
-            what = "has not been trained yet" if never else "is not in memory until it runs again"
+            what = "is not in memory until it runs again"
+            if not row["progress_steps"]:
+                what = "has not been trained yet"
+            elif row["state"] == RUNNING:
+                what = f"cannot be written yet: {ON_ITS_WAY}"
             raise UsageError(f"{job_id} {what}")
         self._desk.export(job_id, Path(target))
         return f"the adapter of {job_id} as it is now is in {target}"

@@ -170,9 +170,9 @@ class Desk:
 
     def hold(self, job_id: str, reason: str) -> None:
         """Pause a job whose state cannot be saved: it must not go on as if it could."""
-        self._warn(f"{job_id} is paused: {reason}")
         job = self._loop.cluster.active.get(job_id)
-        if job is not None:
+        if job is not None:  # else it is paused already, and its state is tried again in each round
+            self._warn(f"{job_id} is paused: {reason}")
             self._loop.withdraw(job, Event.HOLD, reason)
 
     def without_state(self, job: Job, arrival: Arrival) -> None:

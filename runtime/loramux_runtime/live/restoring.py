@@ -45,15 +45,21 @@ class Restoring:
         found = self._saving.read(job_id, training, warnings.append)
         return Made(training=training, found=found, warnings=tuple(warnings), entry=entry)
 
-    def take(self, job: Job, made: Made) -> bool:
-        """Book a state that was made, unless the job has other rows by now."""
+    def is_current(self, job: Job, made: Made) -> bool:
+        """Return whether the job has no other rows by now."""
+        return self._roster.is_made_from(job.job_id, made.entry)
+
+    def take(self, job: Job, made: Made) -> None:
+        """Book a state that was made: whatever the process died of before, it was not this."""
         for text in made.warnings:
             self._warn(text)
-        if not self._roster.is_made_from(job.job_id, made.entry):
-            return False
+        if made.found is None and not made.warnings and job.done_steps >= 1.0:
+            at = f"it was at step {job.done_steps:.0f}"
+            self._warn(f"{job.job_id} begins again at its first step: it has no checkpoint ({at})")
         self._saving.took_up(job, made.training, made.found)
         self._book.forget_records(job.job_id, made.training.step)
-        return True
+        if self._book.row(job.job_id)["admission_deaths"]:
+            self._book.set(job.job_id, admission_deaths=0)
 
     def again(self, job: Job) -> TrainingJob:
         """Return the state of a job as it was saved last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from loramux_runtime.live.drive import makers
 from loramux_runtime.live.drive.makers import Made, Makers
 from loramux_runtime.live.state.marker import read_marker
 from loramux_runtime.live.state.store import Store
+from loramux_runtime.live.watch.status import read_status
 from loramux_runtime.train.faults import FaultPlan
 from loramux_traces.job import JobSpec
 from loramux_traces.locking import owned
@@ -247,6 +249,43 @@ def test_the_process_that_dies_over_a_state_makes_it_at_once_the_next_time(tmp_p
     assert {states(store)[name] for name in ("job00", "job02")} == {"COMPLETED"}
 
 
+def test_a_job_that_has_been_taken_in_is_no_suspect_any_more(tmp_path: Path) -> None:
+    store = submit(tmp_path / "state", jobs(tmp_path, 2))
+    store.update("job01", admission_deaths=1)
+    play(store, "fifo")
+    assert [(row["state"], row["admission_deaths"]) for row in store.jobs()] == [("COMPLETED", 0)] * 2
+
+
+def test_jobs_of_a_stopped_scheduler_wait(tmp_path: Path) -> None:
+    store = stopped(tmp_path)
+    found = read_status(store)
+    assert found["states"] == {"WAITING": 2} and found["waiting"] == 2 and found["resident"] == 0
+    assert [job["state"] for job in found["jobs"]] == ["WAITING"] * 2
+
+
+def test_a_checkpoint_that_is_gone_is_told(tmp_path: Path, whole: dict[str, Any]) -> None:
+    store, said = stopped(tmp_path), list[str]()
+    shutil.rmtree(store.folder / "checkpoints" / "job01")
+    play(store, "fifo", warn=said.append)
+    assert said == ["job01 begins again at its first step: it has no checkpoint (it was at step 1)"]
+    assert curves(store) == first(whole, 2)
+
+
+def test_a_state_that_cannot_be_saved_is_told_once(tmp_path: Path) -> None:
+    store, said = submit(tmp_path / "state", jobs(tmp_path, 2, steps=30)), list[str]()
+    (store.folder / "checkpoints").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+
+    def spoil(_: str, facts: dict[str, object]) -> None:
+        if not (store.folder / "checkpoints" / "job01").is_symlink():
+            shutil.rmtree(store.folder / "checkpoints" / "job01", ignore_errors=True)
+            (store.folder / "checkpoints" / "job01").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+
+    play(store, "fifo", warn=said.append, checkpoint_s=0.0, faults=FaultPlan(step=spoil))
+    assert states(store) == {"job00": "COMPLETED", "job01": "HELD"}
+    assert len([line for line in said if "job01 is paused" in line]) == 1
+
+
 # -- the makers by themselves
 
 
@@ -268,9 +307,12 @@ class Sizes:
         assert self.gates[job_id].wait(60.0)
         return Made(training=cast(TrainingJob, job_id), found=None, warnings=(), entry=None)
 
-    def take(self, job: Job, made: Made) -> bool:
+    def is_current(self, job: Job, made: Made) -> bool:
         was, self.current = self.current, True
         return was
+
+    def take(self, job: Job, made: Made) -> None:
+        """Nothing is booked."""
 
 
 class Setting:
@@ -320,7 +362,8 @@ def test_two_states_are_made_at_once_and_marked(three: Setting) -> None:
     assert three.makers.fetch(three.jobs["c"])  # asked for before anybody looked
     three.finish("b")
     assert [arrival.job_id for arrival in three.makers.arrived()] == ["b"]
-    assert three.marked[-1] == {}
+    assert three.marked[-1] == {} and three.makers.arrived() == [] and not three.makers.news()
+    assert three.makers.fetch(three.jobs["b"])
 
 
 def test_a_state_that_takes_for_ever_is_given_up(three: Setting) -> None:
@@ -349,11 +392,38 @@ def test_a_state_of_a_job_that_has_gone_is_dropped(three: Setting) -> None:
 def test_a_state_made_from_other_rows_is_made_anew(three: Setting) -> None:
     three.makers.fetch(three.jobs["a"])
     three.finish("a")
+    assert [arrival.job_id for arrival in three.makers.arrived()] == ["a"]
     three.sizes.current = False  # the job has been read again meanwhile
-    assert three.makers.arrived() == [] and not three.training
+    three.sizes.gates["a"].clear()
+    assert not three.makers.fetch(three.jobs["a"]) and not three.training
     three.finish("a")
     assert [arrival.job_id for arrival in three.makers.arrived()] == ["a"]
-    assert three.sizes.began == ["a", "a"]
+    assert three.makers.fetch(three.jobs["a"]) and three.sizes.began == ["a", "a"]
+
+
+def test_a_state_for_which_memory_ran_out_beside_another_is_made_again_by_itself(three: Setting) -> None:
+    """The other one may have had the memory."""
+
+    def make(job_id: str, first: list[str] = []) -> Made:  # noqa: B006  # kept from call to call
+        first.append(job_id)
+        if first.count("b") == 1 and job_id == "b":
+            raise MemoryError
+        return Sizes.make(three.sizes, job_id)
+
+    three.sizes.make = make  # type: ignore[method-assign]
+    for name in "abc":
+        three.makers.fetch(three.jobs[name])
+    assert three.makers._tasks["b"].done.wait(60.0)
+    assert three.makers.arrived() == [] and not three.makers.news()
+    assert three.marked[-1] == {"a": 2.0, "c": 2.0}
+    three.finish("a")
+    assert [arrival.job_id for arrival in three.makers.arrived()] == ["a"]
+    assert three.marked[-1] == {"c": 2.0}  # not beside the third
+    three.finish("c")
+    assert [arrival.job_id for arrival in three.makers.arrived()] == ["c"]
+    assert three.marked[-1] == {"b": 2.0}
+    three.finish("b")
+    assert [(arrival.job_id, arrival.fault) for arrival in three.makers.arrived()] == [("b", "")]
 
 
 def test_tensors_of_a_failed_making_are_not_pinned() -> None:

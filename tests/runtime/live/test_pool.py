@@ -123,6 +123,26 @@ def test_a_job_is_cancelled_and_another_paused_in_mid_step(tmp_path: Path, one_d
     same(store, one_device)
 
 
+def test_a_job_that_is_on_no_worker_is_paused(tmp_path: Path, one_device: Bits) -> None:
+    pool = in_process(1)
+    store = submit(tmp_path / "state", jobs(tmp_path, 8))
+    launch, steps = pool.launch, [0]
+
+    def ask(worker: int, entries: Sequence[tuple[str, int]]) -> None:
+        launch(worker, entries)
+        steps[0] += 1
+        verb = {2: "pause", 5: "resume"}.get(steps[0])
+        if verb is not None:
+            other = serving.Store(store.folder)
+            other.command(verb, "job07")
+            other.close()
+
+    pool.launch = ask  # type: ignore[method-assign]
+    play(store, pool, "fifo", max_resident=1)
+    assert [store.answered(number)["answer"] for number in (1, 2)] == ["job07 is paused", "job07 goes on"]  # type: ignore[index]
+    same(store, one_device)
+
+
 # -- workers that die
 
 

@@ -102,6 +102,8 @@ class PoolStates:
         """
         if job_id in self._departures:
             return False
+        if job_id not in self._training:  # nothing of it is anywhere but in its checkpoint
+            return True
         device_id = self._where.get(job_id)
         if device_id is None:
             return self._remote(job_id).whole

@@ -54,8 +54,11 @@ class States(Protocol):
     def make(self, job_id: str) -> Made:
         """Make a state; this is called in a thread, and touches nothing that others use."""
 
-    def take(self, job: Job, made: Made) -> bool:
-        """Book a state that was made; return whether it is still of use."""
+    def is_current(self, job: Job, made: Made) -> bool:
+        """Return whether a state that was made is still of use."""
+
+    def take(self, job: Job, made: Made) -> None:
+        """Book a state that was made."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +71,12 @@ class _Task:
     """When a thread began with it; never, where it waits or was made at once."""
     made: Made | None = None
     fault: BaseException | None = None
+    told: bool = False
+    """Whether `Makers.arrived` has named it."""
+    beside: bool = False
+    """Whether another one was made at the same time."""
+    alone: bool = False
+    """Whether it is made with no other one beside it, because memory ran out."""
     done: threading.Event = field(default_factory=threading.Event)
 
     def run(self, make: Callable[[str], Made]) -> None:
@@ -79,9 +88,15 @@ class _Task:
             error.__traceback__ = None  # it would pin the tensors of the job
         self.done.set()
 
-    def overdue(self, now_s: float) -> bool:
-        """Return whether this has taken longer than a slow disk explains."""
-        return now_s - self.began_s > HANG_S + self.size_bytes / BYTES_PER_S
+    def ready(self, now_s: float) -> bool:
+        """Return whether this is done, or has taken longer than a slow disk explains."""
+        return self.done.is_set() or now_s - self.began_s > HANG_S + self.size_bytes / BYTES_PER_S
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it failed because memory ran out."""
+        error = self.fault
+        return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
 class Makers:
@@ -116,42 +131,35 @@ class Makers:
         if job_id in self._training:
             return True
         task = self._tasks.get(job_id)
-        if task is not None:
-            if task.made is None:
-                return False
-            if self._take(task, job):
-                return True
-        self._begin(job)
-        task = self._tasks[job_id]
-        return task.made is not None and self._take(task, job)
+        if task is None or (task.made is not None and not self._of().is_current(job, task.made)):
+            task = self._begin(job)
+        if task.made is None:
+            return False
+        del self._tasks[job_id]
+        self._of().take(job, task.made)
+        self._training[job_id] = task.made.training
+        return True
 
     def arrived(self) -> list[Arrival]:
         """Return whose states have been made since, or cannot be."""
         now_s, found = self._clock_s(), []
         for job_id, task in list(self._tasks.items()):
-            late = not task.done.is_set() and task.overdue(now_s)
-            if not (task.done.is_set() or late):
-                continue
-            job = self._active(job_id)
-            if task.made is None:
-                self._forget(task)
-                found.append(self._failed(task, now_s))
-            elif job is None:
-                self._forget(task)
-            elif self._take(task, job):
-                found.append(Arrival(job_id))
-            else:
-                # made from what the job no longer has: it is made anew
-                self._begin(job)
+            if self._active(job_id) is None:  # the job has gone
+                del self._tasks[job_id]
+            elif task.ready(now_s) and not task.told and not self._once_more(task):
+                task.told = True
+                found.append(self._arrival(task, now_s))
+                if task.made is None:
+                    del self._tasks[job_id]
         self._assign()
         return found
 
     def news(self) -> bool:
         """Return whether a state has been made, or is not waited for any more."""
         now_s = self._clock_s()
-        return any(task.done.is_set() or task.overdue(now_s) for task in self._tasks.values())
+        return any(task.ready(now_s) and not task.told for task in self._tasks.values())
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job) -> _Task:
         """Have a state made: at once where it is small, or may be what the process died of."""
         states = self._of()
         task = self._tasks[job.job_id] = _Task(job, states.size_bytes(job))
@@ -160,19 +168,36 @@ class Makers:
                 task.run(states.make)
                 if task.fault is not None:
                     let_through(task.fault)
-            return
+        else:
+            self._waiting.append(task)
+            self._assign()
+        return task
+
+    def _once_more(self, task: _Task) -> bool:
+        """Have a state made again, by itself, where memory ran out beside that of another job."""
+        if task.alone or not task.beside or not task.out_of_memory:
+            return False
+        task.fault, task.alone, task.began_s = None, True, inf
+        task.done.clear()
+        self._running = [other for other in self._running if other is not task]
         self._waiting.append(task)
-        self._assign()
+        return True
 
     def _assign(self) -> None:
         """Begin what waits, where fewer than MOST are being made."""
-        self._running = [task for task in self._running if task.job.job_id in self._tasks and not task.done.is_set()]
-        while self._waiting and len(self._running) < MOST:
-            task = self._waiting.popleft()
-            if self._tasks.get(task.job.job_id) is not task:
+        self._running = [task for task in self._running if not task.done.is_set() and task in self._tasks.values()]
+        while self._waiting and len(self._running) < MOST and not any(task.alone for task in self._running):
+            task = self._waiting[0]
+            gone = self._tasks.get(task.job.job_id) is not task
+            if not gone and task.alone and self._running:
+                break
+            self._waiting.popleft()
+            if gone:
                 continue
             task.began_s = self._clock_s()
             self._running.append(task)
+            for one in self._running:
+                one.beside = one.beside or len(self._running) > 1
             self._mark()
             threading.Thread(target=task.run, args=(self._of().make,), name="make a state", daemon=True).start()
         self._mark()
@@ -180,22 +205,12 @@ class Makers:
     def _mark(self) -> None:
         self._making({task.job.job_id: task.job.done_steps for task in self._running})
 
-    def _take(self, task: _Task, job: Job) -> bool:
-        assert task.made is not None
-        self._forget(task)
-        if not self._of().take(job, task.made):
-            return False
-        self._training[job.job_id] = task.made.training
-        return True
-
-    def _forget(self, task: _Task) -> None:
-        del self._tasks[task.job.job_id]
-
     @staticmethod
-    def _failed(task: _Task, now_s: float) -> Arrival:
+    def _arrival(task: _Task, now_s: float) -> Arrival:
         error = task.fault
+        if task.made is not None:
+            return Arrival(task.job.job_id)
         if error is None:
             return Arrival(task.job.job_id, f"it is not there after {now_s - task.began_s:.0f} s")
-        short = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
         said = str(error) if isinstance(error, LoramuxError) else f"{type(error).__name__}: {text_of(str(error))}"
-        return Arrival(task.job.job_id, said, short)
+        return Arrival(task.job.job_id, said, task.out_of_memory)

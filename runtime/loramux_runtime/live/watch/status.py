@@ -62,7 +62,12 @@ def read_status(store: Store, *, ended: bool = False, most_ended: int | None = R
     if updated:
         # the clock of the state folder goes on, whether or not anybody is there
         now_s += between_s(moment_of(known.get("now_at"), updated), moment())
+    counted = totals(store)
     if pid is None:
+        # who ran waits for the next scheduler
+        running = counted["states"].pop(RUNNING, 0)
+        counted["states"][WAITING] = counted["states"].get(WAITING, 0) + running
+        facts["waiting"] += running
         facts |= {"resident": 0, "tokens_per_s": 0.0, "memory_bytes": None, "memory_predicted_bytes": 0.0}
     return {
         "schema_version": 1,
@@ -73,7 +78,7 @@ def read_status(store: Store, *, ended: bool = False, most_ended: int | None = R
         "updated_unix_s": updated,
         **facts,
         "restarts": known.get("restarts", 0),
-        **totals(store),
+        **counted,
         "unsaved_s": None if unsaved_since_s is None else max(0.0, time.monotonic() - unsaved_since_s),
         "jobs": [_job(row, now_s, running=pid is not None, draining=facts["draining"]) for row in rows],
     }
