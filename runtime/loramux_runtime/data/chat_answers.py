@@ -30,7 +30,7 @@ class Write(Protocol):
     def __call__(self, messages: Sequence[Message], *, ask: bool = False) -> str: ...
 
 
-#: By kinds of turns: the texts before an answer and after it, and with what its own cannot begin.
+#: By kinds of turns: the texts before and after an answer, and what a request opens in its place.
 Around = dict[tuple[Any, ...], tuple[str, str, str]]
 
 
@@ -38,7 +38,8 @@ class AnswerFinder:
     """Finds where the answers of one chat begin and end in its text `full`.
 
     `chat` writes turns of it (with `ask`: and asks for an answer); `unclosed` takes off the end of
-    sequence with which the template closes a conversation. `places` are where the turns are, and
+    sequence with which the template closes a conversation, and `inner_end` is what ends an answer
+    there that another turn follows. `places` are where the turns are, and
     `around` is what earlier chats have shown.
     """
 
@@ -49,6 +50,7 @@ class AnswerFinder:
         messages: list[Message],
         full: str,
         *,
+        inner_end: str,
         kinds: Sequence[Kind],
         places: Places | None,
         around: Around,
@@ -57,13 +59,15 @@ class AnswerFinder:
         self._unclosed = unclosed
         self._messages = messages
         self._full = full
+        self._inner_end = inner_end
         self._kinds = kinds
         full_end = (len(full), len(full))
         self._places = None if places is None else ((0, 0), *places, full_end)
         self._around = around
         self._turns_left = _MOST_TURNS_WRITTEN
-        self._goes_on = ""
-        """What the request for the last answer that was asked for has in the answer's place."""
+        self._opened = ""
+        """What the request for the last answer that was asked for opens in the answer's place."""
+        self._last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
 
     def span(self, index: int) -> Span | None:
         """Return where the answer of turn `index` is; None where the template has rewritten it."""
@@ -72,20 +76,22 @@ class AnswerFinder:
         if between is None:
             return self._asked(index, last)
         begin, end = between
-        kind = (min(index, _FEW_TURNS), last, *self._kinds[max(0, index - 1) : index + 2])
+        # Templates rewrite answers that a user's turn follows, however far behind.
+        is_current = index > self._last_user
+        kind = (min(index, _FEW_TURNS), last, is_current, *self._kinds[max(0, index - 1) : index + 2])
         if kind in self._around:
-            before, after, other = self._around[kind]
+            before, after, opened = self._around[kind]
             start, stop = begin + len(before), end - len(after)
             if (
                 start < stop
                 and self._full.startswith(before, begin)
                 and self._full.endswith(after, begin, end)
-                and not (other and self._full.startswith(other, start))
+                and not (opened and self._full.startswith(opened, start))
             ):
                 return start, stop
         span = self._asked(index, last)
         if span is not None and begin <= span[0] <= span[1] <= end and len(self._around) < _MOST_KINDS:
-            self._around[kind] = (self._full[begin : span[0]], self._full[span[1] : end], self._goes_on)
+            self._around[kind] = (self._full[begin : span[0]], self._full[span[1] : end], self._opened)
         return span
 
     def _between(self, index: int) -> Span | None:
@@ -110,13 +116,15 @@ class AnswerFinder:
                 upto = self._unclosed(upto)
                 if not self._full.startswith(upto):
                     return None
-        start = self._start(self._messages[: index + 1], upto, last)
+                if self._full.startswith(self._inner_end, len(upto)):
+                    upto += self._inner_end
+        start = self._start(self._messages[: index + 1], upto)
         return None if start is None or start >= len(upto) else (start, len(upto))
 
-    def _start(self, messages: list[Message], upto: str, last: bool) -> int | None:
+    def _start(self, messages: list[Message], upto: str) -> int | None:
         """Return where the answer of the last of these messages begins in `upto`."""
         before = messages[:-1]
-        self._goes_on = ""
+        self._opened = ""
         if before:
             try:
                 asked = self._chat(before, ask=True)
@@ -128,11 +136,22 @@ class AnswerFinder:
             # reasoning block).
             told = self._chat(before)
             told = told if upto.startswith(told) else self._unclosed(told)
-            shared = _shared(asked, upto)
+            shared = self._without_answer(before, asked, _shared(asked, upto))
             if shared > len(told) and upto.startswith(told):
-                self._goes_on = asked[shared : shared + 1] if len(messages) <= _FEW_TURNS or last else ""
+                self._opened = asked[shared:]
                 return shared
         return self._start_by_change(messages, upto)
+
+    def _without_answer(self, before: list[Message], asked: str, shared: int) -> int:
+        """Return how much of what a request and an answered chat share is no part of the answer.
+
+        Where a request opens a reasoning block, an answer may begin like it: `<table>`.
+        """
+        other = Message("assistant", "y" if asked.startswith("x", shared) else "x")
+        try:
+            return min(shared, _shared(asked, self._chat([*before, other])))
+        except ValueError:
+            return shared
 
     def _start_by_change(self, messages: list[Message], upto: str) -> int | None:
         """Return where the text begins to change when the last message says something else."""

@@ -84,7 +84,37 @@ class _Losses:
         for index, message in said.items():
             if self._mark("c", index) not in marks and self._same({index: message}):
                 raise ValueError(f"the model's chat template leaves out what turn {index} ({message.role}) says")
+        self._check_parts(said, text)
         return marked_places(re.compile(f"{self._stem}c([0-9]+)z", re.IGNORECASE), text, self._messages, self._full)
+
+    def _check_parts(self, said: Mapping[int, Message], text: str) -> None:
+        """Raise ValueError where the template writes only a part of what a turn says.
+
+        A mark at one end is not there then. A template may also take a turn apart and write all of
+        it: the words are there, with other blanks. One that takes reasoning out of an answer once a
+        later turn follows has written it when it was asked for.
+        """
+        lower = text.lower()
+        cut = [index for index in said if lower.count(self._mark("c", index)) == 1]
+        for index in {*cut[:1], *cut[-1:]}:
+            words = _squeezed(self._messages[index].content or "")
+            if words in _squeezed(self._full) or (index < len(self._messages) - 1 and self._wrote(index, words)):
+                continue
+            role = self._messages[index].role
+            raise ValueError(
+                f"the model's chat template leaves out a part of what turn {index} ({role}) says, such as reasoning; "
+                "use another template, or rows of prompt and completion, which need none"
+            )
+
+    def _wrote(self, index: int, words: str) -> bool:
+        """Return whether the template writes all of a turn where no other follows."""
+        if not self.tries:
+            return True
+        self.tries -= 1
+        try:
+            return words in _squeezed(self._chat(self._messages[: index + 1], self._tools))
+        except ValueError:  # it does not end a chat there
+            return True
 
     def check_rest(self, knows_reasoning: bool) -> bool:
         """Raise ValueError for other losses; return whether reasoning of earlier turns is lost."""
@@ -240,6 +270,10 @@ class _Losses:
 
     def _with(self, changed: Mapping[int, Message]) -> list[Message]:
         return [changed.get(index, message) for index, message in enumerate(self._messages)]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.lower().split())
 
 
 def _given(call: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ class ChatWriter:
     def __init__(self, tokenizer: Tokenizer, rendered_at: datetime) -> None:
         self._tokenizer = tokenizer
         self._rendered_at = rendered_at
-        self._known_ends: tuple[bool, str] | None = None
+        self._known_ends: tuple[bool, str, str] | None = None
         self._losses = LossCheck(self._chat)
         # A tokenizer may have another template for chats with tools.
         self._known = {with_tools: (KnownTexts(), Around()) for with_tools in (False, True)}
@@ -51,7 +51,10 @@ class ChatWriter:
         spans: list[Span] = []
         lost = False
         chat = partial(self._chat, tools=tools)
-        finder = AnswerFinder(chat, self._unclosed, messages, full, kinds=kinds, places=places, around=around)
+        closed, turn_end, inner_end = self._ends()
+        finder = AnswerFinder(
+            chat, self._unclosed, messages, full, inner_end=inner_end, kinds=kinds, places=places, around=around
+        )
         for index, message in enumerate(messages):
             if message.role != "assistant" or not (message.learned or index == len(messages) - 1):
                 continue
@@ -64,7 +67,6 @@ class ChatWriter:
                 lost = True
             else:
                 raise ValueError("the model's chat template does not show where its answer begins; use another one")
-        closed, turn_end = self._ends()
         return Rendered(
             full,
             tuple(spans[-1:] if lost else spans),
@@ -127,20 +129,35 @@ class ChatWriter:
         """Return a conversation without the end of sequence that the template closes it with."""
         return text.rstrip().removesuffix(self._tokenizer.eos_text)
 
-    def _ends(self) -> tuple[bool, str]:
-        """Return whether a conversation is closed after its last turn, and what ends a turn."""
+    def _ends(self) -> tuple[bool, str, str]:
+        """Return whether a conversation is closed after its last turn, and what ends a turn.
+
+        Then what ends an answer that another turn follows, where that is something else.
+        """
         if self._known_ends is None:
             eos = self._tokenizer.eos_text
             asked, answer = Message("user", "Question?"), Message("assistant", _PROBE)
             try:
                 told, more = self._chat([asked, answer]), self._chat([asked, answer, asked])
             except ValueError:
-                self._known_ends = (False, "")
+                self._known_ends = (False, "", "")
             else:
                 closed = told.rstrip().endswith(eos) and not more.startswith(told.rstrip())
                 end = told.rpartition(_PROBE)[2] if _PROBE in told else ""
-                self._known_ends = (closed and more.startswith(self._unclosed(told)), end)
+                closed = closed and more.startswith(self._unclosed(told))
+                self._known_ends = (closed, end, self._inner_end(more, asked.content or "") if closed else "")
         return self._known_ends
+
+    def _inner_end(self, chat: str, question: str) -> str:
+        """Return what follows the first answer of a chat up to the heading of the next question.
+
+        A heading begins with the last special token before a question.
+        """
+        first, between = chat.partition(question)[0], chat.partition(_PROBE)[2].rpartition(question)[0]
+        tokens = self._tokenizer.encode([first], add_special=False)
+        pairs = zip(tokens.ids.tolist(), tokens.begins.tolist(), strict=True)
+        begins = [begin for token, begin in pairs if token in self._tokenizer.special_ids]
+        return between.rpartition(first[begins[-1] :])[0].rstrip() if begins else ""
 
 
 def _arguments_as_text(message: Message) -> Message:

@@ -37,7 +37,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> Iterator[Tokens]:
         # Text after the last token was dropped, or the offsets do not say where tokens are.
         is_sure = start >= begin and not text[piece.ends[-1] : at + size].strip()
         following = _piece(tokenizer, text, start, size) if is_sure else None
-        here = None if following is None else _same(piece, following, (start + at + size) // 2)
+        here = None if following is None else _same(piece, following, text, (start + at + size) // 2)
         if following is None or here is None or here[0] < skip:
             size += size + 1
             piece = _piece(tokenizer, text, at, size)
@@ -52,9 +52,18 @@ def _piece(tokenizer: Tokenizer, text: str, at: int, size: int) -> Tokens:
     return Tokens(tokens.ids, tokens.begins + np.int32(at), tokens.ends + np.int32(at), tokens.counts)
 
 
-def _same(one: Tokens, other: Tokens, place: int) -> tuple[int, int] | None:
-    """Return where two pieces go on alike from about a place on: a token of each, or None."""
-    a, b = int(np.argmax(one.begins >= place)), int(np.argmax(other.begins >= place))
+def _same(one: Tokens, other: Tokens, text: str, place: int) -> tuple[int, int] | None:
+    """Return where two pieces go on alike from about a place on: a token of each, or None.
+
+    It is not between two digits: tokenizers divide numbers into threes from their beginning on, and
+    two pieces may do so differently although their tokens, of single digits, are the same for long.
+    """
+    a = int(np.argmax(one.begins >= place))
+    while a < len(one) and text[max(0, one.begins[a] - 1) : one.begins[a] + 1].isdigit():
+        a += 1
+    if a == len(one):
+        return None
+    b = int(np.argmax(other.begins >= one.begins[a]))
     if min(a, b) < _AGREE:
         return None
     left, right = one[a - _AGREE : a + _AGREE], other[b - _AGREE : b + _AGREE]

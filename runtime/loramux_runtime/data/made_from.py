@@ -18,7 +18,7 @@ from loramux_runtime.data.source import file_sha256
 from loramux_runtime.data.tokenizer import Tokenizer
 
 #: Raised whenever loramux makes other rows of the same file.
-ROWS_VERSION: Final = 2
+ROWS_VERSION: Final = 3
 _LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
 
 

@@ -7,6 +7,7 @@ arguments, because a call that is learned without them teaches to call with none
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Final
 
 from loramux_runtime.data.columns import Unused
@@ -63,7 +64,9 @@ class CallReader:
             self._problems.add(line, f"{where}.arguments", arguments, allowed)
             return None
         if not plain_json(arguments):
-            self._problems.add(line, f"{where}.arguments", "", "must hold JSON values in Unicode text only")
+            self._problems.add(
+                line, f"{where}.arguments", "", "must hold JSON values only: Unicode text, finite numbers"
+            )
             return None
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) and encodable(call["id"]) else {}
         for prefix, holder in holders.items():
@@ -120,11 +123,14 @@ def encodable(text: str) -> bool:
 
 
 def plain_json(value: Any) -> bool:
-    """Return whether a value can be written as JSON in UTF-8."""
+    """Return whether a value can be written as JSON in UTF-8, with finite numbers."""
     for item, _ in values_within(value):
         if isinstance(item, str):
-            if not encodable(item):
-                return False
-        elif item is not None and not isinstance(item, Mapping | list | tuple | bool | int | float):
+            fits = encodable(item)
+        elif isinstance(item, float):
+            fits = isfinite(item)
+        else:
+            fits = item is None or isinstance(item, Mapping | list | tuple | bool | int)
+        if not fits:
             return False
     return True

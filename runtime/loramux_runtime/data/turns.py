@@ -180,9 +180,10 @@ class TurnReader:
         if "tool_calls" in extra and empty(content):
             content = None
         else:
-            required = "an answer" if role == "assistant" or content is None else ""
-            if content is None and role == "assistant":
-                required = "an answer; null or nothing stands only beside tool_calls"
+            required = "an answer" if role == "assistant" else ""
+            if content is None:
+                what_for = "an answer" if role == "assistant" else "what the turn says"
+                required = f"{what_for}; null or nothing stands only beside tool_calls"
             content = self._texts.checked(line, f"{column}.{what}", content, required)
             if content is None:
                 return None
