@@ -221,7 +221,7 @@ def test_what_cannot_be_estimated_is_said(jobs: str, tmp_path: Path) -> None:
     text = Path(jobs).read_text()
     for bad, what in (
         (text.replace("[2, 4]", "[2, 4, 6]"), "3 groups of experts for 2 layers"),
-        (text.replace("rank: 4", "rank: none", 1), "jobs.0.rank"),
+        (text.replace("rank: 4", "rank: none", 1), "jobs.0.adapter.rank"),
         (text.replace("id: b", "id: a"), "used twice"),
         (text.replace("base: {config:", "base: {shape: x, config:"), "exactly one of"),
     ):
