@@ -104,7 +104,7 @@ def test_reasoning_that_is_written_on_other_lines_is_not_left_out(write: Write, 
 
 
 def test_an_answer_is_read_as_in_a_chat_by_itself(write: Write, chat_folder: Folder) -> None:
-    """The template takes reasoning out of answers that any user turn follows, however far behind."""
+    """The template takes reasoning out of answers that any user turn follows, even far behind."""
     template = LAST_TURN.replace("loop.last", "loop.index0 > ns.user").replace(
         "{% for m in messages %}",
         "{% set ns = namespace(user=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.user = loop.index0 %}"

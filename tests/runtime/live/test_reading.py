@@ -28,7 +28,10 @@ ODD = (sys.executable, str(Path(__file__).with_name("odd_reader.py")))
 
 
 def order(folder: Path, number: int, job_id: str = "good", **fields: Any) -> ReadOrder:
-    data = {"path": str(write_rows(folder)), **fields}
+    path = folder / "rows.jsonl"
+    if not path.is_file():  # a reader may be at it: written again it would be empty for a moment
+        write_rows(folder)
+    data = {"path": str(path), **fields}
     job = TrainJob.model_validate({"id": job_id, "adapter": {"rank": 4}, "data": data, "steps": 2, "seed": number})
     return ReadOrder(
         number=number,
