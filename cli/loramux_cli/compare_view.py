@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loramux_cli.words import duration, gain
 from loramux_traces.errors import printable
@@ -112,8 +112,8 @@ def _grid(title: str, columns: Any, left: int) -> Table:
 
     grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for place, column in enumerate(columns):
-        kind = "left" if place < left else "right"
-        grid.add_column(Text(printable(column)), justify=kind, overflow="fold", no_wrap=False)  # type: ignore[arg-type]
+        kind: Literal["left", "right"] = "left" if place < left else "right"
+        grid.add_column(Text(printable(column)), justify=kind, overflow="fold", no_wrap=False)
     return grid
 
 

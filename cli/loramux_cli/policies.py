@@ -50,7 +50,7 @@ def policies_command(
     for column in ("policy", "preempts", "parameters", "what it does"):
         table.add_column(column, overflow="fold", no_wrap=column == "policy")
     for row in rows:
-        values = dict(row["parameters"])  # type: ignore[call-overload]
+        values = dict(row["parameters"])  # type: ignore[call-overload]  # a row of JSON values
         shown = ", ".join(f"{key}={'its own' if value is None else value}" for key, value in values.items())
         table.add_row(
             Text(str(row["name"])), "yes" if row["preempts"] else "no", Text(shown), Text(str(row["summary"]))

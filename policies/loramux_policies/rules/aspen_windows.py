@@ -38,7 +38,7 @@ class _Windowed(Policy):
         return as_many_as_fit(device, self._window(ready))
 
     def _window(self, ready: list[ReadyJob]) -> list[ReadyJob]:
-        raise NotImplementedError
+        raise NotImplementedError  # each of the two policies below has its own
 
 
 @register("aspen-fifo")

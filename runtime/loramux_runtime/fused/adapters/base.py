@@ -139,32 +139,32 @@ class Method:
 
         Raises ValueError where the configuration does not fit the base.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every method has its own
 
     def plans(self, config: Any, base: BaseSites) -> Plans:
         """Return the low-rank updates by (layer, linear)."""
-        raise NotImplementedError
+        raise NotImplementedError  # every method has its own
 
     def structure(self, config: Any, base: BaseSites) -> tuple[Any, ...]:
         """Return what must be equal for two jobs to share grouped GEMMs.
 
         Scales, dropout and loss weights need not be equal.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every method has its own
 
     def route(self, group: GroupRows, experts: int, logits: Tensor, stats: RouterStats) -> Tensor:
         """Return the weights [rows, experts] of a linear's experts from its gate's logits.
 
         What the loss needs is added to `stats`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # methods with a router have it
 
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
         """Return what goes into the frozen down-projection and what is added after it.
 
         They are [rows, f], and [rows, d] or None. Only methods where `has_block` have this.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # only asked of those that have a block
 
     def auxiliary(self, group: GroupRows, stats: RouterStats) -> Tensor | None:
         """Return the auxiliary loss of each job [jobs], or None."""
