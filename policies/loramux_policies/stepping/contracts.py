@@ -7,7 +7,7 @@ in these parts and in nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol
 
 from loramux_policies.errors import PolicyError
@@ -162,10 +162,11 @@ class States(Protocol[P]):
     def on_its_way(self, job_id: str) -> bool:
         """Return whether the state has still to come from a step that the job has left early."""
 
-    def lost(self, runs: Iterable[LiveRun[P]]) -> None:
+    def lost(self, device: StepDevice[P]) -> Mapping[str, float]:
         """Have the residents of a device that is gone go on from their last saved states.
 
-        This concerns those whose state was on the device.
+        This concerns those whose state was on the device. Returns the jobs whose states were being
+        taken in there, with their optimizer steps: the device may be gone because of them.
         """
 
 
@@ -199,7 +200,7 @@ class StatesHere(Generic[P]):
         """Return False: no state travels."""
         return False
 
-    def lost(self, runs: Iterable[LiveRun[P]]) -> None:
+    def lost(self, device: StepDevice[P]) -> Mapping[str, float]:
         """Raise AssertionError: this is never called, as the device is this process."""
         raise AssertionError("the device of this process cannot be gone")
 

@@ -328,7 +328,7 @@ class StepDriver(Generic[P]):
     def _bury(self, device: StepDevice[P], runs: Sequence[LiveRun[P]]) -> None:
         """Have every job that was on a device that is gone wait again."""
         in_step = {run.job_id: run.training.progress_steps for run in runs}
-        self._states.lost(device.fused.runs.values())
+        in_step.update(self._states.lost(device))
         for job in self.residents.of_device(device):
             self._loop.lose(job, GONE)
         self._host.device_gone(device, in_step, ending=self._stopping)
@@ -338,12 +338,15 @@ class StepDriver(Generic[P]):
     def _take_in(self) -> bool:
         """Have those residents join whose states have come; return whether the loop must decide.
 
-        It must where one has ended, or has to leave because its state cannot be had. This happens
-        once between two steps, so that a recorded stream can say when it did.
+        It must where one has ended, or has to leave because its state cannot be had, or where a
+        device is gone. This happens once between two steps, so that a recorded stream can say when
+        it did.
         """
         held, again = self.residents.held, False
         for arrival in self._states.arrived():
             job = held.get(arrival.job_id)
+            if job is None and arrival.fault:  # it joined before its device was heard of
+                job = self._loop.cluster.running.get(arrival.job_id)
             if job is None:  # it was taken off meanwhile
                 continue
             if arrival.fault:
@@ -352,7 +355,7 @@ class StepDriver(Generic[P]):
             elif self._bring(job):
                 del held[job.job_id]
                 self._notes.loading("loaded", self.now_s, job.job_id)
-        return again or bool(self.residents.trained)
+        return again or bool(self.residents.trained or self.residents.gone)
 
     def _bring(self, job: Job) -> bool:
         """Have the job join its device with its state; return False where that has not come."""

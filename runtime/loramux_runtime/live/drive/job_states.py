@@ -5,16 +5,16 @@ It also moves them from one device to another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from loramux_policies.loop.job import Job
 from loramux_policies.stepping.contracts import Arrival, End, StepDevice
-from loramux_policies.stepping.live_run import LiveRun
 from loramux_policies.stepping.residents import Residents
 from loramux_runtime.jobs.training_job import TrainingJob
 from loramux_runtime.live.drive.departures import Departures, Leaver
 from loramux_runtime.live.drive.flights import Flights
 from loramux_runtime.live.drive.live_times import LiveTimes
+from loramux_runtime.live.drive.loads import Loads
 from loramux_runtime.live.drive.makers import Makers
 from loramux_runtime.live.drive.pool import WorkerDied, WorkerPool
 from loramux_runtime.live.drive.remote_training import RemoteTraining
@@ -47,37 +47,47 @@ class PoolStates:
         self._training, self._makers, self._find_again = training, makers, find_again
         self._where: dict[str, int] = {}
         """The worker that a job's state is on."""
+        self._loads = Loads(pool, flights)
         self._departures = Departures()
         self._landed: list[Arrival] = []
-        """Jobs whose states have come from steps that they had left early."""
+        """Jobs whose states have come from steps that they had left early, or did not get there."""
 
     # -- what the driver asks for (contract: `contracts.States`)
 
     def bring(self, job: Job, device: StepDevice[TrainingJob]) -> TrainingJob | None:
         """Send the job to the worker, unless it has ended or the worker is down.
 
-        None while its state is on its way, or being made.
+        None while its state is on its way, being made, or not to be had.
         """
         if job.job_id in self._departures or not self._makers.fetch(job):
             return None
         training = self._remote(job.job_id)
         device_id = device.fused.device_id
         if end_of(training) is None and not self._restarts.down(device_id):
-            self._pool.tell(device_id, "load", training.order())
+            try:
+                if not self._loads.send(job, training, device_id):
+                    return None
+            except WorkerDied as death:
+                self._died(device_id, death)
+                return None
             self._where[job.job_id] = device_id
         return training
 
     def arrived(self) -> list[Arrival]:
         """Return whose states have come from steps elsewhere, or have been made."""
         landed, self._landed = self._landed, []
-        return landed + self._makers.arrived()
+        loaded, deaths = self._loads.arrived(self._residents.held)
+        for device_id, death in deaths.items():
+            self._died(device_id, death)
+        return landed + loaded + self._makers.arrived()
 
     def news(self) -> bool:
         """Return whether a state has come since."""
-        return bool(self._landed) or self._makers.news()
+        return bool(self._landed) or self._loads.news() or self._makers.news()
 
     def take_away(self, job: Job) -> None:
         """Have the job's state here and no longer on its worker."""
+        self._loads.forget(job.job_id)
         device_id = self._where.pop(job.job_id, None)
         if device_id is None:
             return
@@ -127,6 +137,7 @@ class PoolStates:
 
     def follow(self, job: Job, device: StepDevice[TrainingJob], *, in_step: bool) -> None:
         """Have the worker send the job's state when its step has ended."""
+        self._loads.forget(job.job_id)
         device_id = self._where.pop(job.job_id)
         if self._remote(job.job_id).whole and not in_step:
             self._pool.tell(device_id, "drop", job.job_id)
@@ -139,11 +150,15 @@ class PoolStates:
         """Return whether the state has still to come from a step that the job has left early."""
         return job_id in self._departures
 
-    def lost(self, runs: Iterable[LiveRun[TrainingJob]]) -> None:
-        """Have the residents of a dead worker go on as they were saved last."""
-        for run in runs:
+    def lost(self, device: StepDevice[TrainingJob]) -> Mapping[str, float]:
+        """Have the residents of a dead worker go on as they were saved last.
+
+        Returns those whose states were on their way to it, with their optimizer steps.
+        """
+        for run in device.fused.runs.values():
             if self._where.pop(run.job_id, None) is not None:  # else its state is still here
                 self._begin_again(run.job)
+        return self._loads.lost(device.fused.device_id)
 
     # -- what the devices tell
 
@@ -160,7 +175,15 @@ class PoolStates:
         first: their jobs go on as they were last saved.
         """
         found = [self._settle(leaver) for leaver in self._departures.of_device(device_id)]
-        return [death for death in found if death is not None]
+        deaths = [death for death in found if death is not None]
+        if not deaths:
+            try:
+                for fault in self._loads.landed(device_id):
+                    self._where.pop(fault.job_id, None)  # its state is here, as it was sent
+                    self._landed.append(fault)
+            except WorkerDied as death:
+                deaths.append(death)
+        return deaths
 
     def _settle(self, leaver: Leaver) -> WorkerDied | None:
         residents, job_id, death = self._residents, leaver.job.job_id, None
@@ -170,7 +193,9 @@ class PoolStates:
         training = self._remote(job_id)
         try:
             if not (training.whole or training.diverged):
-                training.take(self._pool.collect(leaver.ticket))
+                state = self._pool.collect(leaver.ticket)
+                if state is not None:  # else it never got there, and is here
+                    training.take(state)
             # this is less than the job was credited with where the step ran out of memory
             type_index = residents.devices[leaver.device_id].type_index
             residents.credit(job, training.progress_steps, type_index)

@@ -95,8 +95,17 @@ class _Task:
     @property
     def out_of_memory(self) -> bool:
         """Whether it failed because memory ran out."""
-        error = self.fault
-        return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
+        return _out_of_memory(self.fault)
+
+
+def without(job_id: str, error: BaseException) -> Arrival:
+    """Say that a job's state cannot be had because of this error."""
+    said = str(error) if isinstance(error, LoramuxError) else f"{type(error).__name__}: {text_of(str(error))}"
+    return Arrival(job_id, said, _out_of_memory(error))
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
 class Makers:
@@ -212,5 +221,4 @@ class Makers:
             return Arrival(task.job.job_id)
         if error is None:
             return Arrival(task.job.job_id, f"it is not there after {now_s - task.began_s:.0f} s")
-        said = str(error) if isinstance(error, LoramuxError) else f"{type(error).__name__}: {text_of(str(error))}"
-        return Arrival(task.job.job_id, said, task.out_of_memory)
+        return without(task.job.job_id, error)

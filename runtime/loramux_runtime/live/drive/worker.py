@@ -9,12 +9,15 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from loramux_policies.errors import let_through
+from loramux_policies.stepping.contracts import Arrival
 from loramux_runtime.data import JobData
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.memory_meter import MemoryMeter
@@ -23,6 +26,7 @@ from loramux_runtime.fused.packing import Part
 from loramux_runtime.fused.torch_devices import card_name
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.training_job import TrainingJob
+from loramux_runtime.live.drive.makers import without
 from loramux_runtime.train.executor import try_step
 from loramux_runtime.train.faults import NONE, FaultPlan
 
@@ -81,6 +85,13 @@ class Whereabouts:
     pid: int
 
 
+class _Made(NamedTuple):
+    """Holds a job that has been made, and the list that its training records go to."""
+
+    training: TrainingJob
+    records: list[dict[str, Any]]
+
+
 def to_arrays(state: tuple[Mapping[str, torch.Tensor], dict[str, Any]]) -> State:
     """Return a copy on the host, because the tensors of a job change with its next step."""
     tensors, facts = state
@@ -102,6 +113,8 @@ class DeviceWorker:
         self._memory = MemoryMeter(base.device)
         self._jobs: dict[str, TrainingJob] = {}
         self._records: dict[str, list[dict[str, Any]]] = {}
+        self._maker = ThreadPoolExecutor(1, "make a state")  # one at a time: memory is bounded
+        self._making: dict[str, Future[_Made]] = {}
 
     @classmethod
     def open(cls, base: Mapping[str, Any], device: str, threads: int | None, **options: Any) -> DeviceWorker:
@@ -121,30 +134,57 @@ class DeviceWorker:
         """Return where the worker is; it answers when it is ready."""
         return Whereabouts(device=card_name(self.model.base.device), node=socket.gethostname(), pid=os.getpid())
 
-    def load(self, order: JobOrder) -> None:
-        """Take a job in; it can be in the next step."""
+    def prepare(self, order: JobOrder) -> None:
+        """Begin to make a job's state, beside the steps."""
+        self._making[order.config["id"]] = self._maker.submit(self._make, order)
+
+    def prepared(self) -> list[str]:
+        """Return the jobs whose states have been made, or cannot be (`load` says which)."""
+        return [job_id for job_id, making in self._making.items() if making.done()]
+
+    def load(self, order: JobOrder | str) -> Arrival:
+        """Take a job in, or the one of this id that has been prepared.
+
+        It can be in the next step unless the answer names a fault, which is the job's alone.
+        """
+        job_id = order if isinstance(order, str) else order.config["id"]
+        try:
+            made = self._make(order) if isinstance(order, JobOrder) else self._making.pop(order).result()
+            made.training.optimizer.to(self.model.base.device)
+            made.training.begin(self.model)
+        except BaseException as error:  # also a panic of a library's own: it is this job's
+            let_through(error)
+            error.__traceback__ = None  # it would pin the tensors of the job
+            return without(job_id, error)
+        self._jobs[job_id], self._records[job_id] = made
+        return Arrival(job_id)
+
+    def _make(self, order: JobOrder) -> _Made:
+        """Make a job's state; called in a thread, it touches nothing that others use."""
         config = TrainJob.model_validate(dict(order.config))
-        records = self._records[config.id] = []
+        records: list[dict[str, Any]] = []
         training = TrainingJob.new(self.model, config, order.data, log=records.append)
         if order.state is not None:
             training.restore(*to_tensors(order.state))
-        training.optimizer.to(self.model.base.device)
-        training.begin(self.model)
-        self._jobs[config.id] = training
+        return _Made(training, records)
 
     def state(self, job_id: str) -> State:
         """Return a copy of the job's state."""
         return to_arrays(self._jobs[job_id].state())
 
-    def unload(self, job_id: str) -> State:
-        """Hand the job's state back and drop the job."""
-        state = self.state(job_id)
+    def unload(self, job_id: str) -> State | None:
+        """Hand the job's state back and drop the job; None where it could not be taken in."""
+        state = self.state(job_id) if job_id in self._jobs else None
         self.drop(job_id)
         return state
 
     def drop(self, job_id: str) -> None:
         """Drop the job, which is not needed here any more."""
-        del self._jobs[job_id], self._records[job_id]
+        making = self._making.pop(job_id, None)
+        if making is not None:
+            making.cancel()
+        self._jobs.pop(job_id, None)
+        self._records.pop(job_id, None)
 
     def step(self, entries: Sequence[tuple[str, int]]) -> StepReport:
         """Run one fused step of (job, rows of its micro-batch)."""
