@@ -94,7 +94,8 @@ class Comparison:
         if "jobs" in kinds:
             parts.append("over jobs of one run or trace (batch means; seeds that draw other jobs would say more)")
         what = f"Low and high: 95% interval {'; '.join(parts)}" if parts else "One seed and few jobs: no intervals"
-        return f"{what}. change: the paired change against {self.baseline}, on the same jobs. {self.about}."
+        where = "on the same jobs (-: it had none of them)"
+        return f"{what}. change: the paired change against {self.baseline}, {where}. {self.about}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as the object of `compare --json`; never NaN."""

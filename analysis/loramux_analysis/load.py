@@ -5,6 +5,7 @@ Labels tell the runs apart, and a line says where they come from.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pandas as pd
 
 from loramux_analysis.metrics import fairness_figures, n_devices
 from loramux_traces.errors import InvalidInputError, Problem
+from loramux_traces.files import real_path
 from loramux_traces.filesafe import read_json_object
 from loramux_traces.results import UNSCHEDULABLE
 from loramux_traces.runfolder import MANIFEST, SUMMARY, Run, find_runs
@@ -109,21 +111,21 @@ def load(paths: Sequence[Path]) -> Results:
     manifests: list[dict[str, Any]] = []
     in_sweep: set[Path] = set()
     failed: list[str] = []
-    for path in {Path(p).resolve(): Path(p) for p in paths}.values():
+    for path in {real_path(p): Path(p) for p in paths}.values():
         found = find_runs(path)
-        runs.update({run.path.resolve(): run for run in found})
+        runs.update({real_path(run.path): run for run in found})
         if (path / RESULTS_NAME).is_file():
             about = _sweep_manifest(path)
             swept, lines = _without_failed(read_results(path), path)
             failed += lines
             tables.append(_swept(swept, about, path))
-            in_sweep.update(run.path.resolve() for run in found)
+            in_sweep.update(real_path(run.path) for run in found)
             manifests.append(about)
         else:
             failed += _failed_beside(path)
     kept = tuple(runs.values())
     labels = label_runs(kept)
-    alone = [(run, label) for run, label in zip(kept, labels, strict=True) if run.path.resolve() not in in_sweep]
+    alone = [(run, label) for run, label in zip(kept, labels, strict=True) if real_path(run.path) not in in_sweep]
     tables.append(pd.DataFrame([_row(run, label) for run, label in alone]))
     of_runs = {str(run.path) for run, _ in alone}
     table = pd.concat([t for t in tables if len(t)], ignore_index=True) if any(map(len, tables)) else pd.DataFrame()
@@ -164,6 +166,7 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "seed": run.seed,
         "pair": pair_of(run.manifest),
         "trace": _digest(run.manifest),
+        "made_as": _made_as(run.manifest),
         "source": str(run.path),
     }
 
@@ -171,6 +174,16 @@ def _row(run: Run, label: str) -> dict[str, Any]:
 def pair_of(manifest: dict[str, Any]) -> str:
     """Return a text that is equal for runs that were given the same jobs with the same draws."""
     return f"{_digest(manifest)}/{manifest.get('load') or ''}/{manifest.get('seed') or 0}"
+
+
+_DRAW: Final = re.compile(r" --seed \d+")
+
+
+def _made_as(manifest: dict[str, Any]) -> str:
+    """Return what is equal for draws of one kind of trace, and for runs of one fixed trace."""
+    trace = manifest.get("trace")
+    said = str(trace.get("provenance", "")) if isinstance(trace, dict) else ""
+    return _DRAW.sub("", said) if "modelled" in said.lower() else _digest(manifest)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -194,6 +207,7 @@ def _swept(table: pd.DataFrame, manifest: dict[str, Any], path: Path) -> pd.Data
         name=table["policy"],
         pair=[f"{digest or made}/{load}/{seed}" for load, seed in rows],
         trace=[digest or (f"{made}/{seed}" if made else "") for _, seed in rows],
+        made_as=made or _made_as(manifest),
         source=str(path),
     )
 
@@ -223,18 +237,22 @@ def _failed_beside(path: Path) -> list[str]:
 def _told_apart(table: pd.DataFrame, sources: Sequence[Sequence[str]]) -> list[str]:
     """Return the labels, with the folder where simulations of one label would pass for seeds.
 
-    That is where they have the same load and seed: on other jobs, or by other code. Real runs are
-    repeats of each other. `sources`: for each row what it may be told apart by, the shortest first.
+    That is where they have the same load and seed (on other jobs, or by other code), or traces that
+    are not draws of one kind. Real runs are repeats of each other. `sources`: for each row what it
+    may be told apart by, the shortest first.
     """
-    rows = table.assign(load=table["load"].fillna(-1.0), at=range(len(table)))[["policy", "load", "seed", "kind", "at"]]
+    columns = ["policy", "load", "seed", "kind", "made_as", "at"]
+    rows = table.assign(load=table["load"].fillna(-1.0), at=range(len(table)))[columns]
     labels = [str(label) for label in rows["policy"]]
     drawn = rows[rows["kind"] != "real"]
     for label, part in drawn.groupby("policy", sort=False):
-        if not part.duplicated(["load", "seed"]).any():
+        if not part.duplicated(["load", "seed"]).any() and part["made_as"].nunique() == 1:
             continue
         for choice in range(min(len(sources[at]) for at in part["at"])):
             names = [sources[at][choice] for at in part["at"]]
-            if not part.assign(source=names).duplicated(["load", "seed", "source"]).any():
+            named = part.assign(source=names)
+            kinds = named.groupby("source")["made_as"].nunique()
+            if not named.duplicated(["load", "seed", "source"]).any() and kinds.max() == 1:
                 break
         for at, name in zip(part["at"], names, strict=True):
             labels[at] = f"{label} [{name}]"
@@ -243,7 +261,7 @@ def _told_apart(table: pd.DataFrame, sources: Sequence[Sequence[str]]) -> list[s
 
 def _sources(path: Path, *, of_run: bool) -> tuple[str, ...]:
     """Return the texts that a run or a sweep may be told apart by, the shortest first."""
-    near = path.resolve()
+    near = real_path(path)
     own = (near.name, "/".join(near.parts[-2:]), str(near))
     return (near.parent.name, "/".join(near.parts[-3:-1]), *own) if of_run else own
 

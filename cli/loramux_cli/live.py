@@ -171,6 +171,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
     from loramux_runtime.live.state.same_folder import FolderGone
     from loramux_runtime.live.state.store import Store
     from loramux_runtime.train.signals import StopSignals
+    from loramux_traces.files import real_path
     from loramux_traces.locking import owned
     from loramux_traces.runfolder import prepare_folder
 
@@ -196,7 +197,7 @@ def _run(given: RunOptions, engine: EngineChoice) -> int:
             given.say(replay(store, given.trace, base, recompute=given.recompute, seed=given.seed, **scales))
         around = Surroundings(
             choose=given.profile,
-            policy_files=[str(file.resolve()) for file in given.policy_file or ()],
+            policy_files=[str(real_path(file)) for file in given.policy_file or ()],
             prometheus=given.prometheus,
             tensorboard=given.tensorboard,
             hang_s=given.hang_after,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -25,6 +26,18 @@ from loramux_cli.terms import epilog
 from loramux_traces.errors import Interrupted, LoramuxError
 
 EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+OF_THE_NAME = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Errors about the path that was given; others (a full disk) are the machine's."""
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 AGAIN_S = 0.01
@@ -171,12 +184,11 @@ def _run(command: Callable[..., object], argv: Sequence[str] | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_INTERNAL)
     except OSError as error:
-        # a full disk, or a folder that went away, is not a fault of ours
         if os.environ.get("LORAMUX_DEBUG"):
             raise
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
-        sys.exit(EXIT_INTERNAL)
+        sys.exit(EXIT_USAGE if error.errno in OF_THE_NAME else EXIT_INTERNAL)
     except Exception as error:
         if _Stopped.signal:
             _stopped()

@@ -39,9 +39,10 @@ def submit_command(
 
     need_torch()
     from loramux_cli.submission import check_files, other_base, read_submission, send
+    from loramux_traces.files import real_path
 
     found = read_submission(jobs, job_id=job_id, priority=priority)
-    folder = Path.cwd() if str(jobs) == "-" else jobs.resolve().parent
+    folder = Path.cwd() if str(jobs) == "-" else real_path(jobs).parent
     check_files(jobs, found, folder)
     store = _queue(state)
     note = other_base(jobs, store)
@@ -196,6 +197,7 @@ def export_command(
     import shutil
 
     from loramux_traces.errors import StateError, UsageError
+    from loramux_traces.files import real_path
 
     store = _open(state, look_only=True)
     row = store.job(job)
@@ -204,7 +206,7 @@ def export_command(
     if row["state"] != "COMPLETED":
         if not _runs(store):
             raise UsageError(f"{job} is {row['state']}, and no scheduler is running that could write its adapter")
-        _ask(state, "export", job, argument=str(out.resolve()), wait_s=wait)
+        _ask(state, "export", job, argument=str(real_path(out)), wait_s=wait)
         return
     source = state / "adapters" / job
     if not source.is_dir():

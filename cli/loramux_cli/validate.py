@@ -67,6 +67,7 @@ def validate_command(
     from loramux_cli import running
     from loramux_policies.errors import PolicyError
     from loramux_simulator.real_runs import StepTimes, setting_of, step_times
+    from loramux_traces.files import real_path
     from loramux_traces.filesafe import json_text
     from loramux_traces.runfolder import find_runs, prepare_folder
 
@@ -76,7 +77,7 @@ def validate_command(
 
         for file in policy_file or ():
             load_file(file)
-    runs = list({run.path.resolve(): run for path in real for run in find_runs(path)}.values())
+    runs = list({real_path(run.path): run for path in real for run in find_runs(path)}.values())
     runs = [run for run in runs if run.manifest.get("kind") == "real"] or runs
     settings = [setting_of(run, allow_other=allow_other) for run in runs]
     _one_trace(runs, settings)

@@ -11,9 +11,11 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from math import isfinite
 from pathlib import Path
@@ -21,10 +23,13 @@ from typing import Any, TypeVar
 
 from loramux_policies.errors import let_through
 from loramux_policies.policy import Policy
+from loramux_policies.said import described, message_of, raised, text_of
 from loramux_traces.errors import UsageError
-from loramux_traces.files import MAX_SMALL, open_file
+from loramux_traces.files import MAX_SMALL, open_file, real_path
 
 ENTRY_POINTS = "loramux.policies"
+USERS = "loramux_user_policy_"
+"""How the modules of people's policy files begin."""
 P = TypeVar("P", bound=type[Policy])
 T = TypeVar("T")
 
@@ -49,8 +54,12 @@ class DuplicatePolicyError(ValueError):
 
 
 def _duplicate(name: str, *classes: type[Policy]) -> DuplicatePolicyError:
-    ways = " or ".join(f"{cls.__module__}:{cls.__qualname__}" for cls in classes)
-    error = DuplicatePolicyError(f"two policies are called {name!r}: say which, {ways}")
+    files = [getattr(sys.modules.get(cls.__module__), "__file__", "") for cls in classes]
+    if any(cls.__module__.startswith(USERS) for cls in classes):
+        said = f"give one of them another name ({' and '.join(map(str, files))})"
+    else:
+        said = f"say which, {' or '.join(f'{cls.__module__}:{cls.__qualname__}' for cls in classes)}"
+    error = DuplicatePolicyError(f"two policies are called {name!r}: {said}")
     error.name = name
     return error
 
@@ -58,8 +67,10 @@ def _duplicate(name: str, *classes: type[Policy]) -> DuplicatePolicyError:
 def register(name: str) -> Callable[[P], P]:
     """Decorate a class so that the policy has this name.
 
-    DuplicatePolicyError if another class has it already.
+    DuplicatePolicyError if another class has it already, UsageError where it cannot be one.
     """
+    if not isinstance(name, str) or not name.isprintable() or not name.strip() or ":" in name:
+        raise UsageError(f"a policy's name is a text without a colon, not {text_of(name, 80)}")
 
     def put(cls: P) -> P:
         taken = _known.get(name)
@@ -128,10 +139,10 @@ def create(text: str) -> Policy:
     try:
         policy = cls(**values)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"policy {text!r}: {error}") from error
+        raise UsageError(f"policy {text!r}: {message_of(error)}") from error
     except BaseException as error:
         let_through(error)
-        raise UsageError(f"policy {text!r}: __init__ raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"policy {text!r}: __init__ {raised(error)}") from error
     if not isinstance(policy, Policy):
         raise UsageError(f"{head} is not a loramux Policy")
     return policy
@@ -152,12 +163,15 @@ def load_file(path: str | Path) -> list[str]:
     """
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"no policy file {file}")
+        raise UsageError(f"no policy file {file}" if not os.path.lexists(file) else f"{file}: not a regular file")
     with open_file(file, MAX_SMALL, "a policy file"):
         pass  # its size, before Python reads it whole
     _load_all()
     before = set(_known)
-    module_name = f"loramux_user_policy_{file.stem}"
+    where = str(real_path(file))
+    # files of one name in two folders are two modules: else the second one's classes pass for the
+    # first one's
+    module_name = f"{USERS}{sha256(os.fsencode(where)).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{file} is not a Python file")
@@ -173,7 +187,7 @@ def load_file(path: str | Path) -> list[str]:
                 registered.add(value.name)
     except BaseException as error:
         let_through(error)
-        raise UsageError(f"policy file {file}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"policy file {file}: {described(error)}") from error
     if not registered:
         raise UsageError(f"policy file {file} defines no Policy subclass")
     return sorted(registered | (set(_known) - before))
@@ -216,7 +230,8 @@ def _guarded(what: str, load: Callable[[T], object], argument: T) -> None:
             let_through(reason)
             reason = reason.__cause__ or reason.__context__
         where = f" (line {error.lineno} of {error.filename})" if isinstance(error, SyntaxError) else ""
-        _broken[what] = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
+        said = str(error.msg) if isinstance(error, SyntaxError) else message_of(error)
+        _broken[what] = f"{type(error).__name__}: {said}{where}"
 
 
 def _from_module(name: str) -> type[Policy]:
@@ -225,8 +240,8 @@ def _from_module(name: str) -> type[Policy]:
         module = importlib.import_module(module_name)
     except BaseException as error:
         let_through(error)
-        what = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise UsageError(f"policy {name}: cannot import {module_name}: {what}{error}") from error
+        said = message_of(error) if isinstance(error, ImportError) else described(error)
+        raise UsageError(f"policy {name}: cannot import {module_name}: {said}") from error
     cls: Any = getattr(module, cls_name, None)
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         raise UsageError(f"policy {name}: {module_name} has no Policy class {cls_name}")
@@ -243,6 +258,8 @@ def _pair(part: str, text: str) -> tuple[str, str]:
 def _convert(value: str, default: Any, where: str) -> Any:
     kind = type(default)
     try:
+        if kind in (int, float, type(None)) and not value.isascii():
+            raise ValueError(value)  # int() takes the digits of every script
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
         if kind is int:

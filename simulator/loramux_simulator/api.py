@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from loramux_policies import Policy, create
 from loramux_policies.loop.asking import OnPlan
+from loramux_policies.loop.blame import no_exit
 from loramux_profiles.devices import DeviceProfile, parse_devices
 from loramux_simulator.options import SimOptions
 from loramux_simulator.run import OnProgress, RunResult, SimulatedRun
@@ -45,7 +46,7 @@ def simulate(
     profiles = parse_devices(devices) if isinstance(devices, str) else tuple(devices)
     if not profiles:
         raise UsageError("a run needs at least one device")
-    with _same_folder():
+    with _same_folder(), no_exit(chosen):
         run = SimulatedRun(
             loaded, chosen, profiles, opts, events=events, timeline=timeline, progress=progress, on_plan=on_plan
         )

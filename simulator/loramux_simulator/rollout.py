@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from loramux_policies.errors import let_through
-from loramux_policies.loop.blame import failed, raised
+from loramux_policies.loop.blame import failed
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.ledger import Ledger
 from loramux_policies.policy import Policy
+from loramux_policies.said import raised
 from loramux_policies.stepping.fused_device import FusedDevice
 from loramux_profiles.work import JobCost
 from loramux_simulator.micro_batches import ReadyRun

@@ -150,3 +150,15 @@ def test_a_run_in_which_nothing_completed(tmp_path: Path, make_run: MakeRun) -> 
     assert np.isnan(_row(found.table, "fifo", "turnaround_mean_s")["mean"])
     assert "NaN" not in json.dumps(found.to_dict())
     assert "| - |" in found.to_markdown()
+
+
+def test_other_traces_do_not_pass_for_seeds(tmp_path: Path, make_run: MakeRun) -> None:
+    """Draws of one generator are seeds of one row; two traces of other kinds are two rows."""
+    made = "MODELLED. Made by: loramux trace generate --kind poisson --jobs 20 --seed {} --set rho={}"
+    for name, seed, rho in (("a", 0, 0.8), ("b", 1, 0.8), ("c", 2, 0.9)):
+        run = make_run(tmp_path / name / "fifo", "fifo", seed, jobs=20)
+        _edit(run, trace={"sha256": name, "provenance": made.format(seed, rho)})
+    assert set(load([tmp_path / "a", tmp_path / "b"]).table["policy"]) == {"fifo"}
+    assert sorted(load([tmp_path]).table["policy"]) == ["fifo [a]", "fifo [b]", "fifo [c]"]
+    _edit(run, trace={"sha256": "c", "provenance": "a log"})
+    assert sorted(load([tmp_path / "a", tmp_path / "c"]).table["policy"]) == ["fifo [a]", "fifo [c]"]

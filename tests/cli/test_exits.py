@@ -213,7 +213,76 @@ def test_a_policy_that_misbehaves_is_named(
         assert word in ran.err
 
 
-@pytest.mark.parametrize("text", ["raise ValueError('no')", "x = 1", "def broken(:", "import sys; sys.exit(0)"])
+ATTRIBUTES = (("seats", "2"), ("order", "Order(key=first_come)"), ("oracle", "True"), ("copies", "'shared'"))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in ATTRIBUTES])
+def test_an_attribute_that_exits_ends_its_own_policy_only(cli: Cli, trace: Path, tmp_path: Path, name: str) -> None:
+    """It was exit code 0, without a table, and the results of the others were not there."""
+    (tmp_path / "gone.py").write_text(
+        "import sys\nfrom loramux import Policy\n"
+        f"class CliGone{name}(Policy):\n    {name} = property(lambda self: sys.exit(0))\n"
+        "    def place(self, view):\n        return view.plan()\n"
+    )
+    given = ("--policy", "fifo", "--policy", f"CliGone{name}", "--policy-file", tmp_path / "gone.py")
+    ran = cli("simulate", "--trace", trace, *given, *FAST, "--json", "--out", tmp_path / "out")
+    assert ran.code == 2 and f"policy CliGone{name}: its {name} raised SystemExit: 0 (gone.py, line 4)" in ran.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["policy"] for row in summary["runs"]] == ["fifo"] and len(summary["policy_errors"]) == 1
+
+
+def test_an_attribute_that_exits_later_on_is_no_success(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "later.py").write_text(
+        "import sys\nfrom loramux import Policy\nasked = []\nclass CliLater(Policy):\n"
+        "    @property\n    def seats(self):\n        asked.append(1)\n"
+        "        return 2 if len(asked) < 3 else sys.exit(0)\n"
+    )
+    ran = cli("simulate", "--trace", trace, "--policy-file", tmp_path / "later.py", *FAST)
+    assert ran.code == 2 and "policy CliLater: it raised SystemExit: 0 (later.py, line 8)" in ran.err
+
+
+def test_two_files_of_one_name_are_two_policies(cli: Cli, trace: Path, tmp_path: Path) -> None:
+    files = []
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "mine.py")
+        files[-1].write_text(FAILING_FILE.format(name="CliMine", body="return view.plan()"))
+    ran = cli("simulate", "--trace", trace, "--policy-file", files[0], "--policy-file", files[1], *FAST)
+    assert ran.code == 2 and "two policies are called 'CliMine': give one of them another name" in ran.err
+    assert all(str(file) in ran.err for file in files)
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", LONG), ("plot", LONG), ("recommend", "--model", LONG), ("trace", "validate", LONG),
+        ("trace", "validate", "loop"), ("compare", "loop"), ("plot", "loop"), ("simulate", "--trace", "loop"),
+        ("trace", "import", "--source", "swf", "loop", "--out", "x.csv"),
+        ("trace", "generate", "--kind", "poisson", "--out", LONG), ("simulate", "--policy-file", LONG),
+    ],
+)  # fmt: skip
+def test_names_that_no_file_can_have_are_the_users(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Loops of links were an internal error, names of over 255 bytes ended with 1."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    ran = cli(*arguments)
+    assert ran.code == 2, ran.err
+    assert "internal" not in ran.err and ("loop" in ran.err or LONG[:60] in ran.err)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raise ValueError('no')", "x = 1", "def broken(:", "import sys; sys.exit(0)",
+        "class E(Exception):\n    def __str__(self):\n        return 1 / 0\nraise E",
+        "from loramux import Policy\nclass N(Policy):\n    name = 7",
+    ],
+)  # fmt: skip
 def test_a_policy_file_that_is_none(cli: Cli, trace: Path, tmp_path: Path, text: str) -> None:
     file = tmp_path / "nope.py"
     file.write_text(text)

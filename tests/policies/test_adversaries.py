@@ -462,8 +462,9 @@ KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "deep": (lambda job: DEEP, "RecursionError"),
     "eq-raises": (lambda job: (Raising(),), "ValueError: eq"),
     "exits": (lambda job: (_ for _ in ()).throw(SystemExit(0)), "SystemExit"),
-    "generators": (lambda job: (x for x in "a"), "TypeError"),
-    "mixed": (lambda job: (None,) if job.job_id == "j1" else (1,), "TypeError"),
+    "generators": (lambda job: (x for x in "a"), "neither a tuple nor a number or text"),
+    "lists": (lambda job: [1], "neither a tuple nor a number or text"),
+    "mixed": (lambda job: (None,) if job.job_id == "j1" else (1,), "it is (None,), and that of "),
     "recursion": (lambda job: KEYS["recursion"][0](job), "RecursionError"),
 }
 

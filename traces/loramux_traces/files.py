@@ -48,6 +48,15 @@ def refused(path: Path | str, allowed: str, *, value: str = "") -> InvalidInputE
     return InvalidInputError([Problem(file=str(path), line=0, column="", value=value, allowed=allowed)])
 
 
+def real_path(path: Path | str) -> Path:
+    """Return the absolute path with links followed, also of a loop of links (it is itself).
+
+    `Path.resolve` raises RuntimeError there before Python 3.13; whoever opens the file says what it
+    is.
+    """
+    return Path(os.path.realpath(path))
+
+
 def size_text(size: int) -> str:
     """Return a number of bytes as a message says it, for example `16 MiB`."""
     for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):

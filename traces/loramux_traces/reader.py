@@ -19,7 +19,7 @@ from loramux_traces.allowed import FREE_PREFIX, LENGTH_COLUMNS, unknown_column
 from loramux_traces.canonical import COLUMNS, REQUIRED, build_trace
 from loramux_traces.documents import as_row, json_items, jsonl_items, yaml_items
 from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
-from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, MAX_YAML, open_input, text_lines, whole_text
+from loramux_traces.files import MAX_DOCUMENT, MAX_TABLE, MAX_YAML, open_input, real_path, text_lines, whole_text
 from loramux_traces.job import Trace
 from loramux_traces.parse_rows import Check, JobRows
 from loramux_traces.problems import Problems
@@ -94,7 +94,7 @@ def folder_of(path: Path | str) -> str:
 
     It is that of the trace's file, and the working folder for standard input.
     """
-    return "" if str(path) == "-" else str(Path(path).resolve().parent)
+    return "" if str(path) == "-" else str(real_path(path).parent)
 
 
 def _format_of(path: Path | str) -> str:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Generator
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
-from loramux_policies.loop.blame import TO_ASK, failed, raised, text_of
+from loramux_policies.loop.blame import TO_ASK, failed
 from loramux_policies.loop.live_view import LiveView
 from loramux_policies.loop.plan import DeltaPlan
 from loramux_policies.policy import Policy
+from loramux_policies.said import raised, text_of
 
 OnPlan = Callable[[LiveView, DeltaPlan], None]
 """Sees the view, still open, and the plan of every decision (contract tests, recording)."""

@@ -5,9 +5,8 @@ Nothing here may fail itself, whatever text or object the policy hands over.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError, let_through
@@ -15,48 +14,16 @@ from loramux_policies.loop.cluster import Cluster
 from loramux_policies.loop.job import Job
 from loramux_policies.loop.waiting import OrderFault
 from loramux_policies.policy import Policy
+from loramux_policies.said import line_of, raised, text_of
 from loramux_policies.views import Order
 
 MOST_NAMED: Final = 3
 """Jobs, and devices, that a message names; it counts the others."""
-MOST_TEXT: Final = 300
-"""Characters of a policy's own text, so that a huge or endless one drowns nothing."""
-OURS: Final = ("loramux_policies", "loramux_simulator", "loramux_runtime")
 TO_ASK: Final = (
     "before acting, a policy can ask plan.candidates(job), plan.fits(device, [job]), plan.free_bytes(device), "
     "plan.free_seats(device), view.device_of(job), view.waiting(n) and view.residents(device)"
 )
 """What the view and the plan offer, at the end of a message about place()."""
-
-
-def text_of(value: object, most: int = MOST_TEXT) -> str:
-    """Return a short text of any object, one line, even where its own methods raise."""
-    try:
-        text = value if isinstance(value, str) else repr(value)
-    except BaseException as error:
-        let_through(error)
-        text = f"<{type(value).__name__} without a text>"
-    text = " ".join(text[: most + 1].split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def raised(error: BaseException) -> str:
-    """Say what was raised and, where it was in the policy's own code, in which line."""
-    try:
-        said = str(error)
-    except BaseException as again:
-        let_through(again)
-        said = "(an error without a text)"
-    return f"raised {type(error).__name__}: {text_of(said)}{_line(error)}"
-
-
-def _line(error: BaseException) -> str:
-    for frame in reversed(traceback.extract_tb(error.__traceback__, limit=-200)):
-        path = Path(frame.filename)
-        shipped = any(part in OURS for part in path.parts) and "rules" not in path.parts
-        if not shipped and not frame.filename.startswith("<"):
-            return f" ({path.name}, line {frame.lineno})"
-    return ""
 
 
 def few(names: Iterable[str], count: int) -> str:
@@ -107,8 +74,11 @@ def wrong_order(policy: Policy, now_s: float, job: Job, error: BaseException) ->
     """Return the error of a policy whose order key raised, or does not put its jobs in an order."""
     fault = str(error) if isinstance(error, OrderFault) else raised(error)
     what = f"the order key of {job.job_id} {fault}"
-    if isinstance(error, OrderFault) or not _line(error):  # else the key function itself raised
+    if isinstance(error, OrderFault) or not line_of(error):  # else the key function itself raised
         what += f"; it is {text_of(job.key[0], 120)}"
+    other = error.other if isinstance(error, OrderFault) else None
+    if other is not None:
+        what += f", and that of {text_of(other.job_id, 64)} is {text_of(other.key[0], 120)}"
     return failed(
         policy,
         now_s,
@@ -121,19 +91,39 @@ def wrong_order(policy: Policy, now_s: float, job: Job, error: BaseException) ->
 def check_policy(policy: Policy) -> None:
     """Raise PolicyError where an attribute of the policy has no meaning for the loop."""
     checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("name", lambda v: isinstance(v, str) and v != "", "a text"),
         ("order", lambda v: isinstance(v, Order) and callable(v.key), "an Order whose key is a function"),
         ("seats", lambda v: _number(v) and v >= 1, "a number of at least 1, or infinity"),
         ("max_fused", lambda v: v is None or (_number(v) and v >= 1), "None or a number of at least 1"),
         ("copies", lambda v: v in ("shared", "separate"), "shared or separate"),
+        ("oracle", lambda v: isinstance(v, bool), "True or False"),
+        ("slices", lambda v: isinstance(v, bool), "True or False"),
+        ("preempts", lambda v: isinstance(v, bool), "True or False"),
     )
+    who = type(policy).__name__
     for name, good, allowed in checks:
         try:
             value = getattr(policy, name)
             fine = good(value)
-        except Exception as error:
-            raise PolicyError(f"policy {text_of(policy.name, 80)}: its {name} {raised(error)}") from error
+        except BaseException as error:
+            let_through(error)
+            raise PolicyError(f"policy {who}: its {name} {raised(error)}") from error
         if not fine:
-            raise PolicyError(f"policy {text_of(policy.name, 80)}: its {name} is {text_of(value, 80)}, not {allowed}")
+            raise PolicyError(f"policy {who}: its {name} is {text_of(value, 80)}, not {allowed}")
+        if name == "name":
+            who = text_of(value, 80)
+
+
+@contextmanager
+def no_exit(policy: Policy) -> Iterator[None]:
+    """Make a PolicyError of a policy's `sys.exit`: else the command ends as if all went well."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        let_through(error)
+        raise PolicyError(f"policy {text_of(policy.name, 80)}: it {raised(error)}") from error
 
 
 def _number(value: object) -> bool:

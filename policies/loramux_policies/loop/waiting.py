@@ -13,7 +13,14 @@ from loramux_policies.views import JobView, Order, StaleViewError, first_come
 
 
 class OrderFault(ValueError):
-    """Means that the policy's keys put no order on the jobs."""
+    """Means that the policy's keys put no order on the jobs.
+
+    `other`: a job whose key does not go with that of the one that is added.
+    """
+
+    def __init__(self, what: str, other: Job | None = None) -> None:
+        super().__init__(what)
+        self.other = other
 
 
 class WaitingQueue:
@@ -59,12 +66,17 @@ class WaitingQueue:
             order: Any = ()
         else:
             job.key = (order := self._order(job.view),)  # what a message can show
+            if order.__class__ is not tuple and not isinstance(order, (int, float, str, tuple)):
+                raise OrderFault("is neither a tuple nor a number or text")
             for part in order if order.__class__ is tuple else job.key:
                 if part != part or (part.__class__ is tuple and _holds_nan(part)):
                     raise OrderFault("holds NaN, or what is not equal to itself")
         submit_s, job_id = job.spec.submit_s, job.job_id
         job.key = (order, submit_s, job_id)
-        self._line.add((order, submit_s, job_id, job))
+        try:
+            self._line.add((order, submit_s, job_id, job))
+        except TypeError as error:
+            raise OrderFault(f"does not compare with that of every job ({error})", self._unlike(order)) from error
         self.count += 1
 
     def remove(self, job: Job) -> None:
@@ -77,6 +89,15 @@ class WaitingQueue:
         except ValueError as error:
             raise OrderFault("compares differently each time: the job is not found at its place") from error
         self.count -= 1
+
+    def _unlike(self, order: object) -> Job | None:
+        """Return the first job whose key does not compare with this one."""
+        for entry in self._line:
+            try:
+                (order,) < (entry[0],)  # noqa: B015  # what the list does
+            except TypeError:
+                return entry[3]  # type: ignore[no-any-return]
+        return None
 
 
 def _holds_nan(key: tuple[Any, ...]) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Generic
 
 from loramux_policies.errors import LeftTheRecord, PolicyError, let_through
-from loramux_policies.loop.blame import failed, few, raised, text_of
+from loramux_policies.loop.blame import failed, few
 from loramux_policies.policy import Policy
+from loramux_policies.said import raised, text_of
 from loramux_policies.stepping.fuse_view import FuseView
 from loramux_policies.stepping.shares import Seating, phi_at, seating
 from loramux_policies.stepping.step_costs import StepCosts

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Final
 
-from loramux_traces.files import MAX_TABLE, open_file, reason
+from loramux_traces.files import MAX_TABLE, open_file, real_path, reason
 from loramux_traces.files import refused as invalid
 
 _BOMB_BYTES: Final = 4 << 20
@@ -26,10 +26,10 @@ def locate(path: Path, base: Path | None = None, roots: Sequence[Path] | None = 
         joined = path if base is None else base / path
         # Only the folder is resolved, so that a link in the last place is still seen, and refused,
         # when it is opened.
-        where = joined.parent.resolve() / joined.name
+        where = real_path(joined.parent) / joined.name
         if joined.name in ("", ".."):
-            where = joined.resolve()
-        inside = roots is None or any(where.is_relative_to(root.resolve()) for root in roots)
+            where = real_path(joined)
+        inside = roots is None or any(where.is_relative_to(real_path(root)) for root in roots)
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path, a loop of links
         raise invalid(path, reason(error)) from error
     if not inside:

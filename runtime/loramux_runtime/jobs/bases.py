@@ -22,6 +22,7 @@ from loramux_runtime.fused.base_model import (
 from loramux_runtime.fused.base_weights import core_parameters
 from loramux_runtime.jobs.jobs_file import BaseConfig, read_base
 from loramux_traces.errors import UsageError
+from loramux_traces.files import real_path
 
 
 def parse_base(text: str, dtype: str) -> BaseConfig:
@@ -36,7 +37,7 @@ def parse_base(text: str, dtype: str) -> BaseConfig:
         raise UsageError(f"--dtype is fp32 or bf16, not {dtype[:20]!r}")
     kind: Any = dtype
     if path.is_dir():
-        return BaseConfig(path=path.resolve(), dtype=kind)
+        return BaseConfig(path=real_path(path), dtype=kind)
     if text not in shape_names():
         raise UsageError(f"--base {text!r}: no such folder, and no shape of that name ({', '.join(shape_names())})")
     return BaseConfig(shape=text, dtype=kind)

@@ -17,7 +17,7 @@ from loramux_traces import limits
 from loramux_traces.documents import read_document
 from loramux_traces.errors import InvalidInputError, Problem
 from loramux_traces.file_model import Fault, LineOf, validate
-from loramux_traces.files import MAX_SMALL
+from loramux_traces.files import MAX_SMALL, real_path
 from loramux_traces.job_types import (
     Dropout,
     Epochs,
@@ -289,7 +289,7 @@ def read_base(path: str | Path) -> BaseConfig:
     file = Path(path)
     document = _document(file)
     base = validate(BaseConfig, file, document.value.get("base", {}), lambda loc: document.line_of(("base", *loc)))
-    return base if base.path is None else base.model_copy(update={"path": (file.parent / base.path).resolve()})
+    return base if base.path is None else base.model_copy(update={"path": real_path(file.parent / base.path)})
 
 
 def _document(file: Path) -> Document:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from loramux_traces.canonical import build_trace
 from loramux_traces.errors import InvalidInputError, Problem, UsageError, printable
+from loramux_traces.files import real_path
 from loramux_traces.importers.common import ImportReport, RawJob, Source, longest_runs
 from loramux_traces.job import JobSpec, Trace
 from loramux_traces.lora_mix import DEFAULT_MIX, DRAWN, LoraMix
@@ -80,7 +81,7 @@ def import_trace(
         raise UsageError(f"{source} needs {original.files}; {len(files)} file(s) given")
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError("seed must be at least 0 and limit at least 1")
-    if len({path.resolve() for path in files}) != len(files):
+    if len({real_path(path) for path in files}) != len(files):
         raise UsageError(f"{source}: a file is given twice")
     report = ImportReport() if report is None else report
     if processors_per_gpu is not None:

@@ -16,8 +16,8 @@ from math import inf
 from typing import Any, Final, Protocol
 
 from loramux_policies.errors import let_through
-from loramux_policies.loop.blame import text_of
 from loramux_policies.loop.job import Job
+from loramux_policies.said import message_of
 from loramux_policies.stepping.contracts import Arrival
 from loramux_runtime.fused.memory_meter import is_out_of_memory
 from loramux_runtime.jobs.training_job import TrainingJob
@@ -100,7 +100,7 @@ class _Task:
 
 def without(job_id: str, error: BaseException) -> Arrival:
     """Say that a job's state cannot be had because of this error."""
-    said = str(error) if isinstance(error, LoramuxError) else f"{type(error).__name__}: {text_of(str(error))}"
+    said = str(error) if isinstance(error, LoramuxError) else f"{type(error).__name__}: {message_of(error)}"
     return Arrival(job_id, said, _out_of_memory(error))
 
 

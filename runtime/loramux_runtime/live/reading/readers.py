@@ -14,6 +14,7 @@ from loramux_runtime.data.made_from import what_changed
 from loramux_runtime.live.reading.orders import ReadAnswer, ReadOrder
 from loramux_runtime.live.reading.reader_process import ReaderProcess
 from loramux_traces.errors import UsageError
+from loramux_traces.files import real_path
 
 MOST: Final = 2
 """Most readers at once."""
@@ -81,8 +82,8 @@ class Readers:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = {
-            "tokenizer": None if tokenizer is None else str(tokenizer.resolve()),
-            "folder": str(folder.resolve()),
+            "tokenizer": None if tokenizer is None else str(real_path(tokenizer)),
+            "folder": str(real_path(folder)),
             "limit_bytes": memory_bytes or limit_bytes(),
         }
         self._hang_s, self._clock_s, self._command = hang_s, clock_s, command
