@@ -52,6 +52,16 @@ def work(request: pytest.FixtureRequest) -> tuple[ModelShape, FusedModel]:
     return shape, FusedModel(base)
 
 
+def rows_per_expert(point: StepPoint) -> float:
+    """Return the rows that an expert gets on average, in the job where that is least."""
+    per_expert = []
+    for job in point.jobs:
+        experts = job.adapter.experts
+        most = experts if isinstance(experts, int) else max(experts)
+        per_expert.append(sum(job.lengths) * job.adapter.top_k / most)
+    return min(per_expert)
+
+
 @pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("methods", [("lora",), ("mixlora",), ("mola", "loramoe", "dynmole"), None])
 def test_the_plan_is_the_tracked_peak(
@@ -62,8 +72,9 @@ def test_the_plan_is_the_tracked_peak(
     for _ in range(steps):
         point = random_step(rng) if methods is None else random_step(rng, methods)
         measured = measure_peak(model, point).dynamic
-        # What is left: a few hundred bytes of offsets and columns per group, 512 each
-        slack = 0.002 * measured + 16_384
+        # What is left: a few hundred bytes of offsets and columns per group, 512 each; and where
+        # few rows are drawn to many experts, how many of them get any (6 rows to 8: 4% were seen)
+        slack = (0.002 if rows_per_expert(point) >= 8 else 0.05) * measured + 16_384
         assert plan_bytes(shape, point) == pytest.approx(measured, abs=slack), point
 
 
@@ -88,6 +99,18 @@ def test_bf16_and_fused_groups_as_on_a_device(steps: int) -> None:
         peak = fake.peak(point)
         planned = plan_bytes(shape, point, dtype="bf16", exact=False)
         assert planned == pytest.approx(peak.dynamic, abs=0.003 * peak.dynamic + 16_384), point
+
+
+@pytest.mark.parametrize("method", ["mola", "loramoe", "dynmole"])
+def test_routers_without_dropout_in_bf16(method: str) -> None:
+    """The fp32 copy of a router's input was not in the plan: it was 12% too low."""
+    shape = SHAPES["llama"]
+    adapter = AdapterPoint(method=method, rank=4, experts=4, top_k=2, targets="mlp", dropout=False)
+    job = JobPoint(adapter=adapter, lengths=(120, 200, 62, 39), labels=12)
+    fake = FakeStep(config(shape), dtype="bf16")
+    for point in (StepPoint(jobs=(job,)), StepPoint(jobs=(job, replace(job, lengths=(64,))))):
+        peak = fake.peak(point).dynamic
+        assert plan_bytes(shape, point, dtype="bf16", exact=False) == pytest.approx(peak, rel=0.001)
 
 
 def test_a_fake_step_has_the_bytes_of_a_real_one() -> None:

@@ -67,8 +67,7 @@ class StepDriver(Generic[P]):
     def start(self, job: Job, devices: tuple[int, ...], share: float) -> None:
         """Bring the job's state onto the device; the job takes part from the next step on.
 
-        Where its state is still in a step elsewhere, or being made, the job takes part once it has
-        come.
+        Where its state is in a step elsewhere, or being made, it takes part once that has come.
         """
         self._host.residents_change(self.residents.devices[devices[0]])
         if not self._bring(job):
@@ -338,15 +337,13 @@ class StepDriver(Generic[P]):
     def _take_in(self) -> bool:
         """Have those residents join whose states have come; return whether the loop must decide.
 
-        It must where one has ended, or has to leave because its state cannot be had, or where a
-        device is gone. This happens once between two steps, so that a recorded stream can say when
-        it did.
+        It must where one has ended, or its state cannot be had, or a device is gone. This happens
+        once between two steps, so that a recorded stream can say when it did.
         """
         held, again = self.residents.held, False
         for arrival in self._states.arrived():
-            job = held.get(arrival.job_id)
-            if job is None and arrival.fault:  # it joined before its device was heard of
-                job = self._loop.cluster.running.get(arrival.job_id)
+            # with a fault: it joined before its device was heard of
+            job = (self._loop.cluster.running if arrival.fault else held).get(arrival.job_id)
             if job is None:  # it was taken off meanwhile
                 continue
             if arrival.fault:

@@ -203,6 +203,23 @@ def routed(groups: Sequence[Group], name: str) -> bool:
     return any(name in g.plan.updates and g.plan.updates[name].experts for g in groups)
 
 
+def router_backward(setting: Setting, groups: Sequence[Group], name: str, n_in: int) -> int:
+    """Return the most bytes while a router's gradients are made, group by group.
+
+    Where activations are narrower than a router, they are a group's input in fp32, and what is
+    added to the input's gradient, job by job.
+    """
+    most = 0
+    for group in groups:
+        update = group.plan.updates.get(name)
+        if setting.element == WIDE or update is None or not update.experts:
+            continue
+        longest = max(job.tokens for job in group.jobs)
+        wide = up(group.tokens * n_in * WIDE) + up(longest * n_in * WIDE)
+        most = max(most, wide + up(group.tokens * update.experts * WIDE))
+    return most
+
+
 def block_slots(group: Group) -> int:
     """Return the bytes of where MixLoRA's slots are, and of where each expert's end.
 
@@ -313,11 +330,10 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     if has_dora["down"]:
         points.append(level + wide)
         level -= wide
+    points.append(level + router_backward(setting, groups, "down", f))
+    level -= a
     if routed(groups, "down"):
-        level -= a
         points.append(level + 2 * wide)
-    else:
-        level -= a
     if blocks:
         left = 0
         for group in reversed(blocks):
@@ -343,7 +359,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
         points.append(level + max(has_dora[name], hidden + need + (hidden if has_dora[name] else 0)))
         level += hidden - wide - u[name] - inner
         if routed(groups, name):
-            points.append(level + 2 * hidden)
+            points.append(level + max(2 * hidden, hidden + router_backward(setting, groups, name, d)))
         inner = hidden
     level -= x_2
     points.append(level + 3 * up(width * d * WIDE))  # the second norm
@@ -351,6 +367,7 @@ def layer(setting: Setting, groups: Sequence[Group], *, first: bool) -> Layer:
     o = linear["o"]
     need = update_backward(setting, groups, "o", o.n_in, o.n_out, owned=False)
     points.append(level + up(width * q * e) + need)
+    points.append(level + up(width * q * e) + router_backward(setting, groups, "o", q))
     level += up(width * q * e) - gathered - u["o"]
     points.append(level + heads)
     level += heads - attended
