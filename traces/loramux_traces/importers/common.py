@@ -111,9 +111,9 @@ def number(cell: Any) -> float | None:
 
 
 def span_s(start_cell: str, start_s: float | None, end_s: float | None) -> float | None:
-    """Return the seconds from a start to an end: 0 where the cell of the start says that it never ran.
+    """Return the seconds from a start to an end: 0 where the start's cell says that it never ran.
 
-    None where one of them cannot be read.
+    It is None where one of them cannot be read.
     """
     if start_cell.strip().lower() in _ABSENT:
         return 0.0
