@@ -40,12 +40,18 @@ def recommend_command(
     model: Annotated[
         str | None, typer.Option(help="Base model: a name, or the path of a config.json. Default: the file's.")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"Of one job: {', '.join(METHODS)}.")] = "lora",
-    rank: Annotated[int, typer.Option(min=1, max=4096)] = 16,
+    method: Annotated[
+        str | None, typer.Option(help=f"Of one job, as all down to --batch-size: {', '.join(METHODS)}. Default: lora.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, max=4096, help="Default: 16.")] = None,
     experts: Annotated[int | None, typer.Option(min=1, max=1024, help="Default: as the method's paper.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, max=1024)] = 2,
-    targets: Annotated[str, typer.Option(help=f"Adapted linears: {', '.join(TARGETS)}.")] = "all-linear",
-    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Rows per optimizer step.")] = 16,
+    top_k: Annotated[int | None, typer.Option(min=1, max=1024, help="Default: 2.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help=f"Adapted linears: {', '.join(TARGETS)}. Default: all-linear.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=65536, help="Rows per optimizer step. Default: 16.")
+    ] = None,
     seq_len: SeqLen = None,
     seq_len_p95: SeqLenP95 = None,
     dtype: DtypeOption = None,
@@ -67,17 +73,21 @@ def recommend_command(
     profile = _profile(device, device_profile, memory, allow_other=allow_other)
     folder = ""
     notes: tuple[str, ...] = ()
+    described = {
+        "method": method,
+        "rank": rank,
+        "num_experts": experts,
+        "top_k": top_k,
+        "target_modules": targets,
+        "batch_size": batch_size,
+    }
+    given = {name: value for name, value in described.items() if value is not None}
     if jobs is None:
         specs = [
             _one_job(
                 profile,
                 model,
-                method=method,
-                rank=rank,
-                num_experts=experts,
-                top_k=top_k if method != "lora" else 1,
-                target_modules=targets,
-                batch_size=batch_size,
+                given,
                 seq_len=seq_len if seq_len is not None else 512.0,
                 seq_len_p95=seq_len_p95,
                 dtype=checked_dtype(dtype),
@@ -86,6 +96,8 @@ def recommend_command(
     else:
         from loramux_runtime.profiler.subjects import read_subjects
 
+        if given:
+            raise UsageError(f"{', '.join(map(_option, given))}: {jobs} says that of its jobs: must be left out")
         found = read_subjects(
             jobs,
             model=model,
@@ -139,11 +151,16 @@ _OPTIONS = {"num_experts": "experts", "target_modules": "targets", "base_model":
 """Options whose names are not those of a job's fields."""
 
 
-def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec:
-    from dataclasses import replace
+def _option(field: str) -> str:
+    return "--" + _OPTIONS.get(field, field).replace("_", "-")
+
+
+def _one_job(device: DeviceProfile, model: str | None, given: dict[str, Any], **fields: Any) -> JobSpec:
+    import dataclasses
 
     from pydantic import ValidationError
 
+    from loramux_runtime.fused.adapters.configs import CONFIGS
     from loramux_runtime.profiler.subjects import find_base
     from loramux_traces.errors import UsageError
     from loramux_traces.file_model import faults
@@ -153,18 +170,22 @@ def _one_job(device: DeviceProfile, model: str | None, **fields: Any) -> JobSpec
     name = model or (fitted.name if fitted is not None else None)
     if name is None:
         raise UsageError("give --model NAME (loramux recommend --model llama-7b --device a100-80g), or a jobs file")
-    for option, allowed in (("method", METHODS), ("target_modules", TARGETS)):
-        if fields[option] not in allowed:
-            shown = "targets" if option == "target_modules" else option
-            raise UsageError(f"--{shown} {str(fields[option])[:40]!r}: {', '.join(allowed)}")
+    for field, allowed in (("method", METHODS), ("target_modules", TARGETS)):
+        if given.get(field, allowed[0]) not in allowed:
+            raise UsageError(f"{_option(field)} {str(given[field])[:40]!r}: {', '.join(allowed)}")
+    method = given.get("method", "lora")
+    known = {field.name.removeprefix("keep_") for field in dataclasses.fields(CONFIGS[method])}
+    for field in ("num_experts", "top_k"):
+        if field in given and field not in known:
+            raise UsageError(f"{_option(field)}: {method} has no field {field}: must be left out")
+    fields |= {"method": method, "top_k": 2 if "top_k" in known else 1, "batch_size": 16, **given}
     if fields["dtype"] is None:
         fields["dtype"] = fitted.dtype if fitted is not None else "bf16"
     try:
         return JobSpec(job_id="job", submit_s=0, base_model=find_base(name).label, total_steps=1, **fields)
     except ValidationError as error:
         first = faults(error, fields)[0]
-        option = _OPTIONS.get(first.field, first.field).replace("_", "-")
-        raise UsageError(f"--{replace(first, place=(option,))}") from error
+        raise UsageError(str(dataclasses.replace(first, place=(_option(first.field),)))) from error
 
 
 def _tables(r: Recommendation) -> None:

@@ -158,7 +158,7 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
     from loramux_runtime.jobs.jobs_file import read_jobs_file
     from loramux_runtime.train.checks import check_jobs
     from loramux_runtime.train.progress import Progress
-    from loramux_runtime.train.run import TrainRun
+    from loramux_runtime.train.run import TrainRun, grouped_notes
     from loramux_runtime.train.settings import settings_of
     from loramux_traces.errors import LoramuxError, StateError
     from loramux_traces.results import UNFINISHED
@@ -185,6 +185,8 @@ def _train(given: TrainOptions, signals: StopSignals) -> int:
             going_on.check_rows(given.out, progress, checked)
         for name, why in checked.never.items():
             given.say(f"note: {name} never fits: {why}")
+        for note in grouped_notes(checked.prepared, warnings_only=True):
+            given.say(f"note: {note}")
         base = _loaded(given, file, outline, where, needed=bool(checked.costs))
         if given.force:
             prepare_folder(given.out, force=True, also=going_on.ALSO)

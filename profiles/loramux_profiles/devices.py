@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SkipValidation,
     StringConstraints,
@@ -27,10 +25,12 @@ from pydantic import (
 
 from loramux_profiles.curves import SpeedupCurve, curve_through
 from loramux_profiles.datafiles import data_dir, looks_like_path, read_json, unknown
+from loramux_profiles.file_part import FilePart, Listed
 from loramux_profiles.fitted import FittedModel, fitted_model
 from loramux_traces.errors import UsageError
 from loramux_traces.file_model import validate
 from loramux_traces.files import read_file
+from loramux_traces.job_types import ReadNumber
 
 Origin = Literal["assumed", "fitted", "measured"]
 SCHEMA_VERSION: Final = 1
@@ -72,10 +72,9 @@ _OPTIONAL: Final[dict[str, tuple[str, float, float, str]]] = {
 _EVERY: Final = {**PARAMETERS, **_OPTIONAL}
 
 
-class Parameter(BaseModel):
+class Parameter(FilePart):
     """Holds one constant and where it comes from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     value: Annotated[float, Field(allow_inf_nan=False)]
     unit: str
     origin: Origin
@@ -83,14 +82,16 @@ class Parameter(BaseModel):
     """Source of the value, or how it was chosen."""
 
 
-class ParallelCurve(BaseModel):
+_Rate = Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], float], Field(strict=False)]
+
+
+class ParallelCurve(FilePart):
     """Holds the aggregate rate of k processes with a base copy each.
 
     It has points (k, phi), is linear between them, and constant beyond the last.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    points: Annotated[tuple[tuple[Annotated[int, Field(ge=1, le=1024)], float], ...], Field(min_length=1)]
+    points: Annotated[Listed[_Rate], Field(min_length=1)]
     origin: Origin
     note: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
@@ -104,14 +105,13 @@ class ParallelCurve(BaseModel):
         return points
 
 
-class DeviceProfile(BaseModel):
+class DeviceProfile(FilePart):
     """Holds the constants of one device type.
 
     Attributes such as `eta_g` give the value, and `parameters` the whole record.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1]
+    schema_version: Annotated[Literal[1], ReadNumber]
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     description: str = ""
     parameters: dict[str, Parameter]

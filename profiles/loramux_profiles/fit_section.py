@@ -7,26 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
+from loramux_profiles.file_part import FilePart, Listed
 from loramux_profiles.time_features import FEATURES
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Coefficient(_Part):
+class Coefficient(FilePart):
     """Holds one fitted number with its unit."""
 
     value: Positive
     unit: Annotated[str, StringConstraints(max_length=40)]
 
 
-class ErrorFigures(_Part):
+class ErrorFigures(FilePart):
     """Holds errors as shares of what was measured.
 
     There are `n` points, each predicted by a fit without it.
@@ -39,7 +36,7 @@ class ErrorFigures(_Part):
     median: Positive
 
 
-class TimeFit(_Part):
+class TimeFit(FilePart):
     """Holds the fitted model of step times."""
 
     coefficients: dict[str, Coefficient]
@@ -49,7 +46,7 @@ class TimeFit(_Part):
     """Mean distance of a repeat from its median, which no model can predict."""
     rivals: dict[str, ErrorFigures]
     """Errors on the same points under other models' forms."""
-    residuals: tuple[Finite, ...]
+    residuals: Listed[Finite]
     """log(measured / predicted) of each timed point, cross-validated."""
 
     @field_validator("coefficients")
@@ -63,7 +60,7 @@ class TimeFit(_Part):
         return coefficients
 
 
-class MemoryFit(_Part):
+class MemoryFit(FilePart):
     """Holds the fit of a step's dynamic bytes: scale * walk + offset, and an upper bound.
 
     The upper bound is (1 + margin) times that.
@@ -82,10 +79,10 @@ class MemoryFit(_Part):
     trusted_tokens: Positive
     """Most tokens that the model may be asked about without a trial step."""
     rivals: dict[str, ErrorFigures]
-    residuals: tuple[Finite, ...]
+    residuals: Listed[Finite]
 
 
-class FitSection(_Part):
+class FitSection(FilePart):
     """Holds what `loramux fit` found."""
 
     date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]

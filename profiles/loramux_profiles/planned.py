@@ -73,13 +73,14 @@ class PlannedMemory:
                 self._known.clear()
                 self._classes.clear()
             self._classes.update((id(cost), cost) for cost in costs)
-            ordered = [self._classes[i] for i in key]
-            known = self._known[key] = self.step((cost, _admitted_lengths(cost)) for cost in ordered)
+            known = self._known[key] = self.point_bytes(self.admitted_point([self._classes[i] for i in key]))
         return known
 
     def admitted_point(self, costs: Sequence[PlannedJob]) -> StepPoint:
         """Return the step that `admitted` speaks of."""
-        jobs = tuple(_job_point(cost, _admitted_lengths(cost)) for cost in costs)
+        # a class once: a set may hold a thousand copies of a job of thousands of rows
+        points = {id(cost): _job_point(cost, _admitted_lengths(cost)) for cost in {id(c): c for c in costs}.values()}
+        jobs = tuple(points[id(cost)] for cost in costs)
         return StepPoint(jobs=jobs, recompute=any(cost.recompute for cost in costs))
 
     def step(self, parts: Iterable[tuple[PlannedJob, Sequence[int]]]) -> float:
@@ -106,8 +107,16 @@ def _admitted_lengths(cost: PlannedJob) -> tuple[int, ...]:
     longest = max(1, min(int(cost.length_q), tokens))
     whole, rest = divmod(tokens, longest)
     lengths = [longest] * whole + ([rest] if rest else [])
-    while len(lengths) < cost.rows and max(lengths) > 1:  # more, shorter rows of the same total
-        i = lengths.index(max(lengths))
-        half = lengths[i] // 2
-        lengths[i : i + 1] = [half, lengths[i] - half]
+    # More, shorter rows of the same total: of the longest rows, the first is halved, again and
+    # again. All of one length are halved in one pass: one by one, 16,384 rows took 5.4 s, not 6 ms.
+    while len(lengths) < cost.rows and (most := max(lengths)) > 1:
+        missing = cost.rows - len(lengths)
+        halved: list[int] = []
+        for length in lengths:
+            if length == most and missing:
+                halved += (length // 2, length - length // 2)
+                missing -= 1
+            else:
+                halved.append(length)
+        lengths = halved
     return tuple(lengths)

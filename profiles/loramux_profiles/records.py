@@ -14,15 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from loramux_profiles.datafiles import problem, read_json
+from loramux_profiles.file_part import FilePart, Listed
 from loramux_profiles.fit_section import FitSection
 from loramux_profiles.shapes import ModelShape
 from loramux_profiles.step_point import StepPoint
 from loramux_traces.errors import InvalidInputError, UsageError
 from loramux_traces.file_model import validate
 from loramux_traces.filesafe import json_text, write_text
+from loramux_traces.job_types import ReadNumber
 
 SCHEMA_VERSION: Final = 1
 MAX_POINTS: Final = 20_000
@@ -32,11 +34,7 @@ Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Device(_Part):
+class Device(FilePart):
     """Describes the device that was measured on."""
 
     name: Name
@@ -49,7 +47,7 @@ class Device(_Part):
     threads: Annotated[int, Field(ge=1, le=4096)]
 
 
-class Model(_Part):
+class Model(FilePart):
     """Says which base model it is: a shape, written out, and the type of its weights."""
 
     name: Text
@@ -80,7 +78,7 @@ class Model(_Part):
         return cls.model_validate({**fields, "dtype": dtype})
 
 
-class Memory(_Part):
+class Memory(FilePart):
     """Holds the peak of a step in bytes, or says that there was not enough memory.
 
     A `censored` step needs more than `known` bytes in all.
@@ -104,10 +102,10 @@ class Memory(_Part):
         return self
 
 
-class Time(_Part):
+class Time(FilePart):
     """Holds the seconds of the repeats, in the order they were taken in."""
 
-    samples: Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=1000)]
+    samples: Annotated[Listed[Seconds], Field(min_length=1, max_length=1000)]
     median: Seconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """(largest - smallest) / median."""
@@ -118,13 +116,13 @@ class Time(_Part):
     """
 
 
-class Point(_Part):
+class Point(FilePart):
     """Holds one fused step and what was seen of it."""
 
     step: dict[str, Any]
     memory: Memory
     time: Time | None = None
-    active_experts: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...] | None = None
+    active_experts: Listed[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None] | None = None
     """Mean experts per token by job, where the routing decides it (DynMoLE)."""
 
     @field_validator("step")
@@ -141,19 +139,19 @@ class Point(_Part):
         return StepPoint.from_dict(self.step)
 
 
-class Transfers(_Part):
+class Transfers(FilePart):
     """Holds the seconds that moving things takes: `fixed_s` plus bytes times `byte_s`.
 
     Each was measured at several sizes.
     """
 
-    class Line(_Part):
+    class Line(FilePart):
         """Holds the fitted line and the samples of one kind of transfer."""
 
         fixed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
         byte_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-        sizes: tuple[Count, ...]
-        samples: tuple[tuple[Seconds, ...], ...]
+        sizes: Listed[Count]
+        samples: Listed[Listed[Seconds]]
         """Seconds of the repeats, by size."""
 
     join: Line
@@ -167,10 +165,10 @@ class Transfers(_Part):
     base_bytes: Count
 
 
-class ProfileRecord(_Part):
+class ProfileRecord(FilePart):
     """Holds a profile record as the module describes it."""
 
-    schema_version: Literal[1]
+    schema_version: Annotated[Literal[1], ReadNumber]
     kind: Literal["profile"]
     device: Device
     model: Model
@@ -183,7 +181,7 @@ class ProfileRecord(_Part):
     """Commit of the code that was measured."""
     date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
     seed: int = 0
-    points: Annotated[tuple[Point, ...], Field(min_length=1, max_length=MAX_POINTS)]
+    points: Annotated[Listed[Point], Field(min_length=1, max_length=MAX_POINTS)]
     transfers: Transfers | None = None
     fit: FitSection | None = None
 

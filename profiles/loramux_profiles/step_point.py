@@ -90,7 +90,14 @@ class StepPoint:
         jobs = []
         for job in data["jobs"]:
             adapter = dict(job["adapter"])
-            if isinstance(adapter.get("experts"), list):
-                adapter["experts"] = tuple(adapter["experts"])
+            experts = adapter.get("experts", 1)
+            if isinstance(experts, list):
+                adapter["experts"] = experts = tuple(experts)
+            shares = experts if isinstance(experts, tuple) else (experts,)
+            numbers = (adapter["rank"], adapter.get("top_k", 1), job["labels"], *shares, *job["lengths"])
+            switches = (adapter.get("dropout", True), adapter.get("dora", False), data["recompute"])
+            for kind, values in ((int, numbers), (bool, switches)):  # a JSON true is no number, nor is "5"
+                if wrong := [value for value in values if type(value) is not kind]:
+                    raise TypeError(f"{wrong[0]!r} must be {'a whole number' if kind is int else 'true or false'}")
             jobs.append(JobPoint(adapter=AdapterPoint(**adapter), lengths=tuple(job["lengths"]), labels=job["labels"]))
         return cls(jobs=tuple(jobs), recompute=data["recompute"])

@@ -80,6 +80,15 @@ def test_recommend_one_job(cli: Cli, config: Path) -> None:
     assert cli("recommend", "--model", config, "--device", "l4", "--method", "dynmole", "--quiet").err == ""
 
 
+def test_recommend_takes_the_options_of_each_method(cli: Cli) -> None:
+    common = ("recommend", "--model", "llama-7b", "--device", "a100-80g", "--quiet", "--json")
+    plain = cli(*common).out
+    assert cli(*common, "--method", "lora", "--rank", 16, "--batch-size", 16, "--targets", "all-linear").out == plain
+    routed = cli(*common, "--method", "dynmole", "--experts", 4, "--top-k", 3)
+    assert routed.code == 0 and routed.out != cli(*common, "--method", "dynmole", "--experts", 8).out
+    assert cli(*common, "--method", "loramoe", "--experts", 1).code == 0  # it has no top_k that could exceed them
+
+
 def test_recommend_by_a_record_takes_its_model(cli: Cli) -> None:
     ran = cli("recommend", "--device", "profiles/data/cpu/llama-tiny.json", "--seq-len", 60)
     assert ran.code == 0, ran.err
@@ -113,6 +122,11 @@ def test_recommend_several_jobs(jobs: Path, cli: Cli) -> None:
         (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "qlora"), 2, "--method 'qlora'"),
         (("recommend", "--device", "l4", "--model", "llama-7b", "--targets", "all"), 2, "--targets 'all'"),
         (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "mola", "--experts", "2", "--top-k", "3"), 2, "must not exceed num_experts"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "lora", "--experts", "4"), 2, "--experts: lora has no field num_experts"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--top-k", "9"), 2, "--top-k: lora has no field top_k"),
+        (("recommend", "--device", "l4", "--model", "llama-7b", "--method", "loramoe", "--top-k", "2"), 2, "--top-k: loramoe has no field top_k"),
+        (("recommend", "JOBS", "--device", "l4", "--rank", "4", "--method", "dynmole"), 2, "--method, --rank: "),
+        (("recommend", "JOBS", "--device", "l4", "--batch-size", "16", "--targets", "mlp"), 2, "--targets, --batch-size: "),
         (("recommend", "--device", "l4", "--model", "llama-2-13b", "--quiet"), 4, "can never run on l4: job"),
     ],
 )  # fmt: skip

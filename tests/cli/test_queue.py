@@ -54,7 +54,9 @@ def test_an_unknown_field_of_one_job_is_named_as_it_is_written(folder: Path, cli
     assert sent.err.splitlines() == ["loramux: job.yaml:5: column adaptor: is no field; did you mean adapter?"]
     (folder / "job.yaml").write_text("jobs:\n- {id: a, data: {path: r}, steps: 1, optimizer: {learning: 1}}\n")
     sent = cli("submit", "job.yaml", "--state", "state")
-    assert sent.err.splitlines() == ["loramux: job.yaml:2: column jobs.0.optimizer.learning: is no field"]
+    assert sent.err.splitlines() == [
+        "loramux: job.yaml:2: column jobs.0.optimizer.learning: is no field (known: name, lr, weight_decay, betas, eps, momentum)"
+    ]
 
 
 def test_nobody_is_drained_or_paused_in_vain(folder: Path, cli: Cli) -> None:

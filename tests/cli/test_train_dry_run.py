@@ -72,6 +72,26 @@ def test_a_dry_run_says_which_jobs_never_fit_and_how_many_fit_at_a_time(cli: Cli
     assert seats.code == 0 and "the first 2 of 9 jobs fit at one time" in seats.out
 
 
+def test_what_the_steps_are_too_few_for_is_said_before_and_in_training(cli: Cli, tmp_path: Path) -> None:
+    late = {"schedule": {"warmup_steps": 50}, "evaluation": {"every_steps": 4}, "optimizer": {"lr": 0.01}}
+    split = {"path": "rows.jsonl", "template": "{instruction}={output}", "eval_rows": 2}
+    fine = {"schedule": {"warmup_steps": 2}, "evaluation": {"every_steps": 2}, "data": split, "steps": 2}
+    jobs = [
+        {"id": "a", "data": split, "steps": 2, **late},
+        {"id": "b", **fine},
+        {"id": "c", "data": split, "steps": None, "epochs": 1, **late},
+    ]
+    file = write(tmp_path, jobs)
+    for options in (("--dry-run",), ()):
+        said = cli("train", file, "--out", tmp_path / "out", "--device", "cpu", *options).err
+        assert "note: a: schedule.warmup_steps is 50 and the job has 2 steps: its learning rate ends at 0.0004" in said
+        assert "note: a: evaluation.every_steps is 4 and the job has 2 steps: it is evaluated at its start and" in said
+        assert "note: c: schedule.warmup_steps is 50 and the job has 3 steps" in said
+        assert "b: schedule" not in said and "b: evaluation" not in said
+        if not options:
+            assert said.index("a: schedule.warmup_steps") < said.index("training 3 jobs")
+
+
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_every_bad_job_is_named_before_the_base_is_loaded(cli: Cli, tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -81,12 +81,13 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
 
 def _set(data: dict[str, Any], dotted: str, value: object) -> None:
     *parents, last = dotted.split(".")
+    place: Any = data
     for part in parents:
-        data = data[part]
+        place = place[int(part) if isinstance(place, list) else part]
     if value is None:
-        del data[last]
+        del place[last]
     else:
-        data[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,27 @@ def test_a_malformed_profile_names_the_key(tmp_path: Path, key: str, value: obje
         load_device(str(path))
     text = str(error.value)
     assert key.split(".")[1 if "parameters." in key else 0] in text and "bad.json" in text
+
+
+@pytest.mark.parametrize("value", [True, False, "5", "0.5"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "schema_version",
+        "parameters.eta_g.value",
+        "parameters.b0_bytes.value",
+        "parallel.points.0.0",
+        "parallel.points.0.1",
+    ],
+)
+def test_texts_and_truth_values_are_no_numbers(tmp_path: Path, key: str, value: object) -> None:
+    data = _profile()
+    _set(data, key, value)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidInputError, match="must be") as error:
+        load_device(str(path))
+    assert f"{path}: column {key}: {str(value)!r}; must be" in str(error.value)
 
 
 JSON = st.recursive(

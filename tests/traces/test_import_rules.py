@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loramux_traces import InvalidInputError, UsageError, import_trace
-from loramux_traces.importers import ImportReport
+from loramux_traces.importers import ImportReport, get_source
 
 ACME = "job_id,user,gpu_num,type,submit_time,start_time,end_time\n"
 Jobs = list[tuple[Any, ...]]
@@ -35,6 +35,16 @@ def brought(folder: Path, source: str, *texts: str, **options: Any) -> tuple[Job
     trace = import_trace(source, files, report=report, **options)
     assert report.rows >= len(trace) + sum(report.skipped.values())
     return [(job.job_id, job.submit_s, job.duration_s, job.num_gpus) for job in trace], report
+
+
+def left_out(folder: Path, source: str, *texts: str) -> dict[str, int]:
+    """Return why every row of these files is left out."""
+    files = [folder / f"{i}.txt" for i, _ in enumerate(texts)]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    report = ImportReport()
+    assert list(get_source(source).read(files, report)) == []
+    return dict(report.skipped)
 
 
 SHORT = acme("7", "01 00:00:00", "01 00:00:10", "01 00:01:10")
@@ -171,3 +181,71 @@ def test_a_name_of_pai_used_again_counts_each_task_in_its_time(tmp_path: Path) -
     first = {submit: (seconds, gpus) for _, submit, seconds, gpus in found}
     assert first[0.0] == (10_000.0, 10) and first[9_801.0] == (9_901.0, 1)
     assert len(found) == 9_901 and first[1.0] == (9_901.0, 10)
+
+
+BAD_TIME, BAD_GPUS = "no readable running time", "no readable number of GPUs"
+NONE_TIME, NO_GPU = "no running time above 0", "no GPU"
+
+
+@pytest.mark.parametrize(
+    ("source", "head", "row", "cells"),
+    [
+        (
+            "philly-table",
+            "timestamp,duration,num_gpus",
+            '2017-10-03 00:00:01,"{}",{}',
+            {("1,000", "1"): BAD_TIME, ("", "1"): BAD_TIME, ("0", "1"): NONE_TIME, ("2e10", "1"): "a running time above 10,000,000,000 s",
+             ("5", "x"): BAD_GPUS, ("5", ""): BAD_GPUS, ("5", "0"): NO_GPU},
+        ),
+        (
+            "helios",
+            "job_id,user,vc,gpu_num,submit_time,duration",
+            'a,u,v,{1},2020-06-09 18:41:30,"{0}"',
+            {("5 s", "1"): BAD_TIME, ("-5", "1"): NONE_TIME, ("5", "x"): BAD_GPUS, ("5", "0"): NO_GPU},
+        ),
+        (
+            "acme",
+            "job_id,user,gpu_num,type,submit_time,start_time,end_time",
+            "a,u,{1},t,2023-05-17 11:00:55,{0},2023-05-17 12:00:55",
+            {("noon", "1"): BAD_TIME, ("", "1"): NONE_TIME, ("2023-05-17 11:30:00", "two"): BAD_GPUS, ("2023-05-17 11:30:00", "0"): NO_GPU},
+        ),
+        (
+            "alibaba-gpu2023",
+            "name,num_gpu,qos,creation_time,deletion_time,scheduled_time",
+            "a,{1},BE,0,9,{0}",
+            {("x", "1"): BAD_TIME, ("", "1"): NONE_TIME, ("3", "one"): BAD_GPUS, ("3", "0"): NO_GPU},
+        ),
+        (
+            "swf",
+            "; Version: 2.2",
+            "1 0 5 {0} {1} -1 -1 {1} -1 -1 1 3 -1 -1 -1 -1 -1 -1",
+            {("x", "1"): BAD_TIME, ("-1", "1"): NONE_TIME, ("5", "x"): BAD_GPUS, ("5", "-1"): NO_GPU},
+        ),
+        (
+            "swf",
+            "; two parts of one job",
+            "1 0 5 {0} {1} -1 -1 -1 -1 -1 2 3 -1 -1 -1 -1 -1 -1\n1 -1 5 4 {1} -1 -1 -1 -1 -1 3 3 -1 -1 -1 -1 -1 -1",
+            {("x", "1"): BAD_TIME, ("5", "x"): BAD_GPUS, ("5", "-1"): NO_GPU},
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_not_said_to_be_nothing(
+    tmp_path: Path, source: str, head: str, row: str, cells: dict[tuple[str, str], str]
+) -> None:
+    for (running, gpus), reason in cells.items():
+        skipped = left_out(tmp_path, source, f"{head}\n{row.format(running, gpus)}\n")
+        assert {why: count for why, count in skipped.items() if "part of a job" not in why} == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "end", "reason"),
+    [
+        ("j,t,x,Terminated,3,,600,29,100,V100", "9", BAD_GPUS),
+        ("j,t,1,Terminated,3,,600,29,1oo,V100", "9", BAD_GPUS),
+        ("j,t,1,Terminated,3,,600,29,,V100", "9", NO_GPU),
+        ("j,t,1,Terminated,3,,600,29,0,V100", "9", NO_GPU),
+        ("j,t,1,Terminated,3,,600,29,100,V100", "x", BAD_TIME),
+    ],
+)
+def test_pai_tasks_that_cannot_be_read(tmp_path: Path, task: str, end: str, reason: str) -> None:
+    assert left_out(tmp_path, "alibaba-pai2020", f"j,i,u,Terminated,0,{end}\n", f"{task}\n") == {reason: 1}

@@ -60,7 +60,7 @@ SKIPPED = {
     },
     "philly-json": {"not finished": 1, "no GPU": 1, "no readable time": 1},
     "helios": {"no GPU": 1, "no running time above 0": 1, "shorter run of a requeued job": 1},
-    "alibaba-pai2020": {"not finished": 1, "no GPU": 1, "no running time above 0": 1},
+    "alibaba-pai2020": {"not finished": 1, "no GPU": 1, "no readable running time": 1},
     "alibaba-gpu2023": {"no GPU": 1, "no running time above 0": 1},
     "acme": {"no running time above 0": 1, "no GPU": 1},
     "swf": {"no running time above 0": 1, "no GPU": 1, "more than 4096 GPUs": 1, "wrong number of cells": 1},
@@ -209,7 +209,7 @@ def test_numbers_and_times_in_other_notations_are_left_out_by_name(tmp_path: Pat
     path.write_text("\n".join(("timestamp,duration,num_gpus", *rows, "")))
     report = ImportReport()
     assert len(import_trace("philly-table", path, report=report)) == 1
-    assert dict(report.skipped) == {"no readable time": 2, "no running time above 0": 1}
+    assert dict(report.skipped) == {"no readable time": 2, "no readable running time": 1}
     assert dict(report.beside) == {"times that are digits alone (epoch seconds?), not a date and a time": 2}
 
 

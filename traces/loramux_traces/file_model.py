@@ -6,7 +6,7 @@ Every place that checks a model says the same: the field, its value, and what is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,6 +45,7 @@ _SAID: Final = {
     "less_than": "must be below {lt:,}",
 }
 """What pydantic says in Python's words, by its type of error; with what is allowed."""
+_CLOSE: Final = 0.75
 _MISSING: Final = frozenset(("missing", "missing_argument", "missing_keyword_only_argument"))
 _UNKNOWN: Final = frozenset(("extra_forbidden", "unexpected_keyword_argument"))
 
@@ -172,18 +173,40 @@ def _value(data: Any, place: Place) -> Any:
     return data
 
 
-def _meant(model: Any, loc: Place) -> str:
-    """Return `; did you mean ...?` for a field that the model at that place does not have.
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return what is said of a name that is not known: the one that was meant, or all that are.
 
-    It is empty where no field is close.
+    Names must be as close as a slip makes them: with difflib's own .6, `split` was taken for limit,
+    and `val_set_size` for batch_size.
     """
-    for part in loc[:-1]:
-        fields = getattr(model, "model_fields", {})
-        if part in fields:
-            model = fields[part].annotation
-        elif not isinstance(part, int):
-            return ""
-        while get_args(model):  # of a list or an optional, take what is in it
-            model = get_args(model)[0]
-    close = get_close_matches(str(loc[-1]), getattr(model, "model_fields", {}), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    names = list(known)
+    close = get_close_matches(name, names, n=1, cutoff=_CLOSE)
+    return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(names)})" if names else ""
+
+
+def _meant(model: Any, loc: Place) -> str:
+    """Return what is said of a field that the model at that place does not have.
+
+    A model may know more than its fields: `elsewhere(name, place)` says where a name belongs, and
+    `read_before` names what the file may have beside them.
+    """
+    *within, last = loc
+    elsewhere = getattr(model, "elsewhere", None)
+    if elsewhere is not None and (said := elsewhere(str(last), within)):
+        return f"; {said}"
+    models = _models(model)
+    for part in within:
+        if not isinstance(part, int):
+            found = [other.model_fields[part].annotation for other in models if part in other.model_fields]
+            models = [inner for kind in found for inner in _models(kind)]
+    for model in models:
+        if last not in model.model_fields:  # of a union, that which was meant
+            names = [name for name, field in model.model_fields.items() if not field.exclude]
+            return nearest(str(last), (*names, *getattr(model, "read_before", ())))
+    return ""
+
+
+def _models(kind: Any) -> list[Any]:
+    """Return the models of a type, be it a list, a mapping, an optional or a union of them."""
+    inner = [model for part in get_args(kind) for model in _models(part)]
+    return [kind] if hasattr(kind, "model_fields") else inner

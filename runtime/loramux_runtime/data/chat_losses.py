@@ -159,7 +159,8 @@ class _Losses:
             other = [*calling[index]]
             other[at] = self._call(index, at, other[at], key == "n", key == "a")
             if self._same({index: self._with_calls(index, other)}):
-                what = "tool_calls" if key == "n" else "arguments of the tool_calls"
+                calls = self._messages[index].called("tool_calls")
+                what = calls if key == "n" else f"arguments of the {calls}"
                 raise ValueError(f"the model's chat template leaves out the {what} of turn {index} (call {at})")
 
     def _check_tools(self, tools: Sequence[Mapping[str, Any]], marks: frozenset[str]) -> None:
@@ -197,8 +198,9 @@ class _Losses:
         ]
         if left_out and (not knows_reasoning or left_out[-1] == len(self._messages) - 1):
             which = " of the last answer, which is learned" if knows_reasoning else ""
+            what = self._messages[left_out[-1]].called("reasoning_content")
             raise ValueError(
-                f"the model's chat template leaves out reasoning_content{which}; put it into content, or leave it out"
+                f"the model's chat template leaves out {what}{which}; put it into content, or leave it out"
             )
         return bool(left_out)
 

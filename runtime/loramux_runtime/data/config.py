@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from loramux_runtime.data.templates import check_template
+from loramux_traces.job_types import ReadNumber
 from loramux_traces.limits import MAX_TOKENS
 
 DataFormat = Literal["auto", "instruction", "completion", "chat", "text"]
@@ -74,7 +75,7 @@ class DataConfig(BaseModel):
     """File of held-out rows of the same `format`."""
     eval_rows: Count | None = None
     """Rows of `path` to hold out, drawn by the job's seed."""
-    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] | None = None
+    eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False), ReadNumber] | None = None
     """Share of the rows of `path` to hold out (at least one)."""
     shuffle: Switch = True
     """A new order every epoch; false: the order of the file."""

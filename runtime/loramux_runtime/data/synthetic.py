@@ -20,6 +20,7 @@ from loramux_profiles.row_lengths import BLOCK, draw_block, longest_admitted
 from loramux_profiles.streams import stream_seed
 from loramux_runtime.fused.labels import IGNORED
 from loramux_traces.arrays import Ints
+from loramux_traces.job_types import ReadNumber
 
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 _KEPT: Final = 2
@@ -36,9 +37,9 @@ class SyntheticConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seq_len: Annotated[float, Field(ge=1, le=1_048_576, allow_inf_nan=False)]
+    seq_len: Annotated[float, Field(ge=1, le=1_048_576, allow_inf_nan=False), ReadNumber]
     """Mean tokens of a row."""
-    seq_len_p95: Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)] | None = None
+    seq_len_p95: Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False), ReadNumber] | None = None
     length_dist: str | None = None
     """Named shape of the length distribution (`loramux_profiles.lengths`)."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0

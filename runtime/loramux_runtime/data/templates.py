@@ -66,6 +66,12 @@ class Message:
     """Whether an assistant turn is learned; others never are."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else a chat template is told: tool_calls, reasoning_content, name, tool_call_id."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the row calls a part of `extra`, where that is another name."""
+
+    def called(self, name: str) -> str:
+        """Return what the row calls a part of `extra`, for messages to people."""
+        return self.names.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,9 @@ def render_plain_chat(messages: Sequence[Message], eos_text: str) -> Rendered:
     for at, message in enumerate(messages):
         for name in ("tool_calls", "reasoning_content"):
             if name in message.extra:
-                raise ValueError(f"turn {at} has {name}: only the chat template of a tokenizer can write it")
+                raise ValueError(
+                    f"turn {at} has {message.called(name)}: only the chat template of a tokenizer can write it"
+                )
     text = ""
     spans: list[Span] = []
     for message in messages:

@@ -171,7 +171,7 @@ class TurnReader:
         said, thoughts = turn.get(what), None
         if role == "assistant" and isinstance(said, list | tuple):
             said, thoughts = self._without_thoughts(line, f"{column}.{what}", said)
-        extra = self._extra(line, column, turn, role, used, thoughts)
+        extra, names = self._extra(line, column, turn, role, used, thoughts)
         content = self._texts.joined(line, f"{column}.{what}", said, self._unused)
         if self._problems.total > before:
             return None
@@ -188,7 +188,7 @@ class TurnReader:
             if content is None:
                 return None
         self._unused.rest(turn, used, "turn.")
-        return Message(role, content, is_learned, extra)
+        return Message(role, content, is_learned, extra, names)
 
     def _learned(self, line: int, column: str, turn: Mapping[Any, Any], role: str) -> bool:
         """Return whether the turn's own marks let it be learned."""
@@ -243,18 +243,21 @@ class TurnReader:
         role: str,
         used: set[str],
         thoughts: str | None,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what else a template is told of a turn, and the names that the row has for it."""
         extra: dict[str, Any] = {}
+        names: dict[str, str] = {}
         if role == "tool":
             for name in ("name", "tool_call_id"):
                 if isinstance(turn.get(name), str) and encodable(turn[name]):
                     extra[name] = turn[name]
                     used.add(name)
         if role != "assistant":
-            return extra
+            return extra, names
         reasoning = next((name for name in _REASONING if not empty(turn.get(name))), None)
         if thoughts and reasoning is None:
             extra.update(reasoning_content=thoughts, thinking=thoughts)
+            names["reasoning_content"] = "the parts with thought: true"
         elif thoughts and turn[reasoning] != thoughts:
             self._problems.add(
                 line, f"{column}.{reasoning}", turn[reasoning], "contradicts the parts that are thoughts"
@@ -263,6 +266,7 @@ class TurnReader:
             text = self._texts.checked(line, f"{column}.{reasoning}", turn[reasoning], "reasoning")
             # Templates read it by either name.
             extra.update(reasoning_content=text, thinking=text)
+            names["reasoning_content"] = reasoning
             used.update(name for name in _REASONING if turn.get(name) in (None, turn[reasoning]))
         calls = unpacked(turn.get("tool_calls"))
         name = "tool_calls"
@@ -273,4 +277,5 @@ class TurnReader:
             found = self.calls.calls(line, f"{column}.{name}", calls)
             if found is not None:
                 extra["tool_calls"] = found
-        return extra
+                names["tool_calls"] = name
+        return extra, names

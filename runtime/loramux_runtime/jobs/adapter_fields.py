@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from loramux_runtime.fused.adapters.configs import CONFIGS
+from loramux_runtime.jobs.other_names import elsewhere
 from loramux_traces import limits
 from loramux_traces.errors import printable
-from loramux_traces.file_model import faults
+from loramux_traces.file_model import faults, nearest
 from loramux_traces.job_types import (
     Dropout,
     Experts,
@@ -61,8 +61,8 @@ def _configured(kind: type[Any], given: dict[str, Any], where: str) -> Any:
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
+            said = elsewhere(str(name), where.split("."))
+            hint = f"; {said}" if said else nearest(str(name), known)
             raise broken_rule(where, f"has no field {printable(str(name), 80)!r}{hint}")
         if name == "attention" and isinstance(value, dict):
             values[name] = _configured(CONFIGS["lora"], value, f"{where}.attention")

@@ -11,6 +11,7 @@ import numpy as np
 from loramux_runtime.data import JobData, SyntheticData, TokenisedRows, Tokenizer, load_data, synthetic_data
 from loramux_runtime.data.load import OnProgress, Tokenise
 from loramux_runtime.jobs.jobs_file import TrainJob
+from loramux_traces.decimals import steps_of_epochs
 
 
 def job_data(
@@ -55,6 +56,28 @@ def synthetic_job_data(job: TrainJob, vocab_size: int) -> JobData:
         vocab_size=vocab_size,
         seed=job.seed,
     )
+
+
+def total_steps(config: TrainJob, n_rows: int) -> int:
+    """Return the optimizer steps that a job declares, on so many rows."""
+    return config.steps or steps_of_epochs(n_rows, config.epochs or 0, config.batch_size)
+
+
+def settings_notes(job: TrainJob, n_rows: int) -> tuple[str, ...]:
+    """Return what a job's settings ask for that it is too short for, on so many rows."""
+    steps = total_steps(job, n_rows)
+    has = f"the job has {steps:,} step{'s' if steps > 1 else ''}"
+    notes = []
+    warmup, every = job.schedule.warmup_steps, job.evaluation.every_steps
+    if warmup > steps:
+        highest = job.optimizer.lr * steps / warmup
+        notes.append(
+            f"schedule.warmup_steps is {warmup:,} and {has}: its learning rate ends at {highest:.3g}, and never "
+            f"gets to the {job.optimizer.lr:.3g} of optimizer.lr"
+        )
+    if every is not None and every > steps:
+        notes.append(f"evaluation.every_steps is {every:,} and {has}: it is evaluated at its start and its end alone")
+    return tuple(notes)
 
 
 def data_notes(data: JobData, most: int | None) -> tuple[str, ...]:

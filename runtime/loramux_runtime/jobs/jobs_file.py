@@ -5,14 +5,16 @@ This module reads and validates it; the file is data, never code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from loramux_profiles.datafiles import problem
 from loramux_runtime.data import DataConfig, SyntheticData
 from loramux_runtime.jobs.adapter_fields import adapter_config
+from loramux_runtime.jobs.other_names import elsewhere
 from loramux_traces import limits
 from loramux_traces.documents import read_document
 from loramux_traces.errors import InvalidInputError, Problem
@@ -80,6 +82,11 @@ class _Strict(BaseModel):
     """A _Strict is a part of the file: every field is known, and null or a blank is its default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def elsewhere(cls, name: str, within: Sequence[str | int]) -> str:
+        """Return what `other_names` says of a field that is not known at that place of a file."""
+        return elsewhere(name, within[2:] if within[:1] == ["jobs"] else within)
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +232,15 @@ class Submission(_Strict):
     """A submission is jobs by themselves, as `loramux submit` takes them."""
 
     jobs: Annotated[tuple[TrainJob, ...], Field(min_length=1), BeforeValidator(_not_too_many)]
+
+    read_before: ClassVar = ("defaults",)
+
+    @classmethod
+    def elsewhere(cls, name: str, within: Sequence[str | int]) -> str:
+        """Say of a job's field at the top of the file where it belongs."""
+        if not within and name in TrainJob.model_fields:
+            return "it stands in a job, or in defaults for all jobs"
+        return super().elsewhere(name, within)
 
     @model_validator(mode="after")
     def _unique(self) -> Submission:

@@ -16,7 +16,7 @@ from loramux_runtime.data.load import Tokenise
 from loramux_runtime.fused.adapters.methods import METHODS
 from loramux_runtime.fused.base_model import BaseModel
 from loramux_runtime.fused.sites import NoSuchLinearError
-from loramux_runtime.jobs.job_data import data_notes, job_data
+from loramux_runtime.jobs.job_data import data_notes, job_data, settings_notes
 from loramux_runtime.jobs.job_specs import job_spec, register_base
 from loramux_runtime.jobs.jobs_file import TrainJob, problem_of
 from loramux_runtime.jobs.shared_rows import SharedRows
@@ -38,6 +38,8 @@ class PreparedJob:
     config: TrainJob
     data: JobData
     spec: JobSpec
+    warnings: tuple[str, ...] = ()
+    """What of its settings cannot come about."""
     notes: tuple[str, ...] = ()
     """What its user should know of its rows: how many were cut or left out, columns not used."""
 
@@ -81,7 +83,9 @@ class Preparation:
         spec = job_spec(job, data, self._label, self._base, self._recompute)
         if submit_s is not None:
             spec = replace(spec, submit_s=submit_s)
-        return PreparedJob(config=job, data=data, spec=spec, notes=data_notes(data, self._base.longest_position))
+        warnings = settings_notes(job, len(data.train))
+        notes = data_notes(data, self._base.longest_position)
+        return PreparedJob(config=job, data=data, spec=spec, warnings=warnings, notes=notes)
 
     def prepare_all(
         self,

@@ -21,6 +21,7 @@ from loramux_runtime.fused.model import FusedModel, JobOutcome
 from loramux_runtime.fused.packing import MicroBatch
 from loramux_runtime.jobs.early_stop import LossTail, Patience, stop_likelihood
 from loramux_runtime.jobs.evaluation import Evaluation, NoMemoryError, evaluate
+from loramux_runtime.jobs.job_data import total_steps
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.optim import JobOptimizer
 from loramux_runtime.jobs.training_state import (
@@ -32,18 +33,12 @@ from loramux_runtime.jobs.training_state import (
     identity,
     read_position,
 )
-from loramux_traces.decimals import steps_of_epochs
 from loramux_traces.errors import StateError
 
 MOST_SKIPPED: Final = 3
 """A job has diverged after so many steps in a row whose loss or gradient is not finite."""
 
 Log = Callable[[dict[str, Any]], None]
-
-
-def total_steps(config: TrainJob, n_rows: int) -> int:
-    """Return the optimizer steps that a job declares, on so many rows."""
-    return config.steps or steps_of_epochs(n_rows, config.epochs or 0, config.batch_size)
 
 
 class TrainingJob:

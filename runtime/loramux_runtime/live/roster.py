@@ -17,7 +17,7 @@ from loramux_policies.loop.job import Job
 from loramux_profiles.cost import CostModel
 from loramux_runtime.data import JobData, SampleStream, SyntheticData
 from loramux_runtime.fused.base_model import BaseModel
-from loramux_runtime.jobs.job_data import synthetic_job_data
+from loramux_runtime.jobs.job_data import settings_notes, synthetic_job_data
 from loramux_runtime.jobs.job_specs import RowFigures, dtype_of, register_base, spec_of_figures
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.preparation import PreparedJob, check_adapter
@@ -145,8 +145,10 @@ class Roster:
         else:
             digest = answer.sha256
             made = {"kept": json_text(answer.kept), "made_from": json_text(answer.made_from)}
-            if answer.notes:
-                made["notes"] = "; ".join(answer.notes)
+        # of rows that are read the reader has noted it; a job of synthetic ones says its steps
+        notes = settings_notes(config, 1) if answer is None else answer.notes
+        if notes:
+            made["notes"] = "; ".join(notes)
         self._entries[job_id] = entry
         _go_on(job, row)
         self._book.set(

@@ -16,9 +16,9 @@ from loramux_profiles.devices import DeviceProfile
 from loramux_profiles.work import JobCost
 from loramux_runtime.data import FileReport, TokenisedRows
 from loramux_runtime.fused.base_model import BaseModel
+from loramux_runtime.jobs.job_data import total_steps
 from loramux_runtime.jobs.jobs_file import JobsFile
 from loramux_runtime.jobs.preparation import Preparation, PreparedJob
-from loramux_runtime.jobs.training_job import total_steps
 from loramux_runtime.train.settings import Facts, data_facts
 from loramux_traces.job import JobSpec
 
@@ -131,7 +131,7 @@ def summary(checked: Checked) -> list[dict[str, Any]]:
                 "need_bytes": checked.needs.get(config.id),
                 "fits": config.id not in checked.never,
                 "columns_not_used": [name for name, _ in report.unused] if isinstance(report, FileReport) else [],
-                "notes": list(job.notes),
+                "notes": [*job.warnings, *job.notes],
                 "origin": "of its file" if real else "made up",
             }
         )

@@ -81,11 +81,11 @@ class TrainResult:
     """How far the fitted profile was off (`observer.Observer.report`); None if none was given."""
 
 
-def grouped_notes(prepared: Sequence[PreparedJob]) -> list[str]:
-    """Return the notes on each job's rows; the same note on many jobs is one line."""
+def grouped_notes(prepared: Sequence[PreparedJob], *, warnings_only: bool = False) -> list[str]:
+    """Return warnings and the notes on each job's rows; the same one of many jobs is one line."""
     by_text: dict[str, list[str]] = {}
     for job in prepared:
-        for text in job.notes:
+        for text in job.warnings if warnings_only else (*job.warnings, *job.notes):
             by_text.setdefault(text, []).append(job.config.id)
     lines = []
     for text, names in by_text.items():

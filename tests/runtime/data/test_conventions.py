@@ -284,7 +284,7 @@ def test_geminis_thoughts_are_reasoning(load: Loader, tooled: Tokenizer, chatml:
     parts = [{"text": "WHY", "thought": True}, {"text": "a", "thought": False}]
     row = {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": parts}]}
     assert load(row, tooled)[1:] == ("<think>WHY</think>a<|im_end|>", "")
-    assert "leaves out reasoning_content" in load.refusal(row, chatml)
+    assert "leaves out the parts with thought: true; put" in load.refusal(row, chatml)
     for turn in ({"role": "user", "parts": parts}, {"role": "model", "parts": [{"text": "a", "thought": "WHY"}]}):
         said = load.refusal({"contents": [turn, ANSWER]}, tooled)
         assert ".parts[0].thought: " in said and "must be true or false" in said
@@ -330,6 +330,19 @@ def test_trls_lists_of_messages_may_be_json_text(load: Loader, chatml: Tokenizer
         assert f"column {column}: " in load.refusal(row, chatml) and "looks like a list of" in load.refusal(row, chatml)
         assert completion in load(row, chatml, format="completion")[1]
     assert load({"prompt": "q", "completion": '[{"a": 1}]'}, chatml)[1].startswith('[{"a": 1}]')
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_what_is_left_out_has_the_name_that_the_row_gives_it(
+    load: Loader, chatml: Tokenizer, bytes_: Tokenizer, name: str
+) -> None:
+    row = {"messages": [USER, {**ANSWER, name: "WHY"}]}
+    assert f"leaves out {name}; put it into content" in load.refusal(row, chatml)
+    assert f"turn 1 has {name}: only the chat template" in load.refusal(row, bytes_)
+    call = {"role": "assistant", "content": "c", "function_call": {"name": "f", "arguments": "{}"}}
+    called = {"messages": [USER, call, {"role": "function", "name": "f", "content": "1"}, ANSWER]}
+    assert "leaves out the function_call of turn 1" in load.refusal(called, chatml)
+    assert "turn 1 has function_call: only" in load.refusal(called, bytes_)
 
 
 def test_what_a_template_leaves_out_is_refused(

@@ -120,6 +120,8 @@ BAD: tuple[tuple[Any, str], ...] = (
     ({"synthetic": {}}, "data.synthetic.seq_len"),
     ({"synthetic": {"seq_len": 0}}, "data.synthetic.seq_len"),
     ({"synthetic": {"seq_len": float("nan")}}, "data.synthetic.seq_len"),
+    ({"synthetic": {"seq_len": True}}, "data.synthetic.seq_len"),
+    ({"synthetic": {"seq_len": 1, "seq_len_p95": True}}, "data.synthetic.seq_len_p95"),
     ({"synthetic": {"seq_len": 64, "seq_len_p95": 60}}, "at least seq_len"),
     ({"synthetic": {"seq_len": 64, "length_dist": "alpacca"}}, "did you mean alpaca"),
     ({"synthetic": {"seq_len": 64, "rows": 3}}, "data.synthetic.rows"),

@@ -37,8 +37,7 @@ def submit(folder: Path) -> None:
 
 def recommend() -> None:
     device = load_device("a100-80g")
-    fields = {"method": "lora", "target_modules": "all-linear", "batch_size": 1, "dtype": None, "rank": 8}
-    _one_job(device, "llama-7b", seq_len=512.0, num_experts=5000, **fields)
+    _one_job(device, "llama-7b", {"method": "mola", "num_experts": 5000}, seq_len=512.0, dtype=None)
 
 
 POSITION = {

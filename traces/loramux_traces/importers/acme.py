@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moments, number, rows_of
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, moments, number, rows_of, span_s
 
 _NEEDED: Final = ("job_id", "user", "gpu_num", "type", "submit_time", "start_time", "end_time")
 
@@ -33,8 +33,8 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
             job = checked(
                 report,
                 submit,
-                None if start is None or end is None else end - start,
-                number(row["gpu_num"]) or 0.0,
+                span_s(row["start_time"], start, end),
+                number(row["gpu_num"]),
                 user=row["user"],
                 group=row["type"],
                 source_id=row["job_id"],

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, number, rows_of
+from loramux_traces.importers.common import ImportReport, RawJob, Source, checked, number, rows_of, span_s
 
 _NEEDED: Final = ("name", "num_gpu", "qos", "creation_time", "deletion_time", "scheduled_time")
 
@@ -32,8 +32,8 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
             job = checked(
                 report,
                 number(row["creation_time"]),
-                None if start is None or end is None else end - start,
-                number(row["num_gpu"]) or 0.0,
+                span_s(row["scheduled_time"], start, end),
+                number(row["num_gpu"]),
                 group=row["qos"],
                 source_id=row["name"],
                 file=str(path),

@@ -91,17 +91,19 @@ class _Times:
         return self._starts[begin], float(self._sums[end] - self._sums[begin])
 
 
-def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
-    """Return the GPU tasks of each job; what cannot be read of them is counted."""
+def _gpu_tasks(path: Path, report: ImportReport) -> tuple[dict[str, list[_Task]], set[str]]:
+    """Return the GPU tasks of each job, and the jobs with some that cannot be read (counted)."""
     tasks: dict[str, list[_Task]] = {}
+    unread: set[str] = set()
     seen: set[tuple[str, ...]] = set()
     own = ImportReport()
     for row in rows_of(path, own, TASK_COLUMNS, header=TASK_COLUMNS):
         instances, share, start = number(row["inst_num"]), number(row["plan_gpu"]), number(row["start_time"])
-        if not share:
+        if share == 0 or not row["plan_gpu"].strip():
             continue  # a task on processors alone
-        if instances is None or start is None or instances <= 0 or share < 0:
+        if share is None or instances is None or start is None or instances <= 0 or share < 0:
             report.beside["GPU tasks without a start or a count"] += 1
+            unread.add(row["job_name"])
         elif not row["job_name"]:
             report.beside["GPU tasks without a job name"] += 1
         elif (key := tuple(row[column] for column in ("job_name", "task_name", "start_time", "end_time"))) in seen:
@@ -110,13 +112,13 @@ def _gpu_tasks(path: Path, report: ImportReport) -> dict[str, list[_Task]]:
             seen.add(key)
             tasks.setdefault(row["job_name"], []).append(_Task(start, instances * share / 100))
     report.beside.update({f"rows of tasks: {why}": count for why, count in own.skipped.items()})
-    return tasks
+    return tasks, unread
 
 
 def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the GPU jobs, in the order of the job table."""
     jobs, tasks = _tables(paths)
-    gpu_tasks = _gpu_tasks(tasks, report)
+    gpu_tasks, unread = _gpu_tasks(tasks, report)
     rows = list(rows_of(jobs, report, JOB_COLUMNS, header=JOB_COLUMNS))
     uses = Counter(row["job_name"] for row in rows)
     again = {name: _Times(gpu_tasks.get(name, [])) for name, count in uses.items() if count > 1}
@@ -137,7 +139,10 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
             gpus = math.fsum(task.gpus for task in own)
         duration = None if end is None or first is None else end - first
         names = {"user": row["user"], "source_id": row["job_name"]}
-        job = checked(report, submit, 1.0 if first is None else duration, gpus, **names)
+        if first is None:  # the reason is its GPUs
+            job = checked(report, submit, 1.0, None if row["job_name"] in unread else gpus, **names)
+        else:
+            job = checked(report, submit, duration, gpus, **names)
         if job is not None:
             yield job
 

@@ -22,13 +22,16 @@ from loramux_traces.tables import csv_rows
 NO_TIME: Final = "no readable time"
 BARE_TIME: Final = "times that are digits alone (epoch seconds?), not a date and a time"
 NO_DURATION: Final = "no running time above 0"
+BAD_DURATION: Final = "no readable running time"
 NO_GPU: Final = "no GPU"
+BAD_GPUS: Final = "no readable number of GPUs"
 NOT_FINISHED: Final = "not finished"
 RAGGED: Final = "wrong number of cells"
 REQUEUED: Final = "shorter run of a requeued job"
 NO_ID: Final = "no job id"
 MIXED: Final = "some times with an offset and some without"
 MAX_GPUS: Final = 4096
+MAX_DURATION_S: Final = 1e10
 _OFFSET: Final = re.compile(r"(?:[Zz]|[+-][0-9]{2}:?[0-9]{2}(?::?[0-9]{2})?)$")
 _DIGITS: Final = re.compile(r"[0-9.,]+")
 _ABSENT: Final = frozenset(("", "none", "null", "nan", "nat", "unknown"))
@@ -107,6 +110,16 @@ def number(cell: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def span_s(start_cell: str, start_s: float | None, end_s: float | None) -> float | None:
+    """Return the seconds from a start to an end: 0 where the start's cell says that it never ran.
+
+    It is None where one of them cannot be read.
+    """
+    if start_cell.strip().lower() in _ABSENT:
+        return 0.0
+    return None if start_s is None or end_s is None else end_s - start_s
+
+
 def whole(cell: Any) -> int:
     """Return the whole number in a cell (2 and 2.0), or 0."""
     value = number(cell)
@@ -175,16 +188,21 @@ def longest_runs(jobs: Iterable[RawJob], report: ImportReport) -> list[RawJob]:
 
 
 def checked(
-    report: ImportReport, submit_s: float | None, duration_s: float | None, gpus: float, **names: str
+    report: ImportReport, submit_s: float | None, duration_s: float | None, gpus: float | None, **names: str
 ) -> RawJob | None:
-    """Return the job, or None with the reason counted.
+    """Return the job, or None with the reason counted; what is None could not be read.
 
     This is the one rule of what is left out.
     """
     if submit_s is None:
         report.skipped[NO_TIME] += 1
-    elif duration_s is None or not 0 < duration_s <= 1e10:
-        report.skipped[NO_DURATION] += 1
+    elif duration_s is None:
+        report.skipped[BAD_DURATION] += 1
+    elif not 0 < duration_s <= MAX_DURATION_S:
+        reason = NO_DURATION if duration_s <= 0 else f"a running time above {MAX_DURATION_S:,.0f} s"
+        report.skipped[reason] += 1
+    elif gpus is None:
+        report.skipped[BAD_GPUS] += 1
     elif not 0 < gpus <= MAX_GPUS:
         report.skipped[NO_GPU if gpus <= 0 else f"more than {MAX_GPUS} GPUs"] += 1
     else:

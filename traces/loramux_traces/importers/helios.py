@@ -30,7 +30,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
                 report,
                 moments(report, row, "submit_time")[0],
                 number(row["duration"]),
-                number(row["gpu_num"]) or 0.0,
+                number(row["gpu_num"]),
                 user=row["user"],
                 group=row["vc"],
                 source_id=row["job_id"],

@@ -7,7 +7,7 @@ this table form (a submission time, a duration in seconds, a GPU count and the v
 derived from its `cluster_job_log`. Times are Pacific local time without an offset. The table has no
 users: the virtual cluster becomes the group, and users stay empty.
 
-Left out: rows without a time, of zero duration, or with no GPU.
+Left out: rows without a time, of zero duration, or with no GPU, and those whose numbers are none.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the jobs of the tables, in file order."""
     for path in paths:
         for row in rows_of(path, report, _NEEDED):
-            gpus = number(row["num_gpus"]) or 0.0
             job = checked(
                 report,
                 moments(report, row, "timestamp")[0],
                 number(row["duration"]),
-                gpus,
+                number(row["num_gpus"]),
                 group=row.get("cluster", ""),
                 file=str(path),
             )

@@ -41,7 +41,8 @@ class _Line(NamedTuple):
     job: str
     submit_s: float | None
     run_s: float | None
-    processors: int
+    processors: int | None
+    """None where they cannot be read, as with `run_s`."""
     status: int
     user: str
 
@@ -57,12 +58,14 @@ def _lines(path: Path, report: ImportReport) -> Iterator[_Line]:
             if len(fields) != _FIELDS:
                 report.skipped[RAGGED] += 1
                 continue
-            submit, requested, user = number(fields[1]), whole(fields[7]), whole(fields[11])
+            submit, user = number(fields[1]), whole(fields[11])
+            counts = [number(fields[7]), number(fields[4])]  # requested, else allocated
+            known = [round(count) for count in counts if count is not None and round(count) > 0]
             yield _Line(
                 job=fields[0] if whole(fields[0]) >= 0 else "",
                 submit_s=None if submit is None or submit < 0 else submit,
                 run_s=number(fields[3]),
-                processors=requested if requested > 0 else whole(fields[4]),
+                processors=known[0] if known else None if None in counts else 0,
                 status=whole(fields[10]),
                 user=f"u{user}" if user > 0 else "",
             )
@@ -101,9 +104,10 @@ def _whole_jobs(path: Path, report: ImportReport) -> Iterator[_Line]:
                 report.skipped[PART_OF_SUMMARY] += len(group)
                 continue
             report.skipped[PART_OF_JOB] += len(group) - 1
-            runs = [part.run_s for part in group if part.run_s is not None and part.run_s > 0]
+            runs = [part.run_s for part in group if part.run_s is None or part.run_s > 0]
+            counts = [part.processors for part in group if part.processors is not None]
             yield group[0]._replace(
-                run_s=sum(runs) if runs else None, processors=max(part.processors for part in group)
+                run_s=None if None in runs else sum(filter(None, runs)), processors=max(counts, default=None)
             )
 
 
@@ -133,7 +137,7 @@ def read(paths: Sequence[Path], report: ImportReport) -> Iterator[RawJob]:
     """Yield the jobs of the logs; the GPUs of each are its processors."""
     for path, later_s in zip(paths, _later_s(paths, report), strict=True):
         for line in _whole_jobs(path, report):
-            gpus = line.processors / report.processors_per_gpu
+            gpus = None if line.processors is None else line.processors / report.processors_per_gpu
             submit_s = None if line.submit_s is None else line.submit_s + later_s
             names = {"user": line.user, "source_id": line.job, "file": str(path)}
             job = checked(report, submit_s, line.run_s, gpus, **names)

@@ -11,7 +11,7 @@ from loramux_runtime.data import DataConfig, TokenisedRows, Tokenizer, length_st
 from loramux_runtime.data.load import FileReport, OnProgress, tokenise_file
 from loramux_runtime.data.made_from import made_from, what_changed
 from loramux_runtime.data.source import locate, still
-from loramux_runtime.jobs.job_data import data_notes, job_data
+from loramux_runtime.jobs.job_data import data_notes, job_data, settings_notes
 from loramux_runtime.jobs.jobs_file import TrainJob
 from loramux_runtime.jobs.shared_rows import Recent, file_key
 from loramux_runtime.live.reading.orders import CHANGED, READ, Before, ReadAnswer, ReadOrder
@@ -80,7 +80,7 @@ class RowReader:
         if data.eval is not None:
             # held-out rows are of the same file, or of one of their own
             kept["eval"] = self._files.keep_choice(*kept_tokens[-1], data.eval)
-        notes = data_notes(data, order.longest_position)
+        notes = (*settings_notes(job, len(data.train)), *data_notes(data, order.longest_position))
         return self._found(order, data.train, digest, kept, data.made_from, notes)
 
     def _as_kept(self, order: ReadOrder, job: TrainJob, before: Before, at: datetime) -> ReadAnswer | None:
