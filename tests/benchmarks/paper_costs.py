@@ -1,6 +1,6 @@
 """What one dispatched operation would cost a GPU: kernels, bytes, FLOPs, and a roofline's time.
 
-Rates are an H200's (790 TFLOP/s and 4.3 TB/s were measured on one), rounded down; nothing else here
+Rates are an H200's (others measured 790 TFLOP/s and 4.3 TB/s on one), rounded down; nothing here
 was measured on a GPU. An operation of ours, with a formula of its own, is put into FORMULAS.
 """
 
