@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
+
+from loramux_policies.errors import PolicyError
+from loramux_policies.policy import Policy
 
 from ..waiting import communicated, run_process, worked
 from .conftest import HEADER, ROWS, Cli, write_trace
@@ -469,3 +473,19 @@ def test_an_internal_error_exits_1_without_traceback(cli: Cli, trace: Path, monk
     assert ran.code == 1
     assert "internal error: RuntimeError" in ran.err
     assert "\x1b" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "check", ["loramux_runtime.train.run:check_policy", "loramux_runtime.live.policy_guard:check_live"]
+)
+def test_training_asks_no_attribute_before_it_is_checked(check: str) -> None:
+    """`train` ended with exit code 0, and nothing trained, where `seats` called sys.exit."""
+    pytest.importorskip("torch")
+
+    class Leaving(Policy):
+        seats = property(lambda self: sys.exit(0))  # type: ignore[assignment]  # what it must not be
+        copies = property(lambda self: sys.exit(0))  # type: ignore[assignment]  # nor this
+
+    module, _, name = check.partition(":")
+    with pytest.raises(PolicyError, match="policy Leaving: its seats raised SystemExit: 0"):
+        getattr(importlib.import_module(module), name)(Leaving())

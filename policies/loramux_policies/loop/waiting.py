@@ -93,10 +93,11 @@ class WaitingQueue:
     def _unlike(self, order: object) -> Job | None:
         """Return the first job whose key does not compare with this one."""
         for entry in self._line:
+            job: Job = entry[3]
             try:
-                (order,) < (entry[0],)  # noqa: B015  # what the list does
+                _ = (order,) < (entry[0],)  # what the list does
             except TypeError:
-                return entry[3]  # type: ignore[no-any-return]
+                return job
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from loramux_policies.errors import PolicyError
+from loramux_policies.loop.blame import check_policy as check_attributes
 from loramux_policies.loop.scheduler import Scheduler
 from loramux_policies.policy import Policy
 from loramux_policies.registry import create
@@ -28,8 +29,10 @@ That is a device that a policy leaves empty with a job waiting that fits.
 def check_live(policy: Policy, instead: str = "a live device has one base copy") -> Policy:
     """Return the policy, unless it needs a base copy per job.
 
-    That is a UsageError, which ends with `instead`.
+    That is a UsageError, which ends with `instead`; PolicyError where one of its attributes means
+    nothing, before anything else asks for it.
     """
+    check_attributes(policy)
     if policy.copies == "separate" and policy.seats > 1:
         raise UsageError(f"policy {policy.name} gives every job a process of its own; {instead}")
     return policy
@@ -77,9 +80,8 @@ class PolicyGuard:
     def use_policy(self, text: str) -> None:
         """Decide by another policy from now on; UsageError where there is no such policy."""
         before = self._loop.policy
-        policy = check_live(create(text), f"{before.name} stays")
         try:
-            self._switch(policy)
+            self._switch(check_live(create(text), f"{before.name} stays"))
         except PolicyError as error:
             self._switch(before)
             raise UsageError(f"{error}; {before.name} stays") from error

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from loramux_policies.loop.blame import check_policy as check_attributes
 from loramux_policies.loop.events import Event
 from loramux_policies.loop.intake import Intake
 from loramux_policies.loop.job import Job
@@ -97,7 +98,11 @@ def grouped_notes(prepared: Sequence[PreparedJob], *, warnings_only: bool = Fals
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise UsageError where the policy does not share one base copy among its jobs."""
+    """Raise UsageError where the policy does not share one base copy among its jobs.
+
+    Raises PolicyError where one of its attributes means nothing, before anything else asks for it.
+    """
+    check_attributes(policy)
     if policy.copies == "separate":
         raise UsageError(f"policy {policy.name} gives every job a process of its own; train shares one base copy")
 
